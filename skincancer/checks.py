@@ -1,0 +1,151 @@
+"""Checks of a resolved experiment that need neither data nor torch: ranges, names, and choices that contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from skincancer.data.balance import BALANCES
+from skincancer.data.catalog import dataset as catalog_entry
+from skincancer.data.splits import parse_split
+from skincancer.errors import ConfigError, nearest
+from skincancer.evaluation.metrics import METRICS
+from skincancer.images import policies
+from skincancer.models.losses import LOSSES
+from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
+from skincancer.schema import Experiment
+
+PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+
+
+def _one_of(key: str, given: str, allowed: Iterable[str]) -> None:
+    names = list(allowed)
+    if given not in names:
+        raise ConfigError(f"{key} is {given!r}; choose one of {', '.join(names)}.{nearest(given, names)}")
+
+
+def _require(holds: bool, key: str, given: object, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key} is {given!r}; it must be {allowed}.")
+
+
+def check_experiment(experiment: Experiment, keys: Sequence[str]) -> None:
+    """Check an experiment.
+
+    Args:
+        experiment: resolved.
+        keys: every dotted key of the schema, which a search space may name.
+
+    Raises:
+        ConfigError: names the key, the value, what is allowed, and what to do.
+    """
+    _check_data(experiment)
+    policies.check(experiment.augment)
+    _check_model(experiment)
+    _check_training(experiment)
+    _check_search(experiment, keys)
+
+
+def _check_data(experiment: Experiment) -> None:
+    data = experiment.data
+    entry = catalog_entry(data.dataset)
+    if experiment.task not in entry.tasks:
+        raise ConfigError(f"data.dataset {data.dataset} is for {', '.join(entry.tasks)}, not for {experiment.task}.")
+    parse_split(data.split)
+    _one_of("data.balance", data.balance, BALANCES)
+    _require(experiment.seed >= 0, "seed", experiment.seed, "0 or more")
+    _require(data.split_seed >= 0, "data.split_seed", data.split_seed, "0 or more")
+    _require(1 <= data.size <= 4096, "data.size", data.size, "a whole number of pixels from 1 to 4096")
+    _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more")
+    _require(data.workers >= 0, "data.workers", data.workers, "0 or more")
+    _require(0 < data.class_weight_power <= 2, "data.class_weight_power", data.class_weight_power, "above 0, at most 2")
+    if data.balance_fixed and data.balance != "undersample":
+        raise ConfigError(f"data.balance_fixed is for data.balance undersample; balance is {data.balance!r}.")
+    if data.class_weight_power != 1 and data.balance != "class_weights":
+        raise ConfigError(f"data.class_weight_power is for data.balance class_weights; balance is {data.balance!r}.")
+
+
+def _check_model(experiment: Experiment) -> None:
+    model = experiment.model
+    _require(0 <= model.dropout < 1, "model.dropout", model.dropout, "0 or more and below 1")
+    _require(model.head_hidden >= 0, "model.head_hidden", model.head_hidden, "0 or more")
+    freeze = str(model.freeze)
+    _require(
+        freeze in ("none", "all") or (freeze.isdigit() and int(freeze) > 0), "model.freeze", freeze,
+        "none, all, or a number of stages",
+    )  # fmt: skip
+    if model.unfreeze_epoch is not None:
+        _require(model.unfreeze_epoch >= 1, "model.unfreeze_epoch", model.unfreeze_epoch, "1 or more")
+        if freeze == "none":
+            raise ConfigError("model.unfreeze_epoch is set but model.freeze is none; there is nothing to unfreeze.")
+        if experiment.trainer.devices not in (1, "1") or experiment.trainer.num_nodes > 1:
+            raise ConfigError(
+                "model.unfreeze_epoch needs one device: DDP fixes the set of trained parameters when it starts. "
+                "Use --trainer.devices 1, or two runs with --model.weights run:RUN_ID."
+            )
+    loss = model.loss
+    _one_of("model.loss.name", loss.name, LOSSES)
+    _require(0 <= loss.label_smoothing < 1, "model.loss.label_smoothing", loss.label_smoothing, "0 or more and below 1")
+    _require(loss.gamma >= 0, "model.loss.gamma", loss.gamma, "0 or more")
+    if loss.label_smoothing and loss.name != "cross_entropy":
+        raise ConfigError(f"model.loss.label_smoothing is for cross_entropy; loss.name is {loss.name!r}.")
+    _one_of("model.optimizer.name", model.optimizer.name, OPTIMIZERS)
+    _require(0 < model.optimizer.lr < 100, "model.optimizer.lr", model.optimizer.lr, "above 0")
+    _require(
+        model.optimizer.weight_decay >= 0, "model.optimizer.weight_decay", model.optimizer.weight_decay, "0 or more"
+    )
+    _require(
+        0 <= model.optimizer.momentum < 1, "model.optimizer.momentum", model.optimizer.momentum, "0 or more and below 1"
+    )
+    schedule = model.schedule
+    _one_of("model.schedule.name", schedule.name, SCHEDULES)
+    _require(
+        0 <= schedule.warmup_epochs < experiment.trainer.max_epochs, "model.schedule.warmup_epochs",
+        schedule.warmup_epochs, f"0 or more and below trainer.max_epochs ({experiment.trainer.max_epochs})",
+    )  # fmt: skip
+    if schedule.warmup_epochs and schedule.name != "cosine":
+        raise ConfigError(f"model.schedule.warmup_epochs is for cosine; schedule.name is {schedule.name!r}.")
+    _require(schedule.step_epochs >= 1, "model.schedule.step_epochs", schedule.step_epochs, "1 or more")
+    _require(0 < schedule.gamma <= 1, "model.schedule.gamma", schedule.gamma, "above 0, at most 1")
+    if model.head == "sigmoid":
+        classes = 2 if experiment.data.target == "malignancy" else len(catalog_entry(experiment.data.dataset).classes)
+        if classes not in (0, 2):  # 0: the reader finds out
+            raise ConfigError(
+                f"model.head is sigmoid, which is for two classes; {experiment.data.dataset} has {classes}. "
+                "Use --data.target malignancy or --model.head softmax."
+            )
+
+
+def _check_training(experiment: Experiment) -> None:
+    training, trainer = experiment.training, experiment.trainer
+    _one_of("training.monitor", training.monitor, ["val/loss", *(f"val/{name}" for name in METRICS)])
+    _require(training.patience >= 0, "training.patience", training.patience, "0 or more")
+    _require(0 <= training.ema_decay < 1, "training.ema_decay", training.ema_decay, "0 or more and below 1")
+    _require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "1 or more")
+    _one_of("trainer.precision", str(trainer.precision), PRECISIONS)
+    devices = str(trainer.devices)
+    _require(
+        devices == "auto" or (devices.isdigit() and int(devices) > 0), "trainer.devices", devices, "auto, or 1 or more"
+    )
+    _require(trainer.num_nodes >= 1, "trainer.num_nodes", trainer.num_nodes, "1 or more")
+    _require(
+        trainer.accumulate_grad_batches >= 1,
+        "trainer.accumulate_grad_batches",
+        trainer.accumulate_grad_batches,
+        "1 or more",
+    )
+    if trainer.gradient_clip_val is not None:
+        _require(trainer.gradient_clip_val > 0, "trainer.gradient_clip_val", trainer.gradient_clip_val, "above 0")
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        limit = getattr(trainer, name)
+        fits = limit >= 1 if isinstance(limit, int) else 0 < limit <= 1
+        _require(fits, f"trainer.{name}", limit, "a number of batches (1 or more) or a share (above 0, at most 1.0)")
+    _require(trainer.log_every_n_steps >= 1, "trainer.log_every_n_steps", trainer.log_every_n_steps, "1 or more")
+
+
+def _check_search(experiment: Experiment, keys: Sequence[str]) -> None:
+    for key, space in experiment.search.items():
+        if key not in keys:
+            raise ConfigError(f"search: {key} is not a known key.{nearest(key, keys)}")
+        names = set(space)
+        fits = names == {"choices"} or ({"low", "high"} <= names <= {"low", "high", "log", "step"})
+        _require(fits, f"search: {key}", space, "{low, high} with log or step where wanted, or {choices}")

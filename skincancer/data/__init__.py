@@ -1,0 +1,1 @@
+"""Data sets: readers, catalog, splits, balance and the prepared store."""

@@ -1,0 +1,184 @@
+"""The data sets known by name: where each comes from, how it is laid out, what it may be used for.
+
+Imports nothing heavy: names are checked before pandas, numpy or torch are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from skincancer.errors import ConfigError, nearest
+
+HAM10000_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+
+# akiec holds actinic keratoses together with intraepithelial carcinoma (Bowen's disease); counting it as malignant
+# is the usual grouping of the seven classes into two.
+HAM10000_MALIGNANT = ("akiec", "bcc", "mel")
+
+HAM10000_CITATION = (
+    "Tschandl P., Rosendahl C., Kittler H. The HAM10000 dataset, a large collection of multi-source dermatoscopic "
+    "images of common pigmented skin lesions. Sci Data 5, 180161 (2018). doi:10.1038/sdata.2018.161"
+)
+ISIC2018_CITATION = (
+    "Codella N., Rotemberg V., Tschandl P., et al. Skin Lesion Analysis Toward Melanoma Detection 2018: A Challenge "
+    "Hosted by the International Skin Imaging Collaboration (ISIC). arXiv:1902.03368 (2019)"
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set of the catalog.
+
+    Attributes:
+        name: What `data.dataset` takes, and the folder that is looked for.
+        title: The name to print.
+        reader: Dotted `module:function`; the function takes the root folder and returns the index table.
+        tasks: Tasks that its annotations allow: classification, segmentation, joint.
+        classes: Diagnoses in fixed order; empty where the reader finds them (then they are sorted).
+        malignant: The classes that count as malignant; empty where only the user can know.
+        licence: Licence of the images.
+        citation: What to cite.
+        how_to_get: Where the files come from and what to unpack where.
+        layout: What the reader expects to find in the root folder.
+        defaults: Dotted config keys whose schema defaults this data set replaces.
+        synthetic: True where the images are drawn and not photographed.
+    """
+
+    name: str
+    title: str
+    reader: str
+    tasks: tuple[str, ...]
+    classes: tuple[str, ...]
+    malignant: tuple[str, ...]
+    licence: str
+    citation: str
+    how_to_get: str
+    layout: str
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    synthetic: bool = False
+
+
+DATASETS: dict[str, Dataset] = {
+    "demo": Dataset(
+        name="demo",
+        title="Demo (synthetic dermoscopy)",
+        reader="skincancer.data.demo:read",
+        tasks=("classification", "segmentation", "joint"),
+        classes=HAM10000_CLASSES,
+        malignant=HAM10000_MALIGNANT,
+        licence="Apache-2.0, drawn by this project",
+        citation="",
+        how_to_get="Nothing to get: it is drawn in seconds when it is first used.",
+        layout="written by skincancer.data.demo",
+        defaults={
+            "data.size": 64,
+            "trainer.max_epochs": 16,
+            "data.batch_size": 16,
+            "model.optimizer.lr": 1e-3,
+        },
+        synthetic=True,
+    ),
+    "ham10000": Dataset(
+        name="ham10000",
+        title="HAM10000",
+        reader="skincancer.data.ham10000:read",
+        tasks=("classification", "segmentation", "joint"),
+        classes=HAM10000_CLASSES,
+        malignant=HAM10000_MALIGNANT,
+        licence="CC BY-NC 4.0",
+        citation=HAM10000_CITATION,
+        how_to_get=(
+            "Harvard Dataverse, https://doi.org/10.7910/DVN/DBW86T: HAM10000_images_part_1.zip, "
+            "HAM10000_images_part_2.zip, HAM10000_metadata and, for masks, HAM10000_segmentations_lesion_tschandl.zip; "
+            "unpack each archive into a folder of its own name."
+        ),
+        layout=(
+            "HAM10000_metadata.csv (or HAM10000_metadata, HAM10000_metadata.tab); the images (*.jpg) in "
+            "HAM10000_images_part_1/ and HAM10000_images_part_2/, or all in HAM10000_images/, images/ or the root "
+            "itself; optionally HAM10000_segmentations_lesion_tschandl/<image id>_segmentation.png"
+        ),
+    ),
+    "isic2018_task3": Dataset(
+        name="isic2018_task3",
+        title="ISIC 2018 Task 3",
+        reader="skincancer.data.isic2018_task3:read",
+        tasks=("classification",),
+        classes=HAM10000_CLASSES,
+        malignant=HAM10000_MALIGNANT,
+        licence="CC BY-NC 4.0",
+        citation=f"{ISIC2018_CITATION}; {HAM10000_CITATION}",
+        how_to_get=(
+            "https://challenge.isic-archive.com/data/#2018, Task 3: the Training, Validation and Test archives "
+            "ISIC2018_Task3_<Part>_Input.zip and ISIC2018_Task3_<Part>_GroundTruth.zip, and "
+            "ISIC2018_Task3_Training_LesionGroupings.csv; unpack each archive into a folder of its own name."
+        ),
+        layout=(
+            "ISIC2018_Task3_Training_Input/*.jpg, "
+            "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv, "
+            "ISIC2018_Task3_Training_LesionGroupings.csv; optionally Input and GroundTruth of Validation and of Test. "
+            "The CSV files may also lie in the root"
+        ),
+    ),
+    "malignant_vs_benign": Dataset(
+        name="malignant_vs_benign",
+        title="Skin Cancer: Malignant vs. Benign",
+        reader="skincancer.data.malignant_vs_benign:read",
+        tasks=("classification",),
+        classes=("benign", "malignant"),
+        malignant=("malignant",),
+        licence="ISIC Archive terms of use; the licence of the single image holds",
+        citation=(
+            "Fanconi C. Skin Cancer: Malignant vs. Benign. Kaggle (2019), "
+            "https://www.kaggle.com/datasets/fanconic/skin-cancer-malignant-vs-benign; images from the ISIC Archive"
+        ),
+        how_to_get=(
+            "Kaggle, https://www.kaggle.com/datasets/fanconic/skin-cancer-malignant-vs-benign "
+            "(kaggle datasets download fanconic/skin-cancer-malignant-vs-benign); unpack the archive as it is."
+        ),
+        layout="train/ and test/ (or data/train/ and data/test/), each with benign/*.jpg and malignant/*.jpg",
+    ),
+    "folder": Dataset(
+        name="folder",
+        title="A folder a class",
+        reader="skincancer.data.folder:read",
+        tasks=("classification",),
+        classes=(),
+        malignant=(),
+        licence="",
+        citation="",
+        how_to_get="Name your own folder with --data.root.",
+        layout="<class>/**/<image>, or train/, val/ and test/ each with <class>/**/<image>",
+    ),
+    "csv": Dataset(
+        name="csv",
+        title="A table of images",
+        reader="skincancer.data.csv_table:read",
+        tasks=("classification", "segmentation", "joint"),
+        classes=(),
+        malignant=(),
+        licence="",
+        citation="",
+        how_to_get="Name your own table, or the folder that holds it, with --data.root.",
+        layout=(
+            "index.csv or a single CSV file with the column `image` (path relative to the file's folder) and "
+            "`diagnosis` or `mask` or both; optional: image_id, lesion_id, part (train, val, test), age, sex, site, "
+            "dx_type"
+        ),
+    ),
+}
+
+
+def dataset(name: str) -> Dataset:
+    """Return the catalog entry called `name`.
+
+    Raises:
+        ConfigError: If there is none; names the nearest and all of them.
+    """
+    if name not in DATASETS:
+        raise ConfigError(
+            f"data.dataset is {name!r}, which is not in the catalog.{nearest(name, DATASETS)} "
+            f"Choose one of {', '.join(DATASETS)}."
+        )
+    return DATASETS[name]

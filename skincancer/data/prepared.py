@@ -1,0 +1,128 @@
+"""A data set made ready for a run: index, target, roles and store, in the order that keeps splits whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from skincancer.data import demo
+from skincancer.data.catalog import Dataset
+from skincancer.data.catalog import dataset as catalog_entry
+from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
+from skincancer.data.splits import Roles, assign_roles, merge_groups, parse_split, split_hash
+from skincancer.data.store import Progress, Store, open_store
+from skincancer.errors import DataError
+from skincancer.paths import cache_folder, data_folder
+from skincancer.schema import DataConfig
+
+ROLES: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+ProgressBar = Callable[[str], Progress]  # a title to a callback (done, total)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Everything a run needs of its data.
+
+    `index` has a row an image of the store, in its order: the columns of the index, `label`, `role` ('' for none), `width`
+    and `height` of the original (px). `dropped` names images that take no part: image_id, reason.
+    """
+
+    entry: Dataset
+    root: Path
+    index: pd.DataFrame
+    classes: tuple[str, ...]
+    store: Store
+    dropped: pd.DataFrame
+    leaking_groups: int
+    leaking_images: int
+    index_hash: str
+    split_hash: str
+    groups_hash: str
+
+    def rows(self, role: str) -> pd.DataFrame:
+        """Return the rows of one role."""
+        return self.index[self.index["role"] == role]
+
+
+def locate(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dataset, Path]:
+    """Find the folder of a data set, drawing the demo where it is not there yet.
+
+    Raises:
+        DataError: the data are missing; says how to get them.
+    """
+    entry = catalog_entry(config.dataset)
+    if entry.name != "demo":
+        return entry, find_root(entry, config.root, data_folder())
+    root = Path(config.root) if config.root else demo.default_root(cache_folder())
+    demo.draw(root, progress=progress("drawing the demo") if progress else None)
+    return entry, root
+
+
+def prepare_data(config: DataConfig, progress: ProgressBar | None = None, jobs: int = -1) -> PreparedData:
+    """Read a data set, give every image a role and a label, and open its store.
+
+    Roles are computed on the full index, before anything is dropped, so that a bad file moves no other image.
+
+    Args:
+        config: the data section of an experiment.
+        progress: makes progress callbacks by title.
+        jobs: worker processes for building the store; -1 for one a core.
+
+    Raises:
+        ConfigError: the split or target does not fit the data.
+        DataError: the data are missing, laid out differently, unreadable, or leak.
+    """
+    entry, root = locate(config, progress)
+    index, diagnoses = load_index(entry, root)
+    groups_hash = ""
+    if config.groups:
+        index, groups_hash = merge_groups(index, Path(config.groups))
+    index, classes = add_target(index, entry, diagnoses, config.target, tuple(config.malignant))
+    roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
+    store = open_store(
+        index, image_root(root), cache_folder(), size=config.size, resize=config.resize,
+        progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
+    )  # fmt: skip
+    if len(store.bad) and not config.skip_bad:
+        shown = "\n  ".join(store.bad["error"].head(20))
+        more = f"\n  … and {len(store.bad) - 20} more" if len(store.bad) > 20 else ""
+        raise DataError(
+            f"{len(store.bad)} of {len(index)} images of {entry.name} cannot be used:\n  {shown}{more}\n"
+            "Replace them, or leave them out (and have them recorded) with --data.skip_bad true."
+        )
+    identity = index_hash(index), split_hash(index, roles)
+    index = index.assign(role=roles.role, width=store.table["width"], height=store.table["height"])
+    dropped = _dropped(index, roles, store)
+    index.loc[index["image_id"].isin(dropped["image_id"]), "role"] = ""
+    _check_roles(index, classes)
+    return PreparedData(
+        entry=entry, root=root, index=index, classes=classes, store=store, dropped=dropped,
+        leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
+        index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
+    )  # fmt: skip
+
+
+def _dropped(index: pd.DataFrame, roles: Roles, store: Store) -> pd.DataFrame:
+    reasons: dict[str, str] = dict.fromkeys(index.loc[index["role"] == "", "image_id"], "no role in this split")
+    reasons |= dict.fromkeys(index.loc[index["label"] < 0, "image_id"], "no label")
+    reasons |= dict.fromkeys(roles.dropped, "its lesion is on another side of the publisher's parts")
+    reasons |= dict(zip(store.bad["image_id"], store.bad["error"], strict=True))
+    return pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
+
+
+def _check_roles(index: pd.DataFrame, classes: tuple[str, ...]) -> None:
+    for role in ROLES:
+        labels = set(index.loc[index["role"] == role, "label"])
+        missing = [name for label, name in enumerate(classes) if label not in labels]
+        if role == "train" and missing:
+            raise DataError(
+                f"the training part has no image of {', '.join(missing)}; add images, or choose another --data.split."
+            )
+        if len(labels) < 2:
+            raise DataError(
+                f"the {role} part has images of {len(labels)} classes; at least 2 are needed. Choose another --data.split."
+            )

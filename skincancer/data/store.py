@@ -1,0 +1,189 @@
+"""The prepared store: every image decoded and resized once, into a memory-mapped array.
+
+A store is a folder under the cache, named by its key: `images.npy` uint8 (N, S, S, 3), `masks.npy` uint8 (N, S, S) in {0, 1}
+where asked for, `images.csv` (image_id, width, height, error), `recipe.json`. It is built in a temporary folder, under a lock,
+and renamed when complete: a killed build leaves nothing that looks finished, and two at once build one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from filelock import FileLock
+
+from skincancer.errors import DataError
+from skincancer.images.decode import BadImage, decode
+
+FORMAT = 1  # raised whenever decoding or resizing gives other pixels
+CHUNK = 64  # images per task of a worker
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store; row i of every array belongs to row i of the index table it was built for."""
+
+    folder: Path
+    images: npt.NDArray[np.uint8]
+    masks: npt.NDArray[np.uint8] | None
+    table: pd.DataFrame
+
+    @property
+    def bad(self) -> pd.DataFrame:
+        """Images that could not be read: image_id, error."""
+        return self.table.loc[self.table["error"] != "", ["image_id", "error"]]
+
+
+def open_store(
+    index: pd.DataFrame,
+    root: Path,
+    cache: Path,
+    *,
+    size: int,
+    resize: str,
+    masks: bool = False,
+    progress: Progress | None = None,
+    jobs: int = -1,
+) -> Store:
+    """Open the store of an index, building it first where it does not exist.
+
+    Args:
+        index: columns image_id, image, mask (paths relative to `root`).
+        root: the data set's folder.
+        cache: where stores lie.
+        size: side of the square, px.
+        resize: stretch, pad or crop.
+        masks: store masks too; an image without one gets an empty one.
+        progress: called with (done, total) while building.
+        jobs: worker processes; -1 for one a core.
+
+    Raises:
+        DataError: files are gone, or the disk is full.
+    """
+    recipe: dict[str, Any] = {"format": FORMAT, "size": size, "resize": resize, "masks": masks}
+    folder = cache / "stores" / _key(index, root, recipe)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            with FileLock(f"{folder}.lock"):
+                if not folder.is_dir():
+                    _build(index, root, folder, recipe, progress, jobs)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            needed = len(index) * size * size * (4 if masks else 3) / 1e9
+            raise DataError(
+                f"the disk under {cache} is full: the store of {len(index)} images at {size} px takes {needed:.2f} GB. "
+                "Free some space, or set SKINCANCER_CACHE to another disk."
+            ) from error
+        raise DataError(
+            f"the store under {cache} cannot be written: {error}. Set SKINCANCER_CACHE to a writable folder."
+        ) from error
+    table = pd.read_csv(folder / "images.csv", dtype={"image_id": str, "error": str}, keep_default_na=False)
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    return Store(folder, images, np.load(folder / "masks.npy", mmap_mode="r") if masks else None, table)
+
+
+def _key(index: pd.DataFrame, root: Path, recipe: dict[str, Any]) -> str:
+    """Hash ids, paths, file sizes and times, and the recipe."""
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+    columns = ["image", "mask"] if recipe["masks"] else ["image"]
+    gone = []
+    for row in index[["image_id", *columns]].itertuples(index=False):
+        for path in row[1:]:
+            if path is None:
+                continue
+            try:
+                stat = os.stat(root / path)
+            except OSError:
+                gone.append(str(path))
+                continue
+            digest.update(f"{row[0]}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    if gone:
+        raise DataError(f"{len(gone)} files of the index are not under {root}, such as {', '.join(gone[:5])}.")
+    return digest.hexdigest()[:32]
+
+
+def _build(
+    index: pd.DataFrame, root: Path, folder: Path, recipe: dict[str, Any], progress: Progress | None, jobs: int
+) -> None:
+    from joblib import Parallel, delayed
+
+    for left in folder.parent.glob(f"{folder.name}.tmp*"):  # of a killed build: nobody else holds the lock
+        shutil.rmtree(left)
+    building = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
+    building.mkdir()
+    try:
+        size, total = recipe["size"], len(index)
+        offsets = {"images": _allocate(building / "images.npy", (total, size, size, 3))}
+        if recipe["masks"]:
+            offsets["masks"] = _allocate(building / "masks.npy", (total, size, size))
+        pairs = [
+            (root / image, root / mask if recipe["masks"] and mask is not None else None)
+            for image, mask in zip(index["image"], index["mask"], strict=True)
+        ]
+        starts = range(0, total, CHUNK)
+        # a pool takes a second to start: not worth it for a handful of images
+        with Parallel(n_jobs=jobs if total > 4 * CHUNK else 1, return_as="generator") as pool:
+            done = pool(
+                delayed(_write_chunk)(building, start, pairs[start : start + CHUNK], offsets, recipe)
+                for start in starts
+            )
+            rows: list[tuple[int, int, str]] = []
+            for chunk in done:
+                rows += chunk
+                if progress:
+                    progress(len(rows), total)
+        table = pd.DataFrame(rows, columns=["width", "height", "error"])
+        table.insert(0, "image_id", index["image_id"].to_numpy())
+        table.to_csv(building / "images.csv", index=False)
+        (building / "recipe.json").write_text(json.dumps(recipe, indent=1))
+        os.rename(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> int:
+    """Make an .npy file of zeros of the full size, so that a full disk shows at once; return where its data start."""
+    with open(path, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(file, header)
+        file.flush()
+        offset = file.tell()
+        os.posix_fallocate(file.fileno(), 0, offset + int(np.prod(shape)))
+    return offset
+
+
+def _write_chunk(
+    building: Path, start: int, pairs: list[tuple[Path, Path | None]], offsets: dict[str, int], recipe: dict[str, Any]
+) -> list[tuple[int, int, str]]:
+    """Decode some images into their rows; return (width, height, error) of each."""
+    size, resize = recipe["size"], recipe["resize"]
+    rows = []
+    files = {name: os.open(building / f"{name}.npy", os.O_WRONLY) for name in offsets}
+    try:
+        for row, (image, mask) in enumerate(pairs, start):
+            try:
+                pixels, truth, width, height = decode(image, mask, size, resize)
+            except BadImage as error:
+                rows.append((0, 0, f"{image} {error}"))
+                continue
+            # plain writes, since writing through a map kills the process when the disk is full
+            os.pwrite(files["images"], pixels.tobytes(), offsets["images"] + row * pixels.nbytes)
+            if truth is not None:
+                os.pwrite(files["masks"], truth.tobytes(), offsets["masks"] + row * truth.nbytes)
+            rows.append((width, height, ""))
+    finally:
+        for file in files.values():
+            os.close(file)
+    return rows

@@ -1,0 +1,222 @@
+"""Train one experiment, test its best checkpoint, leave a complete run behind: `python -m skincancer.fit --experiment NAME`."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skincancer import config
+from skincancer.errors import ConfigError, RunError
+from skincancer.schema import Experiment
+from skincancer.terminal import make_console, make_table, progress_bars, run_verb
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def fit(experiment: Experiment, resume: str | None = None) -> str:
+    """Train an experiment, or go on with an interrupted run of it; return the MLflow run id.
+
+    Args:
+        experiment: resolved, as `skincancer.config.resolve` makes it.
+        resume: id of an interrupted run; its config must be `experiment`'s.
+
+    Raises:
+        ConfigError: the experiment cannot run on this machine or these data.
+        DataError: the data cannot be used.
+        WeightsError: the first weights cannot be had.
+        RunError: the run failed, or cannot be resumed.
+    """
+    # what can be wrong is told in the order of what it costs to find out
+    from skincancer.models.backbones import check_backbone
+
+    check_backbone(experiment.model.backbone, experiment.data.size)
+    from skincancer import tracking, training
+
+    training.quiet_lightning()
+    training.check_devices(experiment.trainer)
+    console = make_console()
+    console.quiet = not training.is_rank_zero()
+
+    from skincancer.data.prepared import prepare_data
+    from skincancer.recording import FitRecorder
+
+    with progress_bars(console) as bars:
+        data = prepare_data(experiment.data, bars)
+    client = tracking.connect(experiment.tracking.uri)
+    for closed in tracking.reap(client) if training.is_rank_zero() else []:
+        console.print(f"closed run {closed} as KILLED: its process is gone")
+
+    recorder = FitRecorder(experiment, data, console)
+    recorder.announce()
+    task, source = build_task(experiment, data, recorder, resume)
+    with recorder.start(client, source, resume) as run:
+        trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run)
+        last = recorder.folder / tracking.LAST_CHECKPOINT
+        trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
+        best, score = training.best_checkpoint(trainer)
+        if trainer.is_global_zero:
+            training.export_best(best)
+        trainer.strategy.barrier()
+        for part, evaluate in (("val", trainer.validate), ("test", trainer.test)):
+            evaluate(task, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
+            assert task.predictions is not None
+            recorder.keep(part, task.predictions)
+        recorder.finish(run, record, score)
+    recorder.report()
+    return recorder.run_id
+
+
+def build_task(experiment: Experiment, data: Any, recorder: Any, resume: str | None) -> tuple[Any, str]:
+    """Build the task with its first weights; return it and where the weights really came from.
+
+    A resumed run takes its weights from its checkpoint, so nothing is fetched for it.
+    """
+    import pytorch_lightning as pl
+
+    from skincancer.data.balance import class_weights
+    from skincancer.models.tasks import ClassificationTask
+    from skincancer.models.weights import load_backbone
+
+    model = experiment.model
+    pl.seed_everything(experiment.seed, verbose=False)
+    loaded = load_backbone(
+        model.backbone, experiment.data.size, "none" if resume else model.weights, experiment.tracking.uri
+    )
+    recorder.tell_weights(loaded, resume)
+    weights = None
+    if experiment.data.balance == "class_weights":
+        labels = data.rows("train")["label"].to_numpy()
+        weights = class_weights(labels, len(data.classes), experiment.data.class_weight_power).tolist()
+    pl.seed_everything(
+        experiment.seed, verbose=False
+    )  # the head's weights do not depend on where the backbone's come from
+    settings = experiment.to_dict()["model"]
+    task = ClassificationTask(
+        backbone=model.backbone, size=experiment.data.size, classes=list(data.classes), dropout=model.dropout,
+        head=_checked_head(model.head, data.classes), head_hidden=model.head_hidden, freeze=str(model.freeze),
+        unfreeze_epoch=model.unfreeze_epoch, loss=settings["loss"], optimizer=settings["optimizer"],
+        schedule=settings["schedule"], class_weights=weights, channels_last=model.channels_last, seed=experiment.seed,
+        module=loaded.backbone,
+    )  # fmt: skip
+    if model.compile:
+        task.backbone.compile()
+    return task, loaded.source
+
+
+def _checked_head(head: str, classes: Sequence[str]) -> str:
+    if head == "sigmoid" and len(classes) != 2:
+        raise ConfigError(
+            f"model.head is sigmoid, which is for two classes; these data have {len(classes)}. Use --data.target malignancy."
+        )
+    return head
+
+
+def _assemble(experiment: Experiment, data: Any, folder: Path, run: Any) -> tuple[Any, Any, Any]:
+    from skincancer.data.datamodules import LesionDataModule
+    from skincancer.training import EpochRecord, build_trainer
+
+    settings = experiment.data
+    datamodule = LesionDataModule(
+        data, batch_size=settings.batch_size, balance=settings.balance, balance_fixed=settings.balance_fixed,
+        augment=experiment.augment, seed=experiment.seed, workers=settings.workers,
+    )  # fmt: skip
+    record = EpochRecord(run)
+    trainer = build_trainer(experiment, folder, record, progress_bar=sys.stdout.isatty())
+    return trainer, datamodule, record
+
+
+def load_resumed(run_id: str, name: str | None, flags: dict[str, Any], parser: ArgumentParser) -> Experiment:
+    """Return the config of the run to go on with; refuse one that was changed, with both values shown."""
+    from skincancer import tracking
+
+    client = tracking.connect(flags.get("tracking.uri"))
+    with tempfile.TemporaryDirectory() as folder:
+        stored = config.load_yaml(tracking.download(client, run_id, "config.yaml", Path(folder)))
+    kept, _ = config.resolve(None, {}, parser, base=config.flatten(stored))
+    asked = kept
+    if name or flags:
+        asked, _ = config.resolve(name, flags, parser, base=None if name else config.flatten(stored))
+    before, now = config.flatten(kept.to_dict()), config.flatten(asked.to_dict())
+    changed = [
+        f"{key}: the run has {before[key]!r}, asked is {now[key]!r}" for key in now if before.get(key) != now[key]
+    ]
+    changed = [line for line in changed if not line.startswith("tracking.")]
+    if changed:
+        raise RunError(
+            f"--resume {run_id}: the config differs:\n  " + "\n  ".join(changed) + "\nResume with the run's own config "
+            f"(python -m skincancer.fit --resume {run_id}), or start a new run."
+        )
+    return asked
+
+
+def reap_runs(older_than: str | None, uri: str | None) -> None:
+    """Close runs whose process is gone, and those of other hosts that have been silent for `older_than` (such as 24h)."""
+    from skincancer import tracking
+
+    hours = None
+    if older_than is not None:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", older_than)
+        if not match:
+            raise ConfigError(f"--older-than is {older_than!r}; give hours or days, such as 24h or 2d.")
+        hours = float(match[1]) * (24 if match[2] == "d" else 1)
+    console = make_console()
+    closed = tracking.reap(tracking.connect(uri), hours)
+    console.print(f"closed {len(closed)} stale runs as KILLED" + (": " + ", ".join(closed) if closed else ""))
+
+
+def _add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--resume", type=str, metavar="RUN_ID", help="go on with an interrupted run, in the same run")
+    parser.add_argument("--dry_run", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--reap", action="store_true", help="close stale runs and stop")
+    parser.add_argument(
+        "--older_than", type=str, metavar="24h", help="with --reap: also runs of other hosts silent for so long"
+    )
+
+
+def _verb(argv: Sequence[str]) -> None:
+    console = make_console()
+    argv = [re.sub(r"^--(dry|older)-", r"--\1_", flag) for flag in argv]
+    parser = config.build_parser(
+        "python -m skincancer.fit", "Train one experiment, test its best checkpoint, leave a complete run behind."
+    )
+    _add_flags(parser)
+    flags, own = config.parse_flags(parser, argv)
+    if own.get("list"):
+        rows = list(config.list_experiments().items())
+        console.print(make_table("experiments", ["name", "what it is, and where its recipe comes from"], rows))
+        return
+    if own.get("older_than") and not own.get("reap"):
+        raise ConfigError("--older-than goes with --reap.")
+    if own.get("reap"):
+        reap_runs(own.get("older_than"), flags.get("tracking.uri"))
+        return
+    resume, notes = own.get("resume"), list[str]()
+    if resume:
+        experiment = load_resumed(resume, own.get("experiment"), flags, parser)
+    else:
+        if not own.get("experiment"):
+            raise ConfigError(f"give --experiment NAME; one of {', '.join(config.list_experiments())}, or a path.")
+        experiment, notes = config.resolve(own["experiment"], flags, parser)
+    for note in notes:
+        console.print(note, markup=False)
+    if own.get("dry_run"):
+        console.print(config.dump_yaml(experiment.to_dict()), markup=False)
+        return
+    from skincancer.tracking import signals_as_interrupts
+
+    with signals_as_interrupts():
+        fit(experiment, resume)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; return the exit code."""
+    return run_verb(_verb, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What happens to pixels: geometry, decoding, augmentation."""

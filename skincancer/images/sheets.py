@@ -1,0 +1,118 @@
+"""Contact sheets: what an augmentation does to real images, for eyes."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from skincancer.images.augment import Augment
+from skincancer.images.policies import AugmentConfig, describe
+
+_CELL = 1.7  # inches, the height of one image
+_TITLE_LENGTH = 22
+
+
+def augment_sheet(
+    images: NDArray[np.uint8],
+    config: AugmentConfig,
+    path: Path,
+    titles: Sequence[str],
+    copies: int = 5,
+    masks: NDArray[np.generic] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Draw each image beside augmented versions of itself; the header names the policy and what is on.
+
+    Args:
+        images: uint8 (N, H, W, 3), a row each.
+        config: the augmentation to show.
+        path: the PNG to write; its folder is made.
+        titles: N row titles, such as image ids; long ones lose their middle.
+        copies: augmented versions beside each original.
+        masks: (N, H, W), 0 outside the lesion; drawn as contours.
+        seed: of the augmentation.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ConfigError: a bad `config`.
+        TypeError: `images` is not uint8.
+        ValueError: shapes or counts that do not fit together, or nothing to draw.
+    """
+    _check_arrays(images, titles, copies, masks)
+    image = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    mask = None if masks is None else torch.from_numpy(np.asarray(masks) != 0).unsqueeze(1).float()
+    repeated = None if mask is None else mask.repeat_interleave(copies, 0)
+    augmented, augmented_mask = Augment(config)(image.repeat_interleave(copies, 0), repeated, seed)
+
+    rows, height, width = images.shape[:3]
+    cell_width = _CELL * width / height
+    inches = 1.9 + (copies + 1) * cell_width
+    header = textwrap.wrap(describe(config), int(inches * 11))
+    top = 0.2 * len(header) + 0.35
+    figure = Figure(figsize=(inches, rows * _CELL + top), dpi=100)
+    FigureCanvasAgg(figure)
+    figure.text(0.1 / inches, 1 - 0.08 / figure.get_figheight(), "\n".join(header), va="top", parse_math=False)
+    grid = figure.add_gridspec(
+        rows,
+        copies + 1,
+        left=1.8 / inches,
+        right=1 - 0.05 / inches,
+        top=1 - top / figure.get_figheight(),
+        bottom=0.01,
+        wspace=0.03,
+        hspace=0.03,
+    )
+    for row in range(rows):
+        for column in range(copies + 1):
+            axes = figure.add_subplot(grid[row, column])
+            if column == 0:
+                _draw(axes, image[row], None if mask is None else mask[row, 0])
+                axes.set_ylabel(
+                    _shorten(titles[row]), rotation=0, ha="right", va="center", fontsize=9, parse_math=False
+                )
+            else:
+                at = row * copies + column - 1
+                _draw(axes, augmented[at], None if augmented_mask is None else augmented_mask[at, 0])
+            if row == 0:
+                axes.set_title("original" if column == 0 else f"{column}", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def _draw(axes: Axes, image: torch.Tensor, mask: torch.Tensor | None) -> None:
+    axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    if mask is not None and mask.min() < mask.max():  # an empty or full mask has no contour
+        axes.contour(mask.numpy(), levels=[0.5], colors="#00e5ff", linewidths=1.0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _shorten(title: str) -> str:
+    if len(title) <= _TITLE_LENGTH:
+        return title
+    kept = _TITLE_LENGTH - 1
+    return f"{title[: kept - kept // 2]}…{title[-(kept // 2) :]}"
+
+
+def _check_arrays(
+    images: NDArray[np.uint8], titles: Sequence[str], copies: int, masks: NDArray[np.generic] | None
+) -> None:
+    if images.dtype != np.uint8:
+        raise TypeError(f"images are {images.dtype}; a sheet takes uint8 (N, H, W, 3), as the store keeps them.")
+    if images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0 or copies < 1:
+        raise ValueError(f"images have shape {images.shape}, copies is {copies}; needed: (N, H, W, 3) and one or more.")
+    if len(titles) != len(images):
+        raise ValueError(f"{len(titles)} titles for {len(images)} images; give one title an image.")
+    if masks is not None and masks.shape != images.shape[:3]:
+        raise ValueError(f"masks have shape {masks.shape}; images of shape {images.shape} need {images.shape[:3]}.")

@@ -1,0 +1,1 @@
+"""Backbones, weights, losses, optimisers and the Lightning tasks."""

@@ -1,0 +1,28 @@
+"""A finished run's checkpoint back into a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from skincancer.errors import WeightsError
+from skincancer.models.tasks import ClassificationTask
+from skincancer.models.weights import load_checkpoint
+
+
+def load_classifier(checkpoint: Path) -> ClassificationTask:
+    """Rebuild a classifier from `checkpoints/best.ckpt`, in evaluation mode, on the CPU.
+
+    Raises:
+        WeightsError: no checkpoint of a classifier, or its weights do not fit.
+    """
+    content = load_checkpoint(checkpoint)
+    hyper_parameters = content.get("hyper_parameters")
+    if not isinstance(hyper_parameters, dict) or "state_dict" not in content:
+        raise WeightsError(f"{checkpoint}: no checkpoint of a run (hyper_parameters or state_dict are missing).")
+    task = ClassificationTask(**cast(dict[str, Any], hyper_parameters))
+    try:
+        task.load_state_dict(cast(dict[str, Any], content["state_dict"]))
+    except RuntimeError as error:
+        raise WeightsError(f"{checkpoint}: its weights do not fit its own hyper-parameters: {error}") from error
+    return task.eval()

@@ -1,0 +1,37 @@
+"""The model that a run logs to MLflow: code, not a pickle, over `config.yaml`, `classes.json` and the weights.
+
+MLflow runs this file when the model is loaded; the package has to be installed there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+
+
+class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
+    """Images float32 (B, 3, S, S), RGB in [0, 1], to a table of probabilities, one column a class."""
+
+    def load_context(self, context: Any) -> None:
+        """Read the three files that are the run's truth."""
+        from skincancer.models.loading import load_classifier
+
+        self.task = load_classifier(Path(context.artifacts["checkpoint"]))
+        self.classes = json.loads(Path(context.artifacts["classes"]).read_text(encoding="utf-8"))["classes"]
+
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Return probabilities."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.task(torch.as_tensor(np.asarray(model_input), dtype=torch.float32))
+            probability = torch.softmax(logits.double(), dim=1).numpy()
+        return pd.DataFrame(probability, columns=[f"p_{name}" for name in self.classes])
+
+
+mlflow.models.set_model(Classifier())

@@ -1,0 +1,124 @@
+"""A data set into its prepared store: `python -m skincancer.prepare NAME`; says what was found, or how to get what is missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skincancer import config
+from skincancer.data.catalog import DATASETS
+from skincancer.errors import ConfigError
+from skincancer.schema import Experiment
+from skincancer.terminal import make_console, make_table, progress_bars, run_verb
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+    from rich.console import Console
+
+    from skincancer.data.prepared import PreparedData
+
+SHOWN_IMAGES = 6
+
+
+def prepare(experiment: Experiment, console: Console | None = None) -> PreparedData:
+    """Build the store that an experiment's `data` section needs, and print what was found.
+
+    Raises:
+        ConfigError, DataError: as `skincancer.data.prepared.prepare_data`.
+    """
+    from skincancer.data.prepared import ROLES, prepare_data
+
+    console = console or make_console()
+    with progress_bars(console) as bars:
+        data = prepare_data(experiment.data, bars)
+    index, entry = data.index, data.entry
+    usable = index[index["width"] > 0]
+    sizes = usable.groupby(["width", "height"]).size().sort_values(ascending=False)
+    shown = ", ".join(f"{width}×{height} ({count})" for (width, height), count in list(sizes.items())[:4])
+    facts = [
+        ["folder", data.root],
+        ["images", f"{len(index)}, of which {len(data.store.bad)} cannot be read"],
+        ["lesions", index["lesion_id"].nunique()],
+        ["masks", int(index["mask"].notna().sum())],
+        ["sizes (px)", shown + (f" and {len(sizes) - 4} more" if len(sizes) > 4 else "")],
+        ["store", f"{data.store.folder} ({data.store.images.nbytes / 1e6:.0f} MB at {experiment.data.size} px)"],
+        ["licence", entry.licence],
+        ["citation", entry.citation],
+    ]
+    console.print(make_table(entry.title, ["", "found"], facts))
+    rows = []
+    for diagnosis, part in index.groupby("diagnosis"):
+        counts = [int((part["role"] == role).sum()) for role in ROLES]
+        rows.append([diagnosis, len(part), part["lesion_id"].nunique(), *counts])
+    title = f"classes, and their images by role at {experiment.data.split} (split seed {experiment.data.split_seed})"
+    console.print(make_table(title, ["diagnosis", "images", "lesions", *ROLES], rows))
+    return data
+
+
+def show_augment(data: PreparedData, experiment: Experiment, path: Path) -> Path:
+    """Write a contact sheet of training images beside augmented ones, one image of each class first.
+
+    Args:
+        data: prepared.
+        experiment: its `augment` section is shown; its `seed` draws.
+        path: the PNG to write.
+    """
+    import numpy as np
+
+    from skincancer.images.sheets import augment_sheet
+
+    train = data.rows("train")
+    first_of_class = train.drop_duplicates("label").sort_values("label")
+    chosen = list(first_of_class.index) + [row for row in train.index if row not in first_of_class.index]
+    rows = np.array(chosen[:SHOWN_IMAGES])
+    titles = [f"{data.index.at[row, 'image_id']} ({data.index.at[row, 'diagnosis']})" for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return augment_sheet(data.store.images[rows], experiment.augment, path, titles, seed=experiment.seed)
+
+
+def _add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--show", type=str, metavar="augment", help="write a contact sheet of originals beside augmented images"
+    )
+    parser.add_argument("--out", type=str, metavar="PNG", help="where --show writes (default: NAME_augment.png here)")
+
+
+def _verb(argv: Sequence[str]) -> None:
+    console = make_console()
+    prog = "python -m skincancer.prepare"
+    parser = config.build_parser(
+        prog, "A data set into its prepared store: python -m skincancer.prepare NAME [--data.size 224 …]"
+    )
+    _add_flags(parser)
+    name = argv[0] if argv and not argv[0].startswith("-") else None
+    flags, own = config.parse_flags(parser, argv[1:] if name else argv)
+    if own.get("list"):
+        rows = [[entry.name, entry.title, entry.licence] for entry in DATASETS.values()]
+        console.print(make_table("data sets", ["name", "what", "licence"], rows))
+        return
+    name = name or flags.get("data.dataset")
+    if not name:
+        raise ConfigError(f"give the name of a data set: {', '.join(DATASETS)}.")
+    show = own.get("show")
+    if show not in (None, "augment"):
+        raise ConfigError(f"--show is {show!r}; it can show: augment.")
+    if own.get("out") and not show:
+        raise ConfigError("--out goes with --show augment.")
+    experiment, notes = config.resolve(own.get("experiment"), {**flags, "data.dataset": name}, parser)
+    for note in notes:
+        console.print(note, markup=False)
+    data = prepare(experiment, console)
+    if show:
+        path = show_augment(data, experiment, Path(own.get("out") or f"{name}_augment.png"))
+        console.print(f"wrote {path}: {experiment.augment.policy}", markup=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; return the exit code."""
+    return run_verb(_verb, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""What a fit writes down and prints: params, tags, inputs, artifacts, the model, and the table at the end (design: the run contract)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, Schema, TensorSpec
+from rich.console import Console
+from rich.text import Text
+
+from skincancer import config, tracking, training
+from skincancer.data.prepared import ROLES, PreparedData
+from skincancer.data.splits import parse_split
+from skincancer.errors import RunError
+from skincancer.evaluation import figures
+from skincancer.evaluation.metrics import classification_metrics
+from skincancer.evaluation.predictions import predictions_table, read_predictions, write_predictions
+from skincancer.evaluation.statistics import bootstrap_intervals
+from skincancer.models import serving
+from skincancer.models.tasks import Predictions
+from skincancer.models.weights import Loaded
+from skincancer.schema import Experiment
+from skincancer.terminal import make_table, warn
+
+SPLIT_COLUMNS = ["image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type"]
+CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
+
+
+class FitRecorder:
+    """Writes one fit down, and tells the user about it. On ranks above 0 it does nothing.
+
+    Args:
+        experiment: resolved.
+        data: prepared.
+        console: where to print; quiet on ranks above 0.
+    """
+
+    def __init__(self, experiment: Experiment, data: PreparedData, console: Console) -> None:
+        self.experiment, self.data, self.console = experiment, data, console
+        self.run_id = ""
+        self.folder = Path()
+        self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
+        self.title = f"{experiment.name} · {data.entry.name} · {experiment.data.split} · seed {experiment.seed}"
+        self.intervals = pd.DataFrame()
+        self.epochs = pd.DataFrame()
+        self.uri = ""
+
+    def announce(self) -> None:
+        """Print what is about to be trained on what."""
+        data, settings = self.data, self.experiment.data
+        counts = {role: data.rows(role) for role in ROLES}
+        rows = [
+            [
+                role,
+                len(part),
+                part["lesion_id"].nunique(),
+                *(int((part["label"] == label).sum()) for label in range(len(data.classes))),
+            ]
+            for role, part in counts.items()
+        ]
+        title = f"{data.entry.title}, {settings.split}, split seed {settings.split_seed}"
+        caption = f"balance of the training part: {settings.balance}" if settings.balance != "none" else ""
+        self.console.print(make_table(title, ["role", "images", "lesions", *data.classes], rows, caption))
+        split = parse_split(settings.split)
+        if split.kind == "ratio":
+            self.console.print(
+                f"{settings.split}: of the lesions {split.test} % test, 10 % validate and {90 - split.test} % train; none is on two sides"
+            )
+        if len(data.dropped):
+            reasons = data.dropped["reason"].str.slice(0, 120).value_counts()
+            shown = "; ".join(f"{count} × {reason}" for reason, count in reasons.head(5).items())
+            self.console.print(Text(f"left out: {len(data.dropped)} images (dropped.csv): {shown}"))
+        if data.leaking_groups:
+            warn(
+                self.console, "leaking lesions",
+                f"{data.leaking_groups} lesions ({data.leaking_images} images) stand on two sides of the publisher's parts; "
+                f"data.leaks is {settings.leaks}",
+            )  # fmt: skip
+
+    def tell_weights(self, loaded: Loaded, resume: str | None) -> None:
+        """Say where the weights came from; loudly where ImageNet's could not be had."""
+        if resume:
+            return
+        self.console.print(Text(f"backbone {self.experiment.model.backbone}, weights: {loaded.source}"))
+        if loaded.source == "random" and self.experiment.model.weights == "auto":
+            warn(self.console, "RANDOM WEIGHTS: this is not transfer learning", loaded.note)
+        elif loaded.note:
+            self.console.print(Text(loaded.note))
+
+    @contextlib.contextmanager
+    def start(self, client: MlflowClient, weights: str, resume: str | None) -> Iterator[tracking.Run | None]:
+        """Start the run and write down all that is known before training; None on ranks above 0."""
+        if not training.is_rank_zero():
+            # the folder itself is broadcast by the checkpoint callbacks
+            with tempfile.TemporaryDirectory() as folder:
+                self.folder = Path(client.get_run(resume).data.tags["work_folder"]) if resume else Path(folder)
+                yield None
+            return
+        experiment, data = self.experiment, self.data
+        if resume:
+            before = tracking.check_resumable(client, resume)
+            for name, now in (
+                ("index_hash", data.index_hash),
+                ("split_hash", data.split_hash),
+                ("groups_hash", data.groups_hash),
+            ):
+                then = before.data.tags.get(name, "")
+                if then != now:
+                    raise RunError(
+                        f"--resume {resume}: the data have changed: {name} of the run is {then or '(none)'}, now it is "
+                        f"{now or '(none)'}. Restore the data, or start a new run."
+                    )
+        tags = {
+            "kind": "fit",
+            **tracking.git_tags(),
+            "split_hash": data.split_hash,
+            "index_hash": data.index_hash,
+            "groups_hash": data.groups_hash,
+            "synthetic": str(data.entry.synthetic).lower(),
+        }
+        name = f"{experiment.name} {experiment.data.split} s{experiment.seed}"
+        group = f"{data.entry.name}-{experiment.task}"
+        self.uri = client.tracking_uri
+        with tracking.start_run(
+            client, group, name, tags, system_metrics=experiment.tracking.system_metrics, resume=resume
+        ) as run:
+            self.run_id, self.folder = run.run_id, run.folder
+            self.console.print(f"run {run.run_id} in {group}" + (" (resumed)" if resume else ""))
+            run.log_params(self._params(weights))
+            if not resume:
+                self._write_start(run)
+            yield run
+
+    def _params(self, weights: str) -> dict[str, Any]:
+        e, data = self.experiment, self.data
+        counts = {f"{role}_images": len(data.rows(role)) for role in ROLES}
+        return {
+            "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "target": e.data.target, "split": e.data.split,
+            "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.backbone, "balance": e.data.balance,
+            "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
+            "max_epochs": e.trainer.max_epochs, "precision": e.trainer.precision, "lr": e.model.optimizer.lr,
+            "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name, "loss": e.model.loss.name,
+            "dropout": e.model.dropout, "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
+            "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
+            "dropped_images": len(data.dropped), "devices": e.trainer.devices, **counts,
+        }  # fmt: skip
+
+    def _write_start(self, run: tracking.Run) -> None:
+        data = self.data
+        run.write_text("config.yaml", config.dump_yaml(self.experiment.to_dict()))
+        run.write_text("classes.json", json.dumps({"classes": list(data.classes)}, indent=1))
+        run.write_text("split.csv", data.index[SPLIT_COLUMNS].to_csv(index=False))
+        run.write_text("dropped.csv", data.dropped.to_csv(index=False))
+        run.write_text("environment.txt", tracking.environment_text())
+        for role in ROLES:
+            ids = "\n".join(data.rows(role)["image_id"])
+            digest = tracking.short_digest(f"{data.index_hash}\n{role}\n{ids}")
+            source = _FolderSource(str(data.root))
+            dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` abstract and uses it so itself
+                source, name=f"{data.entry.name} {self.experiment.data.split} {role}", digest=digest
+            )
+            mlflow.log_input(dataset, context=CONTEXTS[role])
+
+    def keep(self, part: str, predictions: Predictions) -> None:
+        """Write the table of predictions of a part into the run's folder."""
+        if not self.run_id:
+            return
+        rows = self.data.index.iloc[predictions.index]
+        table = predictions_table(
+            rows, predictions.label, predictions.logits, predictions.probability, self.data.classes
+        )
+        write_predictions(table, self.folder / "predictions" / f"{part}.csv")
+
+    def finish(self, run: tracking.Run | None, record: training.EpochRecord, best_score: float) -> None:
+        """Compute metrics, intervals and figures from the written tables, and log everything."""
+        if run is None:
+            return
+        classes = self.data.classes
+        self.epochs = record.table()
+        best_epoch = int(
+            self.epochs.loc[np.isclose(self.epochs[self.experiment.training.monitor], best_score), "epoch"].iloc[0]
+        )
+        _, label, probability = read_predictions(self.folder / "predictions/val.csv", classes)
+        best = {f"best/{name}": value for name, value in classification_metrics(label, probability, classes).items()}
+        table, label, probability = read_predictions(self.folder / "predictions/test.csv", classes)
+        self.intervals = bootstrap_intervals(label, probability, table["lesion_id"].to_numpy(), classes)
+        self.intervals.to_csv(self.folder / "intervals.csv", index=False)
+        values = self.intervals.set_index("metric")["value"].astype(float)
+        test = {f"test/{name}": float(value) for name, value in values.items()}
+        run.log_metrics(
+            {name: value for name, value in {**best, **test, "best_epoch": best_epoch}.items() if np.isfinite(value)}
+        )
+
+        folder = self.folder / "figures"
+        folder.mkdir(exist_ok=True)
+        curves = figures.learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
+        figures.save(curves, folder / "learning_curves.png")
+        for name, draw in figures.FIGURES.items():
+            figure = draw(label, probability, classes, title=f"{self.title} · test", note=self.note)
+            figures.save(figure, folder / f"{name}.png")
+        for name in ("epochs.csv", "intervals.csv", tracking.BEST_CHECKPOINT):
+            run.log_file(name)
+        for name in ("predictions", "figures"):
+            run.client.log_artifacts(run.run_id, str(self.folder / name), name)
+        self._log_model(run)
+
+    def _log_model(self, run: tracking.Run) -> None:
+        size = self.experiment.data.size
+        output = Schema([ColSpec("double", f"p_{name}") for name in self.data.classes])
+        signature = ModelSignature(Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))]), output)
+        # grey, not a real image: the data may be under a licence that the run's readers do not hold
+        example = np.full((1, 3, size, size), 0.5, dtype=np.float32)
+        artifacts = {
+            "config": self.folder / "config.yaml",
+            "classes": self.folder / "classes.json",
+            "checkpoint": self.folder / tracking.BEST_CHECKPOINT,
+        }
+        mlflow.pyfunc.log_model(
+            name="model", python_model=serving.__file__, artifacts={name: str(path) for name, path in artifacts.items()},
+            signature=signature, input_example=example, pip_requirements=tracking.model_requirements(),
+        )  # fmt: skip
+
+    def report(self) -> None:
+        """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""
+        if not self.run_id:
+            return
+        shown = {
+            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/accuracy": "accuracy",
+            "val/balanced_accuracy": "balanced accuracy", "val/auroc_macro": "AUROC", "epoch_seconds": "time (s)",
+        }  # fmt: skip
+        rows = [
+            [
+                f"{value:.0f}" if name == "epoch" else f"{value:.1f}" if name == "epoch_seconds" else f"{value:.4f}"
+                for name, value in row.items()
+            ]
+            for row in self.epochs[list(shown)].to_dict("records")
+        ]
+        self.console.print(make_table("epochs", list(shown.values()), rows))
+        rows = [
+            [
+                row["metric"],
+                f"{row['value']:.3f}",
+                f"{row['low']:.3f} – {row['high']:.3f}" if np.isfinite(row["low"]) else "–",
+            ]
+            for row in self.intervals.astype({"value": float, "low": float, "high": float}).to_dict("records")
+        ]
+        test = self.data.rows("test")
+        title = f"test: {self.title}" + (" — SYNTHETIC DATA, no medical meaning" if self.note else "")
+        caption = f"{len(test)} images, {test['lesion_id'].nunique()} lesions; intervals: bootstrap over lesions, 2,000 resamples"
+        self.console.print(make_table(title, ["metric", "value", "95 % interval"], rows, caption))
+        uri = f" --tracking.uri {self.uri}" if self.experiment.tracking.uri else ""
+        self.console.print(f"run {self.run_id} in {self.uri}\nbrowse it: python -m skincancer.ui{uri}", markup=False)
+        if self.data.entry.synthetic:
+            self.console.print(
+                "These images are drawn. For real ones: python -m skincancer.prepare ham10000 says how to get them; then "
+                f"python -m skincancer.fit --experiment {self.experiment.name} --data.dataset ham10000 --data.root FOLDER",
+                markup=False,
+            )
+
+
+class _FolderSource(DatasetSource):
+    """Where the images lie: a folder of this machine; MLflow's own local source would try to read it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "folder"
+
+    def load(self, **kwargs: Any) -> str:
+        """Return the folder."""
+        return self.folder
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return False
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> _FolderSource:
+        return cls(str(raw_source))
+
+    def to_dict(self) -> dict[str, str]:
+        """Return primitives."""
+        return {"folder": self.folder}
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[str, str]) -> _FolderSource:
+        """Rebuild from primitives."""
+        return cls(source_dict["folder"])

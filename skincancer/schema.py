@@ -1,0 +1,238 @@
+"""What an experiment consists of: frozen dataclasses, one per section, and the checks that need no data and no torch.
+
+Every field is a key of an experiment file and a dotted flag (`--data.split 70:30`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from skincancer.images.policies import AugmentConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, in which roles, at which size.
+
+    Args:
+        dataset: a name from the catalog (`python -m skincancer.prepare --list`)
+        root: folder that holds the data set; default $SKINCANCER_DATA/<dataset>, then data/<dataset>
+        split: train:test in percent (80:20), fold:i/k, or official (the publisher's parts)
+        split_seed: the only seed of the split
+        target: diagnosis (the data set's classes) or malignancy (benign or malignant)
+        malignant: classes that count as malignant where the catalog does not know
+        balance: none, undersample, oversample or class_weights; on the training part alone
+        balance_fixed: undersampling keeps one subset instead of drawing anew each epoch
+        class_weight_power: class weights are proportional to (images of the class)^-power; 0.5 is the square root
+        groups: CSV of image_id,group that merges lesions found to be the same
+        leaks: what to do when a known lesion is on two sides of the publisher's parts: stop, drop_from_train or allow
+        size: side of the square network input, pixels
+        resize: stretch, pad or crop to the square
+        batch_size: images per step and device
+        workers: loader processes; the store is memory-mapped, so 0 is fast on a CPU
+        skip_bad: leave unreadable images out and record them instead of stopping
+    """
+
+    dataset: str = "demo"
+    root: str | None = None
+    split: str = "80:20"
+    split_seed: int = 0
+    target: Literal["diagnosis", "malignancy"] = "diagnosis"
+    malignant: list[str] = field(default_factory=list)
+    balance: str = "none"
+    balance_fixed: bool = False
+    class_weight_power: float = 1.0
+    groups: str | None = None
+    leaks: Literal["stop", "drop_from_train", "allow"] = "stop"
+    size: int = 224
+    resize: Literal["stretch", "pad", "crop"] = "stretch"
+    batch_size: int = 32
+    workers: int = 0
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The training loss, on logits.
+
+    Args:
+        name: cross_entropy or focal
+        label_smoothing: share of the target spread over all classes, 0 to below 1 (cross_entropy only)
+        gamma: focusing exponent of the focal loss
+    """
+
+    name: str = "cross_entropy"
+    label_smoothing: float = 0.0
+    gamma: float = 2.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser.
+
+    Args:
+        name: adam, adamw or sgd
+        lr: learning rate (the peak, where the schedule has one)
+        weight_decay: decoupled for adamw, L2 for adam and sgd
+        momentum: of sgd
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the run.
+
+    Args:
+        name: constant, cosine (with linear warm-up), one_cycle or step
+        warmup_epochs: length of cosine's linear warm-up; may be a fraction
+        step_epochs: epochs between two steps of step
+        gamma: factor of each step
+    """
+
+    name: str = "constant"
+    warmup_epochs: float = 0.0
+    step_epochs: int = 10
+    gamma: float = 0.1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, and how it learns.
+
+    Args:
+        backbone: any timm model name
+        weights: auto (ImageNet if it can be had), imagenet (or stop), none, a file, or run:RUN_ID
+        dropout: probability before the classifying layer
+        head: softmax, or sigmoid (one logit) for two classes
+        head_hidden: units of a hidden layer before the classifying one; 0 for none
+        freeze: none, all (everything but the head), or the number of first stages; BatchNorm statistics with them
+        unfreeze_epoch: epoch, counted from 0, from which everything learns
+        loss: the training loss
+        optimizer: the optimiser
+        schedule: the learning rate over the run
+        channels_last: NHWC memory format
+        compile: torch.compile
+    """
+
+    backbone: str = "tf_efficientnet_lite0"
+    weights: str = "auto"
+    dropout: float = 0.0
+    head: Literal["softmax", "sigmoid"] = "softmax"
+    head_hidden: int = 0
+    freeze: int | str = "none"
+    unfreeze_epoch: int | None = None
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    channels_last: bool = True
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What chooses the best epoch and when to stop.
+
+    Args:
+        monitor: val/<metric> (maximised) or val/loss (minimised); chooses the best checkpoint
+        patience: epochs without improvement of the monitor before stopping early; 0 never stops early
+        ema_decay: decay per step of an exponential moving average of the weights, which is then validated and saved; 0 for none
+    """
+
+    monitor: str = "val/balanced_accuracy"
+    patience: int = 0
+    ema_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Arguments of Lightning's Trainer, under their own names.
+
+    Args:
+        max_epochs: epochs
+        accelerator: auto, cpu, gpu, mps …
+        devices: how many, or "auto" for all
+        num_nodes: machines
+        strategy: auto, ddp …
+        precision: 32, bf16-mixed or 16-mixed
+        accumulate_grad_batches: batches per optimiser step
+        gradient_clip_val: clip the gradient's norm (or value) at this
+        gradient_clip_algorithm: norm or value
+        limit_train_batches: batches (int) or share (float) of an epoch
+        limit_val_batches: batches (int) or share (float) of the validation part
+        limit_test_batches: batches (int) or share (float) of the test part
+        deterministic: only deterministic algorithms
+        benchmark: let cuDNN search for the fastest kernels
+        sync_batchnorm: BatchNorm over all devices
+        log_every_n_steps: how often train/loss_step is logged and the loss checked for NaN
+    """
+
+    max_epochs: int = 20
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: int | str = "32"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+    limit_test_batches: int | float = 1.0
+    deterministic: bool = False
+    benchmark: bool = False
+    sync_batchnorm: bool = False
+    log_every_n_steps: int = 50
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where the run is written.
+
+    Args:
+        uri: MLflow tracking URI; default $MLFLOW_TRACKING_URI, then mlruns/mlflow.db of the project
+        system_metrics: log CPU, GPU and memory use
+    """
+
+    uri: str | None = None
+    system_metrics: bool = True
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, complete: what `config.yaml` of a run holds.
+
+    Args:
+        name: the experiment's name
+        description: one line: what it is and where its recipe comes from
+        task: classification
+        seed: drives training (initial weights, order, dropout, augmentation), never the split
+        data: which images
+        augment: random changes to training images
+        model: the network and how it learns
+        training: what chooses the best epoch
+        trainer: arguments of Lightning's Trainer
+        tracking: where the run is written
+        search: space of a sweep: dotted key to {low, high, log} or {choices}
+    """
+
+    name: str = "custom"
+    description: str = ""
+    task: Literal["classification"] = "classification"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    search: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the experiment as nested dicts of primitives."""
+        return asdict(self)

@@ -1,0 +1,387 @@
+"""Everything MLflow: where the store is, a run's life from start to end, what it logs, resuming, reaping.
+
+A run's end is said once, here: FINISHED after its last artifact, FAILED with the reason, or KILLED on SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+from filelock import FileLock
+from mlflow.entities import Metric, RunStatus
+from mlflow.entities import Run as MlflowRun
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from skincancer.errors import RunError, SkinCancerError
+from skincancer.paths import sqlite_path, tracking_uri, work_root
+
+HEARTBEAT_SECONDS = 30.0
+CHECKPOINTS = "checkpoints"
+LAST_CHECKPOINT = f"{CHECKPOINTS}/last.ckpt"
+BEST_CHECKPOINT = f"{CHECKPOINTS}/best.ckpt"
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived; `exit_code` is what a shell expects (130 or 143).
+
+    A BaseException, so that no library takes it for an error of its own; Lightning would end a KeyboardInterrupt with exit code 1.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
+@contextlib.contextmanager
+def signals_as_interrupts() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into `Interrupted`; later ones are ignored, so that the end can be written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def handle(signum: int, _: Any) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise Interrupted(signum)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def connect(uri: str | None) -> MlflowClient:
+    """Open the tracking store, creating it where it is a local SQLite file, and return a client.
+
+    Args:
+        uri: as `--tracking.uri`; None takes $MLFLOW_TRACKING_URI, then the project's `mlruns/mlflow.db`.
+
+    Raises:
+        RunError: the store cannot be opened.
+    """
+    uri = tracking_uri(uri)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
+    mlflow.set_tracking_uri(uri)
+    database = sqlite_path(uri)
+    try:
+        if database is None:
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
+            return client
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{database}.lock"):  # two first creations at once corrupt each other's migrations
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
+        return client
+    except (MlflowException, OSError) as error:
+        raise RunError(f"the tracking store {uri} cannot be opened: {error}. Check --tracking.uri.") from error
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Return the id of the MLflow experiment `name`, creating it with artifacts beside a SQLite database."""
+    database = sqlite_path(client.tracking_uri)
+    lock: Any = FileLock(f"{database}.lock") if database else contextlib.nullcontext()
+    with lock:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = (database.parent / "artifacts" / name).as_uri() if database else None
+            return client.create_experiment(name, artifact_location=location)
+        if found.lifecycle_stage == "deleted":
+            raise RunError(
+                f"the MLflow experiment {name!r} is deleted; restore it (mlflow experiments restore) or use another store"
+            )
+        return found.experiment_id
+
+
+def owner_tags() -> dict[str, str]:
+    """Return the tags that say which process owns a run: host, pid, process start, boot id."""
+    return {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "process_start": f"{psutil.Process().create_time():.2f}",
+        "boot_id": _boot_id(),
+    }
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{psutil.boot_time():.0f}"
+
+
+def owner_alive(tags: Mapping[str, str]) -> bool | None:
+    """Say whether the process that owns a run lives; None where this machine cannot know (other host, or since rebooted)."""
+    if tags.get("host") != socket.gethostname() or tags.get("boot_id") != _boot_id():
+        return None
+    try:
+        started = psutil.Process(int(tags["pid"])).create_time()
+    except (psutil.Error, KeyError, ValueError):
+        return False
+    return f"{started:.2f}" == tags.get("process_start")
+
+
+def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[str]:
+    """Close runs whose process is gone, as KILLED, and return their ids.
+
+    Args:
+        client: an open store.
+        older_than_hours: also close runs of other hosts or boots whose last heartbeat is older than this; None leaves them.
+    """
+    closed = []
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    token = None
+    running: list[MlflowRun] = []
+    while True:
+        page = client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=500, page_token=token)
+        running += [run for run in page if "process_start" in run.data.tags]
+        token = page.token
+        if not token:
+            break
+    for run in running:
+        alive = owner_alive(run.data.tags)
+        reason = "its process is gone"
+        if alive is None and older_than_hours is not None:
+            silent = _silent_hours(run)
+            alive = silent < older_than_hours
+            reason = f"no heartbeat for {silent:.1f} hours"
+        if alive is False:
+            client.set_tag(run.info.run_id, "status_reason", f"reaped: {reason}")
+            client.set_terminated(run.info.run_id, "KILLED")
+            closed.append(run.info.run_id)
+    return closed
+
+
+def _silent_hours(run: MlflowRun) -> float:
+    heartbeat = run.data.tags.get("heartbeat")
+    last = datetime.fromisoformat(heartbeat).timestamp() if heartbeat else run.info.start_time / 1000
+    return (time.time() - last) / 3600
+
+
+def git_tags() -> dict[str, str]:
+    """Return commit and dirty flag of the checkout that this package runs from; empty strings outside one."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    # `status` of an unrelated repository around site-packages would be misleading
+    if commit is None or git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is None:
+        return {"git_commit": "", "git_dirty": ""}
+    return {"git_commit": commit, "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
+
+
+def short_digest(text: str) -> str:
+    """Return 16 hex digits of a text's sha256, as MLflow's dataset digests go."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def model_requirements() -> list[str]:
+    """Return the versions that a logged model needs; given outright, since MLflow's own inference imports the model twice."""
+    return [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "timm", "pytorch-lightning", "mlflow", "numpy", "pandas")
+    ]
+
+
+def environment_text() -> str:
+    """Return Python, platform and every installed distribution with its version, one a line."""
+    names = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    packages = [f"{name}=={version}" for name, version in sorted(names.items(), key=lambda item: item[0].lower())]
+    return "\n".join([f"# Python {platform.python_version()}, {platform.platform()}", *packages]) + "\n"
+
+
+@dataclass
+class Run:
+    """A run that is being written. `folder` is its own working folder, kept until the run has FINISHED."""
+
+    client: MlflowClient
+    run_id: str
+    experiment_id: str
+    folder: Path
+    resumed: bool = False
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where the resume point lies."""
+        return self.folder / LAST_CHECKPOINT
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log flat params; on a resumed run only those that are not there yet (MLflow's params never change)."""
+        known = self.client.get_run(self.run_id).data.params
+        for name, value in params.items():
+            if name not in known:
+                self.client.log_param(self.run_id, name, value)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics at one step (an epoch, 1-based, where they belong to one) in one call."""
+        now = int(time.time() * 1000)
+        batch = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        self.client.log_batch(self.run_id, metrics=batch)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        for name, value in tags.items():
+            self.client.set_tag(self.run_id, name, value)
+
+    def log_file(self, name: str) -> None:
+        """Log the file `name` (a path relative to the run's folder) as the artifact of the same name."""
+        parent = str(Path(name).parent)
+        self.client.log_artifact(self.run_id, str(self.folder / name), None if parent == "." else parent)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file into the run's folder and log it."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        self.log_file(name)
+
+    def _beat(self) -> None:
+        # a heartbeat is for those who look from other hosts: a failing one must not end the run
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(MlflowException, OSError):
+                self.client.set_tag(self.run_id, "heartbeat", _now())
+
+    def _end(self, status: str, reason: str) -> None:
+        self._stop.set()
+        self.set_tags({"status_reason": reason, "heartbeat": _now()})
+        mlflow.end_run(status)  # stops the system metrics thread, then writes the status
+        if status == RunStatus.to_string(RunStatus.FINISHED):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def start_run(
+    client: MlflowClient,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    *,
+    system_metrics: bool = True,
+    resume: str | None = None,
+) -> Iterator[Run]:
+    """Start a run (or go on with one), and write down what became of it when the block ends.
+
+    Args:
+        client: an open store.
+        experiment: name of the MLflow experiment.
+        name: the run's name.
+        tags: the run's tags, `kind` among them.
+        system_metrics: log CPU, memory and GPU use.
+        resume: id of an interrupted run to go on with, already checked by `check_resumable`.
+
+    Yields:
+        The run. At the end it is FINISHED; FAILED, with the error as `status_reason`, if the block raised; KILLED if interrupted.
+    """
+    number = experiment_id(client, experiment)
+    all_tags = {**tags, **owner_tags(), "heartbeat": _now(), "status_reason": ""}
+    if system_metrics:
+        mlflow.set_system_metrics_sampling_interval(10)
+    active = mlflow.start_run(
+        run_id=resume,
+        experiment_id=None if resume else number,
+        run_name=None if resume else name,
+        log_system_metrics=system_metrics,
+    )
+    run_id = active.info.run_id
+    run = Run(
+        client, run_id, active.info.experiment_id, work_root(client.tracking_uri) / run_id, resumed=resume is not None
+    )
+    beat = threading.Thread(target=run._beat, name="heartbeat", daemon=True)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.set_tags({**all_tags, "work_folder": str(run.folder)})
+        beat.start()
+        yield run
+    except Interrupted as interrupt:
+        run._end("KILLED", f"interrupted by {interrupt}")
+        raise
+    except BaseException as error:
+        text = str(error) if isinstance(error, SkinCancerError) else f"{type(error).__name__}: {error}"
+        run._end("FAILED", text[:4000])
+        raise
+    else:
+        run._end("FINISHED", "")
+
+
+def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
+    """Return the run that `--resume` names, or say why it cannot be gone on with.
+
+    Raises:
+        RunError: unknown, already finished, or owned by a process that lives or may live.
+    """
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise RunError(f"--resume {run_id}: there is no such run in {client.tracking_uri}") from error
+    if run.info.status == "FINISHED":
+        raise RunError(f"--resume {run_id}: this run is FINISHED; there is nothing to go on with")
+    if run.data.tags.get("kind") not in ("fit", "trial"):
+        raise RunError(
+            f"--resume {run_id}: this run is of kind {run.data.tags.get('kind')!r}; only fits can be resumed"
+        )
+    if run.info.status == "RUNNING":
+        alive = owner_alive(run.data.tags)
+        owner = f"process {run.data.tags.get('pid')} on {run.data.tags.get('host')}"
+        if alive:
+            raise RunError(f"--resume {run_id}: this run is still being written by {owner}; stop it first")
+        if alive is None:
+            raise RunError(
+                f"--resume {run_id}: this run is RUNNING, owned by {owner}, which cannot be seen from here. If that "
+                "process is gone, close the run with `python -m skincancer.fit --reap --older-than 0h` and resume then."
+            )
+    folder = run.data.tags.get("work_folder", "")
+    if not Path(folder).is_dir():
+        raise RunError(
+            f"--resume {run_id}: its working folder {folder or '(none)'} is not on this machine; resume where it ran"
+        )
+    return run
+
+
+def download(client: MlflowClient, run_id: str, name: str, folder: Path) -> Path:
+    """Fetch the artifact `name` of a run into `folder` and return its path.
+
+    Raises:
+        RunError: the run or the artifact does not exist.
+    """
+    try:
+        return Path(client.download_artifacts(run_id, name, str(folder)))
+    except (MlflowException, OSError) as error:
+        raise RunError(f"run {run_id} in {client.tracking_uri} has no artifact {name!r}: {error}") from error
