@@ -158,7 +158,12 @@ def _allowed(key: str) -> str:
 def build_parser(prog: str, description: str) -> ArgumentParser:
     """Return a parser that takes `--experiment` and every key of the schema as a dotted flag."""
     parser = ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, allow_abbrev=False, default_env=False
+        prog=prog,
+        usage="%(prog)s --experiment NAME [--KEY VALUE …]",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
     )
     parser.add_argument("--experiment", type=str, help="a shipped experiment's name (--list) or a path to a YAML file")
     parser.add_argument("--list", action="store_true", help="list the shipped experiments and stop")

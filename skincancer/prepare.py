@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,9 +36,9 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
         data = prepare_data(experiment.data, bars)
     index, entry = data.index, data.entry
     usable = index[index["width"] > 0]
-    sizes = usable.groupby(["width", "height"]).size().sort_values(ascending=False)
-    shown = ", ".join(f"{width}×{height} ({count})" for (width, height), count in list(sizes.items())[:4])
-    facts = [
+    sizes = Counter(zip(usable["width"], usable["height"], strict=True)).most_common()
+    shown = ", ".join(f"{width}×{height} ({count})" for (width, height), count in sizes[:4])
+    facts: list[list[object]] = [
         ["folder", data.root],
         ["images", f"{len(index)}, of which {len(data.store.bad)} cannot be read"],
         ["lesions", index["lesion_id"].nunique()],
@@ -48,7 +49,7 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
         ["citation", entry.citation],
     ]
     console.print(make_table(entry.title, ["", "found"], facts))
-    rows = []
+    rows: list[list[object]] = []
     for diagnosis, part in index.groupby("diagnosis"):
         counts = [int((part["role"] == role).sum()) for role in ROLES]
         rows.append([diagnosis, len(part), part["lesion_id"].nunique(), *counts])
@@ -73,7 +74,10 @@ def show_augment(data: PreparedData, experiment: Experiment, path: Path) -> Path
     first_of_class = train.drop_duplicates("label").sort_values("label")
     chosen = list(first_of_class.index) + [row for row in train.index if row not in first_of_class.index]
     rows = np.array(chosen[:SHOWN_IMAGES])
-    titles = [f"{data.index.at[row, 'image_id']} ({data.index.at[row, 'diagnosis']})" for row in rows]
+    picked = data.index.loc[rows]
+    titles = [
+        f"{image_id} ({diagnosis})" for image_id, diagnosis in zip(picked["image_id"], picked["diagnosis"], strict=True)
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     return augment_sheet(data.store.images[rows], experiment.augment, path, titles, seed=experiment.seed)
 

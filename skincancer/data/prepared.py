@@ -58,7 +58,8 @@ def locate(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dat
     if entry.name != "demo":
         return entry, find_root(entry, config.root, data_folder())
     root = Path(config.root) if config.root else demo.default_root(cache_folder())
-    demo.draw(root, progress=progress("drawing the demo") if progress else None)
+    if not (root / "metadata.csv").is_file():  # a drawn folder appears whole; one of other lesions is as good
+        demo.draw(root, progress=progress("drawing the demo") if progress else None)
     return entry, root
 
 

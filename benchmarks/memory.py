@@ -1,0 +1,127 @@
+"""Peak memory of a whole `python -m skincancer.fit` process at several numbers of images, in turns (Linux).
+
+    python benchmarks/memory.py --dataset ham10000 --root FOLDER --counts 2000 10015
+
+One epoch over all batches, validation and test, on a tiny backbone at 64 px, so that every image is touched; the store is
+built beforehand. Polled from outside: RssAnon is what the process needs; RssFile is what it has mapped of files, the
+store among them, which the kernel drops whenever memory is wanted elsewhere. Both peaks are given for the whole process, RssAnon
+also up to the test's predictions: the bootstrap and the figures that follow grow with the test part, not with the store.
+
+Where a data set has fewer images than asked for, images repeat, each time under an id, and in a row of the store, of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from side_by_side import machine, spread
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))  # runs from a checkout that is not installed
+
+from skincancer.data.index import image_root, load_index
+from skincancer.data.prepared import locate
+from skincancer.schema import DataConfig
+
+POLL_SECONDS = 0.02
+FIELDS = ("RssAnon", "RssFile")
+TRAINING = "RssAnon until tested"
+
+
+def write_table(dataset: str, root: str | None, count: int, folder: Path) -> None:
+    """Make a `csv` data set of so many images, which lie where they are: the folder holds a link to them."""
+    entry, place = locate(DataConfig(dataset=dataset, root=root))
+    index, _ = load_index(entry, place)
+    folder.mkdir()
+    (folder / "images").symlink_to(image_root(place).absolute(), target_is_directory=True)
+    order = np.random.default_rng(0).permutation(len(index))
+    position = np.arange(count)
+    table = index.iloc[order[position % len(index)]].reset_index(drop=True)
+    copy = pd.Series(position // len(index)).astype(str)
+    table = table.assign(
+        image_id=table["image_id"] + "_" + copy,
+        lesion_id=table["lesion_id"] + "_" + copy,
+        image="images/" + table["image"],
+    )
+    table[["image_id", "image", "diagnosis", "lesion_id"]].to_csv(folder / "index.csv", index=False)
+
+
+def read_memory(pid: int) -> dict[str, float]:
+    """Return the resident memory of a process by kind, MB; empty once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    values = dict(line.split(":", 1) for line in lines)
+    return {name: int(values[name].split()[0]) / 1e3 for name in FIELDS if name in values}
+
+
+def peaks(flags: list[str], environment: dict[str, str], runs: Path) -> dict[str, float]:
+    """Run fit to its end, and return the peak of each kind of memory, MB."""
+    command = [sys.executable, "-m", "skincancer.fit", *flags]
+    highest = dict.fromkeys((*FIELDS, TRAINING), 0.0)
+    tested = False
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, env=environment, cwd=CHECKOUT, stdout=output, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            tested = tested or any(runs.glob("work/*/predictions/test.csv"))
+            now = read_memory(process.pid)
+            for name, value in now.items():
+                highest[name] = max(highest[name], value)
+            if not tested:
+                highest[TRAINING] = max(highest[TRAINING], now.get("RssAnon", 0.0))
+            time.sleep(POLL_SECONDS)
+        output.seek(0)
+        if process.returncode or not tested:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{output.read().decode()}")
+    return highest
+
+
+def main() -> None:
+    """Measure and print a line a number of images."""
+    parser = argparse.ArgumentParser(description="Peak memory of fit by number of images.", allow_abbrev=False)
+    parser.add_argument("--dataset", default="demo", help="a name from the catalog")
+    parser.add_argument("--root", help="its folder; the demo needs none")
+    parser.add_argument("--counts", type=int, nargs="+", default=[2000, 10015], help="numbers of images")
+    parser.add_argument("--size", type=int, default=64, help="side in pixels")
+    parser.add_argument("--backbone", default="test_efficientnet", help="any timm name")
+    parser.add_argument("--rounds", type=int, default=3, help="whole runs at each number of images")
+    given = parser.parse_args()
+
+    print(f"{machine()}; {given.dataset} at {given.size} px, {given.backbone}, one epoch; MB, median (min–max)")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        environment = {**os.environ, "SKINCANCER_CACHE": f"{folder}/cache"}
+        flags: dict[int, list[str]] = {}
+        for count in given.counts:
+            place = folder / str(count)
+            write_table(given.dataset, given.root, count, place)
+            data = [f"--data.root={place}", f"--data.size={given.size}"]
+            prepare = [sys.executable, "-m", "skincancer.prepare", "csv", *data]
+            subprocess.run(prepare, env=environment, cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
+            flags[count] = [
+                "--experiment=efficientnet_lite0", "--data.dataset=csv", *data, "--data.batch_size=64",
+                f"--model.backbone={given.backbone}", "--model.weights=none", "--trainer.max_epochs=1",
+                "--trainer.accelerator=cpu", "--tracking.system_metrics=false",
+            ]  # fmt: skip
+        measured: dict[int, list[dict[str, float]]] = {count: [] for count in given.counts}
+        for number in range(given.rounds):
+            for count in given.counts:
+                runs = folder / f"runs-{count}-{number}"  # one run each, so that one's files do not stand for another's
+                uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{runs}/mlflow.db"}
+                measured[count].append(peaks(flags[count], {**environment, **uri}, runs))
+    for count, results in measured.items():
+        shown = ", ".join(f"{name} {spread([result[name] for result in results], 0)}" for name in (TRAINING, *FIELDS))
+        print(f"{count:>7,} images, {count * given.size**2 * 3 / 1e6:,.0f} MB in the store: {shown}")
+
+
+if __name__ == "__main__":
+    main()

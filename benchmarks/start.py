@@ -1,0 +1,115 @@
+"""Seconds from the command to the first optimiser step on the demo, and of `--help` and of a config error, in turns.
+
+    python benchmarks/start.py
+
+`prepared` has the demo drawn, its store built and a run store that is in use; `unprepared` has none of the three, as on a bare
+machine. The import of torch, pytorch_lightning and mlflow alone is measured beside them: no training starts in less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from side_by_side import in_turns, machine, ratios, spread
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+IMPORTS = "import torch, pytorch_lightning, mlflow"
+
+# fit as it is, and one callback more, which tells the time after the first optimiser step and ends the process
+FIRST_STEP = """
+import os, sys, time
+from skincancer import fit
+
+build_task = fit.build_task
+
+def with_clock(*arguments):
+    import pytorch_lightning as pl
+    from skincancer import training
+
+    class FirstStep(pl.Callback):
+        def on_train_batch_end(self, *arguments):
+            print("first step at", time.time(), flush=True)
+            os._exit(0)
+
+    build_trainer = training.build_trainer
+
+    def build(*arguments, **options):
+        trainer = build_trainer(*arguments, **options)
+        trainer.callbacks.append(FirstStep())
+        return trainer
+
+    training.build_trainer = build
+    return build_task(*arguments)
+
+fit.build_task = with_clock
+sys.exit(fit.main(sys.argv[1:]))
+"""
+
+
+def run(arguments: list[str], environment: dict[str, str], expected: int = 0) -> tuple[float, float, str]:
+    """Run Python to its end; return when it started and ended, and what it printed."""
+    start = time.time()
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    end, printed = time.time(), done.stdout.decode()
+    if done.returncode != expected:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode} instead of {expected}:\n{printed}")
+    return start, end, printed
+
+
+def whole(arguments: list[str], environment: dict[str, str], expected: int = 0) -> float:
+    """Return the seconds that Python runs."""
+    start, end, _ = run(arguments, environment, expected)
+    return end - start
+
+
+def first_step(arguments: list[str], folder: Path) -> float:
+    """Return the seconds from the command to the end of the first optimiser step, cache and run store in `folder`."""
+    environment = {
+        **os.environ, "SKINCANCER_CACHE": f"{folder}/cache", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns/mlflow.db",
+    }  # fmt: skip
+    start, _, printed = run(["-c", FIRST_STEP, *arguments], environment)
+    if "first step at" not in printed:
+        raise SystemExit(f"fit ended before its first optimiser step:\n{printed}")
+    return float(printed.rsplit("first step at", 1)[1]) - start
+
+
+def main() -> None:
+    """Measure and print a line each."""
+    parser = argparse.ArgumentParser(description="Seconds to the first optimiser step.", allow_abbrev=False)
+    parser.add_argument("--experiment", default="densenet169_undersample", help="that of the README's first command")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each, after one that warms up")
+    parser.add_argument("flags", nargs="*", help="more flags for fit, after --: -- --model.weights none")
+    given = parser.parse_args()
+    fit = [f"--experiment={given.experiment}", *given.flags]
+
+    print(f"{machine()}; {' '.join(fit)}; seconds, median (min–max)")
+    environment = dict(os.environ)
+    with tempfile.TemporaryDirectory() as kept:
+
+        def unprepared() -> float:
+            with tempfile.TemporaryDirectory() as folder:
+                return first_step(fit, Path(folder))
+
+        work = {
+            "imports alone": lambda: whole(["-c", IMPORTS], environment),
+            "--help": lambda: whole(["-m", "skincancer.fit", "--help"], environment),
+            "config error": lambda: whole(["-m", "skincancer.fit", *fit, "--data.sise=64"], environment, expected=2),
+            "first step, prepared": lambda: first_step(fit, Path(kept)),
+            "first step, unprepared": unprepared,
+        }
+        result = in_turns(work, given.rounds)
+    for name, seconds in result.items():
+        share = ratios(seconds, result["imports alone"])
+        print(f"{name:<24}{spread(seconds, 2):>24}   {spread(share, 2)} of the imports")
+
+
+if __name__ == "__main__":
+    main()

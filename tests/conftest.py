@@ -1,0 +1,78 @@
+"""Shared fixtures: every test has its own store and cache; tiny demo data are drawn once a session."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY_LESIONS = {"akiec": 5, "bcc": 5, "bkl": 5, "df": 5, "mel": 5, "nv": 8, "vasc": 5}
+
+# a whole fit in seconds: a small backbone, two epochs, tiny images
+TINY_FIT = [
+    "--model.backbone=test_efficientnet",
+    "--model.weights=none",
+    "--data.size=32",
+    "--data.batch_size=8",
+    "--trainer.max_epochs=2",
+    "--trainer.accelerator=cpu",
+    "--tracking.system_metrics=false",
+]
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that lives as long as the session: stores are built once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn demo of a few lesions a class: the root folder."""
+    from skincancer.data import demo
+
+    root = tmp_path_factory.mktemp("demo") / "tiny"
+    demo.draw(root, lesions=TINY_LESIONS)
+    return root
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs: creating one takes seconds, copying it nothing."""
+    from skincancer.tracking import connect
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture
+def new_store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """A maker of stores: `new_store(name)` makes one in the test's folder and makes it the current one."""
+
+    def make(name: str) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(empty_store, folder / "mlflow.db")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        return f"sqlite:///{folder}/mlflow.db"
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def places(session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point the three environment variables at temporary folders; return the folder of the run store.
+
+    The store is made at its first use; `store` gives one that is there already.
+    """
+    monkeypatch.setenv("SKINCANCER_CACHE", str(session_cache))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    monkeypatch.delenv("SKINCANCER_DATA", raising=False)
+    return tmp_path / "mlruns"
+
+
+@pytest.fixture
+def store(new_store: Callable[[str], str]) -> str:
+    """The URI of an empty store, which is the current one."""
+    return new_store("mlruns")

@@ -1,0 +1,348 @@
+"""A whole fit: the run contract, repetition, resuming, and every way of ending."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY_FIT
+from sklearn import metrics as sklearn_metrics
+
+from skincancer import fit, tracking, training
+from skincancer.tracking import connect
+
+
+def arguments(root: Path, *more: str) -> list[str]:
+    return ["--experiment=densenet169_undersample", f"--data.root={root}", *TINY_FIT, *more]
+
+
+def run_fit(root: Path, *more: str) -> mlflow.entities.Run:
+    """Fit in this process and return the run."""
+    assert fit.main(arguments(root, *more)) == 0
+    return only_run()
+
+
+def only_run() -> mlflow.entities.Run:
+    runs = all_runs()
+    assert len(runs) == 1
+    return runs[0]
+
+
+def all_runs() -> list[mlflow.entities.Run]:
+    client = connect(None)
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"]))
+
+
+def artifact(run: mlflow.entities.Run, name: str) -> Path:
+    return Path(connect(None).download_artifacts(run.info.run_id, name))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_demo, session_cache, tmp_path_factory):
+    """One finished run that several tests look at."""
+    store = tmp_path_factory.mktemp("finished") / "mlruns"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKINCANCER_CACHE", str(session_cache))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
+        run = run_fit(tiny_demo)
+        yield run, f"sqlite:///{store}/mlflow.db"
+
+
+@pytest.fixture
+def contract(finished, monkeypatch):
+    run, uri = finished
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return run
+
+
+def test_run_is_named_tagged_and_finished(contract):
+    assert contract.info.status == "FINISHED"
+    assert contract.info.run_name == "densenet169_undersample 80:20 s0"
+    tags = contract.data.tags
+    assert tags["kind"] == "fit"
+    assert tags["synthetic"] == "true"
+    assert tags["status_reason"] == ""
+    for name in ("git_commit", "git_dirty", "groups_hash"):
+        assert name in tags
+    for name in ("split_hash", "index_hash", "host", "pid", "process_start", "boot_id", "heartbeat"):
+        assert tags[name]
+    assert not Path(tags["work_folder"]).exists(), "the working folder of a finished run is removed"
+
+
+def test_params_name_what_runs_are_grouped_by(contract):
+    params = contract.data.params
+    expected = {
+        "experiment": "densenet169_undersample", "task": "classification", "dataset": "demo", "target": "diagnosis",
+        "split": "80:20", "split_seed": "0", "seed": "0", "backbone": "test_efficientnet", "balance": "undersample",
+        "weights": "random", "size": "32", "resize": "stretch", "batch_size": "8", "max_epochs": "2", "precision": "32",
+        "lr": "0.001", "monitor": "val/balanced_accuracy",
+    }  # fmt: skip
+    assert {name: params[name] for name in expected} == expected
+
+
+def test_metrics_are_those_of_the_stored_predictions(contract):
+    classes = json.loads(artifact(contract, "classes.json").read_text())["classes"]
+    for part, prefix in (("test", "test"), ("val", "best")):
+        table = pd.read_csv(artifact(contract, f"predictions/{part}.csv"))
+        probability = table[[f"p_{name}" for name in classes]].to_numpy()
+        logits = table[[f"logit_{name}" for name in classes]].to_numpy()
+        assert np.allclose(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), probability, atol=1e-7)
+        found = contract.data.metrics
+        accuracy = sklearn_metrics.accuracy_score(table["label"], table["prediction"])
+        balanced = sklearn_metrics.balanced_accuracy_score(table["label"], table["prediction"])
+        auroc = sklearn_metrics.roc_auc_score(table["label"], probability / probability.sum(1, keepdims=True),
+                                              multi_class="ovr", labels=sorted(classes))  # fmt: skip
+        assert found[f"{prefix}/accuracy"] == pytest.approx(accuracy, abs=1e-9)
+        assert found[f"{prefix}/balanced_accuracy"] == pytest.approx(balanced, abs=1e-9)
+        assert found[f"{prefix}/auroc_macro"] == pytest.approx(auroc, abs=1e-7)
+
+
+def test_best_epoch_is_the_one_monitored(contract):
+    epochs = pd.read_csv(artifact(contract, "epochs.csv"))
+    assert list(epochs["epoch"]) == [1, 2]
+    assert contract.data.metrics["best/balanced_accuracy"] == pytest.approx(epochs["val/balanced_accuracy"].max())
+    history = connect(None).get_metric_history(contract.info.run_id, "train/loss")
+    assert [point.step for point in history] == [1, 2]
+    for name in ("epoch_seconds", "images_per_second", "optimizer_steps", "images_seen", "lr"):
+        assert name in contract.data.metrics
+
+
+def test_undersampled_epochs_count_what_was_seen(contract):
+    split = pd.read_csv(artifact(contract, "split.csv"))
+    train = split[split["role"] == "train"]
+    per_epoch = train["diagnosis"].value_counts().min() * 7
+    epochs = pd.read_csv(artifact(contract, "epochs.csv"))
+    assert list(epochs["images_seen"]) == [per_epoch, 2 * per_epoch]
+    assert list(epochs["optimizer_steps"]) == [-(-per_epoch // 8), 2 * -(-per_epoch // 8)]
+
+
+def test_artifacts_inputs_and_split(contract):
+    for name in (
+        "config.yaml", "classes.json", "split.csv", "dropped.csv", "epochs.csv", "intervals.csv", "environment.txt",
+        "predictions/val.csv", "predictions/test.csv", "checkpoints/best.ckpt", "figures/learning_curves.png",
+        "figures/confusion_matrix.png", "figures/roc.png", "figures/precision_recall.png", "figures/reliability.png",
+    ):  # fmt: skip
+        assert artifact(contract, name).stat().st_size > 0, name
+    split = pd.read_csv(artifact(contract, "split.csv"))
+    assert list(split) == ["image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type"]
+    assert (split.groupby("lesion_id")["role"].nunique() == 1).all()
+    test = pd.read_csv(artifact(contract, "predictions/test.csv"))
+    assert set(test["image_id"]) == set(split.loc[split["role"] == "test", "image_id"])
+    contexts = {
+        tag.value for item in contract.inputs.dataset_inputs for tag in item.tags if tag.key == "mlflow.data.context"
+    }
+    assert contexts == {"training", "validation", "test"}
+    digests = {item.dataset.digest for item in contract.inputs.dataset_inputs}
+    assert len(digests) == 3
+
+
+def test_config_artifact_repeats_the_run_bit_for_bit(contract, tmp_path, new_store):
+    config = shutil.copy(artifact(contract, "config.yaml"), tmp_path / "again.yaml")
+    before = torch.load(artifact(contract, "checkpoints/best.ckpt"), weights_only=True)["state_dict"]
+    new_store("again")
+    assert fit.main(["--experiment", str(config)]) == 0
+    again = only_run()
+    assert artifact(again, "config.yaml").read_text() == Path(config).read_text()
+    after = torch.load(artifact(again, "checkpoints/best.ckpt"), weights_only=True)["state_dict"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_logged_model_gives_the_stored_predictions(contract, tiny_demo):
+    from skincancer import config
+    from skincancer.data.prepared import prepare_data
+
+    experiment, _ = config.resolve(str(artifact(contract, "config.yaml")), {})
+    data = prepare_data(experiment.data)
+    rows = data.rows("test").head(5)
+    image = data.store.images[rows.index].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    assert len(contract.outputs.model_outputs) == 1
+    mlflow.set_tracking_uri(connect(None).tracking_uri)
+    model = mlflow.pyfunc.load_model(f"models:/{contract.outputs.model_outputs[0].model_id}")
+    stored = pd.read_csv(artifact(contract, "predictions/test.csv")).set_index("image_id").loc[rows["image_id"]]
+    given = model.predict(image)
+    assert np.allclose(given, stored[given.columns], atol=1e-5)
+
+
+def test_checkpoint_is_slim_and_safe(contract):
+    content = torch.load(artifact(contract, "checkpoints/best.ckpt"), weights_only=True)
+    assert "optimizer_states" not in content
+    assert content["hyper_parameters"]["classes"][0] == "akiec"
+
+
+RESUMED = [
+    "--trainer.max_epochs=3",
+    "--model.dropout=0.5",
+    "--augment.policy=strong",
+    "--model.schedule.name=one_cycle",
+]
+
+
+def keep_last(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    """Copy the resume point of the end, which a finished run does not keep."""
+    export = training.export_best
+
+    def export_and_keep(path: Path) -> None:
+        shutil.copy(path.parent / "last.ckpt", place)
+        export(path)
+
+    monkeypatch.setattr(training, "export_best", export_and_keep)
+
+
+def signal_at_epoch(monkeypatch: pytest.MonkeyPatch, number: int, epoch: int) -> None:
+    """Send this process a signal in the middle of an epoch (from 0), once."""
+    original = training.EpochRecord.on_train_batch_end
+
+    def hook(self, trainer, *rest):
+        original(self, trainer, *rest)
+        if trainer.current_epoch == epoch and self._images >= 16:
+            monkeypatch.setattr(training.EpochRecord, "on_train_batch_end", original)
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(training.EpochRecord, "on_train_batch_end", hook)
+
+
+@pytest.mark.parametrize("ema", ["0.0", "0.9"])
+def test_resumed_run_equals_the_uninterrupted_one(tiny_demo, tmp_path, monkeypatch, new_store, ema):
+    first_store = new_store("first")
+    more = [*RESUMED, f"--training.ema_decay={ema}"]
+    keep_last(monkeypatch, tmp_path / "whole.ckpt")
+    whole = run_fit(tiny_demo, *more)
+
+    second_store = new_store("second")
+    monkeypatch.setattr(training, "export_best", training.export_best)
+    keep_last(monkeypatch, tmp_path / "resumed.ckpt")
+    signal_at_epoch(monkeypatch, signal.SIGTERM, epoch=2)
+    assert fit.main(arguments(tiny_demo, *more)) == 143
+    killed = only_run()
+    assert killed.info.status == "KILLED"
+    assert killed.data.tags["status_reason"] == "interrupted by SIGTERM"
+    assert fit.main(["--resume", killed.info.run_id]) == 0
+    resumed = only_run()
+    assert resumed.info.run_id == killed.info.run_id
+    assert resumed.info.status == "FINISHED"
+
+    one, two = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("whole", "resumed"))
+    assert all(torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
+    assert one["global_step"] == two["global_step"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", first_store)
+    first = artifact(whole, "predictions/test.csv").read_text()
+    epochs = pd.read_csv(artifact(whole, "epochs.csv"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", second_store)
+    assert artifact(resumed, "predictions/test.csv").read_text() == first
+    same = ["epoch", "train/loss", "val/loss", "val/auroc_macro", "optimizer_steps", "images_seen"]
+    pd.testing.assert_frame_equal(pd.read_csv(artifact(resumed, "epochs.csv"))[same], epochs[same], check_exact=True)
+
+
+def test_sigint_before_the_first_epoch_ends_resumes_from_the_start(tiny_demo, store, monkeypatch, capsys):
+    signal_at_epoch(monkeypatch, signal.SIGINT, epoch=0)
+    assert fit.main(arguments(tiny_demo)) == 130
+    run = only_run()
+    assert run.info.status == "KILLED"
+    assert "Traceback" not in capsys.readouterr().err
+    assert fit.main(["--resume", run.info.run_id, "--seed=5"]) == 1
+    assert "seed: the run has 0, asked is 5" in capsys.readouterr().err
+    assert fit.main(["--resume", run.info.run_id]) == 0
+    assert only_run().info.status == "FINISHED"
+
+
+def test_killed_between_fit_and_test_and_resumed(tiny_demo, store, monkeypatch):
+    import pytorch_lightning as pl
+
+    test = pl.Trainer.test
+
+    def interrupted(self, *args, **kwargs):
+        monkeypatch.setattr(pl.Trainer, "test", test)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return test(self, *args, **kwargs)
+
+    monkeypatch.setattr(pl.Trainer, "test", interrupted)
+    assert fit.main(arguments(tiny_demo)) == 143
+    run = only_run()
+    assert run.info.status == "KILLED"
+    assert fit.main(["--resume", run.info.run_id]) == 0
+    run = only_run()
+    assert run.info.status == "FINISHED"
+    assert len(pd.read_csv(artifact(run, "epochs.csv"))) == 2
+
+
+def test_error_in_the_middle_ends_failed_with_the_reason(tiny_demo, store, monkeypatch):
+    def broken(*args, **kwargs):
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr(training, "export_best", broken)
+    with pytest.raises(OSError, match="disk on fire"):
+        fit.main(arguments(tiny_demo))
+    run = only_run()
+    assert run.info.status == "FAILED"
+    assert run.data.tags["status_reason"] == "OSError: disk on fire"
+
+
+def test_resume_refuses_what_is_done_or_unknown(contract, capsys):
+    assert fit.main(["--resume", contract.info.run_id]) == 1
+    assert "FINISHED" in capsys.readouterr().err
+    assert fit.main(["--resume", "0" * 32]) == 1
+    assert "no such run" in capsys.readouterr().err
+
+
+def test_resume_refuses_changed_data(tiny_demo, store, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "copy"
+    shutil.copytree(tiny_demo, root)
+    table = "\n".join(
+        f"images/{path.name},{path.stem},{path.stem},{label}"
+        for path, label in zip(sorted((root / "images").iterdir()), ["a", "b"] * 30, strict=False)
+    )
+    (root / "index.csv").write_text("image,image_id,lesion_id,diagnosis\n" + table + "\n")
+    (root / "metadata.csv").unlink()
+    signal_at_epoch(monkeypatch, signal.SIGTERM, epoch=1)
+    assert fit.main(arguments(root, "--data.dataset=csv")) == 143
+    run = only_run()
+    (root / "index.csv").write_text("image,image_id,lesion_id,diagnosis\n" + table.rsplit("\n", 4)[0] + "\n")
+    assert fit.main(["--resume", run.info.run_id]) == 1
+    assert "index_hash of the run is" in capsys.readouterr().err
+    assert only_run().info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_sigkill_leaves_a_run_that_is_reaped_and_resumed(tiny_demo, tmp_path):
+    command = [sys.executable, "-m", "skincancer.fit", *arguments(tiny_demo, "--trainer.max_epochs=200")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        runs = all_runs()
+        if runs and runs[0].data.metrics.get("images_seen", 0) > 0:
+            break
+        time.sleep(0.5)
+    assert fit.main(["--resume", only_run().info.run_id]) == 1, "a run whose owner lives is refused"
+    process.kill()
+    process.wait()
+    run = only_run()
+    assert run.info.status == "RUNNING"
+    assert tracking.reap(connect(None)) == [run.info.run_id]
+    run = only_run()
+    assert run.info.status == "KILLED"
+    assert "process is gone" in run.data.tags["status_reason"]
+    assert (Path(run.data.tags["work_folder"]) / tracking.LAST_CHECKPOINT).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_from_outside_end_the_process_with_the_right_code(tiny_demo, number, code):
+    command = [sys.executable, "-m", "skincancer.fit", *arguments(tiny_demo, "--trainer.max_epochs=200")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + 120
+    while time.time() < deadline and not (all_runs() and all_runs()[0].data.metrics.get("images_seen", 0) > 0):
+        time.sleep(0.5)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in output
+    assert only_run().info.status == "KILLED"
