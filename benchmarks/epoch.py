@@ -25,7 +25,7 @@ import pytorch_lightning as pl
 import torch
 from batches import limit
 from side_by_side import machine, ratios, spread
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
@@ -49,7 +49,7 @@ class BareLoop:
     def __init__(self, network: nn.Module, data: PreparedData, experiment: Experiment) -> None:
         rows = data.rows("train").index.to_numpy()
         self.images = torch.from_numpy(data.store.images[rows])
-        self.labels = torch.from_numpy(data.rows("train")["label"].to_numpy())
+        self.labels = torch.tensor(data.rows("train")["label"].to_numpy())
         self.batches = -(-len(rows) // experiment.data.batch_size)
         self.bf16 = experiment.trainer.precision == "bf16-mixed"
         self.network, self.settings = network, experiment.model.optimizer
@@ -71,16 +71,12 @@ class BareLoop:
             label = self.labels[rows].to(self.device)
             image = image.float().div_(255)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                loss = self.loss(self.network(image), label)
+                loss = cross_entropy(self.network(image).float(), label)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
         synchronise(self.device)
         return len(self.images) / (time.perf_counter() - start)
-
-    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy in float32."""
-        return cross_entropy(logits.float(), label)
 
 
 def synchronise(device: torch.device) -> None:
@@ -114,8 +110,8 @@ class InTurns(pl.Callback):
         synchronise(self.bare.device)
         self.batches_end = time.perf_counter()
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how long validation took."""
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note how long validation took, its metrics included; the best checkpoint comes later."""
         self.validation = time.perf_counter() - self.batches_end
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -24,13 +24,13 @@ import numpy as np
 import pandas as pd
 from side_by_side import machine, spread
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer.data.index import image_root, load_index
 from skincancer.data.prepared import locate
 from skincancer.schema import DataConfig
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.02
 FIELDS = ("RssAnon", "RssFile")
 TRAINING = "RssAnon until tested"

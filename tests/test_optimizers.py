@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -134,9 +135,9 @@ def test_every_schedule_drives_every_optimizer_through_the_shortest_runs(name: s
 def test_cosine_warms_up_linearly_and_falls_to_nearly_nothing() -> None:
     seen = rates("cosine", 1000, 10, warmup_epochs=1.0)
     assert max(seen) == seen[100] == pytest.approx(LR)
-    rises = [after - before for before, after in zip(seen[:100], seen[1:101], strict=True)]
+    rises = [after - before for before, after in pairwise(seen[:101])]
     assert rises == pytest.approx([LR / 101] * 100, rel=1e-6)
-    assert all(after < before for before, after in zip(seen[100:], seen[101:], strict=False))
+    assert all(after < before for before, after in pairwise(seen[100:]))
     assert 0 < seen[-1] < LR * 1e-5
 
 
