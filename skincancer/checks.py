@@ -149,3 +149,13 @@ def _check_search(experiment: Experiment, keys: Sequence[str]) -> None:
         names = set(space)
         fits = names == {"choices"} or ({"low", "high"} <= names <= {"low", "high", "log", "step"})
         _require(fits, f"search: {key}", space, "{low, high} with log or step where wanted, or {choices}")
+        if "choices" in space:
+            choices = space["choices"]
+            _require(
+                isinstance(choices, list) and len(choices) > 0, f"search: {key}: choices", choices, "a list of values"
+            )
+            continue
+        low, high = space["low"], space["high"]
+        numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high))
+        _require(numbers and low < high, f"search: {key}", space, "numbers, low below high")
+        _require(not space.get("log") or low > 0, f"search: {key}", space, "above 0 for log")

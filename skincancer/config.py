@@ -64,9 +64,19 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that either PyYAML or our loader would take for a number."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
 def dump_yaml(content: Mapping[str, Any]) -> str:
     """Write a mapping as YAML, keys in their order."""
-    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def list_experiments() -> dict[str, str]:
@@ -127,6 +137,7 @@ def _keys(section: type, prefix: str = "") -> list[str]:
 
 
 KEYS: tuple[str, ...] = tuple(_keys(Experiment))
+MAY_BE_NULL = {key for key, value in flatten(Experiment().to_dict()).items() if value is None}
 SECTIONS = sorted({key.rsplit(".", 1)[0] for key in KEYS if "." in key})
 
 
@@ -188,12 +199,12 @@ def _explain(error: Exception, source: str, flags: Sequence[str] = ()) -> Config
         return ConfigError(f"{source}: {key} is not a known flag.{nearest(key, known)} {_allowed(key.lstrip('-'))}")
     wrong = re.match(r'Parser key "([\w.]+)":\s*(.*)', text, re.S)
     if wrong:
-        given = re.findall(r"Got value: (.*)", wrong[2])
-        expected = re.findall(r"Expected an? (.*?)\. Got value", wrong[2], re.S) or [wrong[2]]
+        given = re.findall(r"(?:Got|Given) value: (.*)", wrong[2])
+        expected = re.findall(r"Expected an? (.*?)(?:\. Got value|$)", wrong[2], re.M) or [wrong[2]]
         allowed = " or ".join(dict.fromkeys(expected))
         for pattern, plain in _TYPE_NAMES:
             allowed = re.sub(pattern, plain, allowed)
-        value = given[-1].strip() if given else ""
+        value = given[-1].strip().removesuffix("." if "Given value" in wrong[2] else "") if given else ""
         choices = re.findall(r"'([^']+)'", allowed)
         return ConfigError(f"{source}: {wrong[1]} is {value!r}; it must be {allowed}.{nearest(value, choices)}")
     return ConfigError(f"{source}: {text}")
@@ -203,8 +214,10 @@ def _parse_layer(parser: ArgumentParser, flat: Mapping[str, Any], source: str) -
     """Check keys and types of one file's values, so that an error names the file that holds it."""
     _check_keys(flat, source)
     for key, value in flat.items():
+        if value is None and key not in MAY_BE_NULL:
+            raise ConfigError(f"{source}: {key} is null; give a value, or leave the key out.")
         try:
-            parser.parse_object(unflatten({key: value}), defaults=False)
+            parser.parse_object(unflatten({key: value}), defaults=False, env=False)
         except ArgumentError as error:
             raise _explain(error, source) from error
 
@@ -226,9 +239,13 @@ def parse_flags(
     Raises:
         ConfigError: an unknown flag or a wrong type.
     """
-    own = ["--experiment", "--list", *verb_flags]
+    own = [*(option for action in parser._actions for option in action.option_strings), *verb_flags]
+    for flag in argv:
+        if flag.split("=")[0].removeprefix("--") in SECTIONS:
+            section = flag.split("=")[0]
+            raise ConfigError(f"command line: {section} is a section; give its keys: {_inside(section[2:])}")
     try:
-        given = parser.parse_args(list(argv), defaults=False).as_dict()
+        given = parser.parse_args(list(argv), defaults=False, env=False).as_dict()
     except ArgumentError as error:
         raise _explain(error, "command line", own) from error
     flat = flatten(given)
@@ -280,7 +297,7 @@ def resolve(
     merged = {**entry.defaults, **from_file, **from_study, **flags}
 
     backbone = merged.get("model.backbone", Experiment().model.backbone)
-    smallest = SMALLEST_SIZE.get(backbone, 1)
+    smallest = SMALLEST_SIZE.get(str(backbone).split(".")[0], 1)
     size = merged.get("data.size", Experiment().data.size)
     if isinstance(size, int) and 0 < size < smallest:
         if "data.size" in {**from_file, **from_study, **flags}:
@@ -291,7 +308,7 @@ def resolve(
         notes.append(f"data.size raised from {size} to {smallest}: the smallest that {backbone} takes")
 
     try:
-        result = parser.instantiate(parser.parse_object(unflatten({"experiment": None, **merged})))
+        result = parser.instantiate(parser.parse_object(unflatten({"experiment": None, **merged}), env=False))
     except ArgumentError as error:
         raise _explain(error, source) from error
     values = {field.name: getattr(result, field.name) for field in dataclasses.fields(Experiment)}

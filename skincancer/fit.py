@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from skincancer import config
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import Experiment
-from skincancer.terminal import make_console, make_table, progress_bars, run_verb
+from skincancer.terminal import make_console, make_table, progress_bars, run_verb, signals_as_interrupts
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -209,8 +209,6 @@ def _verb(argv: Sequence[str]) -> None:
     if own.get("dry_run"):
         console.print(config.dump_yaml(experiment.to_dict()), markup=False)
         return
-    from skincancer.tracking import signals_as_interrupts
-
     with signals_as_interrupts():
         fit(experiment, resume)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -76,6 +78,40 @@ def progress_bars(console: Console) -> Iterator[Callable[[str], Callable[[int, i
         yield bar
 
 
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived; `exit_code` is what a shell expects (130 or 143).
+
+    A BaseException, so that no library takes it for an error of its own; Lightning would end a KeyboardInterrupt with exit code 1.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
+@contextlib.contextmanager
+def signals_as_interrupts() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into `Interrupted`; later ones are ignored, so that the end can be written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def handle(signum: int, _: Any) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise Interrupted(signum)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit code.
 
@@ -90,9 +126,6 @@ def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         return 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
         return 130
-    except BaseException as error:
-        code = getattr(error, "exit_code", None)  # tracking.Interrupted, which this module does not import: it is slow
-        if code is None:
-            raise
-        make_console(stderr=True).print(Text(f"interrupted by {error}"))
-        return int(code)
+    except Interrupted as interrupt:
+        make_console(stderr=True).print(Text(f"interrupted by {interrupt}"))
+        return interrupt.exit_code

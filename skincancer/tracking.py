@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import shutil
-import signal
 import socket
 import subprocess
 import threading
@@ -34,45 +33,12 @@ from mlflow.tracking import MlflowClient
 
 from skincancer.errors import RunError, SkinCancerError
 from skincancer.paths import sqlite_path, tracking_uri, work_root
+from skincancer.terminal import Interrupted
 
 HEARTBEAT_SECONDS = 30.0
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = f"{CHECKPOINTS}/last.ckpt"
 BEST_CHECKPOINT = f"{CHECKPOINTS}/best.ckpt"
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived; `exit_code` is what a shell expects (130 or 143).
-
-    A BaseException, so that no library takes it for an error of its own; Lightning would end a KeyboardInterrupt with exit code 1.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-        self.exit_code = 128 + signum
-
-
-@contextlib.contextmanager
-def signals_as_interrupts() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `Interrupted`; later ones are ignored, so that the end can be written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    interrupted = False
-
-    def handle(signum: int, _: Any) -> None:
-        nonlocal interrupted
-        if not interrupted:
-            interrupted = True
-            raise Interrupted(signum)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def connect(uri: str | None) -> MlflowClient:

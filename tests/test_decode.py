@@ -130,12 +130,6 @@ def test_more_than_eight_bits_are_refused_and_not_clipped(tmp_path: Path):
             read_image(tmp_path / name)
 
 
-def test_a_mode_without_a_way_to_rgb_is_a_bad_image(tmp_path: Path):
-    Image.new("LAB", (8, 8), (120, 130, 140)).save(tmp_path / "lab.tiff")
-    with pytest.raises(BadImage, match="LAB"):
-        read_image(tmp_path / "lab.tiff")
-
-
 def disc(width: int = 40, height: int = 20) -> np.ndarray:
     """bool (H, W): an ellipse off the middle."""
     y, x = np.mgrid[:height, :width]

@@ -86,6 +86,10 @@ def open_store(
                 f"the disk under {cache} is full: the store of {len(index)} images at {size} px takes {needed:.2f} GB. "
                 "Free some space, or set SKINCANCER_CACHE to another disk."
             ) from error
+        if error.filename and str(error.filename).startswith(str(root)):
+            raise DataError(
+                f"{error.filename} cannot be read: {error.strerror}. Make it readable and run again."
+            ) from error
         raise DataError(
             f"the store under {cache} cannot be written: {error}. Set SKINCANCER_CACHE to a writable folder."
         ) from error
@@ -118,6 +122,7 @@ def _build(
     index: pd.DataFrame, root: Path, folder: Path, recipe: dict[str, Any], progress: Progress | None, jobs: int
 ) -> None:
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
 
     for left in folder.parent.glob(f"{folder.name}.tmp*"):  # of a killed build: nobody else holds the lock
         shutil.rmtree(left)
@@ -134,7 +139,8 @@ def _build(
         ]
         starts = range(0, total, CHUNK)
         # a pool takes a second to start: not worth it for a handful of images
-        with Parallel(n_jobs=jobs if total > 4 * CHUNK else 1, return_as="generator") as pool:
+        pooled = jobs != 1 and total > 4 * CHUNK
+        with Parallel(n_jobs=jobs if pooled else 1, return_as="generator") as pool:
             done = pool(
                 delayed(_write_chunk)(building, start, pairs[start : start + CHUNK], offsets, recipe)
                 for start in starts
@@ -144,6 +150,8 @@ def _build(
                 rows += chunk
                 if progress:
                     progress(len(rows), total)
+        if pooled:  # idle workers would live on for minutes, and hold the run's output open
+            get_reusable_executor().shutdown(wait=True)
         table = pd.DataFrame(rows, columns=["width", "height", "error"])
         table.insert(0, "image_id", index["image_id"].to_numpy())
         table.to_csv(building / "images.csv", index=False)
@@ -164,6 +172,14 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> int:
     return offset
 
 
+def _write(file: int, content: bytes, offset: int) -> None:
+    """Write all of it: a single call may write less where the disk is nearly full."""
+    view = memoryview(content)
+    while view:
+        count = os.pwrite(file, view, offset)
+        view, offset = view[count:], offset + count
+
+
 def _write_chunk(
     building: Path, start: int, pairs: list[tuple[Path, Path | None]], offsets: dict[str, int], recipe: dict[str, Any]
 ) -> list[tuple[int, int, str]]:
@@ -179,9 +195,9 @@ def _write_chunk(
                 rows.append((0, 0, f"{image} {error}"))
                 continue
             # plain writes, since writing through a map kills the process when the disk is full
-            os.pwrite(files["images"], pixels.tobytes(), offsets["images"] + row * pixels.nbytes)
+            _write(files["images"], pixels.tobytes(), offsets["images"] + row * pixels.nbytes)
             if truth is not None:
-                os.pwrite(files["masks"], truth.tobytes(), offsets["masks"] + row * truth.nbytes)
+                _write(files["masks"], truth.tobytes(), offsets["masks"] + row * truth.nbytes)
             rows.append((width, height, ""))
     finally:
         for file in files.values():

@@ -39,8 +39,10 @@ def read_mask(path: Path) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit PNG
         values = np.asarray(image, dtype=np.float32)
         return Image.fromarray(np.where(values > values.max() / 2, 255, 0).astype(np.uint8))
-    grey = np.asarray(image.convert("L"))
-    threshold = 127 if grey.max() > 1 else 0  # some tools write 0 and 1
+    # the brightest channel, since a luminance of pure red or blue would be below half
+    grey = np.asarray(image) if image.mode == "L" else np.asarray(image.convert("RGB")).max(axis=2)
+    coloured = image.mode in ("P", "RGB")  # a class colour may be dark, such as (128, 0, 0)
+    threshold = grey.max() / 2 if coloured else 127 if grey.max() > 1 else 0  # some tools write 0 and 1
     return Image.fromarray(np.where(grey > threshold, 255, 0).astype(np.uint8))
 
 
@@ -57,6 +59,10 @@ def _open(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         raise BadImage("is not an image") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        if (
+            isinstance(error, OSError) and error.errno
+        ):  # permissions, network: not the file's content, so not to be kept
+            raise
         raise BadImage(f"cannot be decoded: {error}") from error
 
 
@@ -75,7 +81,10 @@ def decode(
     square = np.asarray(to_square(picture, size, resize))
     if mask is None:
         return square, None, picture.width, picture.height
-    truth = read_mask(mask)
+    try:
+        truth = read_mask(mask)
+    except BadImage as error:
+        raise BadImage(f"has the mask {mask}, which {error}") from error
     if truth.size != picture.size:
         raise BadImage(f"is {picture.width}×{picture.height} px but its mask {mask} is {truth.width}×{truth.height} px")
     return square, np.asarray(to_square(truth, size, resize)) // 255, picture.width, picture.height

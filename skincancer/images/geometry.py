@@ -70,7 +70,8 @@ def from_square(values: npt.NDArray[np.float32], width: int, height: int, resize
     source, target = mapping(width, height, values.shape[0], resize)
     inner = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
     box = (source[2] - source[0], source[3] - source[1])
-    back = np.asarray(inner.resize(box, Image.Resampling.BILINEAR, box=target), dtype=np.float32)
+    # cropped first: Pillow's filter would look beyond `box`, into the bars
+    back = np.asarray(inner.crop(target).resize(box, Image.Resampling.BILINEAR), dtype=np.float32)
     original = np.zeros((height, width), dtype=np.float32)
     original[source[1] : source[3], source[0] : source[2]] = back
     return original

@@ -224,7 +224,8 @@ class ClassificationTask(Task):
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Compute `val/<metric>` from the gathered table."""
+        """Compute `val/<metric>` from the gathered table; a loss that was not finite is told with its own step first."""
+        self.stop_if_not_finite()
         self._finish("val")
 
     def on_test_epoch_end(self) -> None:

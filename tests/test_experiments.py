@@ -1,0 +1,47 @@
+"""Every shipped experiment, run from end to end on a few drawn images."""
+
+import pytest
+from conftest import TINY_LESIONS
+
+from skincancer import fit
+from skincancer.config import list_experiments, load_yaml
+from skincancer.paths import experiments_folder
+from skincancer.tracking import connect
+
+SHORT = [
+    "--model.weights=none", "--data.size=32", "--data.batch_size=4", "--trainer.max_epochs=2", "--trainer.accelerator=cpu",
+    "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2",
+    "--tracking.system_metrics=false",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list_experiments())
+def test_experiment_runs(name, tiny_demo, store):
+    more = ["--data.size=75"] if name == "inception_v3" else []
+    assert fit.main(["--experiment", name, f"--data.root={tiny_demo}", *SHORT, *more]) == 0
+    client = connect(None)
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["experiment"] == name
+    assert 0 <= run.data.metrics["test/balanced_accuracy"] <= 1
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"checkpoints", "config.yaml", "figures", "predictions"}
+
+
+@pytest.mark.parametrize("name", list_experiments())
+def test_experiment_says_where_its_recipe_comes_from_and_holds_only_differences(name):
+    content = load_yaml(experiments_folder() / f"{name}.yaml")
+    assert len(content["description"]) > 40
+    assert "dataset" not in content.get("data", {}), "which data it runs on is a flag"
+    assert "split" not in content.get("data", {})
+
+
+def test_demo_of_the_tests_has_every_class():
+    assert min(TINY_LESIONS.values()) >= 3
+
+
+@pytest.mark.slow
+def test_demo_fit_of_the_readme_ends_clearly_above_chance(store):
+    assert fit.main(["--experiment", "densenet169_undersample", "--model.weights=none"]) == 0
+    client = connect(None)
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.data.metrics["test/balanced_accuracy"] >= 0.4  # of seven classes: chance is 0.14

@@ -1,0 +1,55 @@
+"""`python -m skincancer.prepare`: what it prints, what it writes."""
+
+import pytest
+from PIL import Image
+
+from skincancer import prepare
+
+
+def test_prints_what_was_found(tiny_demo, capsys):
+    assert prepare.main(["demo", f"--data.root={tiny_demo}", "--data.size=32"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("images", "lesions", "masks", "160×120", "licence", "citation", "akiec", "vasc", "32 px"):
+        assert word in printed
+
+
+def test_missing_data_say_how_to_get_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert prepare.main(["ham10000"]) == 2
+    told = capsys.readouterr().err
+    assert "DVN/DBW86T" in told
+    assert "SKINCANCER_DATA" in told
+    assert "HAM10000_metadata.csv" in told
+
+
+def test_lists_data_sets(capsys):
+    assert prepare.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("demo", "ham10000", "isic2018_task3", "malignant_vs_benign", "folder", "csv"):
+        assert name in printed
+
+
+def test_show_augment_writes_a_sheet_of_originals_beside_augmented(tiny_demo, tmp_path):
+    path = tmp_path / "sheet.png"
+    arguments = ["demo", f"--data.root={tiny_demo}", "--data.size=32", "--show", "augment", f"--out={path}"]
+    assert prepare.main([*arguments, "--augment.policy=strong"]) == 0
+    strong = Image.open(path).tobytes()
+    assert prepare.main([*arguments, "--augment.policy=none"]) == 0
+    with Image.open(path) as none:
+        assert none.width > none.height / 2 > 100
+        assert none.tobytes() != strong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["hma10000"], "Did you mean 'ham10000'?"),
+        ([], "give the name of a data set"),
+        (["demo", "--show", "clean"], "it can show: augment"),
+        (["demo", "--out", "x.png"], "--out goes with --show"),
+        (["demo", "--data.sise", "3"], "Did you mean '--data.size'?"),
+    ],
+)
+def test_wrong_input_is_told(arguments, told, capsys):
+    assert prepare.main(arguments) == 2
+    assert told in capsys.readouterr().err

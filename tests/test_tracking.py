@@ -1,0 +1,202 @@
+"""A run's life, on its own: ends, owners, reaping, stores."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from skincancer import tracking
+from skincancer.errors import RunError
+from skincancer.paths import sqlite_path, tracking_uri, work_root
+from skincancer.tracking import connect, reap, start_run
+
+
+def begin(client, **tags):
+    return start_run(client, "demo-classification", "a run", {"kind": "fit", **tags}, system_metrics=False)
+
+
+def status(client, run_id):
+    run = client.get_run(run_id)
+    return run.info.status, run.data.tags["status_reason"]
+
+
+def test_end_is_said_once_and_after_the_last_artifact(store):
+    client = connect(None)
+    with begin(client) as run:
+        run.write_text("a.txt", "text")
+        run.log_metrics({"val/accuracy": 0.5, "val/loss": 1.0}, step=3)
+        assert client.get_run(run.run_id).info.status == "RUNNING"
+    assert status(client, run.run_id) == ("FINISHED", "")
+    assert [item.path for item in client.list_artifacts(run.run_id)] == ["a.txt"]
+    assert client.get_metric_history(run.run_id, "val/accuracy")[0].step == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "end", "reason"),
+    [
+        (RunError("the loss was NaN"), "FAILED", "the loss was NaN"),
+        (MemoryError("no memory"), "FAILED", "MemoryError: no memory"),
+        (SystemExit(3), "FAILED", "SystemExit: 3"),
+        (tracking.Interrupted(signal.SIGINT), "KILLED", "interrupted by SIGINT"),
+        (tracking.Interrupted(signal.SIGTERM), "KILLED", "interrupted by SIGTERM"),
+    ],
+)
+def test_end_is_what_happened(store, error, end, reason):
+    client = connect(None)
+    with pytest.raises(type(error)), begin(client) as run:
+        raise error
+    assert status(client, run.run_id) == (end, reason)
+    assert run.folder.is_dir(), "what an unfinished run wrote is kept"
+
+
+def test_second_signal_does_not_cut_the_end_short():
+    with pytest.raises(tracking.Interrupted) as caught, tracking.signals_as_interrupts():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert caught.value.exit_code == 143
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with tracking.signals_as_interrupts():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def make_running(client, **tags):
+    experiment = tracking.experiment_id(client, "demo-classification")
+    return client.create_run(experiment, tags={"kind": "fit", **tracking.owner_tags(), **tags}).info.run_id
+
+
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return str(process.pid)
+
+
+def test_reaped_is_only_what_is_known_to_be_dead(store):
+    client = connect(None)
+    alive = make_running(client)
+    dead = make_running(client, pid=dead_pid())
+    recycled = make_running(client, process_start="1.00")  # this pid, but an older process
+    elsewhere = make_running(client, host="another", pid=dead_pid())
+    rebooted = make_running(client, boot_id="before", pid=dead_pid())
+    assert set(reap(client)) == {dead, recycled}
+    for run_id in (alive, elsewhere, rebooted):
+        assert client.get_run(run_id).info.status == "RUNNING"
+    assert status(client, dead) == ("KILLED", "reaped: its process is gone")
+
+
+def test_runs_of_other_hosts_are_reaped_on_request_by_their_silence(store):
+    client = connect(None)
+    long_ago = (datetime.now(UTC) - timedelta(hours=30)).isoformat()
+    silent = make_running(client, host="another", heartbeat=long_ago)
+    beating = make_running(client, host="another", heartbeat=datetime.now(UTC).isoformat())
+    assert reap(client, older_than_hours=24) == [silent]
+    assert client.get_run(beating).info.status == "RUNNING"
+
+
+def test_resume_refuses_a_run_with_a_living_or_unknown_owner(store):
+    client = connect(None)
+    with pytest.raises(RunError, match=f"still being written by process {os.getpid()} on {socket.gethostname()}"):
+        tracking.check_resumable(client, make_running(client))
+    with pytest.raises(RunError, match="cannot be seen from here"):
+        tracking.check_resumable(client, make_running(client, host="another"))
+
+
+def test_params_of_a_resumed_run_are_kept(store):
+    client = connect(None)
+    with pytest.raises(RunError), begin(client) as run:
+        run.log_params({"weights": "imagenet"})
+        raise RunError("stopped")
+    with start_run(client, "demo-classification", "", {"kind": "fit"}, system_metrics=False, resume=run.run_id) as again:
+        again.log_params({"weights": "random", "new": 1})
+    assert client.get_run(run.run_id).data.params == {"weights": "imagenet", "new": "1"}
+
+
+def test_heartbeat_moves(store, monkeypatch):
+    monkeypatch.setattr(tracking, "HEARTBEAT_SECONDS", 0.05)
+    beats = iter(f"beat {number}" for number in range(10_000))
+    seen = threading.Event()
+
+    def now():
+        beat = next(beats)
+        if beat == "beat 3":
+            seen.set()
+        return beat
+
+    monkeypatch.setattr(tracking, "_now", now)
+    client = connect(None)
+    with begin(client) as run:
+        assert seen.wait(20)
+    assert client.get_run(run.run_id).data.tags["heartbeat"] not in ("beat 0", "beat 1")
+
+
+def test_sqlite_paths_are_absolute_and_artifacts_lie_beside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri("sqlite:///here/mlflow.db") == f"sqlite:///{tmp_path}/here/mlflow.db"
+    assert tracking_uri("http://host:5000") == "http://host:5000"
+    assert sqlite_path("http://host:5000") is None
+    assert work_root(tracking_uri("sqlite:///here/mlflow.db")) == tmp_path / "here" / "work"
+
+
+def test_artifacts_lie_beside_the_database(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    client = connect(None)
+    with begin(client) as run:
+        run.write_text("a.txt", "text")
+    database = sqlite_path(client.tracking_uri)
+    assert list((database.parent / "artifacts").rglob("a.txt"))
+    assert not (tmp_path / "mlruns" / "0").exists()
+    assert not (tmp_path / "mlartifacts").exists()
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/x", "/tmp/some/folder", "sqlite:////proc/none/mlflow.db"])
+def test_store_that_cannot_be_opened_is_named(uri):
+    with pytest.raises(RunError, match="cannot be opened"):
+        connect(uri)
+
+
+@pytest.mark.slow
+def test_first_creation_by_two_processes_at_once(tmp_path):
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    code = f"from skincancer.tracking import connect, experiment_id; print(experiment_id(connect({uri!r}), 'a'))"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    found = {process.communicate(timeout=120)[0].strip() for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(found) == 1
+
+
+@pytest.mark.slow
+def test_ui_serves_the_store_and_stops(store, tmp_path):
+    client = connect(None)
+    with begin(client):
+        pass
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / "ui.log"
+    with log.open("w") as output:
+        process = subprocess.Popen([sys.executable, "-m", "skincancer.ui", "--port", str(port)], stdout=output, stderr=output)
+        try:
+            deadline = datetime.now(UTC) + timedelta(seconds=90)
+            page = b""
+            while datetime.now(UTC) < deadline and not page:
+                try:
+                    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
+                except OSError:
+                    assert process.poll() is None, log.read_text()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+    assert b"<title>MLflow</title>" in page
+    assert Path(sqlite_path(client.tracking_uri)).exists()
