@@ -24,7 +24,12 @@ def test_experiment_runs(name, tiny_demo, store):
     assert run.info.status == "FINISHED"
     assert run.data.params["experiment"] == name
     assert 0 <= run.data.metrics["test/balanced_accuracy"] <= 1
-    assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"checkpoints", "config.yaml", "figures", "predictions"}
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {
+        "checkpoints",
+        "config.yaml",
+        "figures",
+        "predictions",
+    }
 
 
 @pytest.mark.parametrize("name", list_experiments())

@@ -118,7 +118,9 @@ def test_params_of_a_resumed_run_are_kept(store):
     with pytest.raises(RunError), begin(client) as run:
         run.log_params({"weights": "imagenet"})
         raise RunError("stopped")
-    with start_run(client, "demo-classification", "", {"kind": "fit"}, system_metrics=False, resume=run.run_id) as again:
+    with start_run(
+        client, "demo-classification", "", {"kind": "fit"}, system_metrics=False, resume=run.run_id
+    ) as again:
         again.log_params({"weights": "random", "new": 1})
     assert client.get_run(run.run_id).data.params == {"weights": "imagenet", "new": "1"}
 
@@ -186,7 +188,9 @@ def test_ui_serves_the_store_and_stops(store, tmp_path):
         port = probe.getsockname()[1]
     log = tmp_path / "ui.log"
     with log.open("w") as output:
-        process = subprocess.Popen([sys.executable, "-m", "skincancer.ui", "--port", str(port)], stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "skincancer.ui", "--port", str(port)], stdout=output, stderr=output
+        )
         try:
             deadline = datetime.now(UTC) + timedelta(seconds=90)
             page = b""

@@ -20,7 +20,10 @@ def load_classifier(checkpoint: Path) -> ClassificationTask:
     hyper_parameters = content.get("hyper_parameters")
     if not isinstance(hyper_parameters, dict) or "state_dict" not in content:
         raise WeightsError(f"{checkpoint}: no checkpoint of a run (hyper_parameters or state_dict are missing).")
-    task = ClassificationTask(**cast(dict[str, Any], hyper_parameters))
+    try:
+        task = ClassificationTask(**cast(dict[str, Any], hyper_parameters))
+    except (TypeError, KeyError) as error:
+        raise WeightsError(f"{checkpoint}: no checkpoint of a classifier of this version: {error}") from error
     try:
         task.load_state_dict(cast(dict[str, Any], content["state_dict"]))
     except RuntimeError as error:

@@ -53,7 +53,9 @@ def focal(options: Mapping[str, Any]) -> Loss:
         log_p = functional.log_softmax(logits.float()[present], dim=1)
         true = label[present]
         log_p_true = log_p.gather(1, true[:, None])[:, 0]
-        each = -((1 - log_p_true.exp()) ** gamma) * log_p_true
+        # 1 - p_true, never 0: the power has no gradient there for gamma below 1
+        p_other = (-torch.expm1(log_p_true)).clamp_min(torch.finfo(log_p_true.dtype).tiny)
+        each = -(p_other**gamma) * log_p_true
         alpha = torch.ones_like(each) if weight is None else weight[true]
         return (alpha * each).sum() / alpha.sum()
 

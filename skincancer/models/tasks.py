@@ -224,8 +224,7 @@ class ClassificationTask(Task):
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Compute `val/<metric>` from the gathered table; a loss that was not finite is told with its own step first."""
-        self.stop_if_not_finite()
+        """Compute `val/<metric>` from the gathered table."""
         self._finish("val")
 
     def on_test_epoch_end(self) -> None:
@@ -233,6 +232,7 @@ class ClassificationTask(Task):
         self._finish("test")
 
     def _finish(self, part: str) -> None:
+        self.stop_if_not_finite()  # a loss that was not finite is told with its own step, before its consequences
         # every rank gathers the same table and computes the same numbers: no reduction, no padding, no duplicates
         parts = [torch.cat(tensors) for tensors in zip(*self._evaluated, strict=True)]
         self._evaluated.clear()

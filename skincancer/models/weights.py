@@ -51,7 +51,7 @@ def load_backbone(name: str, size: int, weights: str, tracking_uri: str | None =
             return packaged
         try:
             file, source = hub_file(name)
-            return Loaded(build_backbone(name, size, file), f"imagenet ({source})")
+            return Loaded(_from_hub(name, size, file), f"imagenet ({source})")
         except WeightsError as error:
             if weights == "imagenet":
                 raise
@@ -130,7 +130,7 @@ def hub_file(name: str) -> tuple[Path, str]:
     """
     import timm
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     config = timm.get_pretrained_cfg(name)
     advice = "Use --model.weights none to start at random, or --model.weights PATH."
@@ -152,7 +152,7 @@ def hub_file(name: str) -> tuple[Path, str]:
                 break
             except EntryNotFoundError:
                 failure = f"it has none of {', '.join(files)}"
-            except (HfHubHTTPError, OSError) as error:
+            except Exception as error:  # httpx's own, whose package differs between versions of the hub's client
                 failure = f"{type(error).__name__}: {error}"
                 break
     raise WeightsError(
@@ -170,6 +170,15 @@ def _unreachable(endpoint: str) -> str:
         return ""  # it answers
     except (OSError, ValueError) as error:
         return f"no answer ({getattr(error, 'reason', error)})"
+
+
+def _from_hub(name: str, size: int, file: Path) -> nn.Module:
+    try:
+        return build_backbone(name, size, file)
+    except Exception as error:  # whatever timm and safetensors raise over a file of something else
+        raise WeightsError(
+            f"{file} does not hold the ImageNet weights of {name}: {error}. Delete it, so that it is fetched anew."
+        ) from error
 
 
 def _packaged(name: str, size: int) -> Loaded | None:
