@@ -39,6 +39,7 @@ def fit(experiment: Experiment, resume: str | None = None) -> str:
 
     training.quiet_lightning()
     training.check_devices(experiment.trainer)
+    training.check_launcher(experiment.trainer)
     training.keep_freed_memory()
     console = make_console()
     console.quiet = not training.is_rank_zero()

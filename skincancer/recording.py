@@ -54,6 +54,7 @@ class FitRecorder:
         self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
         self.title = f"{experiment.name} · {data.entry.name} · {experiment.data.split} · seed {experiment.seed}"
         self.intervals = pd.DataFrame()
+        self.tested = (0, 0)
         self.epochs = pd.DataFrame()
         self.uri = ""
 
@@ -195,6 +196,7 @@ class FitRecorder:
         _, label, probability = read_predictions(self.folder / "predictions/val.csv", classes)
         best = {f"best/{name}": value for name, value in classification_metrics(label, probability, classes).items()}
         table, label, probability = read_predictions(self.folder / "predictions/test.csv", classes)
+        self.tested = len(table), table["lesion_id"].nunique()
         self.intervals = bootstrap_intervals(label, probability, table["lesion_id"].to_numpy(), classes)
         self.intervals.to_csv(self.folder / "intervals.csv", index=False)
         values = self.intervals.set_index("metric")["value"].astype(float)
@@ -256,9 +258,10 @@ class FitRecorder:
             ]
             for row in self.intervals.astype({"value": float, "low": float, "high": float}).to_dict("records")
         ]
-        test = self.data.rows("test")
         title = f"test: {self.title}" + (" — SYNTHETIC DATA, no medical meaning" if self.note else "")
-        caption = f"{len(test)} images, {test['lesion_id'].nunique()} lesions; intervals: bootstrap over lesions, 2,000 resamples"
+        caption = (
+            f"{self.tested[0]} images, {self.tested[1]} lesions; intervals: bootstrap over lesions, 2,000 resamples"
+        )
         self.console.print(make_table(title, ["metric", "value", "95 % interval"], rows, caption))
         uri = f" --tracking.uri {self.uri}" if self.experiment.tracking.uri else ""
         self.console.print(f"run {self.run_id} in {self.uri}\nbrowse it: python -m skincancer.ui{uri}", markup=False)

@@ -20,7 +20,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from skincancer.errors import ConfigError
+from skincancer.errors import ConfigError, RunError
 from skincancer.models.tasks import Task
 from skincancer.schema import Experiment, TrainerConfig
 from skincancer.tracking import BEST_CHECKPOINT, LAST_CHECKPOINT, Interrupted, Run
@@ -62,6 +62,22 @@ def is_rank_zero() -> bool:
     return all(
         int(os.environ.get(name) or 0) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     )
+
+
+def check_launcher(trainer: TrainerConfig) -> None:
+    """Check that several devices are started by fit's own command line, torchrun or SLURM: DDP runs the caller's script again.
+
+    Raises:
+        RunError: called from a notebook or another script.
+    """
+    several = str(trainer.devices) not in ("1", "auto") or trainer.num_nodes > 1
+    own = getattr(sys.modules["__main__"], "__spec__", None)
+    launched = any(name in os.environ for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS"))
+    if several and not launched and (own is None or own.name != "skincancer.fit"):
+        raise RunError(
+            f"trainer.devices is {trainer.devices}: several devices start the calling script again, once each. Use the command "
+            "line (python -m skincancer.fit …), torchrun or SLURM; from a notebook or a script, use one device."
+        )
 
 
 def check_devices(trainer: TrainerConfig) -> None:
@@ -110,6 +126,32 @@ class OwnSignals(Callback):
         launcher = trainer.strategy.launcher
         if isinstance(exception, Interrupted) and launcher is not None:
             launcher.kill(signal.SIGTERM)
+
+
+class AveragedWeights(WeightAveraging):
+    """Lightning's weight averaging, exponential: validated, saved and tested in the weights' place.
+
+    After t optimiser steps the decay is min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage, so that a
+    short run is not an average with its beginning. All tensors at once: EMAWeightAveraging goes one by one, which halves the
+    speed of a small model on a GPU.
+
+    Args:
+        decay: what the decay rises to, in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+        self.decay, self._now = decay, 0.0
+
+    def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], _: Any) -> None:
+        get_ema_multi_avg_fn(self._now)(averaged, current, None)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average after an optimiser step."""
+        self._now = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class EpochRecord(Callback):
@@ -227,8 +269,7 @@ def build_trainer(experiment: Experiment, folder: Path, record: EpochRecord, pro
     if experiment.training.patience:
         callbacks.append(EarlyStopping(monitor, patience=experiment.training.patience, mode=monitor_mode(monitor)))
     if ema:
-        # EMAWeightAveraging averages tensor by tensor, which halves the speed of a small model on a GPU
-        callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(ema)))
+        callbacks.append(AveragedWeights(ema))
     if progress_bar:
         from pytorch_lightning.callbacks import RichProgressBar
 

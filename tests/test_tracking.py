@@ -15,6 +15,7 @@ import pytest
 from skincancer import tracking
 from skincancer.errors import RunError
 from skincancer.paths import sqlite_path, tracking_uri, work_root
+from skincancer.terminal import Interrupted, signals_as_interrupts
 from skincancer.tracking import connect, reap, start_run
 
 
@@ -44,8 +45,8 @@ def test_end_is_said_once_and_after_the_last_artifact(store):
         (RunError("the loss was NaN"), "FAILED", "the loss was NaN"),
         (MemoryError("no memory"), "FAILED", "MemoryError: no memory"),
         (SystemExit(3), "FAILED", "SystemExit: 3"),
-        (tracking.Interrupted(signal.SIGINT), "KILLED", "interrupted by SIGINT"),
-        (tracking.Interrupted(signal.SIGTERM), "KILLED", "interrupted by SIGTERM"),
+        (Interrupted(signal.SIGINT), "KILLED", "interrupted by SIGINT"),
+        (Interrupted(signal.SIGTERM), "KILLED", "interrupted by SIGTERM"),
     ],
 )
 def test_end_is_what_happened(store, error, end, reason):
@@ -56,18 +57,23 @@ def test_end_is_what_happened(store, error, end, reason):
     assert run.folder.is_dir(), "what an unfinished run wrote is kept"
 
 
-def test_second_signal_does_not_cut_the_end_short():
-    with pytest.raises(tracking.Interrupted) as caught, tracking.signals_as_interrupts():
+def interrupted_twice():
+    with signals_as_interrupts():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_second_signal_does_not_cut_the_end_short():
+    with pytest.raises(Interrupted) as caught:
+        interrupted_twice()
     assert caught.value.exit_code == 143
 
 
 def test_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with tracking.signals_as_interrupts():
+    with signals_as_interrupts():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -113,11 +119,18 @@ def test_resume_refuses_a_run_with_a_living_or_unknown_owner(store):
         tracking.check_resumable(client, make_running(client, host="another"))
 
 
+def stopped_run(client):
+    try:
+        with begin(client) as run:
+            run.log_params({"weights": "imagenet"})
+            raise RunError("stopped")
+    except RunError:
+        return run
+
+
 def test_params_of_a_resumed_run_are_kept(store):
     client = connect(None)
-    with pytest.raises(RunError), begin(client) as run:
-        run.log_params({"weights": "imagenet"})
-        raise RunError("stopped")
+    run = stopped_run(client)
     with start_run(
         client, "demo-classification", "", {"kind": "fit"}, system_metrics=False, resume=run.run_id
     ) as again:
