@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from skincancer import config
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import Experiment
-from skincancer.terminal import make_console, make_table, progress_bars, run_verb, signals_as_interrupts
+from skincancer.terminal import make_console, make_table, progress_bars, run_verb, signals_as_interrupts, warn
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -120,7 +120,7 @@ def _checked_head(head: str, classes: Sequence[str]) -> str:
 
 def _assemble(experiment: Experiment, data: Any, folder: Path, run: Any) -> tuple[Any, Any, Any]:
     from skincancer.data.datamodules import LesionDataModule
-    from skincancer.training import EpochRecord, build_trainer
+    from skincancer.training import EpochRecord, averaging_note, build_trainer
 
     settings = experiment.data
     datamodule = LesionDataModule(
@@ -128,6 +128,12 @@ def _assemble(experiment: Experiment, data: Any, folder: Path, run: Any) -> tupl
         augment=experiment.augment, seed=experiment.seed, workers=settings.workers,
     )  # fmt: skip
     record = EpochRecord(run)
+    steps = (
+        datamodule.train_sampler().batches * experiment.trainer.max_epochs // experiment.trainer.accumulate_grad_batches
+    )
+    note = averaging_note(experiment.training.ema_decay, steps)
+    if run is not None and note:
+        warn(make_console(), "averaged weights", note)
     trainer = build_trainer(experiment, folder, record, progress_bar=sys.stdout.isatty())
     return trainer, datamodule, record
 

@@ -141,7 +141,7 @@ class TrainingConfig:
     Args:
         monitor: val/<metric> (maximised) or val/loss (minimised); chooses the best checkpoint
         patience: epochs without improvement of the monitor before stopping early; 0 never stops early
-        ema_decay: decay per step of averaged weights, which are then what is validated and saved; lower in the first steps; 0 for none
+        ema_decay: decay per step of averaged weights, which are then what is validated and saved; reaches back 1/(1-decay) steps; 0: none
     """
 
     monitor: str = "val/balanced_accuracy"

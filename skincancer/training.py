@@ -128,32 +128,6 @@ class OwnSignals(Callback):
             launcher.kill(signal.SIGTERM)
 
 
-class AveragedWeights(WeightAveraging):
-    """Lightning's weight averaging, exponential: validated, saved and tested in the weights' place.
-
-    After t optimiser steps the decay is min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage, so that a
-    short run is not an average with its beginning. All tensors at once: EMAWeightAveraging goes one by one, which halves the
-    speed of a small model on a GPU.
-
-    Args:
-        decay: what the decay rises to, in (0, 1).
-    """
-
-    def __init__(self, decay: float) -> None:
-        super().__init__(use_buffers=True, multi_avg_fn=self._average)
-        self.decay, self._now = decay, 0.0
-
-    def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], _: Any) -> None:
-        get_ema_multi_avg_fn(self._now)(averaged, current, None)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Average after an optimiser step."""
-        self._now = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
 class EpochRecord(Callback):
     """Keeps a row an epoch, for `epochs.csv` and MLflow; it is part of the resume point.
 
@@ -236,6 +210,17 @@ class EpochRecord(Callback):
         return pd.DataFrame(self.rows)
 
 
+def averaging_note(decay: float, steps: int) -> str:
+    """Say that averaged weights reach back over most of a run of `steps` optimiser steps; "" where they do not."""
+    window = round(1 / (1 - decay))
+    if not decay or 2 * window <= steps:
+        return ""
+    return (
+        f"training.ema_decay {decay} averages over about {window} steps, but the run has {steps}: its result is mostly its "
+        f"beginning. Use at most {max(0.0, 1 - 2 / steps):.3g}, or 0."
+    )
+
+
 def monitor_mode(monitor: str) -> str:
     """Return `min` for losses and calibration error, `max` for every other metric."""
     return "min" if monitor in ("val/loss", "val/ece") else "max"
@@ -269,7 +254,8 @@ def build_trainer(experiment: Experiment, folder: Path, record: EpochRecord, pro
     if experiment.training.patience:
         callbacks.append(EarlyStopping(monitor, patience=experiment.training.patience, mode=monitor_mode(monitor)))
     if ema:
-        callbacks.append(AveragedWeights(ema))
+        # EMAWeightAveraging goes tensor by tensor, which halves the speed of a small model on a GPU
+        callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(ema)))
     if progress_bar:
         from pytorch_lightning.callbacks import RichProgressBar
 
