@@ -241,8 +241,8 @@ def parse_flags(
     """
     own = [*(option for action in parser._actions for option in action.option_strings), *verb_flags]
     for flag in argv:
-        if flag.split("=")[0].removeprefix("--") in SECTIONS:
-            section = flag.split("=")[0]
+        section = flag.split("=")[0]
+        if section.startswith("--") and section[2:] in SECTIONS:
             raise ConfigError(f"command line: {section} is a section; give its keys: {_inside(section[2:])}")
     try:
         given = parser.parse_args(list(argv), defaults=False, env=False).as_dict()

@@ -25,7 +25,7 @@ from typing import Any
 import mlflow
 import psutil
 from filelock import FileLock
-from mlflow.entities import Metric, RunStatus
+from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
@@ -208,9 +208,8 @@ class Run:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log flat params; on a resumed run only those that are not there yet (MLflow's params never change)."""
         known = self.client.get_run(self.run_id).data.params
-        for name, value in params.items():
-            if name not in known:
-                self.client.log_param(self.run_id, name, value)
+        new = [Param(name, str(value)) for name, value in params.items() if name not in known]
+        self.client.log_batch(self.run_id, params=new)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics at one step (an epoch, 1-based, where they belong to one) in one call."""
@@ -219,9 +218,8 @@ class Run:
         self.client.log_batch(self.run_id, metrics=batch)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        for name, value in tags.items():
-            self.client.set_tag(self.run_id, name, value)
+        """Set tags, in one call."""
+        self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def log_file(self, name: str) -> None:
         """Log the file `name` (a path relative to the run's folder) as the artifact of the same name."""
