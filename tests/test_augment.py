@@ -362,7 +362,7 @@ def test_no_gradient_and_nothing_for_a_checkpoint():
     assert not isinstance(augment, torch.nn.Module)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_seed_means_the_same_on_a_gpu():
     image, mask = torch.rand(8, 3, 64, 96), lesion(8, 64, 96)
     augment = Augment(AugmentConfig(policy="strong", noise=0.0))
