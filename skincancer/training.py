@@ -23,7 +23,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from skincancer.errors import ConfigError, RunError
 from skincancer.models.tasks import Task
 from skincancer.schema import Experiment, TrainerConfig
-from skincancer.tracking import BEST_CHECKPOINT, LAST_CHECKPOINT, Interrupted, Run
+from skincancer.terminal import Interrupted
+from skincancer.tracking import BEST_CHECKPOINT, LAST_CHECKPOINT, Run
 
 # what Lightning says about choices that are made here on purpose
 _INTENDED = (
