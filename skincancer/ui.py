@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from skincancer.terminal import run_verb
+from skincancer.terminal import run_verb, signals_as_interrupts
 
 
 def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:
@@ -46,15 +48,14 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
     if database:
         command += ["--default-artifact-root", (database.parent / "artifacts").as_uri()]
     print(f"MLflow on {resolved}: http://{host}:{port} (Ctrl-C stops it)", flush=True)
-    server = subprocess.Popen(command)
-    try:
-        return server.wait()
-    except KeyboardInterrupt:
-        return server.wait()  # the server got the Ctrl-C too
-    finally:
-        if server.poll() is None:
-            server.terminate()
-            server.wait()
+    with signals_as_interrupts():
+        server = subprocess.Popen(command, start_new_session=True)  # it has workers, which are to end with it
+        try:
+            return server.wait()
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
+                server.wait()
 
 
 def _verb(argv: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -215,5 +216,8 @@ def test_ui_serves_the_store_and_stops(store, tmp_path):
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(30)
+    assert process.returncode == 130
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
     assert b"<title>MLflow</title>" in page
     assert Path(sqlite_path(client.tracking_uri)).exists()
