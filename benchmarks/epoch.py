@@ -130,8 +130,8 @@ def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folde
     console = make_console()
     console.quiet = True
     recorder = FitRecorder(experiment, data, console)
-    task, source = build_task(experiment, data, recorder, None)
-    twin, _ = build_task(experiment, data, recorder, None)
+    task, source = build_task(experiment, data, recorder, False)
+    twin, _ = build_task(experiment, data, recorder, False)
     with contextlib.ExitStack() as stack:
         run: Any = None
         if with_mlflow:

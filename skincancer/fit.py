@@ -55,28 +55,27 @@ def fit(experiment: Experiment, resume: str | None = None) -> str:
 
     recorder = FitRecorder(experiment, data, console)
     recorder.announce()
-    task, source = build_task(experiment, data, recorder, resume)
+    task, source = build_task(experiment, data, recorder, tracking.has_checkpoint(client, resume))
     with recorder.start(client, source, resume) as run:
         trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run)
         last = recorder.folder / tracking.LAST_CHECKPOINT
         trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
-        best, score = training.best_checkpoint(trainer)
-        if trainer.is_global_zero:
-            training.export_best(best)
+        best = training.best_checkpoint(trainer)
+        best_epoch = training.export_best(best) if trainer.is_global_zero else 0
         trainer.strategy.barrier()
         for part, evaluate in (("val", trainer.validate), ("test", trainer.test)):
             evaluate(task, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
             assert task.predictions is not None
             recorder.keep(part, task.predictions)
-        recorder.finish(run, record, score)
+        recorder.finish(run, record, best_epoch)
     recorder.report()
     return recorder.run_id
 
 
-def build_task(experiment: Experiment, data: Any, recorder: Any, resume: str | None) -> tuple[Any, str]:
+def build_task(experiment: Experiment, data: Any, recorder: Any, from_checkpoint: bool) -> tuple[Any, str]:
     """Build the task with its first weights; return it and where the weights really came from.
 
-    A resumed run takes its weights from its checkpoint, so nothing is fetched for it.
+    A run that goes on from a checkpoint takes its weights from there, so nothing is fetched for it.
     """
     import pytorch_lightning as pl
 
@@ -87,9 +86,10 @@ def build_task(experiment: Experiment, data: Any, recorder: Any, resume: str | N
     model = experiment.model
     pl.seed_everything(experiment.seed, verbose=False)
     loaded = load_backbone(
-        model.backbone, experiment.data.size, "none" if resume else model.weights, experiment.tracking.uri
+        model.backbone, experiment.data.size, "none" if from_checkpoint else model.weights, experiment.tracking.uri
     )
-    recorder.tell_weights(loaded, resume)
+    if not from_checkpoint:
+        recorder.tell_weights(loaded)
     weights = None
     if experiment.data.balance == "class_weights":
         labels = data.rows("train")["label"].to_numpy()

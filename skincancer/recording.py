@@ -90,10 +90,8 @@ class FitRecorder:
                 f"data.leaks is {settings.leaks}",
             )  # fmt: skip
 
-    def tell_weights(self, loaded: Loaded, resume: str | None) -> None:
+    def tell_weights(self, loaded: Loaded) -> None:
         """Say where the weights came from; loudly where ImageNet's could not be had."""
-        if resume:
-            return
         self.console.print(Text(f"backbone {self.experiment.model.backbone}, weights: {loaded.source}"))
         if loaded.source == "random" and self.experiment.model.weights == "auto":
             warn(self.console, "RANDOM WEIGHTS: this is not transfer learning", loaded.note)
@@ -110,6 +108,7 @@ class FitRecorder:
                 yield None
             return
         experiment, data = self.experiment, self.data
+        goes_on = tracking.has_checkpoint(client, resume)
         if resume:
             before = tracking.check_resumable(client, resume)
             for name, now in (
@@ -123,6 +122,12 @@ class FitRecorder:
                         f"--resume {resume}: the data have changed: {name} of the run is {then or '(none)'}, now it is "
                         f"{now or '(none)'}. Restore the data, or start a new run."
                     )
+            first = before.data.params.get("weights", weights)
+            if not goes_on and first != weights:
+                raise RunError(
+                    f"--resume {resume}: it stopped before its first epoch ended, so it starts again, but its first weights were "
+                    f"{first!r} and now they are {weights!r}. Start a new run."
+                )
         tags = {
             "kind": "fit",
             **tracking.git_tags(),
@@ -140,7 +145,7 @@ class FitRecorder:
             self.run_id, self.folder = run.run_id, run.folder
             self.console.print(f"run {run.run_id} in {group}" + (" (resumed)" if resume else ""))
             run.log_params(self._params(weights))
-            if not resume:
+            if not goes_on:
                 self._write_start(run)
             yield run
 
@@ -184,15 +189,12 @@ class FitRecorder:
         )
         write_predictions(table, self.folder / "predictions" / f"{part}.csv")
 
-    def finish(self, run: tracking.Run | None, record: training.EpochRecord, best_score: float) -> None:
+    def finish(self, run: tracking.Run | None, record: training.EpochRecord, best_epoch: int) -> None:
         """Compute metrics, intervals and figures from the written tables, and log everything."""
         if run is None:
             return
         classes = self.data.classes
         self.epochs = record.table()
-        best_epoch = int(
-            self.epochs.loc[np.isclose(self.epochs[self.experiment.training.monitor], best_score), "epoch"].iloc[0]
-        )
         _, label, probability = read_predictions(self.folder / "predictions/val.csv", classes)
         best = {f"best/{name}": value for name, value in classification_metrics(label, probability, classes).items()}
         table, label, probability = read_predictions(self.folder / "predictions/test.csv", classes)

@@ -339,6 +339,14 @@ def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
     return run
 
 
+def has_checkpoint(client: MlflowClient, run_id: str | None) -> bool:
+    """Say whether a run to resume has a resume point: none before its first epoch has ended, and none for a new run."""
+    if run_id is None:
+        return False
+    folder = client.get_run(run_id).data.tags.get("work_folder", "")
+    return (Path(folder) / LAST_CHECKPOINT).is_file()
+
+
 def download(client: MlflowClient, run_id: str, name: str, folder: Path) -> Path:
     """Fetch the artifact `name` of a run into `folder` and return its path.
 

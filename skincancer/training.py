@@ -272,19 +272,19 @@ def build_trainer(experiment: Experiment, folder: Path, record: EpochRecord, pro
     )  # fmt: skip
 
 
-def best_checkpoint(trainer: pl.Trainer) -> tuple[Path, float]:
-    """Return the best checkpoint and its monitored value."""
+def best_checkpoint(trainer: pl.Trainer) -> Path:
+    """Return the best checkpoint by the monitor."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor:
-            score = callback.best_model_score
-            return Path(callback.best_model_path), float("nan") if score is None else float(score)
+            return Path(callback.best_model_path)
     raise AssertionError("build_trainer always makes one")
 
 
-def export_best(path: Path) -> None:
-    """Strip a checkpoint to weights and hyper-parameters, all that evaluate and predict need, in place."""
+def export_best(path: Path) -> int:
+    """Strip a checkpoint to weights and hyper-parameters, all that evaluate and predict need, in place; return its epoch (from 1)."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     kept = ("state_dict", "hyper_parameters", "hparams_name", "epoch", "global_step", "pytorch-lightning_version")
     slim = path.with_suffix(".tmp")
     torch.save({name: content[name] for name in kept if name in content}, slim)
     slim.replace(path)
+    return int(content["epoch"]) + 1

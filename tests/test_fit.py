@@ -1,5 +1,6 @@
 """A whole fit: the run contract, repetition, resuming, and every way of ending."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from conftest import TINY_FIT
 from sklearn import metrics as sklearn_metrics
 
 from skincancer import fit, tracking, training
+from skincancer.models import weights as weights_module
 from skincancer.tracking import connect
 
 
@@ -110,6 +112,7 @@ def test_best_epoch_is_the_one_monitored(contract):
     epochs = pd.read_csv(artifact(contract, "epochs.csv"))
     assert list(epochs["epoch"]) == [1, 2]
     assert contract.data.metrics["best/balanced_accuracy"] == pytest.approx(epochs["val/balanced_accuracy"].max())
+    assert contract.data.metrics["best_epoch"] == epochs["val/balanced_accuracy"].argmax() + 1
     history = connect(None).get_metric_history(contract.info.run_id, "train/loss")
     assert [point.step for point in history] == [1, 2]
     for name in ("epoch_seconds", "images_per_second", "optimizer_steps", "images_seen", "lr"):
@@ -190,9 +193,9 @@ def keep_last(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     """Copy the resume point of the end, which a finished run does not keep."""
     export = training.export_best
 
-    def export_and_keep(path: Path) -> None:
+    def export_and_keep(path: Path) -> int:
         shutil.copy(path.parent / "last.ckpt", place)
-        export(path)
+        return export(path)
 
     monkeypatch.setattr(training, "export_best", export_and_keep)
 
@@ -309,6 +312,36 @@ def test_resume_refuses_changed_data(tiny_demo, store, tmp_path, monkeypatch, ca
     assert fit.main(["--resume", run.info.run_id]) == 1
     assert "index_hash of the run is" in capsys.readouterr().err
     assert only_run().info.status == "KILLED"
+
+
+def test_run_stopped_before_its_first_epoch_ended_starts_again_from_its_first_weights(
+    tiny_demo, store, tmp_path, monkeypatch
+):
+    import timm
+
+    torch.manual_seed(1)
+    state = timm.create_model("test_efficientnet", num_classes=0).state_dict()
+    weights = tmp_path / "first.pt"
+    torch.save(state, weights)
+    # a rate of nearly 0: what the run ends with is what it began with
+    more = [f"--model.weights={weights}", "--model.optimizer.lr=1e-12", "--trainer.max_epochs=1"]
+    signal_at_epoch(monkeypatch, signal.SIGTERM, epoch=0)
+    assert fit.main(arguments(tiny_demo, *more)) == 143
+    run_id = only_run().info.run_id
+    assert fit.main(["--resume", run_id]) == 0
+    assert only_run().data.params["weights"] == "file:first.pt"
+    after = torch.load(artifact(only_run(), "checkpoints/best.ckpt"), weights_only=True)["state_dict"]
+    assert torch.allclose(after["backbone.conv_stem.weight"], state["conv_stem.weight"], atol=1e-6)
+
+
+def test_run_whose_first_weights_cannot_be_had_again_is_not_started_again(tiny_demo, store, monkeypatch, capsys):
+    signal_at_epoch(monkeypatch, signal.SIGTERM, epoch=0)
+    assert fit.main(arguments(tiny_demo)) == 143
+    run_id = only_run().info.run_id
+    has = weights_module.load_backbone
+    monkeypatch.setattr(weights_module, "load_backbone", lambda *a: dataclasses.replace(has(*a), source="imagenet (x)"))
+    assert fit.main(["--resume", run_id]) == 1
+    assert "its first weights were 'random' and now they are 'imagenet (x)'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
