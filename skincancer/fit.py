@@ -102,7 +102,7 @@ def build_task(experiment: Experiment, data: Any, recorder: Any, from_checkpoint
         backbone=model.backbone, size=experiment.data.size, classes=list(data.classes), dropout=model.dropout,
         head=_checked_head(model.head, data.classes), head_hidden=model.head_hidden, freeze=str(model.freeze),
         unfreeze_epoch=model.unfreeze_epoch, loss=settings["loss"], optimizer=settings["optimizer"],
-        schedule=settings["schedule"], class_weights=weights, channels_last=model.channels_last, seed=experiment.seed,
+        schedule=settings["schedule"], class_weights=weights, tta=model.tta, channels_last=model.channels_last, seed=experiment.seed,
         module=loaded.backbone,
     )  # fmt: skip
     if model.compile:

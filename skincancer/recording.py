@@ -32,7 +32,7 @@ from skincancer.models import serving
 from skincancer.models.tasks import Predictions
 from skincancer.models.weights import Loaded
 from skincancer.schema import Experiment
-from skincancer.terminal import make_table, warn
+from skincancer.terminal import make_table, uninterrupted, warn
 
 SPLIT_COLUMNS = ["image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type"]
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
@@ -158,8 +158,8 @@ class FitRecorder:
             "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
             "max_epochs": e.trainer.max_epochs, "precision": e.trainer.precision, "lr": e.model.optimizer.lr,
             "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name, "loss": e.model.loss.name,
-            "dropout": e.model.dropout, "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
-            "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
+            "dropout": e.model.dropout, "tta": e.model.tta, "freeze": e.model.freeze, "augment": e.augment.policy,
+            "ema_decay": e.training.ema_decay, "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
             "dropped_images": len(data.dropped), "devices": e.trainer.devices, **counts,
         }  # fmt: skip
 
@@ -177,7 +177,8 @@ class FitRecorder:
             dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` abstract and uses it so itself
                 source, name=f"{data.entry.name} {self.experiment.data.split} {role}", digest=digest
             )
-            mlflow.log_input(dataset, context=CONTEXTS[role])
+            with uninterrupted():
+                mlflow.log_input(dataset, context=CONTEXTS[role])
 
     def keep(self, part: str, predictions: Predictions) -> None:
         """Write the table of predictions of a part into the run's folder."""
@@ -217,7 +218,8 @@ class FitRecorder:
         for name in ("epochs.csv", "intervals.csv", tracking.BEST_CHECKPOINT):
             run.log_file(name)
         for name in ("predictions", "figures"):
-            run.client.log_artifacts(run.run_id, str(self.folder / name), name)
+            with uninterrupted():
+                run.client.log_artifacts(run.run_id, str(self.folder / name), name)
         self._log_model(run)
 
     def _log_model(self, run: tracking.Run) -> None:
@@ -231,10 +233,11 @@ class FitRecorder:
             "classes": self.folder / "classes.json",
             "checkpoint": self.folder / tracking.BEST_CHECKPOINT,
         }
-        mlflow.pyfunc.log_model(
-            name="model", python_model=serving.__file__, artifacts={name: str(path) for name, path in artifacts.items()},
-            signature=signature, input_example=example, pip_requirements=tracking.model_requirements(),
-        )  # fmt: skip
+        with uninterrupted():
+            mlflow.pyfunc.log_model(
+                name="model", python_model=serving.__file__, artifacts={name: str(path) for name, path in artifacts.items()},
+                signature=signature, input_example=example, pip_requirements=tracking.model_requirements(),
+            )  # fmt: skip
 
     def report(self) -> None:
         """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""

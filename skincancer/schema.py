@@ -116,6 +116,8 @@ class ModelConfig:
         loss: the training loss
         optimizer: the optimiser
         schedule: the learning rate over the run
+        tta: test-time augmentation: none, flips (4 views) or d4 (those and their quarter turns: 8 views), logits averaged; from the
+            best checkpoint's evaluation on, not in the validation of each epoch
         channels_last: NHWC memory format
         compile: torch.compile
     """
@@ -130,6 +132,7 @@ class ModelConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    tta: Literal["none", "flips", "d4"] = "none"
     channels_last: bool = True
     compile: bool = False
 

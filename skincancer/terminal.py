@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from rich.text import Text
 
 from skincancer.errors import RunError, SkinCancerError
 
+HOLD_SECONDS = (
+    5.0  # schedulers often send the same signal twice at once; a person who waits for a dead server sends another
+)
 _PIPE_WIDTH = 10_000  # in a pipe a table is as wide as its content, and no name is cut
 
 
@@ -90,19 +94,32 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signum
 
 
+class _Arrived:
+    """What became of SIGINT and SIGTERM in this process."""
+
+    holds = 0
+    held: int | None = None
+    held_at = 0.0
+    told = False
+
+
 @contextlib.contextmanager
 def signals_as_interrupts() -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into `Interrupted`; later ones are ignored, so that the end can be written."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    interrupted = False
+    _Arrived.holds, _Arrived.held, _Arrived.told = 0, None, False
 
     def handle(signum: int, _: Any) -> None:
-        nonlocal interrupted
-        if not interrupted:
-            interrupted = True
-            raise Interrupted(signum)
+        if _Arrived.told:
+            return
+        if _Arrived.holds and _Arrived.held is None:
+            _Arrived.held, _Arrived.held_at = signum, time.monotonic()
+        if _Arrived.holds and time.monotonic() - _Arrived.held_at < HOLD_SECONDS:
+            return
+        _Arrived.told = True
+        raise Interrupted(signum)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -110,6 +127,26 @@ def signals_as_interrupts() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold a signal back until the block ends; a second one breaks in if the first has waited for `HOLD_SECONDS`.
+
+    For calls that write to the tracking store: a database statement that is broken off half-way keeps the database locked, and the
+    run's end could not be written.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _Arrived.holds += 1
+    try:
+        yield
+    finally:
+        _Arrived.holds -= 1
+        if not _Arrived.holds and _Arrived.held is not None and not _Arrived.told:
+            _Arrived.told = True
+            raise Interrupted(_Arrived.held)
 
 
 def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:

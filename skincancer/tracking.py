@@ -33,7 +33,7 @@ from mlflow.tracking import MlflowClient
 
 from skincancer.errors import RunError, SkinCancerError
 from skincancer.paths import sqlite_path, tracking_uri, work_root
-from skincancer.terminal import Interrupted
+from skincancer.terminal import Interrupted, uninterrupted
 
 HEARTBEAT_SECONDS = 30.0
 CHECKPOINTS = "checkpoints"
@@ -207,24 +207,28 @@ class Run:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log flat params; on a resumed run only those that are not there yet (MLflow's params never change)."""
-        known = self.client.get_run(self.run_id).data.params
-        new = [Param(name, str(value)) for name, value in params.items() if name not in known]
-        self.client.log_batch(self.run_id, params=new)
+        with uninterrupted():
+            known = self.client.get_run(self.run_id).data.params
+            new = [Param(name, str(value)) for name, value in params.items() if name not in known]
+            self.client.log_batch(self.run_id, params=new)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics at one step (an epoch, 1-based, where they belong to one) in one call."""
         now = int(time.time() * 1000)
         batch = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        self.client.log_batch(self.run_id, metrics=batch)
+        with uninterrupted():
+            self.client.log_batch(self.run_id, metrics=batch)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, in one call."""
-        self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        with uninterrupted():
+            self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def log_file(self, name: str) -> None:
         """Log the file `name` (a path relative to the run's folder) as the artifact of the same name."""
         parent = str(Path(name).parent)
-        self.client.log_artifact(self.run_id, str(self.folder / name), None if parent == "." else parent)
+        with uninterrupted():
+            self.client.log_artifact(self.run_id, str(self.folder / name), None if parent == "." else parent)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file into the run's folder and log it."""
@@ -238,13 +242,6 @@ class Run:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(MlflowException, OSError):
                 self.client.set_tag(self.run_id, "heartbeat", _now())
-
-    def _end(self, status: str, reason: str) -> None:
-        self._stop.set()
-        self.set_tags({"status_reason": reason, "heartbeat": _now()})
-        mlflow.end_run(status)  # stops the system metrics thread, then writes the status
-        if status == RunStatus.to_string(RunStatus.FINISHED):
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _now() -> str:
@@ -278,31 +275,44 @@ def start_run(
     all_tags = {**tags, **owner_tags(), "heartbeat": _now(), "status_reason": ""}
     if system_metrics:
         mlflow.set_system_metrics_sampling_interval(10)
-    active = mlflow.start_run(
-        run_id=resume,
-        experiment_id=None if resume else number,
-        run_name=None if resume else name,
-        log_system_metrics=system_metrics,
-    )
-    run_id = active.info.run_id
-    run = Run(
-        client, run_id, active.info.experiment_id, work_root(client.tracking_uri) / run_id, resumed=resume is not None
-    )
-    beat = threading.Thread(target=run._beat, name="heartbeat", daemon=True)
+    run: Run | None = None
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        run.set_tags({**all_tags, "work_folder": str(run.folder)})
-        beat.start()
+        with uninterrupted():
+            active = mlflow.start_run(
+                run_id=resume,
+                experiment_id=None if resume else number,
+                run_name=None if resume else name,
+                tags=None if resume else all_tags,  # a run without its owner's tags could never be reaped
+                log_system_metrics=system_metrics,
+            )
+            run_id = active.info.run_id
+            folder = work_root(client.tracking_uri) / run_id
+            run = Run(client, run_id, active.info.experiment_id, folder, resumed=resume is not None)
+            folder.mkdir(parents=True, exist_ok=True)
+            run.set_tags({**all_tags, "work_folder": str(folder)})
+        threading.Thread(target=run._beat, name="heartbeat", daemon=True).start()
         yield run
     except Interrupted as interrupt:
-        run._end("KILLED", f"interrupted by {interrupt}")
+        _end(run, "KILLED", f"interrupted by {interrupt}")
         raise
     except BaseException as error:
         text = str(error) if isinstance(error, SkinCancerError) else f"{type(error).__name__}: {error}"
-        run._end("FAILED", text[:4000])
+        _end(run, "FAILED", text[:4000])
         raise
     else:
-        run._end("FINISHED", "")
+        _end(run, "FINISHED", "")
+
+
+def _end(run: Run | None, status: str, reason: str) -> None:
+    try:
+        if run is not None:
+            run._stop.set()
+            run.set_tags({"status_reason": reason, "heartbeat": _now()})
+    finally:
+        # stops the system metrics thread, then writes the status; without it MLflow would say FINISHED when the process ends
+        mlflow.end_run(status)
+    if run is not None and status == RunStatus.to_string(RunStatus.FINISHED):
+        shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:

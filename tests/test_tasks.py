@@ -19,7 +19,7 @@ from torchvision.transforms.functional import normalize
 from skincancer.errors import RunError, WeightsError
 from skincancer.models.loading import load_classifier
 from skincancer.models.optimizers import OPTIMIZERS
-from skincancer.models.tasks import ClassificationTask, Normalise
+from skincancer.models.tasks import ClassificationTask, Normalise, views
 from skincancer.training import EpochRecord
 
 CLASSES = ["a", "b", "c", "d"]
@@ -32,7 +32,7 @@ def make_task(**changes: Any) -> ClassificationTask:
         "freeze": "none", "unfreeze_epoch": None, "loss": {"name": "cross_entropy", "label_smoothing": 0.0, "gamma": 2.0},
         "optimizer": {"name": "adamw", "lr": 1e-2, "weight_decay": 0.01, "momentum": 0.9},
         "schedule": {"name": "constant", "warmup_epochs": 0.0, "step_epochs": 10, "gamma": 0.1},
-        "class_weights": None, "channels_last": True, "seed": 0,
+        "class_weights": None, "tta": "none", "channels_last": True, "seed": 0,
     }  # fmt: skip
     torch.manual_seed(0)
     return ClassificationTask(**(settings | changes))
@@ -298,6 +298,38 @@ def test_a_checkpoint_holds_primitives_and_gives_the_model_back(variant: dict[st
     image = make_batches()[0]["image"]
     with torch.no_grad():
         assert torch.equal(loaded(image), task.eval()(image))
+
+
+def test_views_are_the_eight_symmetries_of_the_square() -> None:
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    seen = {view.numpy().tobytes() for view in views(image, "d4")}
+    expected = {
+        np.rot90(flipped, k, (2, 3)).tobytes()
+        for flipped in (image.numpy(), image.numpy()[..., ::-1])
+        for k in range(4)
+    }
+    assert seen == expected
+    assert len(seen) == 8
+    assert [view.numpy().tolist() for view in views(image, "none")] == [image.numpy().tolist()]
+
+
+@pytest.mark.parametrize(("tta", "count"), [("none", 1), ("flips", 4), ("d4", 8)])
+def test_views_are_averaged_after_fit_and_not_in_it(tta: str, count: int) -> None:
+    task, (batch,) = make_task(tta=tta), make_batches(count=1)
+    trainer = make_trainer(1)
+    trainer.fit(task, loader([batch]), loader([batch]))
+    assert task.predictions is not None
+    task.eval()
+    with torch.no_grad():
+        plain = task(batch["image"]).numpy()
+        x = batch["image"]
+        every = [x, x.flip(3), x.flip(2), x.rot90(2, (2, 3)), x.rot90(1, (2, 3)), x.rot90(3, (2, 3)),
+                 x.transpose(2, 3), x.transpose(2, 3).rot90(2, (2, 3))]  # fmt: skip
+        averaged = np.mean([task(view).numpy() for view in every[:count]], axis=0)
+    assert task.predictions.logits == pytest.approx(plain, abs=1e-5)
+    trainer.test(task, loader([batch]), verbose=False)
+    assert task.predictions.logits == pytest.approx(averaged, abs=1e-5)
+    assert (count > 1) == (not np.allclose(averaged, plain, atol=1e-5))
 
 
 def test_checkpoints_that_are_none(tmp_path: Path) -> None:

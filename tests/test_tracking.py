@@ -10,13 +10,17 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
+import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from sqlalchemy import event
 
-from skincancer import tracking
+from skincancer import terminal, tracking
 from skincancer.errors import RunError
 from skincancer.paths import sqlite_path, tracking_uri, work_root
-from skincancer.terminal import Interrupted, signals_as_interrupts
+from skincancer.terminal import Interrupted, signals_as_interrupts, uninterrupted
 from skincancer.tracking import connect, reap, start_run
 
 
@@ -77,6 +81,84 @@ def test_handlers_are_put_back():
     with signals_as_interrupts():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_inside_a_database_statement_leaves_the_store_usable(store):
+    client = connect(None)
+    engine = client._tracking_client.store.engine
+    stopped = []
+
+    def stop_here(connection, cursor, statement, parameters, context, executemany):
+        if "FROM latest_metrics" in statement and not stopped:
+            stopped.append(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def train():
+        with signals_as_interrupts(), begin(client) as run:
+            runs.append(run)
+            run.log_metrics({"val/loss": 1.0}, step=1)
+            event.listen(engine, "after_cursor_execute", stop_here)
+            run.log_metrics({"val/loss": 0.5}, step=2)
+
+    runs = []
+    with pytest.raises(Interrupted):
+        train()
+    (run,) = runs
+    event.remove(engine, "after_cursor_execute", stop_here)
+    assert [metric.step for metric in client.get_metric_history(run.run_id, "val/loss")] == [1, 2]
+    assert status(client, run.run_id) == ("KILLED", "interrupted by SIGTERM")
+
+
+@pytest.mark.parametrize(("seconds", "reached_at_last", "exit_code"), [(0.0, [1], 130), (60.0, [1, 2], 143)])
+def test_a_second_signal_breaks_in_only_where_the_first_has_waited(monkeypatch, seconds, reached_at_last, exit_code):
+    reached = []
+
+    def write():
+        with signals_as_interrupts(), uninterrupted():
+            monkeypatch.setattr(terminal, "HOLD_SECONDS", 60.0)
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append(1)
+            monkeypatch.setattr(terminal, "HOLD_SECONDS", seconds)
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(2)
+
+    with pytest.raises(Interrupted) as caught:
+        write()
+    assert reached == reached_at_last
+    assert caught.value.exit_code == exit_code
+
+
+def test_an_end_that_cannot_be_written_is_not_finished(store, monkeypatch):
+    client = connect(None)
+    runs = []
+
+    def train():
+        with begin(client) as run:
+            runs.append(run.run_id)
+            monkeypatch.setattr(client, "log_batch", Mock(side_effect=MlflowException("database is locked")))
+            raise RunError("the loss was NaN")
+
+    with pytest.raises(MlflowException, match="locked"):
+        train()
+    assert client.get_run(runs[0]).info.status == "FAILED"
+    assert mlflow.active_run() is None, "MLflow would say FINISHED when the process ends"
+
+
+def test_a_signal_while_a_run_starts_ends_it(store, monkeypatch):
+    client = connect(None)
+    create = mlflow.start_run
+
+    def interrupted(**options):
+        active = create(**options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return active
+
+    monkeypatch.setattr(mlflow, "start_run", interrupted)
+    with pytest.raises(Interrupted), signals_as_interrupts(), begin(client):
+        pytest.fail("the block was entered")
+    (run,) = client.search_runs([tracking.experiment_id(client, "demo-classification")])
+    assert status(client, run.info.run_id) == ("KILLED", "interrupted by SIGTERM")
+    assert run.data.tags["pid"] == str(os.getpid())
 
 
 def make_running(client, **tags):

@@ -29,7 +29,7 @@ class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         import torch
 
         with torch.inference_mode():
-            logits = self.task(torch.as_tensor(np.asarray(model_input), dtype=torch.float32))
+            logits = self.task.predict_logits(torch.as_tensor(np.asarray(model_input), dtype=torch.float32))
             probability = torch.softmax(logits.double(), dim=1).numpy()
         return pd.DataFrame(probability, columns=[f"p_{name}" for name in self.classes])
 

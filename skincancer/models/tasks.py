@@ -6,7 +6,7 @@ a repetition is the same, and a resumed run draws what the uninterrupted one wou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,19 @@ class Task(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def views(image: Tensor, tta: str) -> Iterator[Tensor]:
+    """Yield images (B, 3, H, W) as they are; for `flips` also mirrored in x, y and both; for `d4` those and their quarter turns.
+
+    A dermoscope has no up and no left: all eight are the same lesion.
+    """
+    for turned in (image, image.rot90(1, (2, 3))) if tta == "d4" else (image,):
+        yield turned
+        if tta != "none":
+            yield turned.flip(3)
+            yield turned.flip(2)
+            yield turned.flip((2, 3))
+
+
 class ClassificationTask(Task):
     """A timm backbone with a new head, trained on labels.
 
@@ -146,6 +159,7 @@ class ClassificationTask(Task):
         unfreeze_epoch: from when everything learns; None for never.
         loss, optimizer, schedule: the sections of the config, as dicts.
         class_weights: one a class, or None.
+        tta: views of an image whose logits `predict_logits` averages: none, flips or d4.
         channels_last: NHWC memory format.
         seed: of the steps.
         module: a built backbone with its weights; None builds one with random weights (a checkpoint will fill it).
@@ -168,6 +182,7 @@ class ClassificationTask(Task):
         optimizer: Mapping[str, Any],
         schedule: Mapping[str, Any],
         class_weights: Sequence[float] | None,
+        tta: str,
         channels_last: bool,
         seed: int,
         module: nn.Module | None = None,
@@ -207,12 +222,18 @@ class ClassificationTask(Task):
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         return logits
 
+    def predict_logits(self, image: Tensor) -> Tensor:
+        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits (B, C), averaged over the views of `tta`."""
+        return torch.stack([self(view) for view in views(image, self.hparams["tta"])]).mean(0)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         return self.guard(self.loss(self(batch["image"]), batch["label"], self.class_weights))
 
     def _evaluate(self, batch: Batch) -> None:
-        logits = self(batch["image"]).float()
+        # the validation of each epoch only ranks epochs: one view does, at an eighth of the time
+        predict = self if self.trainer.state.fn == "fit" else self.predict_logits
+        logits = predict(batch["image"]).float()
         self._evaluated.append((batch["index"].cpu(), batch["label"].cpu(), logits.cpu()))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
