@@ -40,8 +40,8 @@ def check_experiment(experiment: Experiment, keys: Sequence[str]) -> None:
     """
     _check_data(experiment)
     policies.check(experiment.augment)
-    _check_model(experiment)
     _check_training(experiment)
+    _check_model(experiment)
     _check_search(experiment, keys)
 
 

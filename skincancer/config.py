@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -222,24 +221,13 @@ def _parse_layer(parser: ArgumentParser, flat: Mapping[str, Any], source: str) -
             raise _explain(error, source) from error
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A resolved experiment, its verb's own flags, and what loading changed that the user should hear about."""
-
-    experiment: Experiment
-    flags: dict[str, Any]
-    notes: list[str]
-
-
-def parse_flags(
-    parser: ArgumentParser, argv: Sequence[str], verb_flags: Sequence[str] = ()
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parse the command line into (keys of the schema that were given, the verb's own flags).
 
     Raises:
         ConfigError: an unknown flag or a wrong type.
     """
-    own = [*(option for action in parser._actions for option in action.option_strings), *verb_flags]
+    own = [option for action in parser._actions for option in action.option_strings]
     for flag in argv:
         section = flag.split("=")[0]
         if section.startswith("--") and section[2:] in SECTIONS:
@@ -322,32 +310,24 @@ def resolve(
         trainer=dataclasses.replace(resolved.trainer, precision=str(resolved.trainer.precision)),
         model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
     )
-    check_experiment(resolved, KEYS)
+    try:
+        check_experiment(resolved, KEYS)
+    except ConfigError as error:
+        layers = (
+            ("command line", flags),
+            (f"{source}, study", from_study),
+            (source, from_file),
+            (name, entry.defaults),
+        )
+        raise ConfigError(f"{_origin(str(error), layers)}{error}") from error
     return resolved, notes
+
+
+def _origin(message: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Say which layer set the key that a message is about; "" where it is a default."""
+    key = next((word.strip(":") for word in message.split() if word.strip(":") in KEYS), None)
+    return next((f"{source}: " for source, values in layers if key in values), "")
 
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
-
-
-def load(
-    argv: Sequence[str], prog: str, description: str, add_flags: Callable[[ArgumentParser], None] | None = None
-) -> Loaded:
-    """Load the experiment that a command line describes.
-
-    Args:
-        argv: without the program's name.
-        prog: for the help text.
-        description: for the help text.
-        add_flags: adds the verb's own flags to the parser.
-
-    Raises:
-        ConfigError: as `resolve`, and for unknown flags.
-    """
-    parser = build_parser(prog, description)
-    if add_flags:
-        add_flags(parser)
-    options = [option for action in parser._actions for option in action.option_strings]
-    keys, own = parse_flags(parser, argv, options)
-    experiment, notes = resolve(own.get("experiment"), keys, parser)
-    return Loaded(experiment, own, notes)

@@ -31,7 +31,8 @@ def write(tmp_path: Path):
 
 
 def load(*argv: str) -> Experiment:
-    return config.load(argv, "test", "").experiment
+    keys, own = config.parse_flags(config.build_parser("test", ""), argv)
+    return resolve(own.get("experiment"), keys)[0]
 
 
 def get(experiment: Experiment, key: str) -> Any:
@@ -539,3 +540,12 @@ def test_config_errors_help_and_list_import_nothing_heavy():
     assert [line.split()[0] for line in codes] == ["2", "2", "2", "0", "0", "0"]
     assert loaded == "[]"
     assert done.stderr == ""
+
+
+def test_a_value_out_of_range_is_told_with_where_it_stands(write):
+    path = write("data: {dataset: ham10000}\nmodel: {dropout: 1.5}\nstudy:\n  trainer: {max_epochs: 0}\n")
+    assert refused("--experiment", path).startswith(f"{path}, study: trainer.max_epochs is 0")
+    good = ("--experiment", path, "--trainer.max_epochs", "2")
+    assert refused(*good).startswith(f"{path}: model.dropout is 1.5; it must be")
+    assert refused(*good, "--model.dropout", "2").startswith("command line: model.dropout is 2.0")
+    assert refused(*good, "--data.balance", "smote").startswith("command line: data.balance is 'smote'")
