@@ -258,9 +258,7 @@ def build_trainer(experiment: Experiment, folder: Path, record: EpochRecord, pro
         # EMAWeightAveraging goes tensor by tensor, which halves the speed of a small model on a GPU
         callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(ema)))
     if progress_bar:
-        from pytorch_lightning.callbacks import RichProgressBar
-
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(_progress_bars())
     options = asdict(experiment.trainer)
     if options["accumulate_grad_batches"] == 1 and options["gradient_clip_val"] is None:
         options.pop("gradient_clip_algorithm")
@@ -270,6 +268,18 @@ def build_trainer(experiment: Experiment, folder: Path, record: EpochRecord, pro
         **options, callbacks=callbacks, logger=False, default_root_dir=folder, enable_progress_bar=progress_bar,
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
     )  # fmt: skip
+
+
+def _progress_bars() -> Callback:
+    from pytorch_lightning.callbacks import RichProgressBar
+
+    class Bars(RichProgressBar):
+        """Counts epochs from 1, as every table does."""
+
+        def _get_train_description(self, current_epoch: int) -> str:
+            return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+
+    return Bars(leave=False)
 
 
 def best_checkpoint(trainer: pl.Trainer) -> Path:

@@ -272,6 +272,6 @@ class ClassificationTask(Task):
                 f"the model gives NaN on the {part} images after step {self.global_step}; lower --model.optimizer.lr"
             )
         metrics = classification_metrics(label.numpy(), probability, self.classes)
-        self.log(f"{part}/loss", loss, rank_zero_only=False)
+        self.log(f"{part}/loss", loss)
         for name, value in metrics.items():
-            self.log(f"{part}/{name}", value, rank_zero_only=False)
+            self.log(f"{part}/{name}", value, prog_bar=f"{part}/{name}" == "val/balanced_accuracy")
