@@ -25,6 +25,21 @@ ISIC2018_CITATION = (
     "Codella N., Rotemberg V., Tschandl P., et al. Skin Lesion Analysis Toward Melanoma Detection 2018: A Challenge "
     "Hosted by the International Skin Imaging Collaboration (ISIC). arXiv:1902.03368 (2019)"
 )
+ISIC2017_CITATION = (
+    "Codella N., Gutman D., Celebi M. E., et al. Skin Lesion Analysis Toward Melanoma Detection: A Challenge at the 2017 "
+    "International Symposium on Biomedical Imaging (ISBI), Hosted by the International Skin Imaging Collaboration (ISIC). "
+    "arXiv:1710.05006 (2017)"
+)
+ISIC2016_CITATION = (
+    "Gutman D., Codella N., Celebi E., et al. Skin Lesion Analysis toward Melanoma Detection: A Challenge at the "
+    "International Symposium on Biomedical Imaging (ISBI) 2016, hosted by the International Skin Imaging Collaboration "
+    "(ISIC). arXiv:1605.01397 (2016)"
+)
+PH2_CITATION = (
+    "Mendonça T., Ferreira P. M., Marques J. S., Marcal A. R. S., Rozeira J. PH2 - A dermoscopic image database for "
+    "research and benchmarking. 35th Annual International Conference of the IEEE Engineering in Medicine and Biology "
+    "Society (EMBC), 5437-5440 (2013). doi:10.1109/EMBC.2013.6610779"
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +134,77 @@ DATASETS: dict[str, Dataset] = {
             "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv, "
             "ISIC2018_Task3_Training_LesionGroupings.csv; optionally Input and GroundTruth of Validation and of Test. "
             "The CSV files may also lie in the root"
+        ),
+    ),
+    "isic2018_task1": Dataset(
+        name="isic2018_task1",
+        title="ISIC 2018 Task 1",
+        reader="skincancer.data.isic_segmentation:read_2018",
+        tasks=("segmentation",),
+        classes=(),
+        malignant=(),
+        licence="CC0",
+        citation=f"{ISIC2018_CITATION}; {HAM10000_CITATION}",
+        how_to_get=(
+            "https://challenge.isic-archive.com/data/#2018, Task 1: the Training, Validation and Test archives "
+            "ISIC2018_Task1-2_<Part>_Input.zip and ISIC2018_Task1_<Part>_GroundTruth.zip; unpack them side by side."
+        ),
+        layout=(
+            "ISIC2018_Task1-2_Training_Input/<image id>.jpg and "
+            "ISIC2018_Task1_Training_GroundTruth/<image id>_segmentation.png; optionally the same of Validation and Test"
+        ),
+    ),
+    "isic2017_task1": Dataset(
+        name="isic2017_task1",
+        title="ISIC 2017 Part 1",
+        reader="skincancer.data.isic_segmentation:read_2017",
+        tasks=("classification", "segmentation", "joint"),
+        classes=("melanoma", "nevus", "seborrheic_keratosis"),
+        malignant=("melanoma",),
+        licence="CC0",
+        citation=ISIC2017_CITATION,
+        how_to_get=(
+            "https://challenge.isic-archive.com/data/#2017: ISIC-2017_<Part>_Data.zip and "
+            "ISIC-2017_<Part>_Part1_GroundTruth.zip, <Part> being Training, Validation and Test_v2; unpack them side by "
+            "side. For diagnoses put ISIC-2017_<Part>_Part3_GroundTruth.csv beside them."
+        ),
+        layout=(
+            "ISIC-2017_Training_Data/<image id>.jpg and "
+            "ISIC-2017_Training_Part1_GroundTruth/<image id>_segmentation.png; optionally the same of Validation and "
+            "Test_v2; for classification and joint also ISIC-2017_<Part>_Part3_GroundTruth.csv of each part that is there"
+        ),
+    ),
+    "isic2016_task1": Dataset(
+        name="isic2016_task1",
+        title="ISIC 2016 Part 1",
+        reader="skincancer.data.isic_segmentation:read_2016",
+        tasks=("segmentation",),
+        classes=(),
+        malignant=(),
+        licence="CC0",
+        citation=ISIC2016_CITATION,
+        how_to_get=(
+            "https://challenge.isic-archive.com/data/#2016, Part 1: ISBI2016_ISIC_Part1_<Part>_Data.zip and "
+            "ISBI2016_ISIC_Part1_<Part>_GroundTruth.zip of Training and Test; unpack them side by side."
+        ),
+        layout=(
+            "ISBI2016_ISIC_Part1_Training_Data/<image id>.jpg and "
+            "ISBI2016_ISIC_Part1_Training_GroundTruth/<image id>_Segmentation.png; optionally the same of Test"
+        ),
+    ),
+    "ph2": Dataset(
+        name="ph2",
+        title="PH²",
+        reader="skincancer.data.ph2:read",
+        tasks=("classification", "segmentation", "joint"),
+        classes=("atypical_nevus", "common_nevus", "melanoma"),
+        malignant=("melanoma",),
+        licence="for research and education only; not to be passed on",
+        citation=PH2_CITATION,
+        how_to_get="On request at https://www.fc.up.pt/addi/; unpack the archive as it is.",
+        layout=(
+            "PH2_dataset.txt, PH2 Dataset images/<case>/<case>_Dermoscopic_Image/<case>.bmp and "
+            "PH2 Dataset images/<case>/<case>_lesion/<case>_lesion.bmp; all of it may lie in PH2Dataset/"
         ),
     ),
     "malignant_vs_benign": Dataset(

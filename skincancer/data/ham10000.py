@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from skincancer.data.index import check_match, list_jpegs, name_first, read_csv
+from skincancer.data.index import check_match, list_jpegs, list_masks, name_first, read_csv
 from skincancer.errors import DataError
 
 METADATA = ("ham10000_metadata.csv", "ham10000_metadata.tab", "ham10000_metadata")
@@ -23,7 +23,8 @@ def read(root: Path) -> pd.DataFrame:
         Columns image_id, image, mask, diagnosis, lesion_id, age, sex, site, dx_type; the publisher gives no parts.
 
     Raises:
-        DataError: If metadata or images are missing or do not name the same ids, or an id lies in two folders.
+        DataError: If metadata or images are missing or do not name the same ids, an id lies in two folders, or a mask
+            has no image.
     """
     metadata = _metadata(root)
     table = read_csv(
@@ -32,11 +33,8 @@ def read(root: Path) -> pd.DataFrame:
     images = _images(root)
     check_match(images, table["image_id"], metadata, " Are the images of both parts there?")
 
-    masks = root / MASKS
-    names = {path.name for path in masks.iterdir()} if masks.is_dir() else set()
-    mask = [f"{MASKS}/{name}" if (name := f"{i}_segmentation.png") in names else None for i in table["image_id"]]
-    if masks.is_dir() and not any(mask):
-        raise DataError(f"{masks} holds no file <image id>_segmentation.png for any image; fill it, or take it away")
+    masks = _masks(root, images)
+    mask = [masks[i].relative_to(root).as_posix() if i in masks else None for i in table["image_id"]]
     return pd.DataFrame(
         {
             **{name: table[name] for name in ("image_id", "diagnosis", "lesion_id", "age", "sex", "site", "dx_type")},
@@ -81,6 +79,22 @@ def _images(root: Path) -> dict[str, Path]:
         looked = name_first(folder.name for folder in folders) or "the root itself, as there is no folder of images"
         raise DataError(f"ham10000: no *.jpg in {root}; looked in {looked}")
     return images
+
+
+def _masks(root: Path, images: dict[str, Path]) -> dict[str, Path]:
+    folder = root / MASKS
+    if not folder.is_dir():
+        return {}
+    masks = list_masks(folder)
+    if not masks:
+        raise DataError(f"{folder} holds no file <image id>_segmentation.png; fill it, or take it away")
+    strangers = sorted(masks.keys() - images.keys())
+    if strangers:
+        raise DataError(
+            f"{folder}: {len(strangers)} masks without an image: {name_first(strangers)}. Are the images of both parts "
+            "there? If they are, take these masks away."
+        )
+    return masks
 
 
 def _sizes(listing: dict[str, Path]) -> dict[str, int]:

@@ -8,6 +8,7 @@ import importlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -279,16 +280,42 @@ def list_jpegs(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_match(images: Iterable[str], rows: Iterable[str], table: Path, hint: str = "") -> None:
-    """Check that images and the rows of a table name the same ids.
+def list_masks(folder: Path) -> dict[str, Path]:
+    """Return the files `<image id>_segmentation.png` (in any case) directly in a folder by image id; others are left.
 
     Raises:
-        DataError: Naming how many images have no row, or rows no image, and the first of them.
+        DataError: If two files belong to one image.
     """
-    with_image, with_row = set(images), set(rows)
+    ending = "_segmentation.png"
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.lower().endswith(ending) and not path.name.startswith("."):
+            image_id = path.name[: -len(ending)]
+            if image_id in found:
+                raise DataError(f"{found[image_id]} and {path} are masks of the same image; keep one")
+            found[image_id] = path
+    return found
+
+
+def check_match(
+    images: Iterable[str], others: Iterable[str], source: Path, hint: str = "", kind: Literal["row", "mask"] = "row"
+) -> None:
+    """Check that images and the rows of a table, or the masks of a folder, name the same ids.
+
+    Args:
+        images: Ids of the images.
+        others: Ids of the rows or masks.
+        source: The table or the folder of masks, for the message.
+        hint: What to do, for the end of the message; starts with a space.
+        kind: What `others` are.
+
+    Raises:
+        DataError: Naming how many images have no row (mask), or rows (masks) no image, and the first of them.
+    """
+    with_image, with_other = set(images), set(others)
     for lacking, what in (
-        (with_row - with_image, "rows without an image"),
-        (with_image - with_row, "images without a row"),
+        (with_other - with_image, f"{kind}s without an image"),
+        (with_image - with_other, f"images without a {kind}"),
     ):
         if lacking:
-            raise DataError(f"{table}: {len(lacking)} {what}: {name_first(sorted(lacking))}.{hint}")
+            raise DataError(f"{source}: {len(lacking)} {what}: {name_first(sorted(lacking))}.{hint}")

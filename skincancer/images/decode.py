@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from skincancer.images.geometry import to_square
+
+MASK_COLOURS = 1 << 16  # a picture of more is no mask
+CLASS_NUMBERS = 16  # three values up to this are numbers of classes, however rare one is
 
 
 class BadImage(Exception):
@@ -30,20 +33,85 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_mask(path: Path) -> Image.Image:
-    """Read a mask as an 8-bit image of 0 and 255; grey, palette and RGB masks are binarised at half of their range.
+    """Read a mask as an 8-bit image of 0 and 255: dark is outside the lesion, one brighter value or colour inside.
+
+    1-bit, grey, palette, RGB, 16-bit and float masks are taken; transparent pixels count as black. Values are seen relative to
+    the brightest one of the file, so 0/1 and 0/255 are alike, and what is above 128/255 of it is lesion (as in
+    isic-challenge-scoring). A mask of zeros is empty; one of any other single value is full. Between the two values a
+    file may hold others as long as they are rare: antialiased edges, traces of compression.
 
     Raises:
-        BadImage: as `read_image`.
+        BadImage: as `read_image`; or more values, or colours, than two.
     """
     image = _open(path)
-    if image.mode.startswith("I"):  # 16-bit PNG
+    if image.mode == "1":
+        return image.convert("L")
+    grey = _grey(image)
+    brightest = grey.max()
+    if not brightest:
+        return Image.fromarray(np.zeros(grey.shape, np.uint8))
+    if grey.dtype != np.uint8 or brightest != 255:
+        grey = np.rint(grey * (np.float32(255) / brightest)).astype(np.uint8)
+    scaled = Image.fromarray(grey)
+    third = _third_value(np.array(scaled.histogram()), float(brightest))
+    if third:
+        values = [value * float(brightest) / 255 for value in third[:5]]
+        shown = ", ".join(f"{round(value)}" if brightest > 1 else f"{value:.2g}" for value in values)
+        raise BadImage(
+            f"holds more than a lesion of {brightest:.4g} on 0: also {shown}; write the lesion as 255 and the rest as 0"
+        )
+    return scaled.point([255 if value > 128 else 0 for value in range(256)])
+
+
+def _grey(image: Image.Image) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+    """Reduce a mask to one channel of values ≥ 0: of a colour its brightest component, so that (128, 0, 0) counts as 128."""
+    if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float32)
-        return Image.fromarray(np.where(values > values.max() / 2, 255, 0).astype(np.uint8))
-    # the brightest channel, since a luminance of pure red or blue would be below half
-    grey = np.asarray(image) if image.mode == "L" else np.asarray(image.convert("RGB")).max(axis=2)
-    coloured = image.mode in ("P", "RGB")  # a class colour may be dark, such as (128, 0, 0)
-    threshold = grey.max() / 2 if coloured else 127 if grey.max() > 1 else 0  # some tools write 0 and 1
-    return Image.fromarray(np.where(grey > threshold, 255, 0).astype(np.uint8))
+        if not (np.isfinite(values).all() and values.min() >= 0):
+            raise BadImage("holds values below 0 or not finite; write the lesion as 255 and the rest as 0")
+        return values
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    if image.mode == "L":
+        return np.asarray(image)
+    image = image.convert("RGB")
+    counted = image.getcolors(MASK_COLOURS)
+    if counted is None or not _one_colour(np.array([colour for _, colour in counted], dtype=np.float64)):
+        raise BadImage("holds more colours than black and one other; write the lesion as 255 and the rest as 0")
+    red, green, blue = image.split()
+    return np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue))
+
+
+def _one_colour(colours: npt.NDArray[np.float64]) -> bool:
+    """Say whether colours (N, 3) are shades of one, of which white is one: all near its line from black."""
+    brightness = colours.max(axis=1)
+    lesion = colours[brightness.argmax()]
+    distance = np.abs(colours * brightness.max() - brightness[:, None] * lesion).max()
+    return bool(distance <= brightness.max() ** 2 / 8)  # an eighth of the range, both sides times the brightest
+
+
+def _third_value(histogram: npt.NDArray[np.int64], brightest: float) -> list[int]:
+    """Return the values of 0–255 that are neither background nor lesion, the most frequent first.
+
+    In the middle of the range they are those that fill, with their neighbours, more than a hundredth of the image: edges and
+    noise spread thinner. Of the dark ones they are those that fill as much where no light one is by: noise is at both ends,
+    while a table of classes holds 0, 1 and 255.
+    """
+    used = np.flatnonzero(histogram)
+    if len(used) == 1 or (len(used) == 2 and used[0] <= 128):
+        return []
+    if len(used) > 2 and 1 < brightest <= CLASS_NUMBERS:
+        third = used[1:-1]
+    else:
+        much = histogram.sum() / 100
+        neighbours = np.add.reduceat(histogram, range(0, 256, 16))
+        middle = used[(used >= 64) & (used < 192)]
+        dark = used[1:][used[1:] < 64]
+        third = middle[neighbours[middle // 16] > much]
+        if not histogram[192:255].any():
+            third = np.append(third, dark[histogram[dark] > much])
+    return [int(value) for value in third[np.argsort(-histogram[third], kind="stable")]]
 
 
 def _open(path: Path) -> Image.Image:
