@@ -111,3 +111,57 @@ def bootstrap_intervals(
             low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
         rows.append((metric, values[metric], float(low), float(high), len(defined)))
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n_resamples"])
+
+
+def bootstrap_means(
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    groups: Sequence[str] | npt.NDArray[np.str_],
+    n_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compute the means of per-image values, such as the segmentation metrics, with percentile bootstrap intervals.
+
+    Lesions are resampled, all of one stratum; where every image is its own group, images are. What the interval covers
+    and what not is said at `bootstrap_intervals`.
+
+    Args:
+        table: a row an image; NaN in images without the value (such as those without a mask), which are left out of
+            that column's mean.
+        columns: the columns to average, one metric each.
+        groups: (N,) the lesion of each image.
+        n_resamples: how many resamples are drawn.
+        level: of the interval, between 0 and 1.
+        seed: of the draw; equal seeds give equal tables.
+
+    Returns:
+        A row a column, in the order given: `metric value low high n_resamples`. `value` is the mean over the images
+        themselves. `n_resamples` counts the resamples that hold at least one value, and which the bounds are taken
+        from. A column without any value has NaN and 0.
+
+    Raises:
+        ValueError: if a column is missing or holds infinite values, or groups, n_resamples or level are malformed.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, such as 0.95; given {level}")
+    missing = [name for name in columns if name not in table]
+    if missing or not len(columns):
+        raise ValueError(f"columns must name columns of the table, given {list(columns)}; it has {list(table)}")
+    values = table[list(columns)].to_numpy(dtype=np.float64)
+    if np.isinf(values).any():
+        infinite = np.array(columns)[np.isinf(values).any(axis=0)]
+        raise ValueError(f"values must be finite or NaN; some are infinite in {', '.join(infinite)}")
+    weight = bootstrap_weights(groups, np.zeros(len(table), dtype=np.int64), n_resamples, seed).astype(np.float64)
+    known = np.isfinite(values)
+    total, count = weight @ np.where(known, values, 0), weight @ known
+    rows = []
+    for number, metric in enumerate(columns):
+        defined = count[:, number] > 0
+        value = low = high = np.nan
+        if known[:, number].any():
+            value = values[known[:, number], number].mean()
+            means = total[defined, number] / count[defined, number]
+            low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+        rows.append((metric, float(value), float(low), float(high), int(defined.sum())))
+    return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n_resamples"])
