@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from skincancer.data.balance import BALANCES
+from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.splits import parse_split
 from skincancer.errors import ConfigError, nearest
+from skincancer.evaluation.masks import MASK_METRICS
 from skincancer.evaluation.metrics import METRICS
 from skincancer.images import policies
 from skincancer.models.losses import LOSSES
+from skincancer.models.mask_losses import MASK_LOSSES
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
+from skincancer.models.segmenters import ARCHITECTURES, SMALLEST_BATCH
 from skincancer.schema import Experiment
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+MONITORS = {"classification": "val/balanced_accuracy", "segmentation": "val/jaccard"}
+MONITORED = {"classification": METRICS, "segmentation": MASK_METRICS}
+
+# keys that mean something to one task alone: set in the other, they would be silently ignored
+OWN_KEYS = {
+    "classification": (
+        "data.target", "data.malignant", "data.balance", "model.dropout", "model.head", "model.head_hidden",
+        "model.loss.name", "model.loss.label_smoothing",
+    ),
+    "segmentation": (
+        "model.architecture", "model.mask.threshold", "model.mask.largest_component", "model.mask.fill_holes",
+        "model.loss.masks", "model.loss.alpha", "model.loss.beta",
+    ),
+}  # fmt: skip
 
 
 def _one_of(key: str, given: str, allowed: Iterable[str]) -> None:
@@ -38,6 +57,7 @@ def check_experiment(experiment: Experiment, keys: Sequence[str]) -> None:
     Raises:
         ConfigError: names the key, the value, what is allowed, and what to do.
     """
+    _check_task(experiment)
     _check_data(experiment)
     policies.check(experiment.augment)
     _check_training(experiment)
@@ -45,11 +65,30 @@ def check_experiment(experiment: Experiment, keys: Sequence[str]) -> None:
     _check_search(experiment, keys)
 
 
+def _value(experiment: Experiment, key: str) -> Any:
+    found: Any = experiment
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _check_task(experiment: Experiment) -> None:
+    for task, keys in OWN_KEYS.items():
+        for key in keys:
+            given = _value(experiment, key)
+            if task != experiment.task and given != _value(Experiment(), key):
+                raise ConfigError(f"{key} is {given!r}; it is for task {task}, and the task is {experiment.task}.")
+
+
 def _check_data(experiment: Experiment) -> None:
     data = experiment.data
     entry = catalog_entry(data.dataset)
     if experiment.task not in entry.tasks:
-        raise ConfigError(f"data.dataset {data.dataset} is for {', '.join(entry.tasks)}, not for {experiment.task}.")
+        fitting = [name for name, other in DATASETS.items() if experiment.task in other.tasks]
+        raise ConfigError(
+            f"data.dataset {data.dataset} is for {', '.join(entry.tasks)}, not for {experiment.task}. "
+            f"For {experiment.task}: {', '.join(fitting)}."
+        )
     parse_split(data.split)
     _one_of("data.balance", data.balance, BALANCES)
     _require(experiment.seed >= 0, "seed", experiment.seed, "0 or more")
@@ -106,6 +145,8 @@ def _check_model(experiment: Experiment) -> None:
         raise ConfigError(f"model.schedule.warmup_epochs is for cosine; schedule.name is {schedule.name!r}.")
     _require(schedule.step_epochs >= 1, "model.schedule.step_epochs", schedule.step_epochs, "1 or more")
     _require(0 < schedule.gamma <= 1, "model.schedule.gamma", schedule.gamma, "above 0, at most 1")
+    if experiment.task == "segmentation":
+        _check_segmenter(experiment)
     if model.head == "sigmoid":
         classes = 2 if experiment.data.target == "malignancy" else len(catalog_entry(experiment.data.dataset).classes)
         if classes not in (0, 2):  # 0: the reader finds out
@@ -115,9 +156,40 @@ def _check_model(experiment: Experiment) -> None:
             )
 
 
+def _check_segmenter(experiment: Experiment) -> None:
+    model, loss = experiment.model, experiment.model.loss
+    _one_of("model.architecture", model.architecture, ARCHITECTURES)
+    smallest = SMALLEST_BATCH.get(model.architecture, 1)
+    if experiment.data.batch_size < smallest:
+        raise ConfigError(
+            f"data.batch_size is {experiment.data.batch_size}; {model.architecture} needs at least {smallest}: its BatchNorm after "
+            "global pooling has one value an image."
+        )
+    _require(
+        model.freeze in ("none", "all"), "model.freeze", model.freeze, "none or all (the encoder) for segmentation"
+    )
+    threshold = model.mask.threshold
+    _require(
+        threshold == "auto" or (isinstance(threshold, float) and 0 < threshold < 1),
+        "model.mask.threshold", threshold, "auto, or above 0 and below 1",
+    )  # fmt: skip
+    _require(
+        len(loss.masks) > 0, "model.loss.masks", loss.masks, "losses with their weights, such as {dice: 1, bce: 1}"
+    )
+    for name, weight in loss.masks.items():
+        _one_of("model.loss.masks", name, MASK_LOSSES)
+        _require(weight > 0, f"model.loss.masks: {name}", weight, "a weight above 0")
+    for name in ("alpha", "beta"):
+        value = getattr(loss, name)
+        _require(value >= 0, f"model.loss.{name}", value, "0 or more")
+        if value != _value(Experiment(), f"model.loss.{name}") and "tversky" not in loss.masks:
+            raise ConfigError(f"model.loss.{name} is for tversky; model.loss.masks has {', '.join(loss.masks)}.")
+
+
 def _check_training(experiment: Experiment) -> None:
     training, trainer = experiment.training, experiment.trainer
-    _one_of("training.monitor", training.monitor, ["val/loss", *(f"val/{name}" for name in METRICS)])
+    monitored = MONITORED[experiment.task]
+    _one_of("training.monitor", training.monitor, ["val/loss", *(f"val/{name}" for name in monitored)])
     _require(training.patience >= 0, "training.patience", training.patience, "0 or more")
     _require(0 <= training.ema_decay < 1, "training.ema_decay", training.ema_decay, "0 or more and below 1")
     _require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "1 or more")

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skincancer.checks import check_experiment
+from skincancer.checks import MONITORS, check_experiment
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, nearest
 from skincancer.images import policies
@@ -310,6 +310,9 @@ def resolve(
         trainer=dataclasses.replace(resolved.trainer, precision=str(resolved.trainer.precision)),
         model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
     )
+    if resolved.training.monitor == "auto":
+        training = dataclasses.replace(resolved.training, monitor=MONITORS[resolved.task])
+        resolved = dataclasses.replace(resolved, training=training)
     try:
         check_experiment(resolved, KEYS)
     except ConfigError as error:

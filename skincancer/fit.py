@@ -32,9 +32,9 @@ def fit(experiment: Experiment, resume: str | None = None) -> str:
         RunError: the run failed, or cannot be resumed.
     """
     # what can be wrong is told in the order of what it costs to find out
-    from skincancer.models.backbones import check_backbone
+    from skincancer.models.building import build_task, check_network
 
-    check_backbone(experiment.model.backbone, experiment.data.size)
+    check_network(experiment)
     from skincancer import tracking, training
 
     training.quiet_lightning()
@@ -48,74 +48,55 @@ def fit(experiment: Experiment, resume: str | None = None) -> str:
     from skincancer.recording import FitRecorder
 
     with progress_bars(console) as bars:
-        data = prepare_data(experiment.data, bars)
+        data = prepare_data(experiment.data, bars, task=experiment.task)
     client = tracking.connect(experiment.tracking.uri)
     for closed in tracking.reap(client) if training.is_rank_zero() else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")
 
     recorder = FitRecorder(experiment, data, console)
     recorder.announce()
-    task, source = build_task(experiment, data, recorder, tracking.has_checkpoint(client, resume))
-    with recorder.start(client, source, resume) as run:
+    goes_on = tracking.has_checkpoint(client, resume)
+    task, loaded = build_task(experiment, data, goes_on)
+    if not goes_on:
+        recorder.tell_weights(loaded)
+    with recorder.start(client, loaded.source, resume) as run:
         trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run)
         last = recorder.folder / tracking.LAST_CHECKPOINT
         trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
         best = training.best_checkpoint(trainer)
         best_epoch = training.export_best(best) if trainer.is_global_zero else 0
         trainer.strategy.barrier()
+        which: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True, "verbose": False}
+        if experiment.task == "segmentation":
+            choose_threshold(experiment, data, task, trainer, which)
         for part, evaluate in (("val", trainer.validate), ("test", trainer.test)):
-            evaluate(task, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
+            evaluate(task, **which)
             assert task.predictions is not None
             recorder.keep(part, task.predictions)
-        recorder.finish(run, record, best_epoch)
+        recorder.finish(run, record, best_epoch, task)
     recorder.report()
     return recorder.run_id
 
 
-def build_task(experiment: Experiment, data: Any, recorder: Any, from_checkpoint: bool) -> tuple[Any, str]:
-    """Build the task with its first weights; return it and where the weights really came from.
+def choose_threshold(experiment: Experiment, data: Any, task: Any, trainer: Any, which: dict[str, Any]) -> None:
+    """Have a segmenter score masks at their original size, and choose its threshold on the validation part where that is asked for.
 
-    A run that goes on from a checkpoint takes its weights from there, so nothing is fetched for it.
+    The checkpoint keeps the threshold among its hyper-parameters.
     """
-    import pytorch_lightning as pl
+    from skincancer import training
+    from skincancer.data.index import image_root
+    from skincancer.evaluation.mask_scoring import MaskRecipe, MaskScorer
+    from skincancer.evaluation.masks import ThresholdSearch
 
-    from skincancer.data.balance import class_weights
-    from skincancer.models.tasks import ClassificationTask
-    from skincancer.models.weights import load_backbone
-
-    model = experiment.model
-    pl.seed_everything(experiment.seed, verbose=False)
-    loaded = load_backbone(
-        model.backbone, experiment.data.size, "none" if from_checkpoint else model.weights, experiment.tracking.uri
-    )
-    if not from_checkpoint:
-        recorder.tell_weights(loaded)
-    weights = None
-    if experiment.data.balance == "class_weights":
-        labels = data.rows("train")["label"].to_numpy()
-        weights = class_weights(labels, len(data.classes), experiment.data.class_weight_power).tolist()
-    pl.seed_everything(
-        experiment.seed, verbose=False
-    )  # the head's weights do not depend on where the backbone's come from
-    settings = experiment.to_dict()["model"]
-    task = ClassificationTask(
-        backbone=model.backbone, size=experiment.data.size, classes=list(data.classes), dropout=model.dropout,
-        head=_checked_head(model.head, data.classes), head_hidden=model.head_hidden, freeze=str(model.freeze),
-        unfreeze_epoch=model.unfreeze_epoch, loss=settings["loss"], optimizer=settings["optimizer"],
-        schedule=settings["schedule"], class_weights=weights, tta=model.tta, channels_last=model.channels_last, seed=experiment.seed,
-        module=loaded.backbone,
-    )  # fmt: skip
-    if model.compile:
-        task.backbone.compile()
-    return task, loaded.source
-
-
-def _checked_head(head: str, classes: Sequence[str]) -> str:
-    if head == "sigmoid" and len(classes) != 2:
-        raise ConfigError(
-            f"model.head is sigmoid, which is for two classes; these data have {len(classes)}. Use --data.target malignancy."
-        )
-    return head
+    mask = experiment.model.mask
+    recipe = MaskRecipe(experiment.data.resize, mask.largest_component, mask.fill_holes)
+    task.scorer = MaskScorer(data.index, image_root(data.root), recipe)
+    if mask.threshold == "auto":
+        task.search = ThresholdSearch()
+        trainer.validate(task, **which)
+        if trainer.is_global_zero:
+            training.export_best(which["ckpt_path"], threshold=task.threshold)
+        trainer.strategy.barrier()
 
 
 def _assemble(experiment: Experiment, data: Any, folder: Path, run: Any) -> tuple[Any, Any, Any]:

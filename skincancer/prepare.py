@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from skincancer import config
 from skincancer.data.catalog import DATASETS
+from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError
 from skincancer.schema import Experiment
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb
@@ -33,10 +34,15 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
 
     console = console or make_console()
     with progress_bars(console) as bars:
-        data = prepare_data(experiment.data, bars)
+        data = prepare_data(experiment.data, bars, task=experiment.task)
     index, entry = data.index, data.entry
     usable = index[index["width"] > 0]
     sizes = Counter(zip(usable["width"], usable["height"], strict=True)).most_common()
+    masks = data.store.masks
+    stored, with_masks = (
+        data.store.images.nbytes + (0 if masks is None else masks.nbytes),
+        "" if masks is None else ", with masks",
+    )
     shown = ", ".join(f"{width}×{height} ({count})" for (width, height), count in sizes[:4])
     facts: list[list[object]] = [
         ["folder", data.root],
@@ -44,13 +50,13 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
         ["lesions", index["lesion_id"].nunique()],
         ["masks", int(index["mask"].notna().sum())],
         ["sizes (px)", shown + (f" and {len(sizes) - 4} more" if len(sizes) > 4 else "")],
-        ["store", f"{data.store.folder} ({data.store.images.nbytes / 1e6:.0f} MB at {experiment.data.size} px)"],
+        ["store", f"{data.store.folder} ({stored / 1e6:.0f} MB at {experiment.data.size} px{with_masks})"],
         ["licence", entry.licence],
         ["citation", entry.citation],
     ]
     console.print(make_table(entry.title, ["", "found"], facts))
     rows: list[list[object]] = []
-    for diagnosis, part in index.groupby("diagnosis"):
+    for diagnosis, part in index.groupby(index["diagnosis"].fillna("(no diagnosis)")):
         counts = [int((part["role"] == role).sum()) for role in ROLES]
         rows.append([diagnosis, len(part), part["lesion_id"].nunique(), *counts])
     title = f"classes, and their images by role at {experiment.data.split} (split seed {experiment.data.split_seed})"
@@ -76,10 +82,12 @@ def show_augment(data: PreparedData, experiment: Experiment, path: Path) -> Path
     rows = np.array(chosen[:SHOWN_IMAGES])
     picked = data.index.loc[rows]
     titles = [
-        f"{image_id} ({diagnosis})" for image_id, diagnosis in zip(picked["image_id"], picked["diagnosis"], strict=True)
+        f"{image_id} ({diagnosis})" if diagnosis else image_id
+        for image_id, diagnosis in zip(picked["image_id"], picked["diagnosis"], strict=True)
     ]
+    masks = None if data.store.masks is None else data.store.masks[rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    return augment_sheet(data.store.images[rows], experiment.augment, path, titles, seed=experiment.seed)
+    return augment_sheet(data.store.images[rows], experiment.augment, path, titles, masks=masks, seed=experiment.seed)
 
 
 def _add_flags(parser: ArgumentParser) -> None:
@@ -110,7 +118,12 @@ def _verb(argv: Sequence[str]) -> None:
         raise ConfigError(f"--show is {show!r}; it can show: augment.")
     if own.get("out") and not show:
         raise ConfigError("--out goes with --show augment.")
-    experiment, notes = config.resolve(own.get("experiment"), {**flags, "data.dataset": name}, parser)
+    flags["data.dataset"] = name
+    if not own.get("experiment") and "task" not in flags and "classification" not in catalog_entry(name).tasks:
+        flags |= {"task": "segmentation"}
+    if flags.get("task") == "segmentation":
+        flags.setdefault("model.architecture", "unet")  # any will do: a store depends on the data section alone
+    experiment, notes = config.resolve(own.get("experiment"), flags, parser)
     for note in notes:
         console.print(note, markup=False)
     data = prepare(experiment, console)

@@ -14,9 +14,7 @@ import numpy as np
 import pandas as pd
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import ColSpec, Schema, TensorSpec
 from rich.console import Console
 from rich.text import Text
 
@@ -25,12 +23,10 @@ from skincancer.data.prepared import ROLES, PreparedData
 from skincancer.data.splits import parse_split
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
-from skincancer.evaluation.metrics import classification_metrics
-from skincancer.evaluation.predictions import predictions_table, read_predictions, write_predictions
-from skincancer.evaluation.statistics import bootstrap_intervals
+from skincancer.evaluation.predictions import write_predictions
 from skincancer.models import serving
-from skincancer.models.tasks import Predictions
 from skincancer.models.weights import Loaded
+from skincancer.outcomes import OUTCOMES, Outcome
 from skincancer.schema import Experiment
 from skincancer.terminal import make_table, uninterrupted, warn
 
@@ -53,6 +49,7 @@ class FitRecorder:
         self.folder = Path()
         self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
         self.title = f"{experiment.name} · {data.entry.name} · {experiment.data.split} · seed {experiment.seed}"
+        self.outcome: Outcome = OUTCOMES[experiment.task](data)
         self.intervals = pd.DataFrame()
         self.tested = (0, 0)
         self.epochs = pd.DataFrame()
@@ -61,19 +58,20 @@ class FitRecorder:
     def announce(self) -> None:
         """Print what is about to be trained on what."""
         data, settings = self.data, self.experiment.data
+        classes = data.classes if self.experiment.task == "classification" else ()
         counts = {role: data.rows(role) for role in ROLES}
         rows = [
             [
                 role,
                 len(part),
                 part["lesion_id"].nunique(),
-                *(int((part["label"] == label).sum()) for label in range(len(data.classes))),
+                *(int((part["label"] == label).sum()) for label in range(len(classes))),
             ]
             for role, part in counts.items()
         ]
         title = f"{data.entry.title}, {settings.split}, split seed {settings.split_seed}"
         caption = f"balance of the training part: {settings.balance}" if settings.balance != "none" else ""
-        self.console.print(make_table(title, ["role", "images", "lesions", *data.classes], rows, caption))
+        self.console.print(make_table(title, ["role", "images", "lesions", *classes], rows, caption))
         split = parse_split(settings.split)
         if split.kind == "ratio":
             self.console.print(
@@ -92,7 +90,11 @@ class FitRecorder:
 
     def tell_weights(self, loaded: Loaded) -> None:
         """Say where the weights came from; loudly where ImageNet's could not be had."""
-        self.console.print(Text(f"backbone {self.experiment.model.backbone}, weights: {loaded.source}"))
+        model = self.experiment.model
+        network = (
+            f"{model.architecture}, encoder {model.backbone}" if model.architecture else f"backbone {model.backbone}"
+        )
+        self.console.print(Text(f"{network}, weights: {loaded.source}"))
         if loaded.source == "random" and self.experiment.model.weights == "auto":
             warn(self.console, "RANDOM WEIGHTS: this is not transfer learning", loaded.note)
         elif loaded.note:
@@ -152,14 +154,24 @@ class FitRecorder:
     def _params(self, weights: str) -> dict[str, Any]:
         e, data = self.experiment, self.data
         counts = {f"{role}_images": len(data.rows(role)) for role in ROLES}
+        if e.task == "classification":
+            own: dict[str, Any] = {
+                "target": e.data.target, "balance": e.data.balance, "loss": e.model.loss.name, "dropout": e.model.dropout,
+            }  # fmt: skip
+        else:
+            masks = e.model.loss.masks
+            own = {
+                "architecture": e.model.architecture, "loss": " + ".join(f"{weight:g} {name}" for name, weight in masks.items()),
+                "largest_component": e.model.mask.largest_component, "fill_holes": e.model.mask.fill_holes,
+            }  # fmt: skip
         return {
-            "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "target": e.data.target, "split": e.data.split,
-            "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.backbone, "balance": e.data.balance,
+            "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "split": e.data.split,
+            "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.backbone, **own,
             "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
             "max_epochs": e.trainer.max_epochs, "precision": e.trainer.precision, "lr": e.model.optimizer.lr,
-            "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name, "loss": e.model.loss.name,
-            "dropout": e.model.dropout, "tta": e.model.tta, "freeze": e.model.freeze, "augment": e.augment.policy,
-            "ema_decay": e.training.ema_decay, "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
+            "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name, "tta": e.model.tta,
+            "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
+            "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
             "dropped_images": len(data.dropped), "devices": e.trainer.devices, **counts,
         }  # fmt: skip
 
@@ -180,52 +192,48 @@ class FitRecorder:
             with uninterrupted():
                 mlflow.log_input(dataset, context=CONTEXTS[role])
 
-    def keep(self, part: str, predictions: Predictions) -> None:
+    def keep(self, part: str, predictions: Any) -> None:
         """Write the table of predictions of a part into the run's folder."""
-        if not self.run_id:
-            return
-        rows = self.data.index.iloc[predictions.index]
-        table = predictions_table(
-            rows, predictions.label, predictions.logits, predictions.probability, self.data.classes
-        )
-        write_predictions(table, self.folder / "predictions" / f"{part}.csv")
+        if self.run_id:
+            write_predictions(self.outcome.table(predictions), self.folder / "predictions" / f"{part}.csv")
 
-    def finish(self, run: tracking.Run | None, record: training.EpochRecord, best_epoch: int) -> None:
-        """Compute metrics, intervals and figures from the written tables, and log everything."""
+    def finish(self, run: tracking.Run | None, record: training.EpochRecord, best_epoch: int, task: Any) -> None:
+        """Compute metrics, intervals and figures from the written tables, and log everything.
+
+        Args:
+            run: None on ranks above 0.
+            record: of the epochs.
+            best_epoch: from 1.
+            task: with the best weights.
+        """
         if run is None:
             return
-        classes = self.data.classes
         self.epochs = record.table()
-        _, label, probability = read_predictions(self.folder / "predictions/val.csv", classes)
-        best = {f"best/{name}": value for name, value in classification_metrics(label, probability, classes).items()}
-        table, label, probability = read_predictions(self.folder / "predictions/test.csv", classes)
-        self.tested = len(table), table["lesion_id"].nunique()
-        self.intervals = bootstrap_intervals(label, probability, table["lesion_id"].to_numpy(), classes)
+        best = {f"best/{name}": value for name, value in self.outcome.best(self.folder).items()}
+        tested = pd.read_csv(self.folder / "predictions/test.csv", usecols=["lesion_id"], dtype=str)
+        self.tested = len(tested), tested["lesion_id"].nunique()
+        self.intervals = self.outcome.test(self.folder)
         self.intervals.to_csv(self.folder / "intervals.csv", index=False)
         values = self.intervals.set_index("metric")["value"].astype(float)
         test = {f"test/{name}": float(value) for name, value in values.items()}
-        run.log_metrics(
-            {name: value for name, value in {**best, **test, "best_epoch": best_epoch}.items() if np.isfinite(value)}
-        )
+        found = {"best_epoch": best_epoch, **({"threshold": task.threshold} if hasattr(task, "threshold") else {})}
+        run.log_metrics({name: value for name, value in {**best, **test, **found}.items() if np.isfinite(value)})
 
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
         curves = figures.learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
         figures.save(curves, folder / "learning_curves.png")
-        for name, draw in figures.FIGURES.items():
-            figure = draw(label, probability, classes, title=f"{self.title} · test", note=self.note)
+        for name, figure in self.outcome.figures(self.folder, task, f"{self.title} · test", self.note):
             figures.save(figure, folder / f"{name}.png")
         for name in ("epochs.csv", "intervals.csv", tracking.BEST_CHECKPOINT):
             run.log_file(name)
         for name in ("predictions", "figures"):
             with uninterrupted():
                 run.client.log_artifacts(run.run_id, str(self.folder / name), name)
-        self._log_model(run)
+        self._log_model()
 
-    def _log_model(self, run: tracking.Run) -> None:
+    def _log_model(self) -> None:
         size = self.experiment.data.size
-        output = Schema([ColSpec("double", f"p_{name}") for name in self.data.classes])
-        signature = ModelSignature(Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))]), output)
         # grey, not a real image: the data may be under a licence that the run's readers do not hold
         example = np.full((1, 3, size, size), 0.5, dtype=np.float32)
         artifacts = {
@@ -236,17 +244,14 @@ class FitRecorder:
         with uninterrupted():
             mlflow.pyfunc.log_model(
                 name="model", python_model=serving.__file__, artifacts={name: str(path) for name, path in artifacts.items()},
-                signature=signature, input_example=example, pip_requirements=tracking.model_requirements(),
+                signature=self.outcome.signature(size), input_example=example, pip_requirements=tracking.model_requirements(),
             )  # fmt: skip
 
     def report(self) -> None:
         """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""
         if not self.run_id:
             return
-        shown = {
-            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/accuracy": "accuracy",
-            "val/balanced_accuracy": "balanced accuracy", "val/auroc_macro": "AUROC", "epoch_seconds": "time (s)",
-        }  # fmt: skip
+        shown = self.outcome.epoch_columns
         rows = [
             [
                 f"{value:.0f}" if name == "epoch" else f"{value:.1f}" if name == "epoch_seconds" else f"{value:.4f}"

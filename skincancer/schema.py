@@ -57,14 +57,20 @@ class LossConfig:
     """The training loss, on logits.
 
     Args:
-        name: cross_entropy or focal
+        name: of classification: cross_entropy or focal
         label_smoothing: share of the target spread over all classes, 0 to below 1 (cross_entropy only)
-        gamma: focusing exponent of the focal loss
+        gamma: focusing exponent of the focal losses, of classes and of masks
+        masks: of segmentation: a weighted sum, such as {dice: 1, bce: 1}; of bce, dice, jaccard, focal, tversky, lovasz
+        alpha: weight of false positives in tversky
+        beta: weight of false negatives in tversky
     """
 
     name: str = "cross_entropy"
     label_smoothing: float = 0.0
     gamma: float = 2.0
+    masks: dict[str, float] = field(default_factory=lambda: {"dice": 1.0, "bce": 1.0})
+    alpha: float = 0.5
+    beta: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -102,17 +108,34 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class MaskConfig:
+    """How a segmenter's probabilities become a mask, at the original size.
+
+    Args:
+        threshold: a pixel is lesion from this probability upwards; auto takes what gives the best mean Jaccard on the validation part
+        largest_component: keep the largest component alone
+        fill_holes: fill holes
+    """
+
+    threshold: float | Literal["auto"] = "auto"
+    largest_component: bool = False
+    fill_holes: bool = False
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The network, and how it learns.
 
     Args:
-        backbone: any timm model name
+        architecture: of segmentation: unet, unetplusplus, deeplabv3plus, fcn, segnet, maskrcnn, autoencoder …
+        backbone: any timm model name; of segmentation the encoder: any of segmentation-models-pytorch, or tu-<timm model name>
         weights: auto (ImageNet if it can be had), imagenet (or stop), none, a file, or run:RUN_ID
         dropout: probability before the classifying layer
         head: softmax, or sigmoid (one logit) for two classes
         head_hidden: units of a hidden layer before the classifying one; 0 for none
         freeze: none, all (everything but the head), or the number of first stages; BatchNorm statistics with them
         unfreeze_epoch: epoch, counted from 0, from which everything learns
+        mask: from probabilities to masks
         loss: the training loss
         optimizer: the optimiser
         schedule: the learning rate over the run
@@ -122,6 +145,7 @@ class ModelConfig:
         compile: torch.compile
     """
 
+    architecture: str = ""
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"
     dropout: float = 0.0
@@ -129,6 +153,7 @@ class ModelConfig:
     head_hidden: int = 0
     freeze: int | str = "none"
     unfreeze_epoch: int | None = None
+    mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -142,12 +167,13 @@ class TrainingConfig:
     """What chooses the best epoch and when to stop.
 
     Args:
-        monitor: val/<metric> (maximised) or val/loss (minimised); chooses the best checkpoint
+        monitor: val/<metric> (maximised; hd95 and ece minimised) or val/loss (minimised); chooses the best checkpoint; auto is
+            val/balanced_accuracy, or val/jaccard
         patience: epochs without improvement of the monitor before stopping early; 0 never stops early
         ema_decay: decay per step of averaged weights, which are then what is validated and saved; reaches back 1/(1-decay) steps; 0: none
     """
 
-    monitor: str = "val/balanced_accuracy"
+    monitor: str = "auto"
     patience: int = 0
     ema_decay: float = 0.0
 
@@ -213,7 +239,7 @@ class Experiment:
     Args:
         name: the experiment's name
         description: one line: what it is and where its recipe comes from
-        task: classification
+        task: classification or segmentation
         seed: drives training (initial weights, order, dropout, augmentation), never the split
         data: which images
         augment: random changes to training images
@@ -226,7 +252,7 @@ class Experiment:
 
     name: str = "custom"
     description: str = ""
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "segmentation"] = "classification"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

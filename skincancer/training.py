@@ -21,7 +21,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from skincancer.errors import ConfigError, RunError
-from skincancer.models.tasks import Task
+from skincancer.models.task import Task
 from skincancer.schema import Experiment, TrainerConfig
 from skincancer.terminal import Interrupted
 from skincancer.tracking import BEST_CHECKPOINT, LAST_CHECKPOINT, Run
@@ -223,8 +223,8 @@ def averaging_note(decay: float, steps: int) -> str:
 
 
 def monitor_mode(monitor: str) -> str:
-    """Return `min` for losses and calibration error, `max` for every other metric."""
-    return "min" if monitor in ("val/loss", "val/ece") else "max"
+    """Return `min` for losses, calibration error and distances, `max` for every other metric."""
+    return "min" if monitor in ("val/loss", "val/ece", "val/hd95") else "max"
 
 
 def build_trainer(experiment: Experiment, folder: Path, record: EpochRecord, progress_bar: bool) -> pl.Trainer:
@@ -290,9 +290,15 @@ def best_checkpoint(trainer: pl.Trainer) -> Path:
     raise AssertionError("build_trainer always makes one")
 
 
-def export_best(path: Path) -> int:
-    """Strip a checkpoint to weights and hyper-parameters, all that evaluate and predict need, in place; return its epoch (from 1)."""
+def export_best(path: Path, **changes: Any) -> int:
+    """Strip a checkpoint to weights and hyper-parameters, all that evaluate and predict need, in place; return its epoch (from 1).
+
+    Args:
+        path: the checkpoint.
+        changes: hyper-parameters that were found after training, such as the threshold.
+    """
     content = torch.load(path, map_location="cpu", weights_only=True)
+    content["hyper_parameters"].update(changes)
     kept = ("state_dict", "hyper_parameters", "hparams_name", "epoch", "global_step", "pytorch-lightning_version")
     slim = path.with_suffix(".tmp")
     torch.save({name: content[name] for name in kept if name in content}, slim)

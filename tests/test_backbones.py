@@ -19,9 +19,8 @@ from skincancer.models.backbones import (
 from skincancer.paths import experiments_folder
 
 TINY = ["test_efficientnet", "test_resnet", "test_vit"]
-SHIPPED = sorted(
-    {yaml.safe_load(path.read_text())["model"]["backbone"] for path in experiments_folder().glob("*.yaml")}
-)
+_EXPERIMENTS = [yaml.safe_load(path.read_text()) for path in experiments_folder().glob("*.yaml")]
+SHIPPED = sorted({each["model"]["backbone"] for each in _EXPERIMENTS if each["task"] == "classification"})
 
 
 def build_on_meta(name: str, size: int = 96) -> nn.Module:

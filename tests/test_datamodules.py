@@ -29,7 +29,7 @@ from skincancer.data.prepared import ROLES, PreparedData, prepare_data
 from skincancer.data.store import Store
 from skincancer.evaluation.metrics import classification_metrics
 from skincancer.images.policies import AugmentConfig
-from skincancer.models.loading import load_classifier
+from skincancer.models.loading import load_task
 from skincancer.schema import DataConfig
 
 Batch = dict[str, Any]
@@ -335,7 +335,7 @@ def test_two_processes_leave_one_complete_run(data: PreparedData, tiny_demo: Pat
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [point.step for point in history] == [1, 2]
 
-    task = load_classifier(artifacts / "checkpoints/best.ckpt")
+    task = load_task(artifacts / "checkpoints/best.ckpt")
     for role, prefix in (("val", "best"), ("test", "test")):
         rows = np.flatnonzero(data.index["role"] == role)
         with torch.no_grad():

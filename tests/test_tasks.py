@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize
 
 from skincancer.errors import RunError, WeightsError
-from skincancer.models.loading import load_classifier
+from skincancer.models.loading import load_task
 from skincancer.models.optimizers import OPTIMIZERS
-from skincancer.models.tasks import ClassificationTask, Normalise, views
+from skincancer.models.task import VIEWS, Normalise, turn, turn_back
+from skincancer.models.tasks import ClassificationTask
 from skincancer.training import EpochRecord
 
 CLASSES = ["a", "b", "c", "d"]
@@ -292,7 +293,7 @@ def test_a_checkpoint_holds_primitives_and_gives_the_model_back(variant: dict[st
     content = torch.load(path, weights_only=True)
     assert content["hyper_parameters"] == dict(task.hparams)
     torch.manual_seed(77)
-    loaded = load_classifier(path)
+    loaded = load_task(path)
     assert not loaded.training
     assert dict(loaded.hparams) == dict(task.hparams)
     image = make_batches()[0]["image"]
@@ -302,7 +303,7 @@ def test_a_checkpoint_holds_primitives_and_gives_the_model_back(variant: dict[st
 
 def test_views_are_the_eight_symmetries_of_the_square() -> None:
     image = torch.arange(9.0).reshape(1, 1, 3, 3)
-    seen = {view.numpy().tobytes() for view in views(image, "d4")}
+    seen = {turn(image, view).numpy().tobytes() for view in VIEWS["d4"]}
     expected = {
         np.rot90(flipped, k, (2, 3)).tobytes()
         for flipped in (image.numpy(), image.numpy()[..., ::-1])
@@ -310,7 +311,9 @@ def test_views_are_the_eight_symmetries_of_the_square() -> None:
     }
     assert seen == expected
     assert len(seen) == 8
-    assert [view.numpy().tolist() for view in views(image, "none")] == [image.numpy().tolist()]
+    assert [turn(image, view).numpy().tolist() for view in VIEWS["none"]] == [image.numpy().tolist()]
+    wide = torch.rand(2, 1, 3, 5)
+    assert all(torch.equal(turn_back(turn(wide, view), view), wide) for view in VIEWS["d4"])
 
 
 @pytest.mark.parametrize(("tta", "count"), [("none", 1), ("flips", 4), ("d4", 8)])
@@ -335,21 +338,21 @@ def test_views_are_averaged_after_fit_and_not_in_it(tta: str, count: int) -> Non
 def test_checkpoints_that_are_none(tmp_path: Path) -> None:
     task, path = make_task(), tmp_path / "a.ckpt"
     with pytest.raises(WeightsError, match=r"a\.ckpt"):
-        load_classifier(path)
+        load_task(path)
     torch.save(task.state_dict(), path)
     with pytest.raises(WeightsError, match="no checkpoint of a run"):
-        load_classifier(path)
+        load_task(path)
     hyper_parameters = {**task.hparams, "classes": ["a", "b"]}
     torch.save({"state_dict": task.state_dict(), "hyper_parameters": hyper_parameters}, path)
     with pytest.raises(WeightsError, match="do not fit its own hyper-parameters"):
-        load_classifier(path)
+        load_task(path)
 
 
 def test_a_checkpoint_of_another_programs_module(tmp_path: Path) -> None:
     path = tmp_path / "other.ckpt"
     torch.save({"state_dict": {"w": torch.zeros(1)}, "hyper_parameters": {"width": 3}}, path)
     with pytest.raises(WeightsError, match=r"other\.ckpt"):
-        load_classifier(path)
+        load_task(path)
 
 
 def nan_in(batches: list[Batch], number: int) -> list[Batch]:

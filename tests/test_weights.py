@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from skincancer.errors import WeightsError
 from skincancer.models import weights
 from skincancer.models.backbones import build_backbone, normalisation
-from skincancer.models.tasks import Normalise
+from skincancer.models.task import Normalise
 from skincancer.models.weights import load_backbone, load_checkpoint, load_state
 
 NAME = "test_efficientnet"

@@ -63,7 +63,9 @@ def locate(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dat
     return entry, root
 
 
-def prepare_data(config: DataConfig, progress: ProgressBar | None = None, jobs: int = -1) -> PreparedData:
+def prepare_data(
+    config: DataConfig, progress: ProgressBar | None = None, jobs: int = -1, task: str = "classification"
+) -> PreparedData:
     """Read a data set, give every image a role and a label, and open its store.
 
     Roles are computed on the full index, before anything is dropped, so that a bad file moves no other image.
@@ -72,6 +74,7 @@ def prepare_data(config: DataConfig, progress: ProgressBar | None = None, jobs: 
         config: the data section of an experiment.
         progress: makes progress callbacks by title.
         jobs: worker processes for building the store; -1 for one a core.
+        task: classification leaves out what has no label; segmentation what has no mask, and stores masks.
 
     Raises:
         ConfigError: the split or target does not fit the data.
@@ -83,9 +86,14 @@ def prepare_data(config: DataConfig, progress: ProgressBar | None = None, jobs: 
     if config.groups:
         index, groups_hash = merge_groups(index, Path(config.groups))
     index, classes = add_target(index, entry, diagnoses, config.target, tuple(config.malignant))
+    masks = task == "segmentation"
+    if masks and index["mask"].isna().all():
+        raise DataError(
+            f"{entry.name} in {root} has no masks, which segmentation needs. To get them: {entry.how_to_get}"
+        )
     roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
     store = open_store(
-        index, image_root(root), cache_folder(), size=config.size, resize=config.resize,
+        index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=masks,
         progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
     if len(store.bad) and not config.skip_bad:
@@ -97,9 +105,9 @@ def prepare_data(config: DataConfig, progress: ProgressBar | None = None, jobs: 
         )
     identity = index_hash(index), split_hash(index, roles)
     index = index.assign(role=roles.role, width=store.table["width"], height=store.table["height"])
-    dropped = _dropped(index, roles, store)
+    dropped = _dropped(index, roles, store, task)
     index.loc[index["image_id"].isin(dropped["image_id"]), "role"] = ""
-    _check_roles(index, classes)
+    _check_roles(index, classes if task == "classification" else None)
     return PreparedData(
         entry=entry, root=root, index=index, classes=classes, store=store, dropped=dropped,
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
@@ -107,17 +115,25 @@ def prepare_data(config: DataConfig, progress: ProgressBar | None = None, jobs: 
     )  # fmt: skip
 
 
-def _dropped(index: pd.DataFrame, roles: Roles, store: Store) -> pd.DataFrame:
+def _dropped(index: pd.DataFrame, roles: Roles, store: Store, task: str) -> pd.DataFrame:
     reasons: dict[str, str] = dict.fromkeys(index.loc[index["role"] == "", "image_id"], "no role in this split")
-    reasons |= dict.fromkeys(index.loc[index["label"] < 0, "image_id"], "no label")
+    if task == "classification":
+        reasons |= dict.fromkeys(index.loc[index["label"] < 0, "image_id"], "no label")
+    else:
+        reasons |= dict.fromkeys(index.loc[index["mask"].isna(), "image_id"], "no mask")
     reasons |= dict.fromkeys(roles.dropped, "its lesion is on another side of the publisher's parts")
     reasons |= dict(zip(store.bad["image_id"], store.bad["error"], strict=True))
     return pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
 
 
-def _check_roles(index: pd.DataFrame, classes: tuple[str, ...]) -> None:
+def _check_roles(index: pd.DataFrame, classes: tuple[str, ...] | None) -> None:
     for role in ROLES:
-        labels = set(index.loc[index["role"] == role, "label"])
+        part = index[index["role"] == role]
+        if part.empty:
+            raise DataError(f"the {role} part has no image; choose another --data.split.")
+        if classes is None:
+            continue
+        labels = set(part["label"])
         missing = [name for label, name in enumerate(classes) if label not in labels]
         if role == "train" and missing:
             raise DataError(

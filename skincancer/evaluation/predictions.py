@@ -56,3 +56,8 @@ def read_predictions(
     label = np.asarray(table["label"].map(position), dtype=np.int64)
     probability = np.asarray(table[[f"p_{name}" for name in classes]], dtype=np.float64)
     return table, label, np.asarray(probability / probability.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read a table of mask scores back: image_id, lesion_id and a column a metric."""
+    return pd.read_csv(path, dtype={"image_id": str, "lesion_id": str})

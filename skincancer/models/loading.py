@@ -6,24 +6,25 @@ from pathlib import Path
 from typing import Any, cast
 
 from skincancer.errors import WeightsError
-from skincancer.models.tasks import ClassificationTask
+from skincancer.models.tasks import ClassificationTask, SegmentationTask
 from skincancer.models.weights import load_checkpoint
 
 
-def load_classifier(checkpoint: Path) -> ClassificationTask:
-    """Rebuild a classifier from `checkpoints/best.ckpt`, in evaluation mode, on the CPU.
+def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask:
+    """Rebuild a model from `checkpoints/best.ckpt`, in evaluation mode, on the CPU.
 
     Raises:
-        WeightsError: no checkpoint of a classifier, or its weights do not fit.
+        WeightsError: no checkpoint of a run, or its weights do not fit.
     """
     content = load_checkpoint(checkpoint)
     hyper_parameters = content.get("hyper_parameters")
     if not isinstance(hyper_parameters, dict) or "state_dict" not in content:
         raise WeightsError(f"{checkpoint}: no checkpoint of a run (hyper_parameters or state_dict are missing).")
+    kind = SegmentationTask if "architecture" in hyper_parameters else ClassificationTask
     try:
-        task = ClassificationTask(**cast(dict[str, Any], hyper_parameters))
+        task = kind(**cast(dict[str, Any], hyper_parameters))
     except (TypeError, KeyError) as error:
-        raise WeightsError(f"{checkpoint}: no checkpoint of a classifier of this version: {error}") from error
+        raise WeightsError(f"{checkpoint}: no checkpoint of a model of this version: {error}") from error
     try:
         task.load_state_dict(cast(dict[str, Any], content["state_dict"]))
     except RuntimeError as error:

@@ -14,24 +14,33 @@ import numpy as np
 import pandas as pd
 
 
-class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
-    """Images float32 (B, 3, S, S), RGB in [0, 1], to a table of probabilities, one column a class."""
+class Model(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
+    """Images float32 (B, 3, S, S), RGB in [0, 1].
+
+    A classifier gives a table of probabilities, one column a class; a segmenter maps of lesion probabilities, float32 (B, 1, S, S).
+    """
 
     def load_context(self, context: Any) -> None:
         """Read the three files that are the run's truth."""
-        from skincancer.models.loading import load_classifier
+        from skincancer.models.loading import load_task
 
-        self.task = load_classifier(Path(context.artifacts["checkpoint"]))
+        self.task = load_task(Path(context.artifacts["checkpoint"]))
         self.classes = json.loads(Path(context.artifacts["classes"]).read_text(encoding="utf-8"))["classes"]
 
-    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame | np.ndarray:
         """Return probabilities."""
         import torch
 
+        from skincancer.models.tasks import SegmentationTask
+
+        image = torch.as_tensor(np.asarray(model_input), dtype=torch.float32)
         with torch.inference_mode():
-            logits = self.task.predict_logits(torch.as_tensor(np.asarray(model_input), dtype=torch.float32))
-            probability = torch.softmax(logits.double(), dim=1).numpy()
+            if isinstance(self.task, SegmentationTask):
+                return np.asarray(self.task.predict_probability(image))
+            probability = torch.softmax(self.task.predict_logits(image).double(), dim=1).numpy()
         return pd.DataFrame(probability, columns=[f"p_{name}" for name in self.classes])
 
 
-mlflow.models.set_model(Classifier())
+mlflow.models.set_model(Model())

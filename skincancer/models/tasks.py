@@ -1,29 +1,25 @@
-"""What is trained: LightningModules, from images (B, 3, H, W) in [0, 1] to logits.
-
-Random steps: everything a step draws (dropout, stochastic depth) comes from (seed, rank, epoch, batch), so that ranks differ,
-a repetition is the same, and a resumed run draws what the uninterrupted one would have drawn.
-"""
+"""The tasks: LightningModules, from images (B, 3, H, W) in [0, 1] to logits of classes, or of masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
+import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from skincancer.data.randomness import MODEL_STREAM, step_seed
 from skincancer.errors import RunError
+from skincancer.evaluation.mask_scoring import MaskScorer
+from skincancer.evaluation.masks import MASK_METRICS, ThresholdSearch, binarise, mask_metrics, mean_metrics
 from skincancer.evaluation.metrics import classification_metrics
 from skincancer.models.backbones import build_backbone, count_features, frozen_parameters, normalisation
 from skincancer.models.losses import LOSSES
-from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
-
-Batch = dict[str, Any]
+from skincancer.models.mask_losses import mask_loss
+from skincancer.models.segmenters import build_segmenter, encoder_normalisation
+from skincancer.models.task import VIEWS, Batch, Normalise, Task, turn, turn_back
 
 
 @dataclass(frozen=True)
@@ -39,110 +35,6 @@ class Predictions:
     logits: np.ndarray
     probability: np.ndarray
     loss: float
-
-
-class Normalise(nn.Module):
-    """First layer of a model: RGB in [0, 1] to the scale of its weights."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) to the same shape."""
-        return (image - self.mean) / self.std
-
-
-class Task(pl.LightningModule):
-    """Base of all tasks: optimiser and schedule, frozen parts, seeded steps, and the guard against a loss that is not finite.
-
-    A subclass builds its layers in `__init__`, keeps what `freeze` holds still in `frozen` (names of its parameters), and logs.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frozen: set[str] = set()
-        self._bad_step: Tensor | None = None
-
-    def set_frozen(self, names: set[str]) -> None:
-        """Hold the parameters `names` still, and the statistics of BatchNorm layers that consist of them."""
-        self.frozen = names
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name not in names)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Task:
-        """Set training mode; frozen BatchNorm layers stay in evaluation mode."""
-        super().train(mode)
-        if mode and self.frozen:
-            for prefix, module in self.named_modules():
-                own = {f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)}
-                if isinstance(module, _BatchNorm) and own and own <= self.frozen:
-                    module.train(False)
-        return self
-
-    def on_train_epoch_start(self) -> None:
-        """Unfreeze when its epoch has come, also on resume."""
-        unfreeze_epoch = self.hparams["unfreeze_epoch"]
-        if self.frozen and unfreeze_epoch is not None and self.current_epoch >= unfreeze_epoch:
-            self.set_frozen(set())
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what the step will draw."""
-        epoch, number = batch["draw"]
-        torch.manual_seed(step_seed(self.hparams["seed"], MODEL_STREAM, self.global_rank, epoch, number))
-
-    def guard(self, loss: Tensor) -> Tensor:
-        """Remember, without waiting for the device, the first step whose loss was not finite; look every few steps."""
-        finite = torch.isfinite(loss.detach())
-        if self._bad_step is None or self._bad_step.device != loss.device:
-            self._bad_step = torch.full((), -1, device=loss.device)
-        step = torch.where(finite, -1, self.global_step)
-        self._bad_step = torch.where(self._bad_step >= 0, self._bad_step, step)
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by its logger connector
-            self.stop_if_not_finite()
-        return loss
-
-    def stop_if_not_finite(self) -> None:
-        """Stop the run if a loss was NaN or infinite.
-
-        Raises:
-            RunError: names the step and what to try.
-        """
-        bad = -1 if self._bad_step is None else int(self._bad_step)
-        if bad >= 0:
-            raise RunError(
-                f"the training loss was NaN or infinite at optimiser step {bad} (epoch {self.current_epoch + 1}). Lower "
-                "--model.optimizer.lr, set --trainer.gradient_clip_val 1, or use --trainer.precision 32."
-            )
-
-    def configure_optimizers(self) -> Any:
-        """Build optimiser and schedule by name; the schedule moves once an optimiser step."""
-        learn_later = self.hparams["unfreeze_epoch"] is not None
-        parameters = [p for p in self.parameters() if p.requires_grad or learn_later]
-        options = self.hparams["optimizer"]
-        optimizer = OPTIMIZERS[options["name"]](parameters, options)
-        schedule = self.hparams["schedule"]
-        steps, epochs = int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
-        scheduler = SCHEDULES[schedule["name"]](optimizer, schedule, steps, epochs)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def views(image: Tensor, tta: str) -> Iterator[Tensor]:
-    """Yield images (B, 3, H, W) as they are; for `flips` also mirrored in x, y and both; for `d4` those and their quarter turns.
-
-    A dermoscope has no up and no left: all eight are the same lesion.
-    """
-    for turned in (image, image.rot90(1, (2, 3))) if tta == "d4" else (image,):
-        yield turned
-        if tta != "none":
-            yield turned.flip(3)
-            yield turned.flip(2)
-            yield turned.flip((2, 3))
 
 
 class ClassificationTask(Task):
@@ -224,7 +116,7 @@ class ClassificationTask(Task):
 
     def predict_logits(self, image: Tensor) -> Tensor:
         """Images float32 (B, 3, H, W), RGB in [0, 1], to logits (B, C), averaged over the views of `tta`."""
-        return torch.stack([self(view) for view in views(image, self.hparams["tta"])]).mean(0)
+        return torch.stack([self(turn(image, view)) for view in VIEWS[self.hparams["tta"]]]).mean(0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -254,15 +146,8 @@ class ClassificationTask(Task):
 
     def _finish(self, part: str) -> None:
         self.stop_if_not_finite()  # a loss that was not finite is told with its own step, before its consequences
-        # every rank gathers the same table and computes the same numbers: no reduction, no padding, no duplicates
-        parts = [torch.cat(tensors) for tensors in zip(*self._evaluated, strict=True)]
+        index, label, logits = self.gather(self._evaluated)
         self._evaluated.clear()
-        if self.trainer.world_size > 1:
-            gathered: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, parts)
-            parts = [torch.cat(tensors) for tensors in zip(*gathered, strict=True)]
-        order = torch.argsort(parts[0])
-        index, label, logits = (tensor[order] for tensor in parts)
         weights = None if self.class_weights is None else self.class_weights.cpu()
         loss = float(self.loss(logits, label, weights))
         probability = torch.softmax(logits.double(), dim=1).numpy()
@@ -275,3 +160,154 @@ class ClassificationTask(Task):
         self.log(f"{part}/loss", loss)
         for name, value in metrics.items():
             self.log(f"{part}/{name}", value, prog_bar=f"{part}/{name}" == "val/balanced_accuracy")
+
+
+@dataclass(frozen=True)
+class MaskPredictions:
+    """How well a model's masks fit those of a part: sorted by index, one row an image.
+
+    `index` int64 (N,), rows of the index table; `table` a column a metric of `MASK_METRICS`; `loss` the mask loss over the part.
+    """
+
+    index: np.ndarray
+    table: pd.DataFrame
+    loss: float
+
+
+class SegmentationTask(Task):
+    """A segmenter, trained on masks.
+
+    The validation of each epoch scores masks at the network's size, cut at 0.5, from one view; every other evaluation scores them as
+    `scorer` says: at the original size, cut at `threshold`, from the views of `tta`.
+
+    Args:
+        architecture: a name of `ARCHITECTURES`.
+        backbone: its encoder.
+        size: image side, px.
+        freeze: none, or all (the whole encoder).
+        unfreeze_epoch: from when everything learns; None for never.
+        loss, optimizer, schedule: the sections of the config, as dicts.
+        tta: views of an image whose logits `predict_probability` averages: none, flips or d4.
+        threshold: a pixel is lesion above this probability; None for 0.5 until `threshold` is set.
+        channels_last: NHWC memory format.
+        seed: of the steps.
+        module: a built segmenter with its weights; None builds one with random weights (a checkpoint will fill it).
+    """
+
+    def __init__(
+        self,
+        *,
+        architecture: str,
+        backbone: str,
+        size: int,
+        freeze: str,
+        unfreeze_epoch: int | None,
+        loss: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        schedule: Mapping[str, Any],
+        tta: str,
+        threshold: float | None,
+        channels_last: bool,
+        seed: int,
+        module: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["module"], logger=False)
+        mean, std = encoder_normalisation(architecture, backbone)
+        self.normalise = Normalise(mean, std)
+        self.segmenter = module if module is not None else build_segmenter(architecture, backbone, size)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        self.configure_loss()
+        encoder: nn.Module = self.segmenter.encoder  # type: ignore[assignment]
+        learned = {id(parameter) for parameter in encoder.parameters()}
+        frozen = {name for name, parameter in self.named_parameters() if id(parameter) in learned}
+        self.set_frozen(frozen if freeze == "all" else set())
+        self.threshold = 0.5 if threshold is None else threshold
+        self.scorer: MaskScorer | None = None
+        self.search: ThresholdSearch | None = None
+        self.predictions: MaskPredictions | None = None
+        self._evaluated: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def configure_loss(self) -> None:
+        """Build the weighted sum of mask losses."""
+        options = self.hparams["loss"]
+        self.loss = mask_loss(options["masks"], options)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits (B, 1, H, W)."""
+        logits: Tensor = self.segmenter(self.normalise(image))
+        return logits
+
+    def predict_probability(self, image: Tensor) -> Tensor:
+        """Images float32 (B, 3, H, W), RGB in [0, 1], to lesion probabilities (B, 1, H, W), of logits averaged over `tta`."""
+        views = VIEWS[self.hparams["tta"]]
+        return torch.stack([turn_back(self(turn(image, view)).float(), view) for view in views]).mean(0).sigmoid()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch: the segmenter's own where it has one (Mask R-CNN)."""
+        own = getattr(self.segmenter, "own_loss", None)
+        if own is not None:
+            return self.guard(own(self.normalise(batch["image"]), batch["mask"], batch["has_mask"]))
+        return self.guard(self.loss(self(batch["image"]), batch["mask"], batch["has_mask"]))
+
+    def _evaluate(self, batch: Batch) -> None:
+        index, mask = batch["index"].cpu(), batch["mask"]
+        fitting = self.trainer.state.fn == "fit"
+        if fitting:
+            logits = self(batch["image"]).float()
+            probability = logits.sigmoid()
+        else:
+            probability = self.predict_probability(batch["image"])
+            logits = torch.logit(probability, eps=1e-6)
+        loss = self.loss(logits, mask, batch["has_mask"])
+        squares = probability[:, 0].cpu().numpy()
+        if not np.isfinite(squares).all():
+            raise RunError(f"the model gives NaN after step {self.global_step}; lower --model.optimizer.lr")
+        if fitting:
+            truths = mask[:, 0].cpu().numpy() > 0
+            scores = [mask_metrics(truth, binarise(square, 0.5)) for truth, square in zip(truths, squares, strict=True)]
+        else:
+            assert self.scorer is not None, "whoever evaluates sets it"
+            rows = index.tolist()
+            if self.search is not None:
+                for row, square in zip(rows, squares, strict=True):
+                    self.search.add(self.scorer.probability(row, square), self.scorer.truth(row))
+                return
+            scores = [self.scorer.score(row, square, self.threshold) for row, square in zip(rows, squares, strict=True)]
+        values = torch.tensor([[score[name] for name in MASK_METRICS] for score in scores], dtype=torch.float64)
+        self._evaluated.append((index, values, loss.detach().cpu().repeat(len(index))))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score the masks of a batch."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score the masks of a batch."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Average `val/<metric>` over the images; after a search, set the threshold instead."""
+        if self.search is None:
+            self._finish("val")
+            return
+        if self.trainer.world_size > 1:
+            others: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(others, self.search)
+            self.search = ThresholdSearch.merged(others)
+        self.threshold, _ = self.search.best()
+        self.search = None
+
+    def on_test_epoch_end(self) -> None:
+        """Average `test/<metric>` over the images."""
+        self._finish("test")
+
+    def _finish(self, part: str) -> None:
+        self.stop_if_not_finite()
+        index, values, losses = self.gather(self._evaluated)
+        self._evaluated.clear()
+        table = pd.DataFrame(values.numpy(), columns=list(MASK_METRICS))
+        self.predictions = MaskPredictions(index.numpy(), table, float(losses.mean()))
+        self.log(f"{part}/loss", self.predictions.loss)
+        for name, value in mean_metrics(table).items():
+            self.log(f"{part}/{name}", value, prog_bar=f"{part}/{name}" == "val/jaccard")

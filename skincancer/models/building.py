@@ -1,0 +1,111 @@
+"""An experiment's network: whether it can be had at all, and the task with its first weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from skincancer.errors import ConfigError
+from skincancer.schema import Experiment
+
+if TYPE_CHECKING:
+    from skincancer.data.prepared import PreparedData
+    from skincancer.models.tasks import ClassificationTask, SegmentationTask
+    from skincancer.models.weights import Loaded
+
+
+def check_network(experiment: Experiment) -> None:
+    """Check that the network exists and takes images of this size, before any data is read.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    model, size = experiment.model, experiment.data.size
+    if experiment.task == "segmentation":
+        from skincancer.models.segmenters import check_segmenter
+
+        check_segmenter(model.architecture, model.backbone, size)
+    else:
+        from skincancer.models.backbones import check_backbone
+
+        check_backbone(model.backbone, size)
+
+
+def build_task(
+    experiment: Experiment, data: PreparedData, from_checkpoint: bool
+) -> tuple[ClassificationTask | SegmentationTask, Loaded]:
+    """Build the task; return it, and where its first weights really came from.
+
+    Args:
+        experiment: resolved.
+        data: prepared.
+        from_checkpoint: the weights will come from a checkpoint, so none are fetched.
+
+    Raises:
+        ConfigError: a sigmoid head for other than two classes.
+        WeightsError: the weights cannot be had.
+    """
+    import pytorch_lightning as pl
+
+    pl.seed_everything(experiment.seed, verbose=False)
+    weights = "none" if from_checkpoint else experiment.model.weights
+    build = _build_segmenter if experiment.task == "segmentation" else _build_classifier
+    return build(experiment, data, weights)
+
+
+def _build_classifier(
+    experiment: Experiment, data: PreparedData, weights: str
+) -> tuple[ClassificationTask | SegmentationTask, Loaded]:
+    import pytorch_lightning as pl
+
+    from skincancer.data.balance import class_weights
+    from skincancer.models.tasks import ClassificationTask
+    from skincancer.models.weights import load_backbone
+
+    model, size = experiment.model, experiment.data.size
+    if model.head == "sigmoid" and len(data.classes) != 2:
+        raise ConfigError(
+            f"model.head is sigmoid, which is for two classes; these data have {len(data.classes)}. Use --data.target malignancy."
+        )
+    loaded = load_backbone(model.backbone, size, weights, experiment.tracking.uri)
+    weight = None
+    if experiment.data.balance == "class_weights":
+        labels = data.rows("train")["label"].to_numpy()
+        weight = class_weights(labels, len(data.classes), experiment.data.class_weight_power).tolist()
+    # the head's weights do not depend on where the backbone's come from
+    pl.seed_everything(experiment.seed, verbose=False)
+    task = ClassificationTask(
+        backbone=model.backbone, size=size, classes=list(data.classes), dropout=model.dropout, head=model.head,
+        head_hidden=model.head_hidden, class_weights=weight, module=loaded.backbone, **_common(experiment),
+    )  # fmt: skip
+    if model.compile:
+        task.backbone.compile()
+    return task, loaded
+
+
+def _build_segmenter(
+    experiment: Experiment, data: PreparedData, weights: str
+) -> tuple[ClassificationTask | SegmentationTask, Loaded]:
+    from skincancer.models.segmenters import build_segmenter
+    from skincancer.models.tasks import SegmentationTask
+    from skincancer.models.weights import load_encoder
+
+    model, size = experiment.model, experiment.data.size
+    segmenter = build_segmenter(model.architecture, model.backbone, size)
+    loaded = load_encoder(segmenter, model.backbone, size, weights, experiment.tracking.uri)
+    threshold = None if model.mask.threshold == "auto" else model.mask.threshold
+    task = SegmentationTask(
+        architecture=model.architecture, backbone=model.backbone, size=size, threshold=threshold, module=segmenter,
+        **_common(experiment),
+    )  # fmt: skip
+    if model.compile:
+        task.segmenter.compile()
+    return task, loaded
+
+
+def _common(experiment: Experiment) -> dict[str, Any]:
+    model, settings = experiment.model, experiment.to_dict()["model"]
+    return {
+        "freeze": str(model.freeze), "unfreeze_epoch": model.unfreeze_epoch, "loss": settings["loss"],
+        "optimizer": settings["optimizer"], "schedule": settings["schedule"], "tta": model.tta,
+        "channels_last": model.channels_last, "seed": experiment.seed,
+    }  # fmt: skip

@@ -1,0 +1,151 @@
+"""What a task's runs write down and print: tables of predictions, test metrics with intervals, figures, the logged model's signature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema, TensorSpec
+
+from skincancer.data.index import image_root
+from skincancer.data.prepared import PreparedData
+from skincancer.evaluation import figures, mask_figures
+from skincancer.evaluation.masks import MASK_METRICS, mean_metrics
+from skincancer.evaluation.metrics import classification_metrics
+from skincancer.evaluation.predictions import predictions_table, read_predictions, read_scores
+from skincancer.evaluation.statistics import bootstrap_intervals, bootstrap_means
+from skincancer.images.decode import read_image
+from skincancer.models.tasks import MaskPredictions, Predictions, SegmentationTask
+
+SHOWN_CASES = 3  # best, median and worst, each
+
+
+class Outcome(Protocol):
+    """One task's part of a run's record. Tables lie in `predictions/{val,test}.csv` of a folder."""
+
+    epoch_columns: dict[str, str]
+
+    def table(self, predictions: Any) -> pd.DataFrame:
+        """Return the table of predictions of a part."""
+
+    def best(self, folder: Path) -> dict[str, float]:
+        """Return the metrics of the best checkpoint on the validation part."""
+
+    def test(self, folder: Path) -> pd.DataFrame:
+        """Return the test metrics with intervals: metric value low high n_resamples."""
+
+    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
+        """Yield the figures of the test part, by name."""
+
+    def signature(self, size: int) -> ModelSignature:
+        """Return what the logged model takes and gives."""
+
+
+class ClassificationOutcome:
+    """Classes: probabilities, confusion, ROC, reliability."""
+
+    def __init__(self, data: PreparedData) -> None:
+        self.data, self.classes = data, data.classes
+        self.epoch_columns = {
+            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/accuracy": "accuracy",
+            "val/balanced_accuracy": "balanced accuracy", "val/auroc_macro": "AUROC", "epoch_seconds": "time (s)",
+        }  # fmt: skip
+
+    def table(self, predictions: Predictions) -> pd.DataFrame:
+        """Return image_id lesion_id label prediction p_<class>… logit_<class>…."""
+        rows = self.data.index.iloc[predictions.index]
+        return predictions_table(
+            rows, predictions.label, predictions.logits, predictions.probability, self.data.classes
+        )
+
+    def best(self, folder: Path) -> dict[str, float]:
+        """Return the metrics of the best checkpoint on the validation part."""
+        _, label, probability = read_predictions(folder / "predictions/val.csv", self.classes)
+        return classification_metrics(label, probability, self.classes)
+
+    def test(self, folder: Path) -> pd.DataFrame:
+        """Return the test metrics with intervals."""
+        table, label, probability = read_predictions(folder / "predictions/test.csv", self.classes)
+        return bootstrap_intervals(label, probability, table["lesion_id"].to_numpy(), self.classes)
+
+    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
+        """Yield confusion matrix, ROC and precision-recall curves, and reliability."""
+        _, label, probability = read_predictions(folder / "predictions/test.csv", self.classes)
+        for name, draw in figures.FIGURES.items():
+            yield name, draw(label, probability, self.classes, title=title, note=note)
+
+    def signature(self, size: int) -> ModelSignature:
+        """Images to a table of probabilities."""
+        output = Schema([ColSpec("double", f"p_{name}") for name in self.classes])
+        return ModelSignature(_images(size), output)
+
+
+class SegmentationOutcome:
+    """Masks: scores of every image at its original size, overlays of the best, median and worst."""
+
+    def __init__(self, data: PreparedData) -> None:
+        self.data = data
+        self.epoch_columns = {
+            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/jaccard": "Jaccard",
+            "val/dice": "Dice", "val/thresholded_jaccard": "thresholded Jaccard", "epoch_seconds": "time (s)",
+        }  # fmt: skip
+
+    def table(self, predictions: MaskPredictions) -> pd.DataFrame:
+        """Return image_id lesion_id and every mask metric."""
+        rows = self.data.index.iloc[predictions.index][["image_id", "lesion_id"]].reset_index(drop=True)
+        return pd.concat([rows, predictions.table], axis=1)
+
+    def best(self, folder: Path) -> dict[str, float]:
+        """Return the metrics of the best checkpoint on the validation part."""
+        return mean_metrics(read_scores(folder / "predictions/val.csv"))
+
+    def test(self, folder: Path) -> pd.DataFrame:
+        """Return the test metrics with intervals."""
+        table = read_scores(folder / "predictions/test.csv")
+        return bootstrap_means(table, list(MASK_METRICS), table["lesion_id"].to_numpy())
+
+    def figures(self, folder: Path, task: SegmentationTask, title: str, note: str) -> Iterator[tuple[str, Figure]]:
+        """Yield the histogram of the Jaccard, and overlays."""
+        table = read_scores(folder / "predictions/test.csv")
+        yield "jaccard_histogram", mask_figures.jaccard_histogram(table["jaccard"].to_numpy(), title=title, note=note)
+        chosen = mask_figures.choose_cases(table["jaccard"].to_numpy(), SHOWN_CASES)
+        cases = {name: [self._case(task, table, position) for position in row] for name, row in chosen.items()}
+        yield "overlays", mask_figures.overlay_sheet(cases, title=title, note=note)
+
+    def _case(self, task: SegmentationTask, table: pd.DataFrame, position: int) -> mask_figures.Case:
+        import torch
+
+        assert task.scorer is not None
+        image_id = table["image_id"].iloc[position]
+        row = int(np.flatnonzero(self.data.index["image_id"].to_numpy() == image_id)[0])
+        image = (
+            torch.from_numpy(np.array(self.data.store.images[row][None])).permute(0, 3, 1, 2).to(task.device).float()
+            / 255
+        )
+        with torch.inference_mode():
+            square = task.eval().predict_probability(image)[0, 0].cpu().numpy()
+        original = np.asarray(read_image(image_root(self.data.root) / self.data.index["image"].iloc[row]))
+        return mask_figures.Case(
+            image_id, original, task.scorer.truth(row), task.scorer.mask(row, square, task.threshold),
+            float(table["jaccard"].iloc[position]),
+        )  # fmt: skip
+
+    def signature(self, size: int) -> ModelSignature:
+        """Images to maps of probabilities."""
+        output = Schema([TensorSpec(np.dtype(np.float32), (-1, 1, size, size))])
+        return ModelSignature(_images(size), output)
+
+
+def _images(size: int) -> Schema:
+    return Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))])
+
+
+OUTCOMES: dict[str, type[ClassificationOutcome] | type[SegmentationOutcome]] = {
+    "classification": ClassificationOutcome,
+    "segmentation": SegmentationOutcome,
+}
