@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 from skincancer import config, tracking, training
 from skincancer.data.datamodules import LesionDataModule
 from skincancer.data.prepared import PreparedData, prepare_data
-from skincancer.fit import build_task
 from skincancer.images.augment import Augment
 from skincancer.images.policies import AugmentConfig
+from skincancer.models.building import build_task
 from skincancer.recording import FitRecorder
 from skincancer.schema import Experiment
 from skincancer.terminal import make_console
@@ -130,13 +130,13 @@ def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folde
     console = make_console()
     console.quiet = True
     recorder = FitRecorder(experiment, data, console)
-    task, source = build_task(experiment, data, recorder, False)
-    twin, _ = build_task(experiment, data, recorder, False)
+    task, loaded = build_task(experiment, data, False)
+    twin, _ = build_task(experiment, data, False)
     with contextlib.ExitStack() as stack:
         run: Any = None
         if with_mlflow:
             client = tracking.connect(f"sqlite:///{folder}/mlruns/mlflow.db")
-            run = stack.enter_context(recorder.start(client, source, None))
+            run = stack.enter_context(recorder.start(client, loaded.source, None))
         datamodule = LesionDataModule(
             data, batch_size=experiment.data.batch_size, balance="none", balance_fixed=False, augment=experiment.augment,
             seed=experiment.seed, workers=experiment.data.workers,

@@ -26,8 +26,9 @@ IMPORTS = "import torch, pytorch_lightning, mlflow"
 FIRST_STEP = """
 import sys, time
 from skincancer import fit
+from skincancer.models import building
 
-build_task = fit.build_task
+build_task = building.build_task
 
 def with_clock(*arguments):
     import pytorch_lightning as pl
@@ -48,7 +49,7 @@ def with_clock(*arguments):
     training.build_trainer = build
     return build_task(*arguments)
 
-fit.build_task = with_clock
+building.build_task = with_clock
 sys.exit(fit.main(sys.argv[1:]))
 """
 

@@ -1,0 +1,30 @@
+"""The scripts behind the figures of speed still run against the package as it is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted(path.name for path in FOLDER.glob("*.py") if path.name != "side_by_side.py"))
+def test_benchmark_imports_and_explains_itself(script):
+    done = subprocess.run([sys.executable, str(FOLDER / script), "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_epoch_is_measured(tiny_demo):
+    flags = ["--root", str(tiny_demo), "--size=32", "--batch=8", "--rounds=1", "--backbone=test_efficientnet"]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "epoch.py"), *flags, "--accelerator=cpu"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "light" in done.stdout
