@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from skincancer.data.balance import BALANCES
@@ -14,9 +15,9 @@ from skincancer.evaluation.masks import MASK_METRICS
 from skincancer.evaluation.metrics import METRICS
 from skincancer.images import policies
 from skincancer.models.losses import LOSSES
-from skincancer.models.mask_losses import MASK_LOSSES
+from skincancer.models.mask_losses import mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
-from skincancer.models.segmenters import ARCHITECTURES, SMALLEST_BATCH
+from skincancer.models.segmenters import ARCHITECTURES, OWN_LOSSES, SMALLEST_BATCH
 from skincancer.schema import Experiment
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
@@ -70,6 +71,13 @@ def _value(experiment: Experiment, key: str) -> Any:
     for name in key.split("."):
         found = getattr(found, name)
     return found
+
+
+def _only_with(experiment: Experiment, key: str, needed: str, chosen: Sequence[str]) -> None:
+    """Refuse a value that differs from the default where what it belongs to is not chosen: it would be silently ignored."""
+    given = _value(experiment, key)
+    if given != _value(Experiment(), key) and needed not in chosen:
+        raise ConfigError(f"{key} is {given!r}; it is for {needed}, and chosen is {', '.join(chosen)}. Leave it out.")
 
 
 def _check_task(experiment: Experiment) -> None:
@@ -127,6 +135,10 @@ def _check_model(experiment: Experiment) -> None:
     _require(loss.gamma >= 0, "model.loss.gamma", loss.gamma, "0 or more")
     if loss.label_smoothing and loss.name != "cross_entropy":
         raise ConfigError(f"model.loss.label_smoothing is for cross_entropy; loss.name is {loss.name!r}.")
+    losses = list(loss.masks) if experiment.task == "segmentation" else [loss.name]
+    _only_with(experiment, "model.loss.gamma", "focal", losses)
+    _only_with(experiment, "model.loss.alpha", "tversky", losses)
+    _only_with(experiment, "model.loss.beta", "tversky", losses)
     _one_of("model.optimizer.name", model.optimizer.name, OPTIMIZERS)
     _require(0 < model.optimizer.lr < 100, "model.optimizer.lr", model.optimizer.lr, "above 0")
     _require(
@@ -145,6 +157,9 @@ def _check_model(experiment: Experiment) -> None:
         raise ConfigError(f"model.schedule.warmup_epochs is for cosine; schedule.name is {schedule.name!r}.")
     _require(schedule.step_epochs >= 1, "model.schedule.step_epochs", schedule.step_epochs, "1 or more")
     _require(0 < schedule.gamma <= 1, "model.schedule.gamma", schedule.gamma, "above 0, at most 1")
+    _only_with(experiment, "model.optimizer.momentum", "sgd", [model.optimizer.name])
+    _only_with(experiment, "model.schedule.step_epochs", "step", [schedule.name])
+    _only_with(experiment, "model.schedule.gamma", "step", [schedule.name])
     if experiment.task == "segmentation":
         _check_segmenter(experiment)
     if model.head == "sigmoid":
@@ -173,17 +188,11 @@ def _check_segmenter(experiment: Experiment) -> None:
         threshold == "auto" or (isinstance(threshold, float) and 0 < threshold < 1),
         "model.mask.threshold", threshold, "auto, or above 0 and below 1",
     )  # fmt: skip
-    _require(
-        len(loss.masks) > 0, "model.loss.masks", loss.masks, "losses with their weights, such as {dice: 1, bce: 1}"
-    )
-    for name, weight in loss.masks.items():
-        _one_of("model.loss.masks", name, MASK_LOSSES)
-        _require(weight > 0, f"model.loss.masks: {name}", weight, "a weight above 0")
-    for name in ("alpha", "beta"):
-        value = getattr(loss, name)
-        _require(value >= 0, f"model.loss.{name}", value, "0 or more")
-        if value != _value(Experiment(), f"model.loss.{name}") and "tversky" not in loss.masks:
-            raise ConfigError(f"model.loss.{name} is for tversky; model.loss.masks has {', '.join(loss.masks)}.")
+    if model.architecture in OWN_LOSSES and loss.masks != Experiment().model.loss.masks:
+        raise ConfigError(
+            f"model.loss.masks is {loss.masks}; {model.architecture} learns by its own losses. Leave it out."
+        )
+    mask_loss(loss.masks, asdict(loss))  # names, weights, and what single losses ask of their options
 
 
 def _check_training(experiment: Experiment) -> None:

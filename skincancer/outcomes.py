@@ -20,7 +20,9 @@ from skincancer.evaluation.metrics import classification_metrics
 from skincancer.evaluation.predictions import predictions_table, read_predictions, read_scores
 from skincancer.evaluation.statistics import bootstrap_intervals, bootstrap_means
 from skincancer.images.decode import read_image
-from skincancer.models.tasks import MaskPredictions, Predictions, SegmentationTask
+from skincancer.models.segmenters import OWN_LOSSES
+from skincancer.models.tasks import ClassificationTask, MaskPredictions, Predictions, SegmentationTask
+from skincancer.schema import ModelConfig
 
 SHOWN_CASES = 3  # best, median and worst, each
 
@@ -28,7 +30,14 @@ SHOWN_CASES = 3  # best, median and worst, each
 class Outcome(Protocol):
     """One task's part of a run's record. Tables lie in `predictions/{val,test}.csv` of a folder."""
 
+    classes: tuple[str, ...]  # to count images by
     epoch_columns: dict[str, str]
+
+    def params(self, model: ModelConfig) -> dict[str, Any]:
+        """Return the params that other tasks have not."""
+
+    def chosen(self, task: Any) -> dict[str, float]:
+        """Return what was chosen on the validation part beside the epoch."""
 
     def table(self, predictions: Any) -> pd.DataFrame:
         """Return the table of predictions of a part."""
@@ -55,6 +64,14 @@ class ClassificationOutcome:
             "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/accuracy": "accuracy",
             "val/balanced_accuracy": "balanced accuracy", "val/auroc_macro": "AUROC", "epoch_seconds": "time (s)",
         }  # fmt: skip
+
+    def params(self, model: ModelConfig) -> dict[str, Any]:
+        """Return loss and dropout."""
+        return {"loss": model.loss.name, "dropout": model.dropout}
+
+    def chosen(self, task: ClassificationTask) -> dict[str, float]:
+        """Return nothing."""
+        return {}
 
     def table(self, predictions: Predictions) -> pd.DataFrame:
         """Return image_id lesion_id label prediction p_<class>… logit_<class>…."""
@@ -89,11 +106,25 @@ class SegmentationOutcome:
     """Masks: scores of every image at its original size, overlays of the best, median and worst."""
 
     def __init__(self, data: PreparedData) -> None:
-        self.data = data
+        self.data, self.classes = data, tuple[str, ...]()
         self.epoch_columns = {
             "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/jaccard": "Jaccard",
             "val/dice": "Dice", "val/thresholded_jaccard": "thresholded Jaccard", "epoch_seconds": "time (s)",
         }  # fmt: skip
+
+    def params(self, model: ModelConfig) -> dict[str, Any]:
+        """Return architecture, the sum of losses, and how masks are cleaned."""
+        masks = " + ".join(f"{weight:g} {name}" for name, weight in model.loss.masks.items())
+        return {
+            "architecture": model.architecture,
+            "loss": "own" if model.architecture in OWN_LOSSES else masks,
+            "largest_component": model.mask.largest_component,
+            "fill_holes": model.mask.fill_holes,
+        }
+
+    def chosen(self, task: SegmentationTask) -> dict[str, float]:
+        """Return the threshold."""
+        return {"threshold": task.threshold}
 
     def table(self, predictions: MaskPredictions) -> pd.DataFrame:
         """Return image_id lesion_id and every mask metric."""

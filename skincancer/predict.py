@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ def predict(
     out: Path,
     *,
     format: str = "full",
-    batch_size: int | None = None,
     uri: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
@@ -38,11 +37,10 @@ def predict(
     file's name without extension. Of the run's own test images they are the masks that its metrics were taken from.
 
     Args:
-        run: id of a finished run, or a folder that holds its config.yaml, classes.json and checkpoints/best.ckpt.
+        run: id of a finished run, or a folder that holds its config.yaml and checkpoints/best.ckpt.
         paths: images, or folders that are searched for images (masks and superpixels of the publishers are left out).
         out: folder for masks (`isic`), or for `masks/`, `overlays/` and `predictions.csv` (`full`).
         format: full or isic.
-        batch_size: images at once; None takes the run's.
         uri: tracking store of the run.
         progress: called with (done, total).
 
@@ -52,11 +50,15 @@ def predict(
     Raises:
         ConfigError: no such format, or `out` cannot be written.
         DataError: no image, a path that does not exist, or two images of one id.
-        RunError: no such run, or not a segmenter's.
+        RunError: no such run, not a segmenter's, or the disk is full.
     """
     if format not in FORMATS:
         raise ConfigError(f"--format is {format!r}; choose one of {', '.join(FORMATS)}.")
     files = find_images(paths)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be made: {error}. Give a folder that can be written.") from error
     with tempfile.TemporaryDirectory() as folder:
         task, settings = load_run(run, Path(folder), uri)
     if settings["task"] != "segmentation":
@@ -64,15 +66,20 @@ def predict(
 
     import pandas as pd
 
-    out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(files), step := batch_size or settings["data"]["batch_size"]):
-        rows += _predict_batch(task, settings, files[start : start + step], out, format)
-        if progress:
-            progress(len(rows), len(files))
-    table = pd.DataFrame(rows, columns=["image_id", "file", "width", "height", "lesion_share", "error"])
-    if format == "full":
-        table.to_csv(out / "predictions.csv", index=False)
+    step = settings["data"][
+        "batch_size"
+    ]  # that of the run's own test, since another may round otherwise in the last digit
+    try:
+        for start in range(0, len(files), step):
+            rows += _predict_batch(task, settings, files[start : start + step], out, format)
+            if progress:
+                progress(len(rows), len(files))
+        table = pd.DataFrame(rows, columns=["image_id", "file", "width", "height", "lesion_share", "error"])
+        if format == "full":
+            table.to_csv(out / "predictions.csv", index=False)
+    except OSError as error:
+        raise RunError(f"stopped after {len(rows)} of {len(files)} images: {error}") from error
     return table
 
 
@@ -144,7 +151,7 @@ def load_run(run: str, folder: Path, uri: str | None = None) -> tuple[Any, dict[
 
 def _predict_batch(
     task: Any, settings: dict[str, Any], files: Sequence[Path], out: Path, format: str
-) -> Iterator[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
@@ -172,7 +179,7 @@ def _predict_batch(
             found = recipe.mask(values, row["width"], row["height"], task.threshold)
             row["lesion_share"] = float(found.mean())
             _write(Path(row["file"]), found, out, format)
-    yield from rows
+    return rows
 
 
 def _write(file: Path, mask: npt.NDArray[np.bool_], out: Path, format: str) -> None:
@@ -201,7 +208,6 @@ def _verb(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--format", default="full", metavar="full|isic", help="isic: masks alone, as the challenges take them"
     )
-    parser.add_argument("--batch_size", type=int, metavar="N", help="images at once (default: the run's)")
     parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of the run")
     try:
         given, unknown = parser.parse_known_args(list(argv))
@@ -209,16 +215,14 @@ def _verb(argv: Sequence[str]) -> None:
         raise ConfigError(f"command line: {error}") from error
     if unknown:
         raise ConfigError(
-            f"command line: {unknown[0]} is not a known flag. Flags: --run --out --format --batch_size --tracking.uri."
+            f"command line: {unknown[0]} is not a known flag. Flags: --run --out --format --tracking.uri."
         )
     if not given.run or not given.out:
         raise ConfigError("give --run RUN_ID and --out DIR, and images or folders of images.")
-    if given.batch_size is not None and given.batch_size < 1:
-        raise ConfigError(f"--batch_size is {given.batch_size}; it must be 1 or more.")
     console = make_console()
     with signals_as_interrupts(), progress_bars(console) as bars:
         table = predict(
-            given.run, given.paths, given.out, format=given.format, batch_size=given.batch_size, uri=given.uri,
+            given.run, given.paths, given.out, format=given.format, uri=given.uri,
             progress=bars("predicting"),
         )  # fmt: skip
     bad = table[table["error"] != ""]

@@ -58,7 +58,7 @@ class FitRecorder:
     def announce(self) -> None:
         """Print what is about to be trained on what."""
         data, settings = self.data, self.experiment.data
-        classes = data.classes if self.experiment.task == "classification" else ()
+        classes = self.outcome.classes
         counts = {role: data.rows(role) for role in ROLES}
         rows = [
             [
@@ -154,19 +154,10 @@ class FitRecorder:
     def _params(self, weights: str) -> dict[str, Any]:
         e, data = self.experiment, self.data
         counts = {f"{role}_images": len(data.rows(role)) for role in ROLES}
-        if e.task == "classification":
-            own: dict[str, Any] = {
-                "target": e.data.target, "balance": e.data.balance, "loss": e.model.loss.name, "dropout": e.model.dropout,
-            }  # fmt: skip
-        else:
-            masks = e.model.loss.masks
-            own = {
-                "architecture": e.model.architecture, "loss": " + ".join(f"{weight:g} {name}" for name, weight in masks.items()),
-                "largest_component": e.model.mask.largest_component, "fill_holes": e.model.mask.fill_holes,
-            }  # fmt: skip
         return {
             "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "split": e.data.split,
-            "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.backbone, **own,
+            "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.backbone,
+            "target": e.data.target, "balance": e.data.balance, **self.outcome.params(e.model),
             "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
             "max_epochs": e.trainer.max_epochs, "precision": e.trainer.precision, "lr": e.model.optimizer.lr,
             "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name, "tta": e.model.tta,
@@ -216,7 +207,7 @@ class FitRecorder:
         self.intervals.to_csv(self.folder / "intervals.csv", index=False)
         values = self.intervals.set_index("metric")["value"].astype(float)
         test = {f"test/{name}": float(value) for name, value in values.items()}
-        found = {"best_epoch": best_epoch, **({"threshold": task.threshold} if hasattr(task, "threshold") else {})}
+        found = {"best_epoch": best_epoch, **self.outcome.chosen(task)}
         run.log_metrics({name: value for name, value in {**best, **test, **found}.items() if np.isfinite(value)})
 
         folder = self.folder / "figures"

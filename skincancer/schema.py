@@ -60,7 +60,8 @@ class LossConfig:
         name: of classification: cross_entropy or focal
         label_smoothing: share of the target spread over all classes, 0 to below 1 (cross_entropy only)
         gamma: focusing exponent of the focal losses, of classes and of masks
-        masks: of segmentation: a weighted sum, such as {dice: 1, bce: 1}; of bce, dice, jaccard, focal, tversky, lovasz
+        masks: of segmentation: a weighted sum, such as {dice: 1, bce: 1}; of bce, dice, jaccard, focal, tversky, lovasz (maskrcnn learns
+            by its own losses)
         alpha: weight of false positives in tversky
         beta: weight of false negatives in tversky
     """

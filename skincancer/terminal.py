@@ -19,9 +19,8 @@ from rich.text import Text
 
 from skincancer.errors import RunError, SkinCancerError
 
-HOLD_SECONDS = (
-    5.0  # schedulers often send the same signal twice at once; a person who waits for a dead server sends another
-)
+# schedulers often send the same signal twice at once; a person who waits for a dead server sends another
+HOLD_SECONDS = 5.0
 _PIPE_WIDTH = 10_000  # in a pipe a table is as wide as its content, and no name is cut
 
 

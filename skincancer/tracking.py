@@ -358,7 +358,7 @@ def check_finished(client: MlflowClient, run_id: str) -> MlflowRun:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise RunError(f"run {run_id}: there is no such run in {client.tracking_uri}, and no such folder") from error
+        raise RunError(f"run {run_id}: there is no such run in {client.tracking_uri}") from error
     if run.info.status != "FINISHED":
         raise RunError(
             f"run {run_id} is {run.info.status} and not FINISHED; finish it first (python -m skincancer.fit --resume {run_id})."

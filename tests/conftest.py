@@ -3,8 +3,12 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 TINY_LESIONS = {"akiec": 5, "bcc": 5, "bkl": 5, "df": 5, "mel": 5, "nv": 8, "vasc": 5}
 
@@ -18,6 +22,34 @@ TINY_FIT = [
     "--trainer.accelerator=cpu",
     "--tracking.system_metrics=false",
 ]
+
+
+def all_runs() -> list["Run"]:
+    """Every run of the current store, in the order of their starts."""
+    from skincancer.tracking import connect
+
+    client = connect(None)
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"]))
+
+
+def only_run() -> "Run":
+    """The one run of the current store."""
+    (run,) = all_runs()
+    return run
+
+
+def put(root: Path, *names: str) -> None:
+    """Make files that readers look at by name alone."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"readers look at names alone")
+
+
+def write(path: Path, *lines: str) -> None:
+    """Write a text file, and the folders to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="session")

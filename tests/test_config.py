@@ -549,3 +549,16 @@ def test_a_value_out_of_range_is_told_with_where_it_stands(write):
     assert refused(*good).startswith(f"{path}: model.dropout is 1.5; it must be")
     assert refused(*good, "--model.dropout", "2").startswith("command line: model.dropout is 2.0")
     assert refused(*good, "--data.balance", "smote").startswith("command line: data.balance is 'smote'")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.loss.gamma=3"], "model.loss.gamma is 3.0; it is for focal, and chosen is cross_entropy"),
+        (["--model.optimizer.momentum=0.5"], "model.optimizer.momentum is 0.5; it is for sgd, and chosen is adam"),
+        (["--model.schedule.step_epochs=3"], "model.schedule.step_epochs is 3; it is for step"),
+        (["--model.schedule.gamma=0.5"], "model.schedule.gamma is 0.5; it is for step"),
+    ],
+)
+def test_a_value_that_nothing_would_read_is_refused(flags, message):
+    assert message in refused("--experiment=densenet169_undersample", *flags)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY_FIT
+from conftest import TINY_FIT, all_runs, only_run
 from sklearn import metrics as sklearn_metrics
 
 from skincancer import fit, tracking, training
@@ -31,17 +31,6 @@ def run_fit(root: Path, *more: str) -> mlflow.entities.Run:
     """Fit in this process and return the run."""
     assert fit.main(arguments(root, *more)) == 0
     return only_run()
-
-
-def only_run() -> mlflow.entities.Run:
-    runs = all_runs()
-    assert len(runs) == 1
-    return runs[0]
-
-
-def all_runs() -> list[mlflow.entities.Run]:
-    client = connect(None)
-    return list(client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"]))
 
 
 def artifact(run: mlflow.entities.Run, name: str) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import put, write
 from PIL import Image
 
 from skincancer.data.catalog import dataset
@@ -13,18 +14,6 @@ from skincancer.data.index import add_target, load_index
 from skincancer.data.splits import assign_roles, parse_split
 from skincancer.data.store import open_store
 from skincancer.errors import DataError
-
-
-def put(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"readers look at names alone")
-
-
-def write(path: Path, *lines: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
 
 
 def load(name: str, root: Path) -> pd.DataFrame:

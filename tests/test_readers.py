@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import put, write
 
 from skincancer.data.catalog import dataset
 from skincancer.data.index import load_index, read_csv
@@ -16,18 +17,6 @@ HAM_ROWS = [
     "HAM_1,ISIC_1,mel,histo,80.0,male,scalp",
     "HAM_2,ISIC_3,nv,follow_up,,unknown,unknown",
 ]
-
-
-def put(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"readers look at names alone")
-
-
-def write(path: Path, *lines: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
 
 
 def load(name: str, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:

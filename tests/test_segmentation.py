@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY_FIT
+from conftest import TINY_FIT, all_runs, only_run
 from isic_challenge_scoring.confusion import create_binary_confusion_matrix
 from isic_challenge_scoring.metrics import binary_accuracy, binary_dice, binary_jaccard
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from skincancer import fit, predict, prepare
+from skincancer import config, fit, predict, prepare
 from skincancer.data import demo
 from skincancer.evaluation.masks import MASK_METRICS, mask_metrics
 from skincancer.images.decode import read_mask
@@ -30,11 +30,6 @@ SEGMENT = [
 ]  # fmt: skip
 
 
-def only_run(client: MlflowClient) -> mlflow.entities.Run:
-    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    return run
-
-
 @pytest.fixture(scope="module")
 def finished(tiny_demo, session_cache, tmp_path_factory):
     """One finished run that several tests look at, and its store."""
@@ -43,7 +38,7 @@ def finished(tiny_demo, session_cache, tmp_path_factory):
         patch.setenv("SKINCANCER_CACHE", str(session_cache))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
         assert fit.main([*SEGMENT, f"--data.root={tiny_demo}", "--trainer.max_epochs=4"]) == 0
-        yield only_run(connect(None)), f"sqlite:///{store}/mlflow.db"
+        yield only_run(), f"sqlite:///{store}/mlflow.db"
 
 
 @pytest.fixture
@@ -169,7 +164,6 @@ def test_predict_says_what_it_could_not_read_and_does_the_rest(run, tiny_demo, t
         (["/nowhere/a.jpg"], "/nowhere/a.jpg does not exist"),
         (["--format", "png", "."], "--format is 'png'; choose one of full, isic"),
         (["--fromat", "isic"], "--fromat is not a known flag"),
-        (["--batch_size", "0"], "--batch_size is 0"),
         (["--run", "0123", "x.jpg"], "x.jpg does not exist"),
     ],
 )
@@ -202,9 +196,15 @@ def test_predict_refuses_two_images_of_one_id_and_unknown_runs(run, tiny_demo, t
         (["--model.dropout=0.5"], "model.dropout is 0.5; it is for task classification"),
         (["--data.balance=undersample"], "it is for task classification"),
         (["--model.mask.threshold=1.5"], "model.mask.threshold is 1.5; it must be auto, or above 0 and below 1"),
-        (["--model.loss.masks={}"], "model.loss.masks is {}"),
-        (['--model.loss.masks={"dise": 1}'], "model.loss.masks is 'dise'"),
-        (["--model.loss.alpha=0.3"], "model.loss.alpha is for tversky"),
+        (["--model.loss.masks={}"], "model.loss.masks is empty"),
+        (['--model.loss.masks={"dise": 1}'], "model.loss.masks: 'dise' is no loss. Did you mean 'dice'?"),
+        (['--model.loss.masks={"tversky": 1}', "--model.loss.alpha=0", "--model.loss.beta=0"], "and not both 0"),
+        (
+            ["--model.architecture=maskrcnn", "--model.backbone=resnet50", '--model.loss.masks={"bce": 1}'],
+            "learns by its own losses",
+        ),
+        (["--model.loss.gamma=3"], "model.loss.gamma is 3.0; it is for focal, and chosen is dice, bce"),
+        (["--model.loss.alpha=0.3"], "model.loss.alpha is 0.3; it is for tversky, and chosen is dice, bce"),
         (["--model.architecture=pan", "--data.batch_size=1"], "data.batch_size is 1; pan needs at least 2"),
         (["--model.freeze=2"], "model.freeze is '2'; it must be none or all"),
         (["--training.monitor=val/auroc_macro"], "training.monitor is 'val/auroc_macro'"),
@@ -219,6 +219,57 @@ def test_bad_settings_are_told_before_any_work(capsys, flags, message):
 def test_masks_settings_are_refused_where_they_would_be_ignored(capsys):
     assert fit.main(["--experiment=resnet50", "--model.mask.fill_holes=true"]) == 2
     assert "model.mask.fill_holes is True; it is for task segmentation" in capsys.readouterr().err
+
+
+def test_a_classifier_takes_the_encoder_of_a_segmenter_and_back(run, artifacts, tiny_demo, capsys):
+    classify = ["--experiment=resnet50", *TINY_FIT, f"--data.root={tiny_demo}", "--trainer.max_epochs=1"]
+    source = f"--model.weights=run:{run.info.run_id}"
+    assert fit.main([*classify, "--model.backbone=test_resnet", "--model.freeze=all", source]) == 0
+    assert "parameters loaded from run:" in capsys.readouterr().out
+    classifier = all_runs()[-1]
+    assert classifier.data.params["weights"] == f"run:{run.info.run_id}"
+    folder = Path(connect(None).download_artifacts(classifier.info.run_id, "checkpoints"))
+    given = torch.load(artifacts / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    taken = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+    convolution = "layer1.0.conv1.weight"  # frozen, so still the segmenter's
+    (original,) = [tensor for name, tensor in given.items() if name.endswith(convolution) and "encoder" in name]
+    assert torch.equal(taken[f"backbone.{convolution}"], original)
+
+    back = f"--model.weights=run:{classifier.info.run_id}"
+    assert fit.main([*SEGMENT, f"--data.root={tiny_demo}", "--trainer.max_epochs=1", back]) == 0
+    assert all_runs()[-1].data.params["weights"] == f"run:{classifier.info.run_id}"
+
+    assert fit.main([*classify, "--model.backbone=test_efficientnet", source]) == 2
+    assert "does not fit test_efficientnet" in capsys.readouterr().err
+    assert fit.main([*classify, "--model.weights=run:0123"]) == 1
+    assert "there is no such run" in capsys.readouterr().err
+
+
+def test_weights_of_a_run_that_did_not_finish_are_refused(tiny_demo, store, capsys):
+    client = connect(None)
+    run_id = client.create_run(client.create_experiment("demo-segmentation")).info.run_id
+    assert (
+        fit.main(["--experiment=resnet50", *TINY_FIT, f"--data.root={tiny_demo}", f"--model.weights=run:{run_id}"]) == 1
+    )
+    assert "is RUNNING and not FINISHED" in capsys.readouterr().err
+
+
+def test_predict_refuses_a_classifier_and_a_place_that_cannot_be_written(run, artifacts, tiny_demo, tmp_path, capsys):
+    (image, *_) = sorted((tiny_demo / "images").iterdir())
+    (tmp_path / "file").write_text("")
+    assert predict.main(["--run", run.info.run_id, "--out", str(tmp_path / "file/out"), str(image)]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/masks").write_text("in the way")
+    assert predict.main(["--run", run.info.run_id, "--out", str(tmp_path / "out"), str(image)]) == 1
+    assert "stopped after 0 of 1 images" in capsys.readouterr().err
+    settings = config.load_yaml(artifacts / "config.yaml")
+    (artifacts / "config.yaml").write_text(config.dump_yaml(settings | {"task": "classification"}))
+    try:
+        assert predict.main(["--run", str(artifacts), "--out", str(tmp_path / "other"), str(image)]) == 1
+        assert "its task is classification" in capsys.readouterr().err
+    finally:
+        (artifacts / "config.yaml").write_text(config.dump_yaml(settings))
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +294,7 @@ def test_data_without_diagnoses_are_prepared_and_segmented(challenge, store, tmp
     assert "(no diagnosis)" in shown
     assert sheet.is_file()
     assert fit.main([*SEGMENT, "--data.dataset=isic2018_task1", f"--data.root={challenge}"]) == 0
-    run = only_run(connect(None))
+    run = only_run()
     assert run.info.status == "FINISHED"
     assert run.data.params["test_images"] == "12"  # 60 % of 20
 
@@ -259,7 +310,7 @@ def test_images_without_a_mask_are_left_out_and_recorded(tiny_demo, store, tmp_p
     table.to_csv(root / "index.csv", index=False)
     assert fit.main([*SEGMENT, "--data.dataset=csv", f"--data.root={root / 'index.csv'}"]) == 0
     client = connect(None)
-    folder = Path(client.download_artifacts(only_run(client).info.run_id, ""))
+    folder = Path(client.download_artifacts(only_run().info.run_id, ""))
     dropped = pd.read_csv(folder / "dropped.csv", dtype=str)
     assert dropped.to_dict("records") == [{"image_id": gone, "reason": "no mask"}]
 
@@ -278,7 +329,7 @@ def test_empty_and_full_masks_everywhere(tiny_demo, store, tmp_path, value):
     for path in (root / "masks").iterdir():
         Image.fromarray(np.full_like(np.asarray(Image.open(path)), value)).save(path)
     assert fit.main([*SEGMENT, f"--data.root={root}"]) == 0
-    run = only_run(connect(None))
+    run = only_run()
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test/jaccard"] == pytest.approx(1.0, abs=0.2)  # found out in a few steps
 
@@ -289,7 +340,7 @@ def test_two_processes_score_every_image_once(tiny_demo, places):
     done = subprocess.run([sys.executable, "-m", "skincancer.fit", *flags], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
-    run = only_run(client)
+    run = only_run()
     folder = Path(client.download_artifacts(run.info.run_id, ""))
     split = pd.read_csv(folder / "split.csv", dtype=str)
     scores = pd.read_csv(folder / "predictions/test.csv", dtype={"image_id": str})

@@ -367,14 +367,14 @@ def test_normalisation_is_that_of_the_encoders_weights() -> None:
     imagenet = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     half = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
     for encoder in ("resnet34", "densenet169", "vgg16_bn", "mit_b2", "efficientnet-b0", "timm-efficientnet-b0"):
-        assert encoder_normalisation("unet", encoder) == imagenet
+        assert encoder_normalisation(encoder) == imagenet
     for encoder in ("inceptionv4", "inceptionresnetv2", "xception", "timm-tf_efficientnet_lite0"):
-        assert encoder_normalisation("unet", encoder) == half
+        assert encoder_normalisation(encoder) == half
     for encoder, backbone in [(LITE0, LITE0[3:]), ("tu-convnext_tiny", "convnext_tiny"), ("dpn68", "dpn68")]:
         expected = normalisation(backbone)
-        found = encoder_normalisation("unet", encoder)
+        found = encoder_normalisation(encoder)
         assert [*found[0], *found[1]] == pytest.approx([*expected[0], *expected[1]], abs=1e-6)
-    assert encoder_normalisation("unet", LITE0) == half
+    assert encoder_normalisation(LITE0) == half
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:

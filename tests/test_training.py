@@ -1,6 +1,8 @@
 """The Trainer's parts that are ours: averaged weights, monitors, devices."""
 
 import pytest
+import pytorch_lightning as pl
+import torch
 
 from skincancer import training
 from skincancer.errors import ConfigError, RunError
@@ -15,9 +17,10 @@ def test_averaging_over_most_of_a_run_is_told(decay, steps, told):
     assert bool(training.averaging_note(decay, steps)) == told
 
 
-def test_monitors_are_maximised_but_for_losses_and_calibration_error():
-    modes = {name: training.monitor_mode(f"val/{name}") for name in ("loss", "ece", "balanced_accuracy", "auroc_macro")}
-    assert modes == {"loss": "min", "ece": "min", "balanced_accuracy": "max", "auroc_macro": "max"}
+def test_monitors_are_maximised_but_for_losses_calibration_error_and_distances():
+    names = ("loss", "ece", "hd95", "balanced_accuracy", "auroc_macro", "jaccard")
+    modes = [training.monitor_mode(f"val/{name}") for name in names]
+    assert modes == ["min", "min", "min", "max", "max", "max"]
 
 
 def test_several_devices_from_a_script_stop_with_a_word():
@@ -29,3 +32,30 @@ def test_several_devices_from_a_script_stop_with_a_word():
 def test_half_precision_of_gpus_is_refused_on_a_cpu():
     with pytest.raises(ConfigError, match="16-mixed needs a GPU"):
         training.check_devices(TrainerConfig(accelerator="cpu", precision="16-mixed"))
+
+
+class Described(pl.LightningModule):
+    """Writes down what the bars say while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.said: list[str] = []
+
+    def training_step(self, batch, batch_idx):
+        bars = self.trainer.progress_bar_callback
+        self.said.append(bars.progress.tasks[bars.train_progress_bar_id].description)
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_progress_bars_count_epochs_from_one(tmp_path):
+    model = Described()
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+        callbacks=[training._progress_bars()],
+    )  # fmt: skip
+    trainer.fit(model, torch.utils.data.DataLoader([0, 1], batch_size=2))
+    assert [text.strip() for text in model.said] == ["epoch 1/2", "epoch 2/2"]

@@ -41,7 +41,7 @@ PALETTE = (
 )  # fmt: skip
 CURVES = ("accuracy", "balanced_accuracy", "auroc_macro", "jaccard", "dice")  # of val/<metric>, where present
 
-_INK, _FAINT = "#222222", "#8c8c8c"
+INK, _FAINT = "#222222", "#8c8c8c"
 _DASHES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")
 _BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#9ecae1", "#3182bd", "#08306b"])
 
@@ -81,7 +81,7 @@ def learning_curves(epochs: pd.DataFrame, best_epoch: int | None = None, *, titl
     if best_epoch is not None and best_epoch not in set(epochs["epoch"]):
         raise ValueError(f"best_epoch is {best_epoch}, but the epochs are {sorted(set(epochs['epoch']))}")
     panels = [(losses, "loss"), *([(metrics, "validation metric")] if metrics else [])]
-    figure = _figure((5 * len(panels), 4.2), title, note)
+    figure = new_figure((5 * len(panels), 4.2), title, note)
     axes_row = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (names, quantity) in zip(axes_row, panels, strict=True):
         for i, name in enumerate(names):
@@ -91,13 +91,13 @@ def learning_curves(epochs: pd.DataFrame, best_epoch: int | None = None, *, titl
             axes.plot(known["epoch"], known[name], color=PALETTE[i], marker=marker, markersize=3.5, label=label)
         if best_epoch is not None:
             axes.axvline(
-                best_epoch, color=_INK, linestyle=":", linewidth=1.2, label=f"best epoch {best_epoch}", zorder=0
+                best_epoch, color=INK, linestyle=":", linewidth=1.2, label=f"best epoch {best_epoch}", zorder=0
             )
         axes.set(xlabel="epoch", ylabel=quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         if len(epochs) == 1:
             axes.set_xlim(epochs["epoch"].iloc[0] - 0.5, epochs["epoch"].iloc[0] + 0.5)
-        _finish(axes)
+        finish_axes(axes)
         # Below the panel: inside, it would cover a curve sooner or later.
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
     return figure
@@ -113,7 +113,7 @@ def confusion_matrix(
     rates = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
     names = [_wrapped(name) for name in classes]
     side = max(2.6, 0.62 * len(classes))
-    figure = _figure((2 * side + 3.4, side + 1.8), title, note)
+    figure = new_figure((2 * side + 3.4, side + 1.8), title, note)
     left, right = figure.subplots(1, 2)
     # A square root keeps the cells of rare classes visible beside those of a common one.
     _cells(left, np.sqrt(counts / max(1, counts.max())), [[f"{n:,}" for n in row] for row in counts])
@@ -141,7 +141,7 @@ def roc_curves(
     A class without positives or without negatives has no curve and says so in the legend.
     """
     y, p = check_predictions(label, probability, classes)
-    figure = _figure((7.2, 5), title, note)
+    figure = new_figure((7.2, 5), title, note)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=_FAINT, linestyle=":", linewidth=1)
     entries: list[tuple[Line2D, str]] = []
@@ -160,7 +160,7 @@ def roc_curves(
     if len(classes) > 2 and mean_curve:
         auroc = classification_metrics(y, p, classes)["auroc_macro"]
         (line,) = axes.plot(
-            np.append(0, grid), np.append(0, np.mean(mean_curve, axis=0)), color=_INK, linestyle="--", linewidth=1.8
+            np.append(0, grid), np.append(0, np.mean(mean_curve, axis=0)), color=INK, linestyle="--", linewidth=1.8
         )
         entries.append((line, f"{auroc:.3f}  macro mean"))
     axes.set(xlabel="1 − specificity", ylabel="sensitivity")
@@ -179,7 +179,7 @@ def precision_recall_curves(
     instead.
     """
     y, p = check_predictions(label, probability, classes)
-    figure = _figure((7.2, 5), title, note)
+    figure = new_figure((7.2, 5), title, note)
     axes = figure.subplots()
     entries: list[tuple[Line2D, str]] = []
     for c, (colour, dash) in _scored_classes(classes):
@@ -218,11 +218,11 @@ def reliability(
     centre = (mean.index.to_numpy() + 0.5) * width
 
     ece = classification_metrics(y, p, classes)["ece"]
-    figure = _figure((5.4, 6), title, note)
+    figure = new_figure((5.4, 6), title, note)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.set_title(f"expected calibration error {ece:.3f} ({CALIBRATION_BINS} bins)", fontsize=10)
     upper.bar(centre, mean["right"], width * 0.92, color=PALETTE[5], label="accuracy in the bin")
-    upper.plot([0, 1], [0, 1], color=_INK, linestyle="--", linewidth=1.2, label="perfect calibration")
+    upper.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1.2, label="perfect calibration")
     upper.plot(
         mean["confidence"], mean["right"], "o", color=PALETTE[0], markersize=4.5, label="at the bin's mean confidence"
     )
@@ -230,12 +230,12 @@ def reliability(
     upper.legend(loc="upper left", frameon=False, fontsize=9)
     lower.bar(centre, count, width * 0.92, color=_FAINT)
     for x, n in zip(centre, count, strict=True):
-        lower.annotate(f"{n:,}", (x, n), (0, 1.5), textcoords="offset points", ha="center", fontsize=6.5, color=_INK)
+        lower.annotate(f"{n:,}", (x, n), (0, 1.5), textcoords="offset points", ha="center", fontsize=6.5, color=INK)
     lower.set(xlabel="confidence (highest probability)", ylabel="images", ylim=(0, count.max() * 1.2))
     lower.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
     lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for axes in (upper, lower):
-        _finish(axes)
+        finish_axes(axes)
     return figure
 
 
@@ -248,7 +248,8 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 }
 
 
-def _figure(size: tuple[float, float], title: str, note: str) -> Figure:
+def new_figure(size: tuple[float, float], title: str, note: str) -> Figure:
+    """Return a figure of `size` inches without pyplot, with its title above and its note small at the bottom."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     columns = int(size[0] * 12)
@@ -265,7 +266,8 @@ def _wrapped(text: str, columns: int = 24) -> str:
     return "\n".join(textwrap.wrap(text, columns)).replace("$", r"\$")
 
 
-def _finish(axes: Axes) -> None:
+def finish_axes(axes: Axes) -> None:
+    """Take away what a chart does not need, and put a faint grid behind it."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -273,7 +275,7 @@ def _finish(axes: Axes) -> None:
 
 def _unit_square(axes: Axes) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.005), aspect="equal")
-    _finish(axes)
+    finish_axes(axes)
 
 
 def _scored_classes(classes: Sequence[str]) -> list[tuple[int, tuple[str, LineStyleType]]]:

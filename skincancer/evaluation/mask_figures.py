@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from PIL import Image
 
-from skincancer.evaluation.figures import _INK, PALETTE, _figure, _finish
+from skincancer.evaluation.figures import INK, PALETTE, finish_axes, new_figure
 from skincancer.evaluation.masks import ACCEPTABLE_JACCARD, Mask, surface
 
 TRUTH_COLOUR, PREDICTION_COLOUR = PALETTE[5], PALETTE[8]
@@ -100,7 +100,7 @@ def overlay_sheet(cases: Mapping[str, Sequence[Case]], *, title: str = "", note:
     columns = max(map(len, rows.values()))
     tallest = [max(_display_height(case) for case in row) for row in rows.values()]
     size = max(4.5, columns * (_CELL + 0.15) + 0.5), sum(tallest) + 0.62 * len(rows) + 0.9
-    figure = _figure(size, title, note)
+    figure = new_figure(size, title, note)
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tallest)
     for (name, row), axes_row in zip(rows.items(), grid, strict=True):
         axes_row[0].set_ylabel(name, fontsize=11)
@@ -139,7 +139,7 @@ def jaccard_histogram(jaccard: npt.ArrayLike, *, title: str = "", note: str = ""
     below = edges[:-1] < ACCEPTABLE_JACCARD
     n_below = int((values < ACCEPTABLE_JACCARD).sum())
 
-    figure = _figure((6.4, 4), title, note)
+    figure = new_figure((6.4, 4), title, note)
     axes = figure.subplots()
     axes.set_title(f"{len(values):,} images", fontsize=10)
     for part, colour, label in (
@@ -151,12 +151,12 @@ def jaccard_histogram(jaccard: npt.ArrayLike, *, title: str = "", note: str = ""
         ),
     ):
         axes.bar(edges[:-1][part], count[part], width=0.046, align="edge", color=colour, label=label)
-    axes.axvline(ACCEPTABLE_JACCARD, color=_INK, linestyle=":", linewidth=1.4)
-    axes.axvline(float(values.mean()), color=_INK, linestyle="--", linewidth=1.4, label=f"mean {values.mean():.3f}")
+    axes.axvline(ACCEPTABLE_JACCARD, color=INK, linestyle=":", linewidth=1.4)
+    axes.axvline(float(values.mean()), color=INK, linestyle="--", linewidth=1.4, label=f"mean {values.mean():.3f}")
     axes.set(xlabel="jaccard of an image", ylabel="images", xlim=(0, 1))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    _finish(axes)
+    finish_axes(axes)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
     return figure
 

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from skincancer.errors import DataError
 from skincancer.evaluation.masks import Mask, binarise, mask_metrics
-from skincancer.images.decode import read_mask
+from skincancer.images.decode import BadImage, read_mask
 from skincancer.images.geometry import from_square
 from skincancer.images.postprocess import clean_mask
 
@@ -49,8 +50,16 @@ class MaskScorer:
         self._sizes = list(zip(index["width"].astype(int), index["height"].astype(int), strict=True))
 
     def truth(self, row: int) -> Mask:
-        """Return the true mask of an image, bool (H, W)."""
-        return np.asarray(np.asarray(read_mask(self.root / self._paths[row])) > 0)
+        """Return the true mask of an image, bool (H, W).
+
+        Raises:
+            DataError: its file has changed, or gone, since the store was made.
+        """
+        path = self.root / self._paths[row]
+        try:
+            return np.asarray(np.asarray(read_mask(path)) > 0)
+        except BadImage as error:
+            raise DataError(f"the mask {path} {error}; it was good when the data were prepared.") from error
 
     def probability(self, row: int, square: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Bring probabilities float32 (S, S) of an image to its size."""

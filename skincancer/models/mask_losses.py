@@ -113,6 +113,7 @@ def tversky(options: Mapping[str, Any]) -> MaskLoss:
 def lovasz(options: Mapping[str, Any]) -> MaskLoss:
     """Lovász hinge of the Jaccard index (Berman, Triki and Blaschko 2018, algorithm 1), for each image.
 
+    SMP's goes image by image, and in float32 alone, so that its gradient could not be checked.
     Of an empty mask it is the hinge of the most certain pixel, the only one with a gradient.
     """
 

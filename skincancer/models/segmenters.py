@@ -17,6 +17,7 @@ SMALLEST_SIDE = 2 * STRIDE  # BatchNorm of one image then still has more than on
 # global pooling before BatchNorm: in training one image alone has one value a channel, which torch refuses
 SMALLEST_BATCH: dict[str, int] = {"deeplabv3": 2, "deeplabv3plus": 2, "pan": 2, "upernet": 2}
 
+OWN_LOSSES = ("maskrcnn",)  # learn by losses of their own: `model.loss.masks` is then that of validation alone
 SEGNET_ENCODERS = ("vgg16_bn", "vgg16")
 MASKRCNN_ENCODERS = ("resnet50",)
 _DILATED = "It needs an encoder whose last stages can be dilated, such as resnet50, mobilenet_v2 or tu-resnet50; not VGG or DenseNet."
@@ -174,13 +175,12 @@ def build_segmenter(architecture: str, encoder: str, size: int) -> Segmenter:
     return ARCHITECTURES[architecture](architecture, encoder, size)
 
 
-def encoder_normalisation(architecture: str, encoder: str) -> tuple[list[float], list[float]]:
+def encoder_normalisation(encoder: str) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation (RGB in [0, 1]) that an encoder's ImageNet weights were trained with.
 
     SMP keeps those of its own encoders on a hub; these are the values that it published before (0.4, `_legacy_pretrained_settings.py`).
 
     Args:
-        architecture: not asked: every one takes its encoder's.
         encoder: as for `build_segmenter`.
     """
     from timm.data import constants

@@ -12,9 +12,10 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.pyfunc.model import PythonModel
 
 
-class Model(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
+class Model(PythonModel):
     """Images float32 (B, 3, S, S), RGB in [0, 1].
 
     A classifier gives a table of probabilities, one column a class; a segmenter maps of lesion probabilities, float32 (B, 1, S, S).

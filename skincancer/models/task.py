@@ -61,13 +61,38 @@ class Normalise(nn.Module):
 class Task(pl.LightningModule):
     """Base of all tasks: optimiser and schedule, frozen parts, seeded steps, and the guard against a loss that is not finite.
 
-    A subclass builds its layers in `__init__`, keeps what `freeze` holds still in `frozen` (names of its parameters), and logs.
+    A subclass builds its layers in `__init__`, keeps what `freeze` holds still in `frozen` (names of its parameters), keeps what it
+    finds on a batch of validation or test (`evaluate`), and makes `predictions` and metrics of it at the part's end (`finish`).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.frozen: set[str] = set()
         self._bad_step: Tensor | None = None
+
+    def evaluate(self, batch: Batch) -> None:
+        """Keep what the model says of a batch."""
+        raise NotImplementedError
+
+    def finish(self, part: str) -> None:
+        """Gather what was kept of a part (val or test), set `predictions`, log `<part>/<metric>`."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Evaluate a batch."""
+        self.evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Evaluate a batch."""
+        self.evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/<metric>`."""
+        self.finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/<metric>`."""
+        self.finish("test")
 
     def set_frozen(self, names: set[str]) -> None:
         """Hold the parameters `names` still, and the statistics of BatchNorm layers that consist of them."""

@@ -16,8 +16,10 @@ from skincancer.evaluation.mask_scoring import MaskScorer
 from skincancer.evaluation.masks import MASK_METRICS, ThresholdSearch, binarise, mask_metrics, mean_metrics
 from skincancer.evaluation.metrics import classification_metrics
 from skincancer.models.backbones import build_backbone, count_features, frozen_parameters, normalisation
+from skincancer.models.encoder_decoders import Segmenter
 from skincancer.models.losses import LOSSES
 from skincancer.models.mask_losses import mask_loss
+from skincancer.models.maskrcnn import InstanceSegmenter
 from skincancer.models.segmenters import build_segmenter, encoder_normalisation
 from skincancer.models.task import VIEWS, Batch, Normalise, Task, turn, turn_back
 
@@ -122,29 +124,15 @@ class ClassificationTask(Task):
         """Return the loss of a batch."""
         return self.guard(self.loss(self(batch["image"]), batch["label"], self.class_weights))
 
-    def _evaluate(self, batch: Batch) -> None:
+    def evaluate(self, batch: Batch) -> None:
+        """Keep the logits of a batch."""
         # the validation of each epoch only ranks epochs: one view does, at an eighth of the time
         predict = self if self.trainer.state.fn == "fit" else self.predict_logits
         logits = predict(batch["image"]).float()
         self._evaluated.append((batch["index"].cpu(), batch["label"].cpu(), logits.cpu()))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the logits of a batch."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the logits of a batch."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Compute `val/<metric>` from the gathered table."""
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Compute `test/<metric>` from the gathered table."""
-        self._finish("test")
-
-    def _finish(self, part: str) -> None:
+    def finish(self, part: str) -> None:
+        """Gather what was kept of a part (val or test), set `predictions`, log `<part>/<metric>`."""
         self.stop_if_not_finite()  # a loss that was not finite is told with its own step, before its consequences
         index, label, logits = self.gather(self._evaluated)
         self._evaluated.clear()
@@ -209,18 +197,17 @@ class SegmentationTask(Task):
         threshold: float | None,
         channels_last: bool,
         seed: int,
-        module: nn.Module | None = None,
+        module: Segmenter | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["module"], logger=False)
-        mean, std = encoder_normalisation(architecture, backbone)
+        mean, std = encoder_normalisation(backbone)
         self.normalise = Normalise(mean, std)
         self.segmenter = module if module is not None else build_segmenter(architecture, backbone, size)
         if channels_last:
             self.to(memory_format=torch.channels_last)
         self.configure_loss()
-        encoder: nn.Module = self.segmenter.encoder  # type: ignore[assignment]
-        learned = {id(parameter) for parameter in encoder.parameters()}
+        learned = {id(parameter) for parameter in self.segmenter.encoder.parameters()}
         frozen = {name for name, parameter in self.named_parameters() if id(parameter) in learned}
         self.set_frozen(frozen if freeze == "all" else set())
         self.threshold = 0.5 if threshold is None else threshold
@@ -246,12 +233,13 @@ class SegmentationTask(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: the segmenter's own where it has one (Mask R-CNN)."""
-        own = getattr(self.segmenter, "own_loss", None)
-        if own is not None:
-            return self.guard(own(self.normalise(batch["image"]), batch["mask"], batch["has_mask"]))
+        if isinstance(self.segmenter, InstanceSegmenter):
+            image = self.normalise(batch["image"])
+            return self.guard(self.segmenter.own_loss(image, batch["mask"], batch["has_mask"]))
         return self.guard(self.loss(self(batch["image"]), batch["mask"], batch["has_mask"]))
 
-    def _evaluate(self, batch: Batch) -> None:
+    def evaluate(self, batch: Batch) -> None:
+        """Score the masks of a batch, or search the threshold on them."""
         index, mask = batch["index"].cpu(), batch["mask"]
         fitting = self.trainer.state.fn == "fit"
         if fitting:
@@ -278,18 +266,10 @@ class SegmentationTask(Task):
         values = torch.tensor([[score[name] for name in MASK_METRICS] for score in scores], dtype=torch.float64)
         self._evaluated.append((index, values, loss.detach().cpu().repeat(len(index))))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score the masks of a batch."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score the masks of a batch."""
-        self._evaluate(batch)
-
     def on_validation_epoch_end(self) -> None:
         """Average `val/<metric>` over the images; after a search, set the threshold instead."""
         if self.search is None:
-            self._finish("val")
+            self.finish("val")
             return
         if self.trainer.world_size > 1:
             others: list[Any] = [None] * self.trainer.world_size
@@ -298,11 +278,8 @@ class SegmentationTask(Task):
         self.threshold, _ = self.search.best()
         self.search = None
 
-    def on_test_epoch_end(self) -> None:
-        """Average `test/<metric>` over the images."""
-        self._finish("test")
-
-    def _finish(self, part: str) -> None:
+    def finish(self, part: str) -> None:
+        """Gather what was kept of a part (val or test), set `predictions`, log `<part>/<metric>`."""
         self.stop_if_not_finite()
         index, values, losses = self.gather(self._evaluated)
         self._evaluated.clear()

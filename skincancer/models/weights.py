@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from skincancer.errors import WeightsError
 from skincancer.models.backbones import build_backbone
+from skincancer.models.encoder_decoders import Segmenter
 from skincancer.models.segmenters import TIMM_PREFIX, encoder_side
 from skincancer.models.transfer import encoder_names, holds_encoder, transfer_encoder
 
@@ -65,11 +66,11 @@ def load_backbone(name: str, size: int, weights: str, tracking_uri: str | None =
     return _from_state(backbone, name, state, source, needed)
 
 
-def load_encoder(module: nn.Module, encoder: str, size: int, weights: str, tracking_uri: str | None = None) -> Loaded:
+def load_encoder(module: Segmenter, encoder: str, size: int, weights: str, tracking_uri: str | None = None) -> Loaded:
     """Fill the encoder of a segmenter.
 
     Args:
-        module: as `build_segmenter` makes it, with the attribute `encoder`.
+        module: as `build_segmenter` makes it.
         encoder: its name: SMP's, or `tu-` and timm's.
         size: image side that it was built for, px.
         weights: `auto`, `imagenet`, `none`, a path, or `run:RUN_ID`, the run of a segmenter or of a classifier.
@@ -81,7 +82,7 @@ def load_encoder(module: nn.Module, encoder: str, size: int, weights: str, track
     Raises:
         WeightsError: as `load_backbone`, or fewer than 90 % of the encoder's parameters are among what was found.
     """
-    inner: nn.Module = module.encoder  # type: ignore[assignment]
+    inner = module.encoder
     if weights == "none":
         return Loaded(inner, "random")
     if weights not in ("auto", "imagenet"):
@@ -110,6 +111,7 @@ def _given(weights: str, tracking_uri: str | None) -> tuple[dict[str, Tensor], s
 
         with tempfile.TemporaryDirectory() as folder:
             client = tracking.connect(tracking_uri)
+            tracking.check_finished(client, weights[4:])
             return load_state(tracking.download(client, weights[4:], tracking.BEST_CHECKPOINT, Path(folder))), weights
     path = Path(weights).expanduser()
     if not path.is_file():
