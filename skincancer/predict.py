@@ -67,9 +67,8 @@ def predict(
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
-    step = settings["data"][
-        "batch_size"
-    ]  # that of the run's own test, since another may round otherwise in the last digit
+    # that of the run's own test: another may round otherwise in the last digit
+    step = settings["data"]["batch_size"]
     try:
         for start in range(0, len(files), step):
             rows += _predict_batch(task, settings, files[start : start + step], out, format)

@@ -189,7 +189,10 @@ def draw_overlay(image: npt.NDArray[np.uint8], truth: Mask | None, prediction: M
 
 
 def _stamp(image: npt.NDArray[np.uint8], line: Mask, width: int, colour: str) -> None:
-    """Paint a disc of diameter `width` (px) at every True pixel of `line`, in place."""
+    """Paint a disc of diameter `width` (px) at every True pixel of `line`, in place.
+
+    By the pixels of the line alone: scipy's binary_dilation visits all, and takes minutes on a photograph of 24 million.
+    """
     offset = np.arange(width) - (width - 1) / 2
     down, right = np.nonzero(offset[:, None] ** 2 + offset**2 <= (width / 2) ** 2)
     painted = np.zeros(
