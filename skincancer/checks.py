@@ -21,13 +21,14 @@ from skincancer.models.segmenters import ARCHITECTURES, OWN_LOSSES, SMALLEST_BAT
 from skincancer.schema import Experiment
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+MASK_SOURCES = ("auto", "truth", "otsu")
 MONITORS = {"classification": "val/balanced_accuracy", "segmentation": "val/jaccard"}
 MONITORED = {"classification": METRICS, "segmentation": MASK_METRICS}
 
 # keys that mean something to one task alone: set in the other, they would be silently ignored
 OWN_KEYS = {
     "classification": (
-        "data.target", "data.malignant", "data.balance", "model.dropout", "model.head", "model.head_hidden",
+        "data.target", "data.malignant", "data.balance", "data.crop", "model.dropout", "model.head", "model.head_hidden",
         "model.loss.name", "model.loss.label_smoothing",
     ),
     "segmentation": (
@@ -105,6 +106,14 @@ def _check_data(experiment: Experiment) -> None:
     _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more")
     _require(data.workers >= 0, "data.workers", data.workers, "0 or more")
     _require(0 < data.class_weight_power <= 2, "data.class_weight_power", data.class_weight_power, "above 0, at most 2")
+    _require(
+        data.masks in MASK_SOURCES or (data.masks.startswith("run:") and len(data.masks) > 4), "data.masks", data.masks,
+        f"{', '.join(MASK_SOURCES)}, or run:RUN_ID",
+    )  # fmt: skip
+    _require(0 <= data.crop_margin <= 5, "data.crop_margin", data.crop_margin, "from 0 to 5")
+    crop = ["data.crop true" if data.crop else "data.crop false"]
+    _only_with(experiment, "data.masks", "data.crop true", crop)
+    _only_with(experiment, "data.crop_margin", "data.crop true", crop)
     if data.balance_fixed and data.balance != "undersample":
         raise ConfigError(f"data.balance_fixed is for data.balance undersample; balance is {data.balance!r}.")
     if data.class_weight_power != 1 and data.balance != "class_weights":

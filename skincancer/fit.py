@@ -48,7 +48,7 @@ def fit(experiment: Experiment, resume: str | None = None) -> str:
     from skincancer.recording import FitRecorder
 
     with progress_bars(console) as bars:
-        data = prepare_data(experiment.data, bars, task=experiment.task)
+        data = prepare_data(experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri)
     client = tracking.connect(experiment.tracking.uri)
     for closed in tracking.reap(client) if training.is_rank_zero() else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")

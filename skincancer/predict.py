@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skincancer import config
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.terminal import make_console, progress_bars, run_verb, signals_as_interrupts
 
@@ -17,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
+
+    from skincancer.models.trained_segmenter import TrainedSegmenter
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("full", "isic")
@@ -59,19 +59,16 @@ def predict(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be made: {error}. Give a folder that can be written.") from error
-    with tempfile.TemporaryDirectory() as folder:
-        task, settings = load_run(run, Path(folder), uri)
-    if settings["task"] != "segmentation":
-        raise RunError(f"--run {run}: its task is {settings['task']}; predict takes runs of task segmentation.")
-
     import pandas as pd
 
+    from skincancer.models.trained_segmenter import TrainedSegmenter
+
+    segmenter = TrainedSegmenter(run, uri, "predict")
     rows: list[dict[str, Any]] = []
-    # that of the run's own test: another may round otherwise in the last digit
-    step = settings["data"]["batch_size"]
+    step = segmenter.batch_size
     try:
         for start in range(0, len(files), step):
-            rows += _predict_batch(task, settings, files[start : start + step], out, format)
+            rows += _predict_batch(segmenter, files[start : start + step], out, format)
             if progress:
                 progress(len(rows), len(files))
         table = pd.DataFrame(rows, columns=["image_id", "file", "width", "height", "lesion_share", "error"])
@@ -112,72 +109,26 @@ def _is_image(file: Path) -> bool:
     return own and file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
-def load_run(run: str, folder: Path, uri: str | None = None) -> tuple[Any, dict[str, Any]]:
-    """Load a finished run's model, in evaluation mode on the best device, and its config.
-
-    Args:
-        run: its id, or a folder with config.yaml and checkpoints/best.ckpt.
-        folder: for downloads.
-        uri: the tracking store.
-
-    Raises:
-        RunError: no such run, or one that did not finish.
-    """
-    import torch
-
-    from skincancer import tracking
-    from skincancer.models.loading import load_task
-
-    if Path(run).is_dir():
-        place = Path(run)
-        for name in ("config.yaml", tracking.BEST_CHECKPOINT):
-            if not (place / name).is_file():
-                raise RunError(f"--run {run}: the folder has no {name}; give a run's id, or a folder of its artifacts.")
-        paths = place / "config.yaml", place / tracking.BEST_CHECKPOINT
-    else:
-        client = tracking.connect(uri)
-        tracking.check_finished(client, run)
-        paths = (
-            tracking.download(client, run, "config.yaml", folder),
-            tracking.download(client, run, tracking.BEST_CHECKPOINT, folder),
-        )
-    settings = config.load_yaml(paths[0])
-    task = load_task(paths[1])
-    if settings["model"]["channels_last"]:
-        task.to(memory_format=torch.channels_last)
-    return task.to("cuda" if torch.cuda.is_available() else "cpu"), settings
-
-
-def _predict_batch(
-    task: Any, settings: dict[str, Any], files: Sequence[Path], out: Path, format: str
-) -> list[dict[str, Any]]:
+def _predict_batch(segmenter: TrainedSegmenter, files: Sequence[Path], out: Path, format: str) -> list[dict[str, Any]]:
     import numpy as np
-    import torch
 
-    from skincancer.evaluation.mask_scoring import MaskRecipe
     from skincancer.images.decode import BadImage, decode
 
-    data, mask = settings["data"], settings["model"]["mask"]
-    recipe = MaskRecipe(data["resize"], mask["largest_component"], mask["fill_holes"])
     rows, squares = [], []
     for file in files:
         row: dict[str, Any] = {"image_id": file.stem, "file": str(file), "error": ""}
         rows.append(row)
         try:
-            square, _, row["width"], row["height"] = decode(file, None, data["size"], data["resize"])
+            square, _, row["width"], row["height"] = decode(file, None, segmenter.size, segmenter.resize)
             squares.append(square)
         except BadImage as error:
             row["error"] = f"{file} {error}"
-    if squares:
-        image = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).to(task.device).float().div_(255)
-        half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(settings["trainer"]["precision"])
-        with torch.inference_mode(), torch.autocast(task.device.type, dtype=half, enabled=half is not None):
-            probability = task.predict_probability(image).float().cpu().numpy()[:, 0]
-        good = [row for row in rows if not row["error"]]
-        for row, values in zip(good, probability, strict=True):
-            found = recipe.mask(values, row["width"], row["height"], task.threshold)
-            row["lesion_share"] = float(found.mean())
-            _write(Path(row["file"]), found, out, format)
+    good = [row for row in rows if not row["error"]]
+    if good:
+        masks = segmenter.masks(np.stack(squares), [(row["width"], row["height"]) for row in good])
+        for row, mask in zip(good, masks, strict=True):
+            row["lesion_share"] = float(mask.mean())
+            _write(Path(row["file"]), mask, out, format)
     return rows
 
 

@@ -34,7 +34,7 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
 
     console = console or make_console()
     with progress_bars(console) as bars:
-        data = prepare_data(experiment.data, bars, task=experiment.task)
+        data = prepare_data(experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri)
     index, entry = data.index, data.entry
     usable = index[index["width"] > 0]
     sizes = Counter(zip(usable["width"], usable["height"], strict=True)).most_common()

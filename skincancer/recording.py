@@ -19,18 +19,22 @@ from rich.console import Console
 from rich.text import Text
 
 from skincancer import config, tracking, training
+from skincancer.data.boxes import RUN
 from skincancer.data.prepared import ROLES, PreparedData
 from skincancer.data.splits import parse_split
+from skincancer.data.store import CROP_COLUMNS
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
 from skincancer.evaluation.predictions import write_predictions
 from skincancer.models import serving
+from skincancer.models.loading import fetch_run
 from skincancer.models.weights import Loaded
 from skincancer.outcomes import OUTCOMES, Outcome
 from skincancer.schema import Experiment
 from skincancer.terminal import make_table, uninterrupted, warn
 
 SPLIT_COLUMNS = ["image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type"]
+SEGMENTER = "segmenter"  # the folder of a run's copy of the segmenter behind its crops
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -86,6 +90,23 @@ class FitRecorder:
                 self.console, "leaking lesions",
                 f"{data.leaking_groups} lesions ({data.leaking_images} images) stand on two sides of the publisher's parts; "
                 f"data.leaks is {settings.leaks}",
+            )  # fmt: skip
+
+        self._announce_crops()
+
+    def _announce_crops(self) -> None:
+        data, settings = self.data, self.experiment.data
+        if not settings.crop:
+            return
+        used = data.store.table.loc[data.index["role"] != "", "masks"].value_counts()
+        whose = {"truth": "true masks", "otsu": "masks by Otsu's threshold", "empty": "empty masks (left whole)"}
+        shown = ", ".join(f"{count} by {whose.get(str(name), settings.masks)}" for name, count in used.items())
+        self.console.print(Text(f"images cropped to the lesion: {shown}; margin {settings.crop_margin:.0%}"))
+        if data.segmenter_saw:
+            warn(
+                self.console, "the segmenter has seen test images",
+                f"{data.segmenter_saw} test images are of lesions that the segmenter behind the crops was trained or chosen on: "
+                "their crops are better than those of new images. Train it on the same --data.split and --data.split_seed.",
             )  # fmt: skip
 
     def tell_weights(self, loaded: Loaded) -> None:
@@ -157,6 +178,7 @@ class FitRecorder:
         return {
             "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "split": e.data.split,
             "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.backbone,
+            "crop": e.data.crop, **(self._crop_params() if e.data.crop else {}),
             "target": e.data.target, "balance": e.data.balance, **self.outcome.params(e.model),
             "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
             "max_epochs": e.trainer.max_epochs, "precision": e.trainer.precision, "lr": e.model.optimizer.lr,
@@ -166,6 +188,12 @@ class FitRecorder:
             "dropped_images": len(data.dropped), "devices": e.trainer.devices, **counts,
         }  # fmt: skip
 
+    def _crop_params(self) -> dict[str, Any]:
+        settings = self.experiment.data
+        return {
+            "masks": settings.masks, "crop_margin": settings.crop_margin, "segmenter_saw_test_images": self.data.segmenter_saw,
+        }  # fmt: skip
+
     def _write_start(self, run: tracking.Run) -> None:
         data = self.data
         run.write_text("config.yaml", config.dump_yaml(self.experiment.to_dict()))
@@ -173,6 +201,14 @@ class FitRecorder:
         run.write_text("split.csv", data.index[SPLIT_COLUMNS].to_csv(index=False))
         run.write_text("dropped.csv", data.dropped.to_csv(index=False))
         run.write_text("environment.txt", tracking.environment_text())
+        settings = self.experiment.data
+        if settings.crop:
+            run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))
+        if settings.crop and settings.masks.startswith(RUN):
+            # a folder as `predict --run` takes it, so that the classifier can still be used where that run is gone
+            names = fetch_run(settings.masks.removeprefix(RUN), run.folder / SEGMENTER, self.experiment.tracking.uri)
+            for name in names:
+                run.log_file(str(name.relative_to(run.folder)))
         for role in ROLES:
             ids = "\n".join(data.rows(role)["image_id"])
             digest = tracking.short_digest(f"{data.index_hash}\n{role}\n{ids}")

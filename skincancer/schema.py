@@ -29,6 +29,9 @@ class DataConfig:
         leaks: what to do when a known lesion is on two sides of the publisher's parts: stop, drop_from_train or allow
         size: side of the square network input, pixels
         resize: stretch, pad or crop to the square
+        crop: cut every image to its lesion before resizing it, for a classifier
+        crop_margin: around the lesion's box, on each side, as a share of its longer side
+        masks: whose masks crop: truth, otsu, run:RUN_ID (a finished segmenter), or auto (truth, and otsu where there is none)
         batch_size: images per step and device
         workers: loader processes; the store is memory-mapped, so 0 is fast on a CPU
         skip_bad: leave unreadable images out and record them instead of stopping
@@ -47,6 +50,9 @@ class DataConfig:
     leaks: Literal["stop", "drop_from_train", "allow"] = "stop"
     size: int = 224
     resize: Literal["stretch", "pad", "crop"] = "stretch"
+    crop: bool = False
+    crop_margin: float = 0.2
+    masks: str = "auto"
     batch_size: int = 32
     workers: int = 0
     skip_bad: bool = False

@@ -10,12 +10,14 @@ from typing import Literal
 import pandas as pd
 
 from skincancer.data import demo
+from skincancer.data.boxes import count_seen, find_crop, find_segmenter, predicted_boxes
 from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.splits import Roles, assign_roles, merge_groups, parse_split, split_hash
 from skincancer.data.store import Progress, Store, open_store
 from skincancer.errors import DataError
+from skincancer.images.crops import Box
 from skincancer.paths import cache_folder, data_folder
 from skincancer.schema import DataConfig
 
@@ -28,7 +30,8 @@ class PreparedData:
     """Everything a run needs of its data.
 
     `index` has a row an image of the store, in its order: the columns of the index, `label`, `role` ('' for none), `width`
-    and `height` of the original (px). `dropped` names images that take no part: image_id, reason.
+    and `height` of the original (px). `dropped` names images that take no part: image_id, reason. `segmenter_saw` counts test images
+    that the segmenter behind their crops learned from, or was chosen on.
     """
 
     entry: Dataset
@@ -42,6 +45,7 @@ class PreparedData:
     index_hash: str
     split_hash: str
     groups_hash: str
+    segmenter_saw: int = 0
 
     def rows(self, role: str) -> pd.DataFrame:
         """Return the rows of one role."""
@@ -64,8 +68,9 @@ def locate(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dat
 
 
 def prepare_data(
-    config: DataConfig, progress: ProgressBar | None = None, jobs: int = -1, task: str = "classification"
-) -> PreparedData:
+    config: DataConfig, progress: ProgressBar | None = None, jobs: int = -1, task: str = "classification",
+    uri: str | None = None,
+) -> PreparedData:  # fmt: skip
     """Read a data set, give every image a role and a label, and open its store.
 
     Roles are computed on the full index, before anything is dropped, so that a bad file moves no other image.
@@ -75,11 +80,14 @@ def prepare_data(
         progress: makes progress callbacks by title.
         jobs: worker processes for building the store; -1 for one a core.
         task: classification leaves out what has no label; segmentation what has no mask, and stores masks.
+        uri: tracking store of the segmenter that `data.masks` may name.
 
     Raises:
         ConfigError: the split or target does not fit the data.
         DataError: the data are missing, laid out differently, unreadable, or leak.
+        RunError: `data.masks` names a run that is no finished segmenter's.
     """
+    segmenter = find_segmenter(config, uri)
     entry, root = locate(config, progress)
     index, diagnoses = load_index(entry, root)
     groups_hash = ""
@@ -91,9 +99,16 @@ def prepare_data(
         raise DataError(
             f"{entry.name} in {root} has no masks, which segmentation needs. To get them: {entry.how_to_get}"
         )
+    crop = find_crop(config, index, segmenter, entry)
     roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
+
+    def find_boxes() -> list[Box | None]:
+        assert segmenter is not None
+        return predicted_boxes(segmenter, index, image_root(root), config.crop_margin, progress, jobs)
+
     store = open_store(
-        index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=masks,
+        index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=masks, crop=crop,
+        find_boxes=find_boxes if segmenter else None,
         progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
     if len(store.bad) and not config.skip_bad:
@@ -112,6 +127,7 @@ def prepare_data(
         entry=entry, root=root, index=index, classes=classes, store=store, dropped=dropped,
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
+        segmenter_saw=count_seen(index, segmenter, entry.name) if segmenter else 0,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """The prepared store: every image decoded and resized once, into a memory-mapped array.
 
 A store is a folder under the cache, named by its key: `images.npy` uint8 (N, S, S, 3), `masks.npy` uint8 (N, S, S) in {0, 1}
-where asked for, `images.csv` (image_id, width, height, error), `recipe.json`. It is built in a temporary folder, under a lock,
-and renamed when complete: a killed build leaves nothing that looks finished, and two at once build one.
+where asked for, `images.csv` (image_id, width, height, error; of crops also left, top, right, bottom, masks), `recipe.json`.
+It is built in a temporary folder, under a lock, and renamed when complete: a killed build leaves nothing that looks finished,
+and two at once build one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ import pandas as pd
 from filelock import FileLock
 
 from skincancer.errors import DataError
+from skincancer.images.crops import Box, Crop, decode_crop
 from skincancer.images.decode import BadImage, decode
 
 FORMAT = 1  # raised whenever decoding or resizing gives other pixels
 CHUNK = 64  # images per task of a worker
+CROP_COLUMNS = ["left", "top", "right", "bottom", "masks"]
 Progress = Callable[[int, int], None]
+FindBoxes = Callable[[], list[Box | None]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ def open_store(
     size: int,
     resize: str,
     masks: bool = False,
+    crop: Crop | None = None,
+    find_boxes: FindBoxes | None = None,
     progress: Progress | None = None,
     jobs: int = -1,
 ) -> Store:
@@ -64,7 +70,9 @@ def open_store(
         cache: where stores lie.
         size: side of the square, px.
         resize: stretch, pad or crop.
-        masks: store masks too; an image without one gets an empty one.
+        masks: store masks too; an image without one gets an empty one. Not of crops.
+        crop: cut images to their lesions first.
+        find_boxes: called once, while building, where `crop.masks` names a segmenter: a box a row, None for an empty mask.
         progress: called with (done, total) while building.
         jobs: worker processes; -1 for one a core.
 
@@ -72,13 +80,15 @@ def open_store(
         DataError: files are gone, or the disk is full.
     """
     recipe: dict[str, Any] = {"format": FORMAT, "size": size, "resize": resize, "masks": masks}
+    if crop is not None:
+        recipe["crop"] = asdict(crop)
     folder = cache / "stores" / _key(index, root, recipe)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
             with FileLock(f"{folder}.lock"):
                 if not folder.is_dir():
-                    _build(index, root, folder, recipe, progress, jobs)
+                    _build(index, root, folder, recipe, find_boxes, progress, jobs)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             needed = len(index) * size * size * (4 if masks else 3) / 1e9
@@ -98,10 +108,14 @@ def open_store(
     return Store(folder, images, np.load(folder / "masks.npy", mmap_mode="r") if masks else None, table)
 
 
+def _reads_masks(recipe: dict[str, Any]) -> bool:
+    return bool(recipe["masks"]) or recipe.get("crop", {}).get("masks") in ("truth", "auto")
+
+
 def _key(index: pd.DataFrame, root: Path, recipe: dict[str, Any]) -> str:
     """Hash ids, paths, file sizes and times, and the recipe."""
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    columns = ["image", "mask"] if recipe["masks"] else ["image"]
+    columns = ["image", "mask"] if _reads_masks(recipe) else ["image"]
     gone = []
     for row in index[["image_id", *columns]].itertuples(index=False):
         for path in row[1:]:
@@ -119,8 +133,9 @@ def _key(index: pd.DataFrame, root: Path, recipe: dict[str, Any]) -> str:
 
 
 def _build(
-    index: pd.DataFrame, root: Path, folder: Path, recipe: dict[str, Any], progress: Progress | None, jobs: int
-) -> None:
+    index: pd.DataFrame, root: Path, folder: Path, recipe: dict[str, Any], find_boxes: FindBoxes | None,
+    progress: Progress | None, jobs: int,
+) -> None:  # fmt: skip
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
 
@@ -129,12 +144,13 @@ def _build(
     building = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
     building.mkdir()
     try:
+        boxes: list[Box | None] = find_boxes() if find_boxes else [None] * len(index)
         size, total = recipe["size"], len(index)
         offsets = {"images": _allocate(building / "images.npy", (total, size, size, 3))}
         if recipe["masks"]:
             offsets["masks"] = _allocate(building / "masks.npy", (total, size, size))
         pairs = [
-            (root / image, root / mask if recipe["masks"] and mask is not None else None)
+            (root / image, root / mask if _reads_masks(recipe) and mask is not None else None)
             for image, mask in zip(index["image"], index["mask"], strict=True)
         ]
         starts = range(0, total, CHUNK)
@@ -142,17 +158,20 @@ def _build(
         pooled = jobs != 1 and total > 4 * CHUNK
         with Parallel(n_jobs=jobs if pooled else 1, return_as="generator") as pool:
             done = pool(
-                delayed(_write_chunk)(building, start, pairs[start : start + CHUNK], offsets, recipe)
+                delayed(_write_chunk)(
+                    building, start, pairs[start : start + CHUNK], boxes[start : start + CHUNK], offsets, recipe
+                )
                 for start in starts
             )
-            rows: list[tuple[int, int, str]] = []
+            rows: list[tuple[Any, ...]] = []
             for chunk in done:
                 rows += chunk
                 if progress:
                     progress(len(rows), total)
         if pooled:  # idle workers would live on for minutes, and hold the run's output open
             get_reusable_executor().shutdown(wait=True)
-        table = pd.DataFrame(rows, columns=["width", "height", "error"])
+        columns = ["width", "height", "error", *(CROP_COLUMNS if "crop" in recipe else [])]
+        table = pd.DataFrame(rows, columns=columns)
         table.insert(0, "image_id", index["image_id"].to_numpy())
         table.to_csv(building / "images.csv", index=False)
         (building / "recipe.json").write_text(json.dumps(recipe, indent=1))
@@ -181,24 +200,32 @@ def _write(file: int, content: bytes, offset: int) -> None:
 
 
 def _write_chunk(
-    building: Path, start: int, pairs: list[tuple[Path, Path | None]], offsets: dict[str, int], recipe: dict[str, Any]
-) -> list[tuple[int, int, str]]:
-    """Decode some images into their rows; return (width, height, error) of each."""
+    building: Path, start: int, pairs: list[tuple[Path, Path | None]], boxes: list[Box | None],
+    offsets: dict[str, int], recipe: dict[str, Any],
+) -> list[tuple[Any, ...]]:  # fmt: skip
+    """Decode some images into their rows; return (width, height, error) of each, and of a crop its box and whose mask it was."""
     size, resize = recipe["size"], recipe["resize"]
-    rows = []
+    crop = Crop(**recipe["crop"]) if "crop" in recipe else None
+    rows: list[tuple[Any, ...]] = []
     files = {name: os.open(building / f"{name}.npy", os.O_WRONLY) for name in offsets}
     try:
-        for row, (image, mask) in enumerate(pairs, start):
+        for row, ((image, mask), box) in enumerate(zip(pairs, boxes, strict=True), start):
+            truth = None
             try:
-                pixels, truth, width, height = decode(image, mask, size, resize)
+                if crop is None:
+                    pixels, truth, width, height = decode(image, mask, size, resize)
+                    rows.append((width, height, ""))
+                else:
+                    found = decode_crop(image, mask, size, resize, crop, box)
+                    pixels = found.pixels
+                    rows.append((found.width, found.height, "", *found.box, found.masks))
             except BadImage as error:
-                rows.append((0, 0, f"{image} {error}"))
+                rows.append((0, 0, f"{image} {error}") + ((0, 0, 0, 0, "") if crop else ()))
                 continue
             # plain writes, since writing through a map kills the process when the disk is full
             _write(files["images"], pixels.tobytes(), offsets["images"] + row * pixels.nbytes)
             if truth is not None:
                 _write(files["masks"], truth.tobytes(), offsets["masks"] + row * truth.nbytes)
-            rows.append((width, height, ""))
     finally:
         for file in files.values():
             os.close(file)

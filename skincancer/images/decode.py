@@ -149,10 +149,20 @@ def decode(
     square = np.asarray(to_square(picture, size, resize))
     if mask is None:
         return square, None, picture.width, picture.height
+    truth = read_truth(mask, picture)
+    return square, np.asarray(to_square(truth, size, resize)) // 255, picture.width, picture.height
+
+
+def read_truth(mask: Path, picture: Image.Image) -> Image.Image:
+    """Read the mask of a picture, as `read_mask`.
+
+    Raises:
+        BadImage: unreadable, or of another size than its picture.
+    """
     try:
         truth = read_mask(mask)
     except BadImage as error:
         raise BadImage(f"has the mask {mask}, which {error}") from error
     if truth.size != picture.size:
         raise BadImage(f"is {picture.width}×{picture.height} px but its mask {mask} is {truth.width}×{truth.height} px")
-    return square, np.asarray(to_square(truth, size, resize)) // 255, picture.width, picture.height
+    return truth

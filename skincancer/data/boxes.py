@@ -1,0 +1,105 @@
+"""What the crops of a data set are cut by: the masks asked for, a segmenter's where `data.masks` names its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from skincancer.data.catalog import Dataset
+from skincancer.data.store import Progress, open_store
+from skincancer.errors import DataError
+from skincancer.images.crops import Box, Crop, crop_box
+from skincancer.paths import cache_folder
+from skincancer.schema import DataConfig
+
+if TYPE_CHECKING:
+    from skincancer.models.trained_segmenter import TrainedSegmenter
+
+RUN = "run:"
+SHARED_IDS = "ISIC_"  # an image of the ISIC archive has the same id in every data set that took it
+
+
+def find_segmenter(config: DataConfig, uri: str | None) -> TrainedSegmenter | None:
+    """Load the segmenter that crops are cut by, where `data.masks` names one.
+
+    Raises:
+        RunError: the run is unknown, not finished, or of another task.
+    """
+    if not config.crop or not config.masks.startswith(RUN):
+        return None
+    from skincancer.models.trained_segmenter import TrainedSegmenter
+
+    return TrainedSegmenter(config.masks.removeprefix(RUN), uri, f"data.masks {config.masks}")
+
+
+def find_crop(
+    config: DataConfig, index: pd.DataFrame, segmenter: TrainedSegmenter | None, entry: Dataset
+) -> Crop | None:
+    """Return how the store is to crop; None where it is not.
+
+    Raises:
+        DataError: true masks are asked for, and images have none.
+    """
+    if not config.crop:
+        return None
+    missing = index.loc[index["mask"].isna(), "image_id"]
+    if config.masks == "truth" and len(missing):
+        raise DataError(
+            f"data.masks is truth, but {len(missing)} of {len(index)} images of {entry.name} have no mask, such as "
+            f"{', '.join(missing.head(3))}. Use --data.masks auto (Otsu's threshold for those), otsu, or run:RUN_ID of a segmenter."
+        )
+    masks = RUN + segmenter.digest if segmenter else config.masks
+    return Crop("truth" if masks == "auto" and not len(missing) else masks, config.crop_margin)
+
+
+def predicted_boxes(
+    segmenter: TrainedSegmenter, index: pd.DataFrame, root: Path, margin: float,
+    progress: Callable[[str], Progress] | None, jobs: int,
+) -> list[Box | None]:  # fmt: skip
+    """Segment every image and return the boxes to crop it to, from masks of its original size.
+
+    Returns:
+        A box a row of the index; None where the mask is empty, or the image cannot be read.
+    """
+    store = open_store(
+        index, root, cache_folder(), size=segmenter.size, resize=segmenter.resize,
+        progress=progress(f"preparing them at {segmenter.size} px for the segmenter") if progress else None, jobs=jobs,
+    )  # fmt: skip
+    told = progress("segmenting") if progress else None
+    sizes = list(zip(store.table["width"].astype(int), store.table["height"].astype(int), strict=True))
+    boxes: list[Box | None] = [None] * len(index)
+    good = np.flatnonzero(store.table["error"].to_numpy() == "")
+    for start in range(0, len(good), segmenter.batch_size):
+        rows = good[start : start + segmenter.batch_size]
+        masks = segmenter.masks(store.images[rows], [sizes[row] for row in rows])
+        for row, mask in zip(rows, masks, strict=True):
+            boxes[row] = crop_box(mask, margin)
+        if told:
+            told(start + len(rows), len(good))
+    return boxes
+
+
+def count_seen(index: pd.DataFrame, segmenter: TrainedSegmenter, dataset: str) -> int:
+    """Count the test images whose lesion the segmenter learned from, or was chosen on.
+
+    Lesions are compared within a data set; across data sets the images of the ISIC archive, by their ids.
+
+    Args:
+        index: with roles.
+        segmenter: from a run that still has the table of its split.
+        dataset: name of the data set of the index.
+    """
+    split = segmenter.split()
+    used = split[split["role"].isin(("train", "val"))]
+    test = index[index["role"] == "test"]
+    ids = test["image_id"]
+    same = ids.isin(used["image_id"])
+    if segmenter.settings["data"]["dataset"] == dataset:
+        same |= test["lesion_id"].isin(used["lesion_id"])
+    else:
+        same &= ids.str.startswith(SHARED_IDS)
+    return int(same.sum())
