@@ -50,7 +50,7 @@ def predict(
     Raises:
         ConfigError: no such format, or `out` cannot be written.
         DataError: no image, a path that does not exist, or two images of one id.
-        RunError: no such run, not a segmenter's, or the disk is full.
+        RunError: no such run, none that segments, or the disk is full.
     """
     if format not in FORMATS:
         raise ConfigError(f"--format is {format!r}; choose one of {', '.join(FORMATS)}.")
@@ -61,8 +61,10 @@ def predict(
         raise ConfigError(f"--out {out} cannot be made: {error}. Give a folder that can be written.") from error
     with tempfile.TemporaryDirectory() as folder:
         task, settings = load_run(run, Path(folder), uri)
-    if settings["task"] != "segmentation":
-        raise RunError(f"--run {run}: its task is {settings['task']}; predict takes runs of task segmentation.")
+    if settings["task"] not in ("segmentation", "joint"):
+        raise RunError(
+            f"--run {run}: its task is {settings['task']}; predict takes runs of task segmentation or joint."
+        )
 
     import pandas as pd
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from skincancer.errors import WeightsError
+from skincancer.models.joint import JointTask
 from skincancer.models.tasks import ClassificationTask, SegmentationTask
 from skincancer.models.weights import load_checkpoint
 
 
-def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask:
+def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask | JointTask:
     """Rebuild a model from `checkpoints/best.ckpt`, in evaluation mode, on the CPU.
 
     Raises:
@@ -20,7 +21,9 @@ def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask:
     hyper_parameters = content.get("hyper_parameters")
     if not isinstance(hyper_parameters, dict) or "state_dict" not in content:
         raise WeightsError(f"{checkpoint}: no checkpoint of a run (hyper_parameters or state_dict are missing).")
-    kind = SegmentationTask if "architecture" in hyper_parameters else ClassificationTask
+    kind: type[ClassificationTask | SegmentationTask | JointTask] = ClassificationTask
+    if "architecture" in hyper_parameters:
+        kind = JointTask if "classes" in hyper_parameters else SegmentationTask
     try:
         task = kind(**cast(dict[str, Any], hyper_parameters))
     except (TypeError, KeyError) as error:
