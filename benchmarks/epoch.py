@@ -1,11 +1,12 @@
 """Training epochs by fit's own machinery against a bare PyTorch loop over data in memory, in turns.
 
     python benchmarks/epoch.py --dataset ham10000 --root FOLDER
+    python benchmarks/epoch.py --task segmentation --dataset isic2018_task1 --root FOLDER --batch 16
 
-The bare loop trains the same network (also in train mode, channels_last, AdamW, cross-entropy) on the same images, held in
-memory as one uint8 tensor, in as many batches of the same sizes, with the same conversion and normalisation; it never
-augments, validates or saves. One Trainer alternates epochs without augmentation and epochs with the policy; before each, the
-bare loop runs one epoch, and each ratio is of such a pair.
+The bare loop trains the same network (also in train mode, channels_last, AdamW, cross-entropy; of masks BCE and SMP's Dice) on
+the same images, held in memory as one uint8 tensor, in as many batches of the same sizes, with the same conversion and
+normalisation; it never augments, validates or saves. One Trainer alternates epochs without augmentation and epochs with the
+policy; before each, the bare loop runs one epoch, and each ratio is of such a pair.
 
 An epoch of fit lasts from its start to the start of the next, less validation: batches, hooks, the epoch's record and both
 checkpoints. The share of what follows the last batch is printed, since it does not grow with the number of images.
@@ -24,9 +25,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from batches import limit
+from segmentation_models_pytorch.losses import DiceLoss
 from side_by_side import machine, ratios, spread
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
@@ -40,6 +42,11 @@ from skincancer.recording import FitRecorder
 from skincancer.schema import Experiment
 from skincancer.terminal import make_console
 
+NETWORKS: dict[str, dict[str, str]] = {  # of each task
+    "classification": {"model.backbone": "tf_efficientnet_lite0"},
+    "segmentation": {"model.architecture": "unet", "model.backbone": "tu-tf_efficientnet_lite0"},
+}
+DICE = DiceLoss("binary")
 POLICIES = ("none", "light")  # of the epochs of fit, in turns
 
 
@@ -49,7 +56,11 @@ class BareLoop:
     def __init__(self, network: nn.Module, data: PreparedData, experiment: Experiment) -> None:
         rows = data.rows("train").index.to_numpy()
         self.images = torch.from_numpy(data.store.images[rows])
-        self.labels = torch.tensor(data.rows("train")["label"].to_numpy())
+        self.truth = torch.tensor(data.rows("train")["label"].to_numpy())
+        self.loss = cross_entropy
+        if data.store.masks is not None:
+            self.truth = torch.from_numpy(data.store.masks[rows])[:, None]
+            self.loss = bce_and_dice
         self.batches = -(-len(rows) // experiment.data.batch_size)
         self.bf16 = experiment.trainer.precision == "bf16-mixed"
         self.network, self.settings = network, experiment.model.optimizer
@@ -68,15 +79,21 @@ class BareLoop:
         start = time.perf_counter()
         for rows in torch.randperm(len(self.images)).tensor_split(self.batches):
             image = self.images[rows].permute(0, 3, 1, 2).to(self.device)
-            label = self.labels[rows].to(self.device)
+            truth = self.truth[rows].to(self.device)
             image = image.float().div_(255)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                loss = cross_entropy(self.network(image).float(), label)
+                loss = self.loss(self.network(image).float(), truth)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
         synchronise(self.device)
         return len(self.images) / (time.perf_counter() - start)
+
+
+def bce_and_dice(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the loss of masks as a plain script would take it."""
+    mask = mask.float()
+    return binary_cross_entropy_with_logits(logits, mask) + DICE(logits, mask)
 
 
 def synchronise(device: torch.device) -> None:
@@ -153,13 +170,14 @@ def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folde
 def main() -> None:
     """Measure and print a line a policy."""
     parser = argparse.ArgumentParser(description="fit against a bare PyTorch loop.", allow_abbrev=False)
+    parser.add_argument("--task", default="classification", choices=[*NETWORKS])
     parser.add_argument("--dataset", default="demo", help="a name from the catalog")
     parser.add_argument("--root", help="its folder; the demo needs none")
     parser.add_argument("--images", type=int, default=1000, help="at most so many training images; 0 for all")
     parser.add_argument("--size", type=int, default=128, help="side in pixels")
     parser.add_argument("--batch", type=int, default=64, help="images a batch")
     parser.add_argument("--workers", type=int, default=0, help="loader processes of fit")
-    parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="any timm name (random weights)")
+    parser.add_argument("--backbone", help="tf_efficientnet_lite0, or any other that the task takes (random weights)")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu or gpu")
     parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed"])
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind, after one that warms up")
@@ -167,14 +185,15 @@ def main() -> None:
     given = parser.parse_args()
 
     training.quiet_lightning()
+    network = NETWORKS[given.task] | ({"model.backbone": given.backbone} if given.backbone else {})
     flags = {
-        "data.dataset": given.dataset, "data.root": given.root, "data.size": given.size, "data.batch_size": given.batch,
-        "data.workers": given.workers, "augment.policy": "none", "model.backbone": given.backbone, "model.weights": "none",
+        "task": given.task, "data.dataset": given.dataset, "data.root": given.root, "data.size": given.size, "data.batch_size": given.batch,
+        "data.workers": given.workers, "augment.policy": "none", **network, "model.weights": "none",
         "trainer.accelerator": given.accelerator, "trainer.precision": given.precision,
         "trainer.max_epochs": len(POLICIES) * (1 + given.rounds), "trainer.limit_val_batches": 1,
     }  # fmt: skip
     experiment, _ = config.resolve(None, {name: value for name, value in flags.items() if value is not None})
-    data = limit(prepare_data(experiment.data), given.images)
+    data = limit(prepare_data(experiment.data, task=given.task), given.images)
     with tempfile.TemporaryDirectory() as folder:
         turns = measure(experiment, data, given.mlflow, Path(folder))
 
@@ -182,7 +201,7 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(
         f"{machine(name)}\n{given.dataset}, {len(turns.bare.images):,} images at {given.size} px, "
-        f"{turns.bare.batches} batches of at most {given.batch}, {given.backbone}, precision {given.precision}, "
+        f"{turns.bare.batches} batches of at most {given.batch}, {' over '.join(network.values())}, precision {given.precision}, "
         f"{'with' if given.mlflow else 'without'} MLflow; median (min–max)"
     )
     for number, policy in enumerate(POLICIES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,24 +18,33 @@ from skincancer.images import policies
 from skincancer.models.losses import LOSSES
 from skincancer.models.mask_losses import mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
-from skincancer.models.segmenters import ARCHITECTURES, OWN_LOSSES, SMALLEST_BATCH
+from skincancer.models.segmenters import OWN_LOSSES, SMALLEST_BATCH, check_architecture
 from skincancer.schema import Experiment
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 MASK_SOURCES = ("auto", "truth", "otsu")
-MONITORS = {"classification": "val/balanced_accuracy", "segmentation": "val/jaccard"}
-MONITORED = {"classification": METRICS, "segmentation": MASK_METRICS}
+MONITORS = {
+    "classification": "val/balanced_accuracy",
+    "segmentation": "val/jaccard",
+    "joint": "val/balanced_accuracy",
+}
+MONITORED = {
+    "classification": METRICS,
+    "segmentation": MASK_METRICS,
+    "joint": (*METRICS, *(f"mask_{name}" for name in MASK_METRICS)),
+}
 
-# keys that mean something to one task alone: set in the other, they would be silently ignored
-OWN_KEYS = {
-    "classification": (
-        "data.target", "data.malignant", "data.balance", "data.crop", "model.dropout", "model.head", "model.head_hidden",
-        "model.loss.name", "model.loss.label_smoothing",
+# keys that mean something to some tasks alone: set in another, they would be silently ignored
+OWN_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("classification", "joint"): (
+        "data.target", "data.malignant", "data.balance", "model.dropout", "model.loss.name", "model.loss.label_smoothing",
     ),
-    "segmentation": (
+    ("classification",): ("data.crop", "model.head", "model.head_hidden"),
+    ("segmentation", "joint"): (
         "model.architecture", "model.mask.threshold", "model.mask.largest_component", "model.mask.fill_holes",
         "model.loss.masks", "model.loss.alpha", "model.loss.beta",
     ),
+    ("joint",): ("model.loss.class_factor",),
 }  # fmt: skip
 
 
@@ -82,11 +92,13 @@ def _only_with(experiment: Experiment, key: str, needed: str, chosen: Sequence[s
 
 
 def _check_task(experiment: Experiment) -> None:
-    for task, keys in OWN_KEYS.items():
+    for tasks, keys in OWN_KEYS.items():
         for key in keys:
             given = _value(experiment, key)
-            if task != experiment.task and given != _value(Experiment(), key):
-                raise ConfigError(f"{key} is {given!r}; it is for task {task}, and the task is {experiment.task}.")
+            if experiment.task not in tasks and given != _value(Experiment(), key):
+                raise ConfigError(
+                    f"{key} is {given!r}; it is for task {' and '.join(tasks)}, and the task is {experiment.task}. Leave it out."
+                )
 
 
 def _check_data(experiment: Experiment) -> None:
@@ -144,7 +156,9 @@ def _check_model(experiment: Experiment) -> None:
     _require(loss.gamma >= 0, "model.loss.gamma", loss.gamma, "0 or more")
     if loss.label_smoothing and loss.name != "cross_entropy":
         raise ConfigError(f"model.loss.label_smoothing is for cross_entropy; loss.name is {loss.name!r}.")
-    losses = list(loss.masks) if experiment.task == "segmentation" else [loss.name]
+    _require(0 <= loss.class_factor < math.inf, "model.loss.class_factor", loss.class_factor, "0 or more, and finite")
+    of_task = {"classification": [loss.name], "segmentation": [*loss.masks], "joint": [loss.name, *loss.masks]}
+    losses = of_task[experiment.task]
     _only_with(experiment, "model.loss.gamma", "focal", losses)
     _only_with(experiment, "model.loss.alpha", "tversky", losses)
     _only_with(experiment, "model.loss.beta", "tversky", losses)
@@ -169,7 +183,7 @@ def _check_model(experiment: Experiment) -> None:
     _only_with(experiment, "model.optimizer.momentum", "sgd", [model.optimizer.name])
     _only_with(experiment, "model.schedule.step_epochs", "step", [schedule.name])
     _only_with(experiment, "model.schedule.gamma", "step", [schedule.name])
-    if experiment.task == "segmentation":
+    if experiment.task != "classification":
         _check_segmenter(experiment)
     if model.head == "sigmoid":
         classes = 2 if experiment.data.target == "malignancy" else len(catalog_entry(experiment.data.dataset).classes)
@@ -182,7 +196,7 @@ def _check_model(experiment: Experiment) -> None:
 
 def _check_segmenter(experiment: Experiment) -> None:
     model, loss = experiment.model, experiment.model.loss
-    _one_of("model.architecture", model.architecture, ARCHITECTURES)
+    check_architecture(model.architecture, experiment.task == "joint")
     smallest = SMALLEST_BATCH.get(model.architecture, 1)
     if experiment.data.batch_size < smallest:
         raise ConfigError(
@@ -190,7 +204,10 @@ def _check_segmenter(experiment: Experiment) -> None:
             "global pooling has one value an image."
         )
     _require(
-        model.freeze in ("none", "all"), "model.freeze", model.freeze, "none or all (the encoder) for segmentation"
+        model.freeze in ("none", "all"),
+        "model.freeze",
+        model.freeze,
+        f"none or all (the encoder) for {experiment.task}",
     )
     threshold = model.mask.threshold
     _require(

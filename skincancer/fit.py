@@ -67,7 +67,7 @@ def fit(experiment: Experiment, resume: str | None = None) -> str:
         best_epoch = training.export_best(best) if trainer.is_global_zero else 0
         trainer.strategy.barrier()
         which: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True, "verbose": False}
-        if experiment.task == "segmentation":
+        if experiment.task != "classification":
             choose_threshold(experiment, data, task, trainer, which)
         for part, evaluate in (("val", trainer.validate), ("test", trainer.test)):
             evaluate(task, **which)

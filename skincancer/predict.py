@@ -50,7 +50,7 @@ def predict(
     Raises:
         ConfigError: no such format, or `out` cannot be written.
         DataError: no image, a path that does not exist, or two images of one id.
-        RunError: no such run, not a segmenter's, or the disk is full.
+        RunError: no such run, none that segments, or the disk is full.
     """
     if format not in FORMATS:
         raise ConfigError(f"--format is {format!r}; choose one of {', '.join(FORMATS)}.")

@@ -121,7 +121,7 @@ def _verb(argv: Sequence[str]) -> None:
     flags["data.dataset"] = name
     if not own.get("experiment") and "task" not in flags and "classification" not in catalog_entry(name).tasks:
         flags |= {"task": "segmentation"}
-    if flags.get("task") == "segmentation":
+    if flags.get("task") in ("segmentation", "joint"):
         flags.setdefault("model.architecture", "unet")  # any will do: a store depends on the data section alone
     experiment, notes = config.resolve(own.get("experiment"), flags, parser)
     for note in notes:

@@ -62,7 +62,7 @@ class FitRecorder:
     def announce(self) -> None:
         """Print what is about to be trained on what."""
         data, settings = self.data, self.experiment.data
-        classes = self.outcome.classes
+        classes, masks = self.outcome.classes, self.experiment.task == "joint"
         counts = {role: data.rows(role) for role in ROLES}
         rows = [
             [
@@ -70,12 +70,15 @@ class FitRecorder:
                 len(part),
                 part["lesion_id"].nunique(),
                 *(int((part["label"] == label).sum()) for label in range(len(classes))),
+                *([int(part["mask"].notna().sum())] if masks else []),
             ]
             for role, part in counts.items()
         ]
         title = f"{data.entry.title}, {settings.split}, split seed {settings.split_seed}"
         caption = f"balance of the training part: {settings.balance}" if settings.balance != "none" else ""
-        self.console.print(make_table(title, ["role", "images", "lesions", *classes], rows, caption))
+        self.console.print(
+            make_table(title, ["role", "images", "lesions", *classes, *(["masks"] if masks else [])], rows, caption)
+        )
         split = parse_split(settings.split)
         if split.kind == "ratio":
             self.console.print(

@@ -63,11 +63,12 @@ class LossConfig:
     """The training loss, on logits.
 
     Args:
-        name: of classification: cross_entropy or focal
+        name: of classes: cross_entropy or focal
         label_smoothing: share of the target spread over all classes, 0 to below 1 (cross_entropy only)
         gamma: focusing exponent of the focal losses, of classes and of masks
-        masks: of segmentation: a weighted sum, such as {dice: 1, bce: 1}; of bce, dice, jaccard, focal, tversky, lovasz (maskrcnn learns
+        masks: of masks: a weighted sum, such as {dice: 1, bce: 1}; of bce, dice, jaccard, focal, tversky, lovasz (maskrcnn learns
             by its own losses)
+        class_factor: of the joint task: the sum of losses is that of the masks + class_factor × that of the classes
         alpha: weight of false positives in tversky
         beta: weight of false negatives in tversky
     """
@@ -76,6 +77,7 @@ class LossConfig:
     label_smoothing: float = 0.0
     gamma: float = 2.0
     masks: dict[str, float] = field(default_factory=lambda: {"dice": 1.0, "bce": 1.0})
+    class_factor: float = 1.0
     alpha: float = 0.5
     beta: float = 0.5
 
@@ -134,8 +136,10 @@ class ModelConfig:
     """The network, and how it learns.
 
     Args:
-        architecture: of segmentation: unet, unetplusplus, deeplabv3plus, fcn, segnet, maskrcnn, autoencoder …
-        backbone: any timm model name; of segmentation the encoder: any of segmentation-models-pytorch, or tu-<timm model name>
+        architecture: of segmentation: unet, unetplusplus, deeplabv3plus, fcn, segnet, maskrcnn, autoencoder …; of the joint task those of
+            segmentation-models-pytorch
+        backbone: any timm model name; of segmentation and the joint task the encoder: any of segmentation-models-pytorch, or tu-<timm
+            model name>
         weights: auto (ImageNet if it can be had), imagenet (or stop), none, a file, or run:RUN_ID
         dropout: probability before the classifying layer
         head: softmax, or sigmoid (one logit) for two classes
@@ -175,7 +179,7 @@ class TrainingConfig:
 
     Args:
         monitor: val/<metric> (maximised; hd95 and ece minimised) or val/loss (minimised); chooses the best checkpoint; auto is
-            val/balanced_accuracy, or val/jaccard
+            val/balanced_accuracy, or val/jaccard of segmentation; of the joint task metrics of masks are val/mask_<metric>
         patience: epochs without improvement of the monitor before stopping early; 0 never stops early
         ema_decay: decay per step of averaged weights, which are then what is validated and saved; reaches back 1/(1-decay) steps; 0: none
     """
@@ -246,7 +250,7 @@ class Experiment:
     Args:
         name: the experiment's name
         description: one line: what it is and where its recipe comes from
-        task: classification or segmentation
+        task: classification, segmentation, or joint (both from one pass; images without a mask or a label count for the other)
         seed: drives training (initial weights, order, dropout, augmentation), never the split
         data: which images
         augment: random changes to training images
@@ -259,7 +263,7 @@ class Experiment:
 
     name: str = "custom"
     description: str = ""
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "joint"] = "classification"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

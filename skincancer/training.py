@@ -224,7 +224,7 @@ def averaging_note(decay: float, steps: int) -> str:
 
 def monitor_mode(monitor: str) -> str:
     """Return `min` for losses, calibration error and distances, `max` for every other metric."""
-    return "min" if monitor in ("val/loss", "val/ece", "val/hd95") else "max"
+    return "min" if monitor in ("val/loss", "val/ece", "val/hd95", "val/mask_hd95") else "max"
 
 
 def build_trainer(experiment: Experiment, folder: Path, record: EpochRecord, progress_bar: bool) -> pl.Trainer:

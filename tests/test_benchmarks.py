@@ -18,8 +18,11 @@ def test_benchmark_imports_and_explains_itself(script):
 
 
 @pytest.mark.slow
-def test_an_epoch_is_measured(tiny_demo):
-    flags = ["--root", str(tiny_demo), "--size=32", "--batch=8", "--rounds=1", "--backbone=test_efficientnet"]
+@pytest.mark.parametrize(
+    "network", [["--backbone=test_efficientnet"], ["--task=segmentation", "--backbone=tu-test_resnet"]]
+)
+def test_an_epoch_is_measured(network, tiny_demo):
+    flags = ["--root", str(tiny_demo), "--size=32", "--batch=8", "--rounds=1", *network]
     done = subprocess.run(
         [sys.executable, str(FOLDER / "epoch.py"), *flags, "--accelerator=cpu"],
         capture_output=True,

@@ -20,6 +20,7 @@ from sklearn import metrics as sklearn_metrics
 
 from skincancer import fit, tracking, training
 from skincancer.models import weights as weights_module
+from skincancer.models.loading import load_task
 from skincancer.tracking import connect
 
 
@@ -368,3 +369,30 @@ def test_signals_from_outside_end_the_process_with_the_right_code(tiny_demo, num
     assert process.returncode == code
     assert "Traceback" not in output
     assert only_run().info.status == "KILLED"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--experiment=unet_resnet34", "--model.backbone=tu-test_resnet"]],
+    ids=["classification", "segmentation"],
+)
+def test_compiled_network_trains_and_its_checkpoint_is_a_plain_one(more, tiny_demo, store, monkeypatch):
+    # the eager backend: what is tested is that fit runs traced code and writes down what it would without; inductor takes minutes
+    compiled = []
+    original = torch.nn.Module.compile
+
+    def with_eager_backend(module, *args, **kwargs):
+        compiled.append(type(module).__name__)
+        original(module, *args, backend="eager", **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", with_eager_backend)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert fit.main([*arguments(tiny_demo, "--trainer.max_epochs=1", "--model.compile=true"), *more]) == 0
+    assert len(compiled) == 1
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    run = only_run()
+    assert run.info.status == "FINISHED"
+    names = torch.load(artifact(run, tracking.BEST_CHECKPOINT), weights_only=True)["state_dict"]
+    assert not any("_orig_mod" in name for name in names)
+    load_task(artifact(run, tracking.BEST_CHECKPOINT))

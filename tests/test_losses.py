@@ -150,3 +150,22 @@ def test_half_precision_logits_are_taken_in_float32(name: str) -> None:
     loss = LOSSES[name](OPTIONS)(half, label, WEIGHT)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, LOSSES[name](OPTIONS)(half.float(), label, WEIGHT))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_where_nothing_is_labelled_loss_and_gradient_are_0(name: str, weight: Tensor | None) -> None:
+    logits = draw(6)[0].requires_grad_()
+    value = LOSSES[name]({"label_smoothing": 0.1, "gamma": 2.0})(logits, torch.full((6,), -1), weight)
+    value.backward()
+    assert float(value.detach()) == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_cross_entropy_is_torchs_mean(weight: Tensor | None) -> None:
+    logits, label = draw()
+    label[::7] = -1
+    expected = F.cross_entropy(logits, label, weight=weight, ignore_index=-1, label_smoothing=0.3)
+    torch.testing.assert_close(cross_entropy({"label_smoothing": 0.3})(logits, label, weight), expected)

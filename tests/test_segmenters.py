@@ -154,7 +154,7 @@ class TestPadding:
 
 class TestCheck:
     def test_an_unknown_architecture_is_told_with_the_nearest_and_all(self) -> None:
-        with pytest.raises(ConfigError, match=r"'unett'\. Did you mean 'unet'\? Allowed: unet, .*maskrcnn"):
+        with pytest.raises(ConfigError, match=r"'unett'; choose one of unet, .*maskrcnn\. Did you mean 'unet'\?"):
             check_segmenter("unett", "resnet18", 64)
 
     @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_resuming_before_or_after_unfreezing_gives_the_same_weights(stop: int, t
 def test_four_images_are_learned_by_heart(name: str) -> None:
     task = make_task(backbone="test_efficientnet", loss={"name": name, "label_smoothing": 0.0, "gamma": 2.0})
     batches = make_batches(count=1)
-    first = task.loss(task(batches[0]["image"]), batches[0]["label"], None).item()
+    first = task.class_loss(task(batches[0]["image"]), batches[0]["label"], None).item()
     record = EpochRecord(None)
     make_trainer(40, record).fit(task, loader(batches))
     losses = record.table()["train/loss"]

@@ -79,7 +79,8 @@ def prepare_data(
         config: the data section of an experiment.
         progress: makes progress callbacks by title.
         jobs: worker processes for building the store; -1 for one a core.
-        task: classification leaves out what has no label; segmentation what has no mask, and stores masks.
+        task: classification leaves out what has no label, segmentation what has no mask, joint what has neither; the latter two
+            store masks.
         uri: tracking store of the segmenter that `data.masks` may name.
 
     Raises:
@@ -90,15 +91,15 @@ def prepare_data(
     segmenter = find_segmenter(config, uri)
     entry, root = locate(config, progress)
     index, diagnoses = load_index(entry, root)
+    if task == "joint" and index["diagnosis"].isna().all():
+        raise DataError(f"{entry.name} in {root} has no diagnoses, which joint needs. To get them: {entry.how_to_get}")
     groups_hash = ""
     if config.groups:
         index, groups_hash = merge_groups(index, Path(config.groups))
     index, classes = add_target(index, entry, diagnoses, config.target, tuple(config.malignant))
-    masks = task == "segmentation"
+    masks = task != "classification"
     if masks and index["mask"].isna().all():
-        raise DataError(
-            f"{entry.name} in {root} has no masks, which segmentation needs. To get them: {entry.how_to_get}"
-        )
+        raise DataError(f"{entry.name} in {root} has no masks, which {task} needs. To get them: {entry.how_to_get}")
     crop = find_crop(config, index, segmenter, entry)
     roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
 
@@ -122,7 +123,7 @@ def prepare_data(
     index = index.assign(role=roles.role, width=store.table["width"], height=store.table["height"])
     dropped = _dropped(index, roles, store, task)
     index.loc[index["image_id"].isin(dropped["image_id"]), "role"] = ""
-    _check_roles(index, classes if task == "classification" else None)
+    _check_roles(index, classes if task != "segmentation" else None, masks)
     return PreparedData(
         entry=entry, root=root, index=index, classes=classes, store=store, dropped=dropped,
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
@@ -133,23 +134,28 @@ def prepare_data(
 
 def _dropped(index: pd.DataFrame, roles: Roles, store: Store, task: str) -> pd.DataFrame:
     reasons: dict[str, str] = dict.fromkeys(index.loc[index["role"] == "", "image_id"], "no role in this split")
-    if task == "classification":
-        reasons |= dict.fromkeys(index.loc[index["label"] < 0, "image_id"], "no label")
-    else:
-        reasons |= dict.fromkeys(index.loc[index["mask"].isna(), "image_id"], "no mask")
+    unlabelled, unmasked = index["label"] < 0, index["mask"].isna()
+    lacking, reason = {
+        "classification": (unlabelled, "no label"),
+        "segmentation": (unmasked, "no mask"),
+        "joint": (unlabelled & unmasked, "no mask and no label"),
+    }[task]
+    reasons |= dict.fromkeys(index.loc[lacking, "image_id"], reason)
     reasons |= dict.fromkeys(roles.dropped, "its lesion is on another side of the publisher's parts")
     reasons |= dict(zip(store.bad["image_id"], store.bad["error"], strict=True))
     return pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
 
 
-def _check_roles(index: pd.DataFrame, classes: tuple[str, ...] | None) -> None:
+def _check_roles(index: pd.DataFrame, classes: tuple[str, ...] | None, masks: bool) -> None:
     for role in ROLES:
         part = index[index["role"] == role]
         if part.empty:
             raise DataError(f"the {role} part has no image; choose another --data.split.")
+        if masks and part["mask"].isna().all():
+            raise DataError(f"the {role} part has no image with a mask; add masks, or choose another --data.split.")
         if classes is None:
             continue
-        labels = set(part["label"])
+        labels = set(part.loc[part["label"] >= 0, "label"])
         missing = [name for label, name in enumerate(classes) if label not in labels]
         if role == "train" and missing:
             raise DataError(

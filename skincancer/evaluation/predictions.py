@@ -20,12 +20,12 @@ def predictions_table(
 
     Args:
         rows: (N rows) of the index table: image_id, lesion_id.
-        label: int64 (N,).
+        label: int64 (N,), −1 where absent: written as nothing.
         logits: (N, C).
         probability: (N, C).
         classes: C names.
     """
-    names = np.array(list(classes))
+    names = np.array([*classes, ""])  # the last is that of −1
     table = pd.DataFrame(
         {
             "image_id": rows["image_id"].to_numpy(),
@@ -48,11 +48,11 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
 def read_predictions(
     path: Path, classes: Sequence[str]
 ) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Read a table of predictions back: the table, label int64 (N,), probability float64 (N, C) whose rows sum to 1."""
+    """Read a table of predictions back: the table, label int64 (N,), −1 where absent, probability float64 (N, C) whose rows sum to 1."""
     table = pd.read_csv(
         path, dtype={name: str for name in ("image_id", "lesion_id", "label", "prediction")}, keep_default_na=False
     )
-    position = {name: number for number, name in enumerate(classes)}
+    position = {"": -1} | {name: number for number, name in enumerate(classes)}
     label = np.asarray(table["label"].map(position), dtype=np.int64)
     probability = np.asarray(table[[f"p_{name}" for name in classes]], dtype=np.float64)
     return table, label, np.asarray(probability / probability.sum(axis=1, keepdims=True), dtype=np.float64)

@@ -9,8 +9,11 @@ from skincancer.schema import Experiment
 
 if TYPE_CHECKING:
     from skincancer.data.prepared import PreparedData
+    from skincancer.models.joint import JointTask
     from skincancer.models.tasks import ClassificationTask, SegmentationTask
     from skincancer.models.weights import Loaded
+
+    AnyTask = ClassificationTask | SegmentationTask | JointTask
 
 
 def check_network(experiment: Experiment) -> None:
@@ -20,19 +23,17 @@ def check_network(experiment: Experiment) -> None:
         ConfigError: it does not.
     """
     model, size = experiment.model, experiment.data.size
-    if experiment.task == "segmentation":
+    if experiment.task != "classification":
         from skincancer.models.segmenters import check_segmenter
 
-        check_segmenter(model.architecture, model.backbone, size)
+        check_segmenter(model.architecture, model.backbone, size, experiment.task == "joint")
     else:
         from skincancer.models.backbones import check_backbone
 
         check_backbone(model.backbone, size)
 
 
-def build_task(
-    experiment: Experiment, data: PreparedData, from_checkpoint: bool
-) -> tuple[ClassificationTask | SegmentationTask, Loaded]:
+def build_task(experiment: Experiment, data: PreparedData, from_checkpoint: bool) -> tuple[AnyTask, Loaded]:
     """Build the task; return it, and where its first weights really came from.
 
     Args:
@@ -42,22 +43,20 @@ def build_task(
 
     Raises:
         ConfigError: a sigmoid head for other than two classes.
+        DataError: classes are to be sampled, and training images of the joint task have no label.
         WeightsError: the weights cannot be had.
     """
     import pytorch_lightning as pl
 
     pl.seed_everything(experiment.seed, verbose=False)
     weights = "none" if from_checkpoint else experiment.model.weights
-    build = _build_segmenter if experiment.task == "segmentation" else _build_classifier
-    return build(experiment, data, weights)
+    builders = {"classification": _build_classifier, "segmentation": _build_segmenter, "joint": _build_joint}
+    return builders[experiment.task](experiment, data, weights)
 
 
-def _build_classifier(
-    experiment: Experiment, data: PreparedData, weights: str
-) -> tuple[ClassificationTask | SegmentationTask, Loaded]:
+def _build_classifier(experiment: Experiment, data: PreparedData, weights: str) -> tuple[AnyTask, Loaded]:
     import pytorch_lightning as pl
 
-    from skincancer.data.balance import class_weights
     from skincancer.models.tasks import ClassificationTask
     from skincancer.models.weights import load_backbone
 
@@ -67,24 +66,18 @@ def _build_classifier(
             f"model.head is sigmoid, which is for two classes; these data have {len(data.classes)}. Use --data.target malignancy."
         )
     loaded = load_backbone(model.backbone, size, weights, experiment.tracking.uri)
-    weight = None
-    if experiment.data.balance == "class_weights":
-        labels = data.rows("train")["label"].to_numpy()
-        weight = class_weights(labels, len(data.classes), experiment.data.class_weight_power).tolist()
     # the head's weights do not depend on where the backbone's come from
     pl.seed_everything(experiment.seed, verbose=False)
     task = ClassificationTask(
         backbone=model.backbone, size=size, classes=list(data.classes), dropout=model.dropout, head=model.head,
-        head_hidden=model.head_hidden, class_weights=weight, module=loaded.backbone, **_common(experiment),
+        head_hidden=model.head_hidden, class_weights=_class_weights(experiment, data), module=loaded.backbone, **_common(experiment),
     )  # fmt: skip
     if model.compile:
         task.backbone.compile()
     return task, loaded
 
 
-def _build_segmenter(
-    experiment: Experiment, data: PreparedData, weights: str
-) -> tuple[ClassificationTask | SegmentationTask, Loaded]:
+def _build_segmenter(experiment: Experiment, data: PreparedData, weights: str) -> tuple[AnyTask, Loaded]:
     from skincancer.models.segmenters import build_segmenter
     from skincancer.models.tasks import SegmentationTask
     from skincancer.models.weights import load_encoder
@@ -92,14 +85,48 @@ def _build_segmenter(
     model, size = experiment.model, experiment.data.size
     segmenter = build_segmenter(model.architecture, model.backbone, size)
     loaded = load_encoder(segmenter, model.backbone, size, weights, experiment.tracking.uri)
-    threshold = None if model.mask.threshold == "auto" else model.mask.threshold
     task = SegmentationTask(
-        architecture=model.architecture, backbone=model.backbone, size=size, threshold=threshold, module=segmenter,
-        **_common(experiment),
+        architecture=model.architecture, backbone=model.backbone, size=size, threshold=_threshold(experiment),
+        module=segmenter, **_common(experiment),
     )  # fmt: skip
     if model.compile:
         task.segmenter.compile()
     return task, loaded
+
+
+def _build_joint(experiment: Experiment, data: PreparedData, weights: str) -> tuple[AnyTask, Loaded]:
+    from skincancer.data.balance import epoch_order
+    from skincancer.models.joint import JointTask
+    from skincancer.models.segmenters import build_joint
+    from skincancer.models.weights import load_encoder
+
+    model, size = experiment.model, experiment.data.size
+    # balance refuses unlabelled images, which no other task trains on: here, and not in a run that has started
+    epoch_order(data.rows("train")["label"].to_numpy(), experiment.data.balance, experiment.seed, epoch=0)
+    segmenter = build_joint(model.architecture, model.backbone, size, len(data.classes), model.dropout)
+    loaded = load_encoder(segmenter, model.backbone, size, weights, experiment.tracking.uri)
+    task = JointTask(
+        architecture=model.architecture, backbone=model.backbone, size=size, classes=list(data.classes),
+        dropout=model.dropout, class_weights=_class_weights(experiment, data), threshold=_threshold(experiment),
+        module=segmenter, **_common(experiment),
+    )  # fmt: skip
+    if model.compile:
+        task.segmenter.compile()
+    return task, loaded
+
+
+def _class_weights(experiment: Experiment, data: PreparedData) -> list[float] | None:
+    from skincancer.data.balance import class_weights
+
+    if experiment.data.balance != "class_weights":
+        return None
+    labels = data.rows("train")["label"].to_numpy()
+    return list(class_weights(labels, len(data.classes), experiment.data.class_weight_power).tolist())
+
+
+def _threshold(experiment: Experiment) -> float | None:
+    threshold = experiment.model.mask.threshold
+    return None if threshold == "auto" else threshold
 
 
 def _common(experiment: Experiment) -> dict[str, Any]:

@@ -62,6 +62,16 @@ class Segmenter(nn.Module):
         return self.model(padded)[:, :, rows, columns]
 
 
+class JointSegmenter(Segmenter):
+    """A `Segmenter` whose model also gives logits of classes, from its encoder's deepest features, in the same pass."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # both, wherever it is called
+        """Normalised images (B, 3, H, W) to logits of masks (B, 1, H, W) and of classes (B, C)."""
+        padded, rows, columns = self.pad(image)
+        masks, classes = self.model(padded)
+        return masks[:, :, rows, columns], classes
+
+
 class FCN(nn.Module):
     """FCN-8s (Long, Shelhamer and Darrell 2015): scores of the strides 32, 16 and 8, upsampled and added.
 

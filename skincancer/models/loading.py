@@ -8,13 +8,14 @@ from typing import Any, cast
 
 from skincancer import tracking
 from skincancer.errors import RunError, WeightsError
+from skincancer.models.joint import JointTask
 from skincancer.models.tasks import ClassificationTask, SegmentationTask
 from skincancer.models.weights import load_checkpoint
 
 RUN_FILES = ("config.yaml", tracking.BEST_CHECKPOINT)  # all that a model is rebuilt from
 
 
-def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask:
+def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask | JointTask:
     """Rebuild a model from `checkpoints/best.ckpt`, in evaluation mode, on the CPU.
 
     Raises:
@@ -24,7 +25,9 @@ def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask:
     hyper_parameters = content.get("hyper_parameters")
     if not isinstance(hyper_parameters, dict) or "state_dict" not in content:
         raise WeightsError(f"{checkpoint}: no checkpoint of a run (hyper_parameters or state_dict are missing).")
-    kind = SegmentationTask if "architecture" in hyper_parameters else ClassificationTask
+    kind: type[ClassificationTask | SegmentationTask | JointTask] = ClassificationTask
+    if "architecture" in hyper_parameters:
+        kind = JointTask if "classes" in hyper_parameters else SegmentationTask
     try:
         task = kind(**cast(dict[str, Any], hyper_parameters))
     except (TypeError, KeyError) as error:

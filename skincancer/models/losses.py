@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
+def _weight_of(label: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the sum of the labelled images' weights (1 each without class weights), 1 where none is; does not wait for the device."""
+    import torch
+
+    present = label >= 0
+    each = present.float() if weight is None else weight.float()[label.clamp_min(0)] * present
+    return torch.where(present.any(), each.sum(), torch.ones((), device=label.device))
+
+
 def cross_entropy(options: Mapping[str, Any]) -> Loss:
     """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7).
 
@@ -19,17 +28,19 @@ def cross_entropy(options: Mapping[str, Any]) -> Loss:
 
     Returns:
         f(logits float (B, C), label int64 (B,) with -1 for absent, class weight float (C,) or None) -> scalar, the mean
-        over labelled images, weighted by their class weights where there are any (as torch's). With the two logits
-        (0, z) of a sigmoid head it equals binary cross-entropy.
+        over labelled images, weighted by their class weights where there are any (as torch's); 0 with a gradient of 0
+        where none is labelled. With the two logits (0, z) of a sigmoid head it equals binary cross-entropy.
     """
     smoothing = float(options["label_smoothing"])
 
     def loss(logits: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
         from torch.nn import functional
 
-        return functional.cross_entropy(
-            logits.float(), label, weight=weight, ignore_index=-1, label_smoothing=smoothing
+        # torch's own mean is 0/0 where nothing is labelled
+        total = functional.cross_entropy(
+            logits.float(), label, weight=weight, ignore_index=-1, label_smoothing=smoothing, reduction="sum"
         )
+        return total / _weight_of(label, weight)
 
     return loss
 
@@ -56,8 +67,7 @@ def focal(options: Mapping[str, Any]) -> Loss:
         # 1 - p_true, never 0: the power has no gradient there for gamma below 1
         p_other = (-torch.expm1(log_p_true)).clamp_min(torch.finfo(log_p_true.dtype).tiny)
         each = -(p_other**gamma) * log_p_true
-        alpha = torch.ones_like(each) if weight is None else weight[true]
-        return (alpha * each).sum() / alpha.sum()
+        return (each if weight is None else weight[true] * each).sum() / _weight_of(label, weight)
 
     return loss
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from skincancer.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from skincancer.models.encoder_decoders import Segmenter
+    from torch import nn
+
+    from skincancer.models.encoder_decoders import JointSegmenter, Segmenter
 
 TIMM_PREFIX = "tu-"  # SMP's prefix of timm's models as encoders
 STRIDE = 32  # of the deepest features, px
@@ -33,17 +35,24 @@ _TAKES = {
 
 def _smp(architecture: str, encoder: str, size: int) -> Segmenter:
     """Any architecture of segmentation_models_pytorch, with its own defaults."""
-    import segmentation_models_pytorch as smp
-
     from skincancer.models.encoder_decoders import Segmenter
+
+    return Segmenter(*_smp_model(architecture, encoder, size))
+
+
+def _smp_model(
+    architecture: str, encoder: str, size: int, head: dict[str, Any] | None = None
+) -> tuple[nn.Module, int, int, int | None]:
+    """Return SMP's model and the other arguments of its `Segmenter`; `head` are the options of SMP's own head for classes."""
+    import segmentation_models_pytorch as smp
 
     options = _encoder_options(encoder, size)
     if architecture == "dpt":
         options["num_classes"] = 0  # it takes timm's whole model, ImageNet's classifier included
-    model: Any = smp.create_model(architecture, encoder, encoder_weights=None, classes=1, **options)
+    model: Any = smp.create_model(architecture, encoder, encoder_weights=None, classes=1, aux_params=head, **options)
     # PAN halves its features of stride 16 three times more
     smallest = 2 * SMALLEST_SIDE if architecture == "pan" else SMALLEST_SIDE
-    return Segmenter(model, STRIDE, smallest, _fixed_side(options))
+    return model, STRIDE, smallest, _fixed_side(options)
 
 
 def _over_encoder(architecture: str, encoder: str, size: int) -> Segmenter:
@@ -73,6 +82,8 @@ ARCHITECTURES: dict[str, Callable[[str, str, int], Segmenter]] = {
     "deeplabv3plus": _smp, "pan": _smp, "upernet": _smp, "segformer": _smp, "dpt": _smp,
     "fcn": _over_encoder, "segnet": _over_encoder, "autoencoder": _over_encoder, "maskrcnn": _maskrcnn,
 }  # fmt: skip
+# SMP's take a head for classes
+JOINT_ARCHITECTURES = tuple(name for name, build in ARCHITECTURES.items() if build is _smp)
 
 
 def encoder_side(size: int) -> int:
@@ -101,31 +112,49 @@ def _fixed_side(options: dict[str, Any]) -> int | None:
     return None if options.get("dynamic_img_size") else options.get("img_size")
 
 
-def check_segmenter(architecture: str, encoder: str, size: int) -> None:
-    """Check that a segmenter can be built and takes square images of `size`, without spending memory on weights.
+def check_architecture(architecture: str, joint: bool = False) -> None:
+    """Check the name of an architecture, and that it has a class head where one is needed.
+
+    Raises:
+        ConfigError: unknown (with the nearest), or without; says which are allowed.
+    """
+    allowed = JOINT_ARCHITECTURES if joint else tuple(ARCHITECTURES)
+    if architecture not in allowed:
+        reason = ", which has no class head for a joint task" if architecture in ARCHITECTURES else ""
+        raise ConfigError(
+            f"model.architecture is {architecture!r}{reason}; choose one of {', '.join(allowed)}.{nearest(architecture, allowed)}"
+        )
+
+
+def check_segmenter(architecture: str, encoder: str, size: int, joint: bool = False) -> None:
+    """Check that a segmenter, or a joint one, can be built and takes square images of `size`, without spending memory on weights.
 
     Raises:
         ConfigError: unknown architecture or encoder (with the nearest names), or the architecture refuses the encoder.
     """
     import torch
 
-    if architecture not in ARCHITECTURES:
-        raise ConfigError(
-            f"model.architecture is {architecture!r}.{nearest(architecture, ARCHITECTURES)} Allowed: {', '.join(ARCHITECTURES)}."
-        )
+    check_architecture(architecture, joint)
     _check_encoder(encoder)
+
+    def build() -> Segmenter:
+        if joint:
+            return build_joint(architecture, encoder, size, classes=2, dropout=0.0)
+        return build_segmenter(architecture, encoder, size)
+
     try:
         try:
             with torch.device("meta"):
-                segmenter = build_segmenter(architecture, encoder, size)
+                segmenter = build()
         except (
             RuntimeError
         ):  # SMP's mit_* compute their drop rates as tensors and read them, which the meta device cannot
-            segmenter = build_segmenter(architecture, encoder, size).to("meta")
+            segmenter = build().to("meta")
         if architecture == "maskrcnn":
             return  # it chooses regions by their values, and the meta device has none
         with torch.device("meta"), torch.no_grad():
-            given = tuple(segmenter.eval()(torch.zeros(1, 3, size, size)).shape)
+            found = segmenter.eval()(torch.zeros(1, 3, size, size))
+        given = tuple((found[0] if joint else found).shape)
         if given != (1, 1, size, size):
             raise RuntimeError(f"it gives logits of {given} for an image of {size} px")
     except ConfigError:
@@ -173,6 +202,22 @@ def build_segmenter(architecture: str, encoder: str, size: int) -> Segmenter:
         ConfigError: the architecture takes other encoders alone (`check_segmenter` tells of all that may not fit).
     """
     return ARCHITECTURES[architecture](architecture, encoder, size)
+
+
+def build_joint(architecture: str, encoder: str, size: int, classes: int, dropout: float) -> JointSegmenter:
+    """Build a segmenter with random weights whose encoder's deepest features, averaged, also go through a linear layer to classes.
+
+    Args:
+        architecture: a name in `JOINT_ARCHITECTURES`.
+        encoder: as for `build_segmenter`.
+        size: as for `build_segmenter`.
+        classes: C, of the logits (B, C) that it gives beside those of the masks.
+        dropout: before the linear layer.
+    """
+    from skincancer.models.encoder_decoders import JointSegmenter
+
+    head = {"classes": classes, "dropout": dropout, "pooling": "avg"}
+    return JointSegmenter(*_smp_model(architecture, encoder, size, head))
 
 
 def encoder_normalisation(encoder: str) -> tuple[list[float], list[float]]:

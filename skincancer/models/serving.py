@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class Model(PythonModel):
     """Images float32 (B, 3, S, S), RGB in [0, 1].
 
-    A classifier gives a table of probabilities, one column a class; a segmenter maps of lesion probabilities, float32 (B, 1, S, S).
+    A classifier gives a table of probabilities, one column `p_<class>` a class; a segmenter maps of lesion probabilities, float32
+    (B, 1, S, S); a joint model both, from one pass: a dict of `mask`, such maps, and `p_<class>`, float64 (B,), for each class.
     """
 
     def load_context(self, context: Any) -> None:
@@ -30,17 +34,25 @@ class Model(PythonModel):
 
     def predict(
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
-    ) -> pd.DataFrame | np.ndarray:
+    ) -> pd.DataFrame | np.ndarray | dict[str, np.ndarray]:
         """Return probabilities."""
         import torch
 
+        from skincancer.models.joint import JointTask
         from skincancer.models.tasks import SegmentationTask
 
         image = torch.as_tensor(np.asarray(model_input), dtype=torch.float32)
         with torch.inference_mode():
             if isinstance(self.task, SegmentationTask):
                 return np.asarray(self.task.predict_probability(image))
-            probability = torch.softmax(self.task.predict_logits(image).double(), dim=1).numpy()
+            if isinstance(self.task, JointTask):
+                masks, logits = self.task.predict_both(image)
+                probabilities = self._probabilities(logits).items()
+                return {"mask": masks.sigmoid().numpy()} | {str(name): np.asarray(p) for name, p in probabilities}
+            return self._probabilities(self.task.predict_logits(image))
+
+    def _probabilities(self, logits: Tensor) -> pd.DataFrame:
+        probability = logits.double().softmax(dim=1).numpy()
         return pd.DataFrame(probability, columns=[f"p_{name}" for name in self.classes])
 
 

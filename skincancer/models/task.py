@@ -6,7 +6,7 @@ a repetition is the same, and a resumed run draws what the uninterrupted one wou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -77,6 +77,20 @@ class Task(pl.LightningModule):
     def finish(self, part: str) -> None:
         """Gather what was kept of a part (val or test), set `predictions`, log `<part>/<metric>`."""
         raise NotImplementedError
+
+    @property
+    def in_fit(self) -> bool:
+        """Whether an evaluation is the validation of an epoch, which only ranks epochs."""
+        return bool(self.trainer.state.fn == "fit")
+
+    def evaluation_views(self) -> tuple[View, ...]:
+        """Return the views that an evaluation averages: those of `tta`, in the validation of an epoch one, at an eighth of the time."""
+        return VIEWS["none" if self.in_fit else self.hparams["tta"]]
+
+    def report(self, part: str, values: Mapping[str, float], shown: str) -> None:
+        """Log `<part>/<name>`; of the validation the one `shown` also stands in the progress bar."""
+        for name, value in values.items():
+            self.log(f"{part}/{name}", value, prog_bar=part == "val" and name == shown)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch."""

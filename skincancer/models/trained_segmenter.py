@@ -15,6 +15,7 @@ import torch
 from skincancer.config import load_yaml
 from skincancer.errors import RunError
 from skincancer.evaluation.mask_scoring import MaskRecipe
+from skincancer.models.joint import JointTask
 from skincancer.models.loading import fetch_run, load_task
 from skincancer.models.tasks import SegmentationTask
 
@@ -41,9 +42,9 @@ class TrainedSegmenter:
             task, self.settings = load_task(files[1]), load_yaml(files[0])
             # of the weights and of what turns their answer into a mask
             self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-        if not isinstance(task, SegmentationTask):
+        if not isinstance(task, SegmentationTask | JointTask):
             raise RunError(
-                f"{purpose}: the task of run {run} is {self.settings['task']}; give a run of task segmentation."
+                f"{purpose}: the task of run {run} is {self.settings['task']}; give a run of task segmentation or joint."
             )
         self.run, self.uri, self.task = run, uri, task
         data, mask = self.settings["data"], self.settings["model"]["mask"]

@@ -1,0 +1,71 @@
+"""A segmenter's run tested with no, four and eight views of each image, its threshold chosen anew on validation for each.
+
+python benchmarks/tta.py RUN_ID [--tracking.uri URI]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pytorch_lightning as pl
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+
+from skincancer import config, training
+from skincancer.data.datamodules import LesionDataModule
+from skincancer.data.prepared import prepare_data
+from skincancer.evaluation.statistics import bootstrap_means
+from skincancer.fit import choose_threshold
+from skincancer.models.loading import fetch_run, load_task
+
+METRICS = ("dice", "jaccard", "thresholded_jaccard", "hd95")
+
+
+def main() -> None:
+    """Print a line a number of views."""
+    parser = argparse.ArgumentParser(description="Test-time augmentation of a segmenter.", allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN_ID")
+    parser.add_argument("--views", nargs="+", default=["none", "flips", "d4"], choices=["none", "flips", "d4"])
+    parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of the run")
+    given = parser.parse_args()
+    training.quiet_lightning()
+    training.keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        settings, original = fetch_run(given.run, Path(folder), given.uri)
+        checkpoint = Path(
+            shutil.copy(original, Path(folder) / "copy.ckpt")
+        )  # the search of the threshold writes into it
+        experiment, _ = config.resolve(str(settings), {})
+        task = load_task(checkpoint)
+        data = prepare_data(experiment.data, task=experiment.task)
+        module = LesionDataModule(
+            data, batch_size=experiment.data.batch_size, balance="none", balance_fixed=False, augment=experiment.augment,
+            seed=experiment.seed,
+        )  # fmt: skip
+        trainer = pl.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
+        mask = dataclasses.replace(experiment.model.mask, threshold="auto")
+        experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, mask=mask))
+        for views in given.views:
+            task.hparams["tta"] = views
+            which = {"datamodule": module, "ckpt_path": checkpoint, "weights_only": True, "verbose": False}
+            choose_threshold(experiment, data, task, trainer, which)
+            trainer.test(task, **which)
+            table = task.predictions.table.assign(lesion_id=data.index["lesion_id"].to_numpy()[task.predictions.index])
+            shown = bootstrap_means(table, METRICS, table["lesion_id"].to_numpy()).set_index("metric")
+            print(f"{views:<6} threshold {task.threshold:.2f} " + "  ".join(line(name, shown) for name in METRICS))
+
+
+def line(name: str, shown: pd.DataFrame) -> str:
+    """Write a metric with its interval."""
+    value, low, high = (float(shown.loc[name, column]) for column in ("value", "low", "high"))
+    return f"{name} {value:.3f} ({low:.3f}–{high:.3f})"
+
+
+if __name__ == "__main__":
+    main()
