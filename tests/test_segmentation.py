@@ -18,7 +18,7 @@ from isic_challenge_scoring.metrics import binary_accuracy, binary_dice, binary_
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from skincancer import config, fit, predict, prepare
+from skincancer import fit, predict, prepare
 from skincancer.data import demo
 from skincancer.evaluation.masks import MASK_METRICS, mask_metrics
 from skincancer.images.decode import read_mask
