@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from skincancer import fit, predict, prepare
 from skincancer.data import demo
+from skincancer.data.balance import deal, epoch_order
 from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation.masks import MASK_METRICS, mask_metrics
 from skincancer.evaluation.metrics import METRICS
@@ -550,9 +551,16 @@ def test_prepare_stores_masks_of_a_joint_task(partial, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_with_steps_that_lack_labels_or_masks(partial, places):
-    """One image a step and rank: often a rank has no mask, or no label, or neither of them has."""
-    flags = [*JOINT, "--data.dataset=csv", f"--data.root={partial}", "--trainer.devices=2", "--data.batch_size=2"]
+def test_two_processes_with_steps_that_lack_labels_or_masks(partial, index, places):
+    """In some steps one rank has no mask or no label, and the other must not wait for its gradients."""
+    flags = [
+        *JOINT,
+        "--data.dataset=csv",
+        f"--data.root={partial}",
+        "--trainer.devices=2",
+        "--data.batch_size=2",
+        "--seed=6",
+    ]
     command = [sys.executable, "-m", "skincancer.fit", *flags, "--trainer.max_epochs=1"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -561,6 +569,13 @@ def test_two_processes_with_steps_that_lack_labels_or_masks(partial, places):
     run = only_run()
     folder = Path(connect(None).download_artifacts(run.info.run_id, ""))
     split = pd.read_csv(folder / "split.csv", dtype=str)
+    train = split.loc[split["role"] == "train", "image_id"].to_numpy()
+    order = epoch_order(np.zeros(len(train), dtype=np.int64), "none", seed=6, epoch=0)
+    lacking = set()
+    for rank in range(2):
+        for positions in deal(order, 2, rank, 2):
+            lacking |= {column for column in ("mask", "diagnosis") if index.loc[train[positions], column].isna().all()}
+    assert lacking == {"mask", "diagnosis"}, "there were such steps"
     table = read(folder, "test")
     assert table.index.tolist() == split.loc[split["role"] == "test", "image_id"].tolist()
     known = table[table["label"].notna()]
