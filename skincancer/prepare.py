@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from skincancer.schema import Experiment
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from jsonargparse import ArgumentParser
     from rich.console import Console
 
@@ -72,29 +74,62 @@ def show_augment(data: PreparedData, experiment: Experiment, path: Path) -> Path
         experiment: its `augment` section is shown; its `seed` draws.
         path: the PNG to write.
     """
+    from skincancer.images.sheets import augment_sheet
+
+    rows, titles = _shown(data)
+    masks = None if data.store.masks is None else data.store.masks[rows]
+    return augment_sheet(data.store.images[rows], experiment.augment, path, titles, masks=masks, seed=experiment.seed)
+
+
+def show_crop(data: PreparedData, experiment: Experiment, path: Path) -> Path:
+    """Write a contact sheet of training images with the boxes that they were cropped to, beside their crops.
+
+    Args:
+        data: prepared, with crops.
+        experiment: whatever it says of augmentation is not shown.
+        path: the PNG to write.
+    """
     import numpy as np
 
-    from skincancer.images.sheets import augment_sheet
+    from skincancer.data.index import image_root
+    from skincancer.images.decode import read_image
+    from skincancer.images.sheets import crop_sheet
+
+    rows, titles = _shown(data)
+    originals = [np.asarray(read_image(image_root(data.root) / name)) for name in data.index["image"].iloc[rows]]
+    boxes = [tuple(box) for box in data.store.table[["left", "top", "right", "bottom"]].iloc[rows].to_numpy().tolist()]
+    return crop_sheet(originals, boxes, data.store.images[rows], path, titles)
+
+
+SHEETS: dict[str, Callable[[PreparedData, Experiment, Path], Path]] = {"augment": show_augment, "crop": show_crop}
+
+
+def _shown(data: PreparedData) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Choose training images, one of each class first; return their rows and titles."""
+    import numpy as np
 
     train = data.rows("train")
     first_of_class = train.drop_duplicates("label").sort_values("label")
     chosen = list(first_of_class.index) + [row for row in train.index if row not in first_of_class.index]
-    rows = np.array(chosen[:SHOWN_IMAGES])
+    rows = np.array(chosen[:SHOWN_IMAGES], dtype=np.int64)
     picked = data.index.loc[rows]
     titles = [
         f"{image_id} ({diagnosis})" if diagnosis else image_id
         for image_id, diagnosis in zip(picked["image_id"], picked["diagnosis"], strict=True)
     ]
-    masks = None if data.store.masks is None else data.store.masks[rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return augment_sheet(data.store.images[rows], experiment.augment, path, titles, masks=masks, seed=experiment.seed)
+    return rows, titles
 
 
 def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--show", type=str, metavar="augment", help="write a contact sheet of originals beside augmented images"
+        "--show",
+        type=str,
+        metavar="|".join(SHEETS),
+        help="write a contact sheet: augmented images, or crops, beside the originals",
     )
-    parser.add_argument("--out", type=str, metavar="PNG", help="where --show writes (default: NAME_augment.png here)")
+    parser.add_argument(
+        "--out", type=str, metavar="PNG", help="where --show writes (default: NAME_augment.png or NAME_crop.png here)"
+    )
 
 
 def _verb(argv: Sequence[str]) -> None:
@@ -114,10 +149,10 @@ def _verb(argv: Sequence[str]) -> None:
     if not name:
         raise ConfigError(f"give the name of a data set: {', '.join(DATASETS)}.")
     show = own.get("show")
-    if show not in (None, "augment"):
-        raise ConfigError(f"--show is {show!r}; it can show: augment.")
+    if show not in (None, *SHEETS):
+        raise ConfigError(f"--show is {show!r}; it can show: {', '.join(SHEETS)}.")
     if own.get("out") and not show:
-        raise ConfigError("--out goes with --show augment.")
+        raise ConfigError("--out goes with --show.")
     flags["data.dataset"] = name
     if not own.get("experiment") and "task" not in flags and "classification" not in catalog_entry(name).tasks:
         flags |= {"task": "segmentation"}
@@ -126,10 +161,12 @@ def _verb(argv: Sequence[str]) -> None:
     experiment, notes = config.resolve(own.get("experiment"), flags, parser)
     for note in notes:
         console.print(note, markup=False)
+    if show == "crop" and not experiment.data.crop:
+        raise ConfigError("--show crop shows what --data.crop true cuts out; give that too.")
     data = prepare(experiment, console)
     if show:
-        path = show_augment(data, experiment, Path(own.get("out") or f"{name}_augment.png"))
-        console.print(f"wrote {path}: {experiment.augment.policy}", markup=False)
+        path = SHEETS[show](data, experiment, Path(own.get("out") or f"{name}_{show}.png"))
+        console.print(f"wrote {path}", markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

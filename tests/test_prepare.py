@@ -40,12 +40,32 @@ def test_show_augment_writes_a_sheet_of_originals_beside_augmented(tiny_demo, tm
         assert none.tobytes() != strong
 
 
+def test_show_crop_writes_a_sheet_of_boxes_beside_crops(tiny_demo, tmp_path):
+    path = tmp_path / "sheet.png"
+    arguments = [
+        "demo",
+        f"--data.root={tiny_demo}",
+        "--data.size=32",
+        "--data.crop=true",
+        "--show",
+        "crop",
+        f"--out={path}",
+    ]
+    assert prepare.main(arguments) == 0
+    tight = Image.open(path).tobytes()
+    assert prepare.main([*arguments, "--data.crop_margin=1.0"]) == 0
+    with Image.open(path) as wide:
+        assert wide.height > wide.width > 300
+        assert wide.tobytes() != tight
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["hma10000"], "Did you mean 'ham10000'?"),
         ([], "give the name of a data set"),
-        (["demo", "--show", "clean"], "it can show: augment"),
+        (["demo", "--show", "clean"], "it can show: augment, crop"),
+        (["demo", "--show", "crop"], "--show crop shows what --data.crop true cuts out"),
         (["demo", "--out", "x.png"], "--out goes with --show"),
         (["demo", "--data.sise", "3"], "Did you mean '--data.size'?"),
     ],

@@ -1,4 +1,4 @@
-"""Contact sheets: what an augmentation does to real images, for eyes."""
+"""Contact sheets, for eyes: what an augmentation does to real images, and where crops were cut."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from skincancer.images.augment import Augment
+from skincancer.images.crops import Box
 from skincancer.images.policies import AugmentConfig, describe
 
 _CELL = 1.7  # inches, the height of one image
@@ -85,6 +87,56 @@ def augment_sheet(
                 _draw(axes, augmented[at], None if augmented_mask is None else augmented_mask[at, 0])
             if row == 0:
                 axes.set_title("original" if column == 0 else f"{column}", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def crop_sheet(
+    originals: Sequence[NDArray[np.uint8]],
+    boxes: Sequence[Box],
+    squares: NDArray[np.uint8],
+    path: Path,
+    titles: Sequence[str],
+) -> Path:
+    """Draw each image with the box that it was cropped to beside what the network sees.
+
+    Args:
+        originals: N images, uint8 (H, W, 3), of any sizes.
+        boxes: N boxes.
+        squares: uint8 (N, S, S, 3), from the store.
+        path: the PNG to write; its folder is made.
+        titles: N row titles.
+
+    Returns:
+        `path`.
+
+    Raises:
+        TypeError, ValueError: `squares` or `titles` do not fit, as for `augment_sheet`.
+    """
+    _check_arrays(squares, titles, 1, None)
+    rows = len(squares)
+    figure = Figure(figsize=(1.9 + 2.6 * _CELL, rows * _CELL + 0.35), dpi=100)
+    FigureCanvasAgg(figure)
+    width, height = figure.get_size_inches()
+    grid = figure.add_gridspec(
+        rows, 2, width_ratios=[1.5, 1], left=1.8 / width, right=0.99, top=1 - 0.3 / height, bottom=0.01, wspace=0.03, hspace=0.05
+    )  # fmt: skip
+    for row, (original, box) in enumerate(zip(originals, boxes, strict=True)):
+        whole, cut = (figure.add_subplot(grid[row, column]) for column in (0, 1))
+        for axes, image in ((whole, original), (cut, squares[row])):
+            axes.imshow(image)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        left, top, right, bottom = box
+        outline = Rectangle(
+            (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color="#00e5ff", linewidth=1.5
+        )
+        whole.add_patch(outline)
+        whole.set_ylabel(_shorten(titles[row]), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+        if row == 0:
+            whole.set_title("original", fontsize=9)
+            cut.set_title("what the network sees", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path

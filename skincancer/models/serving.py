@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Model(PythonModel):
-    """Images float32 (B, 3, S, S), RGB in [0, 1].
+    """Images float32 (B, 3, S, S), RGB in [0, 1]; of a run with `data.crop`, cropped to the lesion as its training images were.
 
     A classifier gives a table of probabilities, one column `p_<class>` a class; a segmenter maps of lesion probabilities, float32
     (B, 1, S, S); a joint model both, from one pass: a dict of `mask`, such maps, and `p_<class>`, float64 (B,), for each class.
