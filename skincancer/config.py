@@ -279,7 +279,8 @@ def resolve(
     notes = []
     if from_study and not entry.synthetic:
         applied = {key: value for key, value in from_study.items() if key not in flags}
-        notes.append("study values apply: " + ", ".join(f"{key} {value}" for key, value in applied.items()))
+        if applied:
+            notes.append("study values apply: " + ", ".join(f"{key} {value}" for key, value in applied.items()))
     else:
         from_study = {}
     merged = {**entry.defaults, **from_file, **from_study, **flags}

@@ -16,6 +16,7 @@ from skincancer.images.postprocess import clean_mask
 Box = tuple[int, int, int, int]
 Mask = npt.NDArray[np.bool_]
 
+SMALLEST_SHARE = 1 / 8  # of the image's shorter side
 OTSU_SIDE = 512  # px: a threshold and a box need no more, and photographs have 6,000
 
 
@@ -46,7 +47,8 @@ class Cropped:
 def crop_box(mask: Mask, margin: float) -> Box | None:
     """Return the box of a mask with a margin: square, so that a lesion keeps its shape, wherever the image has room for it.
 
-    A square that goes over an edge is moved into the image; one that is longer than a side of the image is cut to that side.
+    A square that goes over an edge is moved into the image; one that is longer than a side of the image is cut to that side. None
+    is smaller than an eighth of the image's shorter side: a segmenter's stray spot, enlarged, would show nothing.
 
     Args:
         mask: bool (H, W).
@@ -59,7 +61,7 @@ def crop_box(mask: Mask, margin: float) -> Box | None:
     if not len(spans[0]):
         return None
     ends = [(int(span[0]), int(span[-1]) + 1) for span in spans]
-    side = round(max(high - low for low, high in ends) * (1 + 2 * margin))
+    side = max(round(max(high - low for low, high in ends) * (1 + 2 * margin)), round(min(mask.shape) * SMALLEST_SHARE))
     starts, lengths = [], []
     for (low, high), extent in zip(ends, mask.shape[::-1], strict=True):
         length = min(side, extent)
