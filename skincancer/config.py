@@ -306,8 +306,11 @@ def resolve(
         resolved,
         augment=policies.resolve(resolved.augment),
         data=dataclasses.replace(
-            resolved.data, root=_absolute(resolved.data.root), groups=_absolute(resolved.data.groups)
-        ),
+            resolved.data,
+            root=_absolute(resolved.data.root),
+            groups=_absolute(resolved.data.groups),
+            masks=_absolute_run(resolved.data.masks),
+        ),  # fmt: skip
         trainer=dataclasses.replace(resolved.trainer, precision=str(resolved.trainer.precision)),
         model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
     )
@@ -335,3 +338,9 @@ def _origin(message: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> st
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def _absolute_run(masks: str) -> str:
+    """Make the folder of `run:FOLDER` absolute; an id, or another source of masks, stays."""
+    run = masks.removeprefix("run:")
+    return f"run:{Path(run).expanduser().absolute()}" if run != masks and Path(run).is_dir() and run else masks

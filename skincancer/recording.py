@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from skincancer.errors import RunError
 from skincancer.evaluation import figures
 from skincancer.evaluation.predictions import write_predictions
 from skincancer.models import serving
-from skincancer.models.loading import fetch_run
+from skincancer.models.loading import RUN_FILES, fetch_run
 from skincancer.models.weights import Loaded
 from skincancer.outcomes import OUTCOMES, Outcome
 from skincancer.schema import Experiment
@@ -209,9 +210,13 @@ class FitRecorder:
             run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))
         if settings.crop and settings.masks.startswith(RUN):
             # a folder as `predict --run` takes it, so that the classifier can still be used where that run is gone
-            names = fetch_run(settings.masks.removeprefix(RUN), run.folder / SEGMENTER, self.experiment.tracking.uri)
-            for name in names:
-                run.log_file(str(name.relative_to(run.folder)))
+            copy = run.folder / SEGMENTER
+            found = fetch_run(settings.masks.removeprefix(RUN), copy, self.experiment.tracking.uri)
+            for name, path in zip(RUN_FILES, found, strict=True):
+                if path != copy / name:  # the run was given as a folder
+                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, copy / name)
+                run.log_file(f"{SEGMENTER}/{name}")
         for role in ROLES:
             ids = "\n".join(data.rows(role)["image_id"])
             digest = tracking.short_digest(f"{data.index_hash}\n{role}\n{ids}")

@@ -31,7 +31,7 @@ class DataConfig:
         resize: stretch, pad or crop to the square
         crop: cut every image to its lesion before resizing it, for a classifier
         crop_margin: around the lesion's box, on each side, as a share of its longer side
-        masks: whose masks crop: truth, otsu, run:RUN_ID (a finished segmenter), or auto (truth, and otsu where there is none)
+        masks: whose masks crop: truth, otsu, run:RUN_ID (a finished segmenter, or a folder of its artifacts), or auto (truth, else otsu)
         batch_size: images per step and device
         workers: loader processes; the store is memory-mapped, so 0 is fast on a CPU
         skip_bad: leave unreadable images out and record them instead of stopping

@@ -140,9 +140,16 @@ def test_segmenter_crops_as_predict_segments(segmenter, tiny_demo, tmp_path, cap
     assert "the segmenter has seen" not in capsys.readouterr().out
 
 
-def test_run_keeps_a_segmenter_that_predicts(segmenter, tiny_demo, tmp_path):
+def test_run_keeps_a_segmenter_that_predicts(segmenter, tiny_demo, tmp_path, monkeypatch):
     assert fit.main([*CLASSIFY, f"--data.root={tiny_demo}", f"--data.masks=run:{segmenter}", "--data.split=40:60"]) == 0
     kept = artifact(newest(), "segmenter")
+    shutil.copytree(kept, tmp_path / "folder")
+    shutil.copy(Path(connect(None).download_artifacts(segmenter, "split.csv")), tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    assert fit.main([*CLASSIFY, f"--data.root={tiny_demo}", "--data.masks=run:folder", "--data.split=40:60"]) == 0
+    assert newest().data.params["masks"] == f"run:{tmp_path}/folder", "the same from any working directory"
+    of_folder = artifact(newest(), "segmenter/checkpoints/best.ckpt")
+    assert of_folder.read_bytes() == (kept / "checkpoints/best.ckpt").read_bytes()
     image = str(tiny_demo / demo.read(tiny_demo)["image"].iloc[0])
     for run, out in ((segmenter, tmp_path / "a"), (str(kept), tmp_path / "b")):
         assert predict.main(["--run", run, "--out", str(out), "--format", "isic", image]) == 0
