@@ -310,7 +310,7 @@ def resolve(
             root=_absolute(resolved.data.root),
             groups=_absolute(resolved.data.groups),
             masks=_absolute_run(resolved.data.masks),
-        ),  # fmt: skip
+        ),
         trainer=dataclasses.replace(resolved.trainer, precision=str(resolved.trainer.precision)),
         model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
     )
