@@ -140,6 +140,7 @@ def test_segmenter_crops_as_predict_segments(segmenter, tiny_demo, tmp_path, cap
     assert "the segmenter has seen" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_keeps_a_segmenter_that_predicts(segmenter, tiny_demo, tmp_path, monkeypatch):
     assert fit.main([*CLASSIFY, f"--data.root={tiny_demo}", f"--data.masks=run:{segmenter}", "--data.split=40:60"]) == 0
     kept = artifact(newest(), "segmenter")
@@ -157,6 +158,7 @@ def test_run_keeps_a_segmenter_that_predicts(segmenter, tiny_demo, tmp_path, mon
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_segmenter_that_saw_test_images_is_told(segmenter, tiny_demo, capsys):
     assert (
         fit.main(
@@ -220,6 +222,7 @@ def test_unfinished_run_is_refused(store, tiny_demo, capsys):
     assert f"run {run.info.run_id} is RUNNING and not FINISHED" in error
 
 
+@pytest.mark.slow
 def test_run_of_a_classifier_is_refused(store, tiny_demo, tmp_path, capsys):
     plain = [flag for flag in CLASSIFY if "crop" not in flag]
     assert fit.main([*plain, f"--data.root={tiny_demo}"]) == 0

@@ -371,6 +371,7 @@ def test_signals_from_outside_end_the_process_with_the_right_code(tiny_demo, num
     assert only_run().info.status == "KILLED"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [[], ["--experiment=unet_resnet34", "--model.backbone=tu-test_resnet"]],

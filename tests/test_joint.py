@@ -432,6 +432,7 @@ def test_freezing_holds_the_encoder_alone() -> None:
     assert any("classification_head" in name for name in free)
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_same_weights(tmp_path: Path) -> None:
     batches = [make_batch([0, 1, -1, 2], [True, False, True, True], number) for number in range(2)]
 
