@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+from skincancer.artifacts import fetch_run
 from skincancer.evaluation.predictions import read_predictions
 from skincancer.evaluation.statistics import bootstrap_difference
-from skincancer.models.loading import fetch_run
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc_macro")
 

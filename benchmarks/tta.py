@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,11 +17,12 @@ import pytorch_lightning as pl
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer import config, training
+from skincancer.artifacts import fetch_run
 from skincancer.data.datamodules import LesionDataModule
 from skincancer.data.prepared import prepare_data
 from skincancer.evaluation.statistics import bootstrap_means
 from skincancer.fit import choose_threshold
-from skincancer.models.loading import fetch_run, load_task
+from skincancer.models.loading import load_task
 
 METRICS = ("dice", "jaccard", "thresholded_jaccard", "hd95")
 
@@ -37,10 +37,7 @@ def main() -> None:
     training.quiet_lightning()
     training.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        settings, original = fetch_run(given.run, Path(folder), given.uri)
-        checkpoint = Path(
-            shutil.copy(original, Path(folder) / "copy.ckpt")
-        )  # the search of the threshold writes into it
+        settings, checkpoint = fetch_run(given.run, Path(folder), given.uri)
         experiment, _ = config.resolve(str(settings), {})
         task = load_task(checkpoint)
         data = prepare_data(experiment.data, task=experiment.task)

@@ -343,4 +343,5 @@ def _absolute(path: str | None) -> str | None:
 def _absolute_run(masks: str) -> str:
     """Make the folder of `run:FOLDER` absolute; an id, or another source of masks, stays."""
     run = masks.removeprefix("run:")
-    return f"run:{Path(run).expanduser().absolute()}" if run != masks and Path(run).is_dir() and run else masks
+    folder = Path(run).expanduser()
+    return f"run:{folder.absolute()}" if run and run != masks and folder.is_dir() else masks

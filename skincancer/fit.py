@@ -121,13 +121,13 @@ def _assemble(experiment: Experiment, data: Any, folder: Path, run: Any) -> tupl
 
 def load_resumed(run_id: str, name: str | None, flags: dict[str, Any], parser: ArgumentParser) -> Experiment:
     """Return the config of the run to go on with; refuse one that was changed, with both values shown."""
-    from skincancer import tracking, training
+    from skincancer import artifacts, tracking, training
 
     client = tracking.connect(flags.get("tracking.uri"))
     if training.is_rank_zero():  # by the time other ranks look, rank 0 owns the run
         tracking.check_resumable(client, run_id)
     with tempfile.TemporaryDirectory() as folder:
-        stored = config.load_yaml(tracking.download(client, run_id, "config.yaml", Path(folder)))
+        stored = config.load_yaml(artifacts.download(client, run_id, "config.yaml", Path(folder)))
     kept, _ = config.resolve(None, {}, parser, base=config.flatten(stored))
     asked = kept
     if name or flags:

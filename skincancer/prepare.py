@@ -32,6 +32,7 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     Raises:
         ConfigError, DataError: as `skincancer.data.prepared.prepare_data`.
     """
+    from skincancer.data.boxes import describe_crops
     from skincancer.data.prepared import ROLES, prepare_data
 
     console = console or make_console()
@@ -56,6 +57,8 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
         ["licence", entry.licence],
         ["citation", entry.citation],
     ]
+    if experiment.data.crop:
+        facts.append(["crops", describe_crops(data.store.table, experiment.data)])
     console.print(make_table(entry.title, ["", "found"], facts))
     rows: list[list[object]] = []
     for diagnosis, part in index.groupby(index["diagnosis"].fillna("(no diagnosis)")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 from skincancer import config, tracking, training
-from skincancer.data.boxes import RUN
+from skincancer.artifacts import SEGMENTER_FILES, fetch_run
+from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.prepared import ROLES, PreparedData
 from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
@@ -28,7 +28,6 @@ from skincancer.errors import RunError
 from skincancer.evaluation import figures
 from skincancer.evaluation.predictions import write_predictions
 from skincancer.models import serving
-from skincancer.models.loading import RUN_FILES, fetch_run
 from skincancer.models.weights import Loaded
 from skincancer.outcomes import OUTCOMES, Outcome
 from skincancer.schema import Experiment
@@ -102,10 +101,7 @@ class FitRecorder:
         data, settings = self.data, self.experiment.data
         if not settings.crop:
             return
-        used = data.store.table.loc[data.index["role"] != "", "masks"].value_counts()
-        whose = {"truth": "true masks", "otsu": "masks by Otsu's threshold", "empty": "empty masks (left whole)"}
-        shown = ", ".join(f"{count} by {whose.get(str(name), settings.masks)}" for name, count in used.items())
-        self.console.print(Text(f"images cropped to the lesion: {shown}; margin {settings.crop_margin:.0%}"))
+        self.console.print(Text(f"images cropped to the lesion: {describe_crops(data.store.table, settings)}"))
         if data.segmenter_saw:
             warn(
                 self.console, "the segmenter has seen test images",
@@ -209,13 +205,11 @@ class FitRecorder:
         if settings.crop:
             run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))
         if settings.crop and settings.masks.startswith(RUN):
-            # a folder as `predict --run` takes it, so that the classifier can still be used where that run is gone
-            copy = run.folder / SEGMENTER
-            found = fetch_run(settings.masks.removeprefix(RUN), copy, self.experiment.tracking.uri)
-            for name, path in zip(RUN_FILES, found, strict=True):
-                if path != copy / name:  # the run was given as a folder
-                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(path, copy / name)
+            # a folder as `predict --run` and `data.masks` take it, so that the classifier can be used where that run is gone
+            fetch_run(
+                settings.masks.removeprefix(RUN), run.folder / SEGMENTER, self.experiment.tracking.uri, SEGMENTER_FILES
+            )
+            for name in SEGMENTER_FILES:
                 run.log_file(f"{SEGMENTER}/{name}")
         for role in ROLES:
             ids = "\n".join(data.rows(role)["image_id"])

@@ -349,38 +349,9 @@ def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
     return run
 
 
-def check_finished(client: MlflowClient, run_id: str) -> MlflowRun:
-    """Return a run whose results can be used, or say why they cannot.
-
-    Raises:
-        RunError: unknown, or not FINISHED.
-    """
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        raise RunError(f"run {run_id}: there is no such run in {client.tracking_uri}") from error
-    if run.info.status != "FINISHED":
-        raise RunError(
-            f"run {run_id} is {run.info.status} and not FINISHED; finish it first (python -m skincancer.fit --resume {run_id})."
-        )
-    return run
-
-
 def has_checkpoint(client: MlflowClient, run_id: str | None) -> bool:
     """Say whether a run to resume has a resume point: none before its first epoch has ended, and none for a new run."""
     if run_id is None:
         return False
     folder = client.get_run(run_id).data.tags.get("work_folder", "")
     return (Path(folder) / LAST_CHECKPOINT).is_file()
-
-
-def download(client: MlflowClient, run_id: str, name: str, folder: Path) -> Path:
-    """Fetch the artifact `name` of a run into `folder` and return its path.
-
-    Raises:
-        RunError: the run or the artifact does not exist.
-    """
-    try:
-        return Path(client.download_artifacts(run_id, name, str(folder)))
-    except (MlflowException, OSError) as error:
-        raise RunError(f"run {run_id} in {client.tracking_uri} has no artifact {name!r}: {error}") from error

@@ -1,7 +1,8 @@
 """Shared fixtures: every test has its own store and cache; tiny demo data are drawn once a session."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,34 @@ def write(path: Path, *lines: str) -> None:
     """Write a text file, and the folders to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
+
+
+@contextlib.contextmanager
+def finished_run(cache: Path, folder: Path, *arguments: str) -> "Iterator[tuple[Run, str]]":
+    """Fit once, for all tests of a module; yield the finished run and the URI of its store, which is in `folder`."""
+    from skincancer import fit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKINCANCER_CACHE", str(cache))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
+        assert fit.main(list(arguments)) == 0
+        yield only_run(), f"sqlite:///{folder}/mlruns/mlflow.db"
+
+
+@pytest.fixture
+def run(finished: "tuple[Run, str]", monkeypatch: pytest.MonkeyPatch) -> "Run":
+    """The module's `finished` run, its store being the current one."""
+    found, uri = finished
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return found
+
+
+@pytest.fixture
+def artifacts(run: "Run") -> Path:
+    """The artifacts of the module's `finished` run."""
+    from skincancer.tracking import connect
+
+    return Path(connect(None).download_artifacts(run.info.run_id, ""))
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY_FIT, all_runs, only_run
+from conftest import TINY_FIT, all_runs, finished_run, only_run
 from PIL import Image
 
-from skincancer import fit, predict
+from skincancer import fit, predict, prepare
 from skincancer.data import demo, prepared
 from skincancer.data.boxes import count_seen
 from skincancer.data.prepared import prepare_data
@@ -27,21 +27,16 @@ CLASSIFY = ["--experiment=densenet169_undersample", *TINY_FIT, "--data.crop=true
 
 
 @pytest.fixture(scope="module")
-def segmented(tiny_demo, session_cache, tmp_path_factory):
+def finished(tiny_demo, session_cache, tmp_path_factory):
     """A finished segmenter and its store."""
-    store = tmp_path_factory.mktemp("segmented") / "mlruns"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SKINCANCER_CACHE", str(session_cache))
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
-        assert fit.main([*SEGMENT, f"--data.root={tiny_demo}"]) == 0
-        yield only_run(), f"sqlite:///{store}/mlflow.db"
+    folder = tmp_path_factory.mktemp("segmented")
+    with finished_run(session_cache, folder, *SEGMENT, f"--data.root={tiny_demo}") as found:
+        yield found
 
 
 @pytest.fixture
-def segmenter(segmented, monkeypatch) -> str:
+def segmenter(run) -> str:
     """The id of a finished segmenter's run, in the current store."""
-    run, uri = segmented
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return run.info.run_id
 
 
@@ -137,7 +132,9 @@ def test_segmenter_crops_as_predict_segments(segmenter, tiny_demo, tmp_path, cap
     params = run.data.params
     assert (params["crop"], params["masks"], params["crop_margin"]) == ("True", f"run:{segmenter}", "0.0")
     assert params["segmenter_saw_test_images"] == "0", "the same split: no test image was seen"
-    assert "the segmenter has seen" not in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the segmenter has seen" not in printed
+    assert f"images cropped to the lesion: {len(index)} by run:{segmenter}; margin 0%" in printed
 
 
 @pytest.mark.slow
@@ -145,7 +142,6 @@ def test_run_keeps_a_segmenter_that_predicts(segmenter, tiny_demo, tmp_path, mon
     assert fit.main([*CLASSIFY, f"--data.root={tiny_demo}", f"--data.masks=run:{segmenter}", "--data.split=40:60"]) == 0
     kept = artifact(newest(), "segmenter")
     shutil.copytree(kept, tmp_path / "folder")
-    shutil.copy(Path(connect(None).download_artifacts(segmenter, "split.csv")), tmp_path / "folder")
     monkeypatch.chdir(tmp_path)
     assert fit.main([*CLASSIFY, f"--data.root={tiny_demo}", "--data.masks=run:folder", "--data.split=40:60"]) == 0
     assert newest().data.params["masks"] == f"run:{tmp_path}/folder", "the same from any working directory"
@@ -191,17 +187,32 @@ def test_across_data_sets_only_isic_ids_are_the_same_image():
             "role": ["test", "train", "test", "test"],
         }
     )
+    split = pd.DataFrame(
+        {"image_id": ["ISIC_1", "ISIC_2", "7"], "lesion_id": ["a", "b", "d"], "role": ["train", "val", "train"]}
+    )
+    assert count_seen(index, split, same_dataset=False) == 1
+    assert count_seen(index, split, same_dataset=True) == 3, "within a data set by image and by lesion"
 
-    class Other:
-        settings = {"data": {"dataset": "isic2018_task1"}}  # noqa: RUF012
 
-        def split(self):
-            return pd.DataFrame(
-                {"image_id": ["ISIC_1", "ISIC_2", "7"], "lesion_id": ["a", "b", "d"], "role": ["train", "val", "train"]}
-            )
+def test_folder_without_its_split_is_refused_before_any_work(segmenter, tiny_demo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepared, "open_store", lambda *_, **__: pytest.fail("long work began"))
+    for name in ("config.yaml", "checkpoints/best.ckpt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(Path(connect(None).download_artifacts(segmenter, name)), tmp_path / name)
+    error = refused(capsys, f"--data.root={tiny_demo}", f"--data.masks=run:{tmp_path}")
+    assert "the folder has no split.csv; give a run's id, or a folder of its artifacts" in error
 
-    assert count_seen(index, Other(), "ham10000") == 1
-    assert count_seen(index, Other(), "isic2018_task1") == 3, "within a data set by image and by lesion"
+
+def test_whose_masks_cropped_is_told(tiny_demo, tmp_path, capsys):
+    root = tmp_path / "demo"
+    shutil.copytree(tiny_demo, root)
+    table = demo.read(root)
+    table.loc[[0, 5], "mask"] = ""
+    table.to_csv(root / "some.csv", index=False)
+    flags = [f"--data.root={root / 'some.csv'}", "--data.size=32", "--data.crop=true"]
+    assert prepare.main(["csv", *flags]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{len(table) - 2} by true masks, 2 by masks by Otsu's threshold; margin 20%" in printed
 
 
 def refused(capsys, *arguments) -> str:

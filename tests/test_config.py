@@ -122,6 +122,14 @@ def test_study_values_are_told_where_they_apply():
         assert text in note
     assert "batch_size" not in note, "a flag goes before it"
     assert resolve("densenet169_undersample", {}, parser)[1] == []
+    own = {
+        "data.dataset": "ham10000",
+        "data.size": 64,
+        "data.batch_size": 8,
+        "trainer.max_epochs": 1,
+        "model.optimizer.lr": 1e-3,
+    }
+    assert resolve("densenet169_undersample", own, parser)[1] == [], "nothing to tell where flags go before all of them"
 
 
 def test_only_three_environment_variables_count(monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY_FIT, all_runs, only_run
+from conftest import TINY_FIT, all_runs, finished_run, only_run
 from sklearn import metrics as sklearn_metrics
 
 from skincancer import fit, tracking, training
@@ -40,26 +40,15 @@ def artifact(run: mlflow.entities.Run, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tiny_demo, session_cache, tmp_path_factory):
-    """One finished run that several tests look at."""
-    store = tmp_path_factory.mktemp("finished") / "mlruns"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SKINCANCER_CACHE", str(session_cache))
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
-        run = run_fit(tiny_demo)
-        yield run, f"sqlite:///{store}/mlflow.db"
+    """One finished run that several tests look at, and its store."""
+    with finished_run(session_cache, tmp_path_factory.mktemp("finished"), *arguments(tiny_demo)) as found:
+        yield found
 
 
-@pytest.fixture
-def contract(finished, monkeypatch):
-    run, uri = finished
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return run
-
-
-def test_run_is_named_tagged_and_finished(contract):
-    assert contract.info.status == "FINISHED"
-    assert contract.info.run_name == "densenet169_undersample 80:20 s0"
-    tags = contract.data.tags
+def test_run_is_named_tagged_and_finished(run):
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "densenet169_undersample 80:20 s0"
+    tags = run.data.tags
     assert tags["kind"] == "fit"
     assert tags["synthetic"] == "true"
     assert tags["status_reason"] == ""
@@ -70,8 +59,8 @@ def test_run_is_named_tagged_and_finished(contract):
     assert not Path(tags["work_folder"]).exists(), "the working folder of a finished run is removed"
 
 
-def test_params_name_what_runs_are_grouped_by(contract):
-    params = contract.data.params
+def test_params_name_what_runs_are_grouped_by(run):
+    params = run.data.params
     expected = {
         "experiment": "densenet169_undersample", "task": "classification", "dataset": "demo", "target": "diagnosis",
         "split": "80:20", "split_seed": "0", "seed": "0", "backbone": "test_efficientnet", "balance": "undersample",
@@ -81,14 +70,14 @@ def test_params_name_what_runs_are_grouped_by(contract):
     assert {name: params[name] for name in expected} == expected
 
 
-def test_metrics_are_those_of_the_stored_predictions(contract):
-    classes = json.loads(artifact(contract, "classes.json").read_text())["classes"]
+def test_metrics_are_those_of_the_stored_predictions(run):
+    classes = json.loads(artifact(run, "classes.json").read_text())["classes"]
     for part, prefix in (("test", "test"), ("val", "best")):
-        table = pd.read_csv(artifact(contract, f"predictions/{part}.csv"))
+        table = pd.read_csv(artifact(run, f"predictions/{part}.csv"))
         probability = table[[f"p_{name}" for name in classes]].to_numpy()
         logits = table[[f"logit_{name}" for name in classes]].to_numpy()
         assert np.allclose(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), probability, atol=1e-7)
-        found = contract.data.metrics
+        found = run.data.metrics
         accuracy = sklearn_metrics.accuracy_score(table["label"], table["prediction"])
         balanced = sklearn_metrics.balanced_accuracy_score(table["label"], table["prediction"])
         auroc = sklearn_metrics.roc_auc_score(table["label"], probability / probability.sum(1, keepdims=True),
@@ -98,49 +87,49 @@ def test_metrics_are_those_of_the_stored_predictions(contract):
         assert found[f"{prefix}/auroc_macro"] == pytest.approx(auroc, abs=1e-7)
 
 
-def test_best_epoch_is_the_one_monitored(contract):
-    epochs = pd.read_csv(artifact(contract, "epochs.csv"))
+def test_best_epoch_is_the_one_monitored(run):
+    epochs = pd.read_csv(artifact(run, "epochs.csv"))
     assert list(epochs["epoch"]) == [1, 2]
-    assert contract.data.metrics["best/balanced_accuracy"] == pytest.approx(epochs["val/balanced_accuracy"].max())
-    assert contract.data.metrics["best_epoch"] == epochs["val/balanced_accuracy"].argmax() + 1
-    history = connect(None).get_metric_history(contract.info.run_id, "train/loss")
+    assert run.data.metrics["best/balanced_accuracy"] == pytest.approx(epochs["val/balanced_accuracy"].max())
+    assert run.data.metrics["best_epoch"] == epochs["val/balanced_accuracy"].argmax() + 1
+    history = connect(None).get_metric_history(run.info.run_id, "train/loss")
     assert [point.step for point in history] == [1, 2]
     for name in ("epoch_seconds", "images_per_second", "optimizer_steps", "images_seen", "lr"):
-        assert name in contract.data.metrics
+        assert name in run.data.metrics
 
 
-def test_undersampled_epochs_count_what_was_seen(contract):
-    split = pd.read_csv(artifact(contract, "split.csv"))
+def test_undersampled_epochs_count_what_was_seen(run):
+    split = pd.read_csv(artifact(run, "split.csv"))
     train = split[split["role"] == "train"]
     per_epoch = train["diagnosis"].value_counts().min() * 7
-    epochs = pd.read_csv(artifact(contract, "epochs.csv"))
+    epochs = pd.read_csv(artifact(run, "epochs.csv"))
     assert list(epochs["images_seen"]) == [per_epoch, 2 * per_epoch]
     assert list(epochs["optimizer_steps"]) == [-(-per_epoch // 8), 2 * -(-per_epoch // 8)]
 
 
-def test_artifacts_inputs_and_split(contract):
+def test_artifacts_inputs_and_split(run):
     for name in (
         "config.yaml", "classes.json", "split.csv", "dropped.csv", "epochs.csv", "intervals.csv", "environment.txt",
         "predictions/val.csv", "predictions/test.csv", "checkpoints/best.ckpt", "figures/learning_curves.png",
         "figures/confusion_matrix.png", "figures/roc.png", "figures/precision_recall.png", "figures/reliability.png",
     ):  # fmt: skip
-        assert artifact(contract, name).stat().st_size > 0, name
-    split = pd.read_csv(artifact(contract, "split.csv"))
+        assert artifact(run, name).stat().st_size > 0, name
+    split = pd.read_csv(artifact(run, "split.csv"))
     assert list(split) == ["image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type"]
     assert (split.groupby("lesion_id")["role"].nunique() == 1).all()
-    test = pd.read_csv(artifact(contract, "predictions/test.csv"))
+    test = pd.read_csv(artifact(run, "predictions/test.csv"))
     assert set(test["image_id"]) == set(split.loc[split["role"] == "test", "image_id"])
     contexts = {
-        tag.value for item in contract.inputs.dataset_inputs for tag in item.tags if tag.key == "mlflow.data.context"
+        tag.value for item in run.inputs.dataset_inputs for tag in item.tags if tag.key == "mlflow.data.context"
     }
     assert contexts == {"training", "validation", "test"}
-    digests = {item.dataset.digest for item in contract.inputs.dataset_inputs}
+    digests = {item.dataset.digest for item in run.inputs.dataset_inputs}
     assert len(digests) == 3
 
 
-def test_config_artifact_repeats_the_run_bit_for_bit(contract, tmp_path, new_store):
-    config = shutil.copy(artifact(contract, "config.yaml"), tmp_path / "again.yaml")
-    before = torch.load(artifact(contract, "checkpoints/best.ckpt"), weights_only=True)["state_dict"]
+def test_config_artifact_repeats_the_run_bit_for_bit(run, tmp_path, new_store):
+    config = shutil.copy(artifact(run, "config.yaml"), tmp_path / "again.yaml")
+    before = torch.load(artifact(run, "checkpoints/best.ckpt"), weights_only=True)["state_dict"]
     new_store("again")
     assert fit.main(["--experiment", str(config)]) == 0
     again = only_run()
@@ -149,24 +138,24 @@ def test_config_artifact_repeats_the_run_bit_for_bit(contract, tmp_path, new_sto
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_logged_model_gives_the_stored_predictions(contract, tiny_demo):
+def test_logged_model_gives_the_stored_predictions(run, tiny_demo):
     from skincancer import config
     from skincancer.data.prepared import prepare_data
 
-    experiment, _ = config.resolve(str(artifact(contract, "config.yaml")), {})
+    experiment, _ = config.resolve(str(artifact(run, "config.yaml")), {})
     data = prepare_data(experiment.data)
     rows = data.rows("test").head(5)
     image = data.store.images[rows.index].transpose(0, 3, 1, 2).astype(np.float32) / 255
-    assert len(contract.outputs.model_outputs) == 1
+    assert len(run.outputs.model_outputs) == 1
     mlflow.set_tracking_uri(connect(None).tracking_uri)
-    model = mlflow.pyfunc.load_model(f"models:/{contract.outputs.model_outputs[0].model_id}")
-    stored = pd.read_csv(artifact(contract, "predictions/test.csv")).set_index("image_id").loc[rows["image_id"]]
+    model = mlflow.pyfunc.load_model(f"models:/{run.outputs.model_outputs[0].model_id}")
+    stored = pd.read_csv(artifact(run, "predictions/test.csv")).set_index("image_id").loc[rows["image_id"]]
     given = model.predict(image)
     assert np.allclose(given, stored[given.columns], atol=1e-5)
 
 
-def test_checkpoint_is_slim_and_safe(contract):
-    content = torch.load(artifact(contract, "checkpoints/best.ckpt"), weights_only=True)
+def test_checkpoint_is_slim_and_safe(run):
+    content = torch.load(artifact(run, "checkpoints/best.ckpt"), weights_only=True)
     assert "optimizer_states" not in content
     assert content["hyper_parameters"]["classes"][0] == "akiec"
 
@@ -279,8 +268,8 @@ def test_error_in_the_middle_ends_failed_with_the_reason(tiny_demo, store, monke
     assert run.data.tags["status_reason"] == "OSError: disk on fire"
 
 
-def test_resume_refuses_what_is_done_or_unknown(contract, capsys):
-    assert fit.main(["--resume", contract.info.run_id]) == 1
+def test_resume_refuses_what_is_done_or_unknown(run, capsys):
+    assert fit.main(["--resume", run.info.run_id]) == 1
     assert "FINISHED" in capsys.readouterr().err
     assert fit.main(["--resume", "0" * 32]) == 1
     assert "no such run" in capsys.readouterr().err

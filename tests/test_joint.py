@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TINY_FIT, all_runs, only_run
+from conftest import TINY_FIT, all_runs, finished_run, only_run
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch import Tensor
@@ -73,25 +73,10 @@ def index(partial: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def finished(partial, session_cache, tmp_path_factory):
     """One finished run that several tests look at, and its store."""
-    store = tmp_path_factory.mktemp("joint") / "mlruns"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SKINCANCER_CACHE", str(session_cache))
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
-        flags = [*JOINT, "--data.dataset=csv", f"--data.root={partial}", "--model.loss.class_factor=0.5"]
-        assert fit.main([*flags, "--data.balance=class_weights", "--model.loss.label_smoothing=0.1"]) == 0
-        yield only_run(), f"sqlite:///{store}/mlflow.db"
-
-
-@pytest.fixture
-def run(finished, monkeypatch):
-    found, uri = finished
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return found
-
-
-@pytest.fixture
-def artifacts(run) -> Path:
-    return Path(connect(None).download_artifacts(run.info.run_id, ""))
+    flags = [*JOINT, "--data.dataset=csv", f"--data.root={partial}", "--model.loss.class_factor=0.5"]
+    flags += ["--data.balance=class_weights", "--model.loss.label_smoothing=0.1"]
+    with finished_run(session_cache, tmp_path_factory.mktemp("joint"), *flags) as found:
+        yield found
 
 
 def read(artifacts: Path, part: str) -> pd.DataFrame:
@@ -263,7 +248,7 @@ def make_trainer(epochs: int, *callbacks: pl.Callback) -> pl.Trainer:
 
 
 def loader(*batches: Batch) -> DataLoader[Any]:
-    return DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]
+    return DataLoader(list(batches), batch_size=None)
 
 
 class Steps(pl.Callback):
@@ -332,7 +317,7 @@ def test_one_pass_gives_both() -> None:
     calls.clear()
     make_trainer(1).fit(task, loader(batch), loader(batch))
     assert len(calls) == 2  # a step, and a validation of one view
-    task.scorer = Truth(batch)  # type: ignore[assignment]
+    task.scorer = Truth(batch)
     calls.clear()
     make_trainer(1).test(task, loader(batch), verbose=False)
     assert len(calls) == 4
@@ -414,7 +399,7 @@ def test_the_threshold_is_searched_on_images_with_a_mask() -> None:
         probability = task.predict_probability(batch["image"]).numpy()
     expected = ThresholdSearch()
     expected.add(probability[0, 0], batch["mask"][0, 0].numpy() > 0)
-    task.scorer, task.search = Truth(batch), ThresholdSearch()  # type: ignore[assignment]
+    task.scorer, task.search = Truth(batch), ThresholdSearch()
     make_trainer(1).validate(task, loader(batch), verbose=False)
     assert task.threshold == expected.best()[0]
     assert task.search is None

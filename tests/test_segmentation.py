@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY_FIT, all_runs, only_run
+from conftest import TINY_FIT, all_runs, finished_run, only_run
 from isic_challenge_scoring.confusion import create_binary_confusion_matrix
 from isic_challenge_scoring.metrics import binary_accuracy, binary_dice, binary_jaccard
 from mlflow.tracking import MlflowClient
@@ -33,24 +33,9 @@ SEGMENT = [
 @pytest.fixture(scope="module")
 def finished(tiny_demo, session_cache, tmp_path_factory):
     """One finished run that several tests look at, and its store."""
-    store = tmp_path_factory.mktemp("segmented") / "mlruns"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SKINCANCER_CACHE", str(session_cache))
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
-        assert fit.main([*SEGMENT, f"--data.root={tiny_demo}", "--trainer.max_epochs=4"]) == 0
-        yield only_run(), f"sqlite:///{store}/mlflow.db"
-
-
-@pytest.fixture
-def run(finished, monkeypatch):
-    found, uri = finished
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return found
-
-
-@pytest.fixture
-def artifacts(run) -> Path:
-    return Path(connect(None).download_artifacts(run.info.run_id, ""))
+    folder = tmp_path_factory.mktemp("segmented")
+    with finished_run(session_cache, folder, *SEGMENT, f"--data.root={tiny_demo}", "--trainer.max_epochs=4") as found:
+        yield found
 
 
 def test_run_contract(run, artifacts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,17 +24,22 @@ RUN = "run:"
 SHARED_IDS = "ISIC_"  # an image of the ISIC archive has the same id in every data set that took it
 
 
-def find_segmenter(config: DataConfig, uri: str | None) -> TrainedSegmenter | None:
-    """Load the segmenter that crops are cut by, where `data.masks` names one.
+def find_segmenter(config: DataConfig, uri: str | None) -> tuple[TrainedSegmenter, pd.DataFrame] | None:
+    """Load the segmenter that crops are cut by, where `data.masks` names one, and the split that it was trained on.
 
     Raises:
-        RunError: the run is unknown, not finished, or of another task.
+        RunError: the run is unknown, not finished, of another task, or lacks one of `artifacts.SEGMENTER_FILES`.
     """
     if not config.crop or not config.masks.startswith(RUN):
         return None
+    from skincancer.artifacts import SPLIT_FILE, fetch_run
     from skincancer.models.trained_segmenter import TrainedSegmenter
 
-    return TrainedSegmenter(config.masks.removeprefix(RUN), uri, f"data.masks {config.masks}")
+    run = config.masks.removeprefix(RUN)
+    segmenter = TrainedSegmenter(run, uri, f"data.masks {config.masks}")
+    with tempfile.TemporaryDirectory() as folder:
+        (file,) = fetch_run(run, Path(folder), uri, (SPLIT_FILE,))
+        return segmenter, pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
 def find_crop(
@@ -56,6 +62,19 @@ def find_crop(
     return Crop("truth" if masks == "auto" and not len(missing) else masks, config.crop_margin)
 
 
+def describe_crops(table: pd.DataFrame, config: DataConfig) -> str:
+    """Say by whose masks the images of a store with crops were cut.
+
+    Args:
+        table: the store's.
+        config: whose `masks` the store was built for.
+    """
+    names = {"truth": "true masks", "otsu": "masks by Otsu's threshold", "empty": "empty masks (left whole)"}
+    counts = table.loc[table["error"] == "", "masks"].value_counts()
+    shown = ", ".join(f"{count} by {names.get(str(name), config.masks)}" for name, count in counts.items())
+    return f"{shown}; margin {config.crop_margin:.0%}"
+
+
 def predicted_boxes(
     segmenter: TrainedSegmenter, index: pd.DataFrame, root: Path, margin: float,
     progress: Callable[[str], Progress] | None, jobs: int,
@@ -67,7 +86,7 @@ def predicted_boxes(
     """
     store = open_store(
         index, root, cache_folder(), size=segmenter.size, resize=segmenter.resize,
-        progress=progress(f"preparing them at {segmenter.size} px for the segmenter") if progress else None, jobs=jobs,
+        progress=progress(f"preparing the images at {segmenter.size} px for the segmenter") if progress else None, jobs=jobs,
     )  # fmt: skip
     told = progress("segmenting") if progress else None
     sizes = list(zip(store.table["width"].astype(int), store.table["height"].astype(int), strict=True))
@@ -83,23 +102,20 @@ def predicted_boxes(
     return boxes
 
 
-def count_seen(index: pd.DataFrame, segmenter: TrainedSegmenter, dataset: str) -> int:
-    """Count the test images whose lesion the segmenter learned from, or was chosen on.
-
-    Lesions are compared within a data set; across data sets the images of the ISIC archive, by their ids.
+def count_seen(index: pd.DataFrame, split: pd.DataFrame, same_dataset: bool) -> int:
+    """Count the test images whose lesion a segmenter learned from, or was chosen on.
 
     Args:
         index: with roles.
-        segmenter: from a run that still has the table of its split.
-        dataset: name of the data set of the index.
+        split: of the segmenter's run: image_id, lesion_id, role.
+        same_dataset: that run was on the same data set, so that lesions can be compared; otherwise the images of the ISIC archive
+            are, by their ids.
     """
-    split = segmenter.split()
     used = split[split["role"].isin(("train", "val"))]
     test = index[index["role"] == "test"]
-    ids = test["image_id"]
-    same = ids.isin(used["image_id"])
-    if segmenter.settings["data"]["dataset"] == dataset:
-        same |= test["lesion_id"].isin(used["lesion_id"])
+    seen = test["image_id"].isin(used["image_id"])
+    if same_dataset:
+        seen |= test["lesion_id"].isin(used["lesion_id"])
     else:
-        same &= ids.str.startswith(SHARED_IDS)
-    return int(same.sum())
+        seen &= test["image_id"].str.startswith(SHARED_IDS)
+    return int(seen.sum())

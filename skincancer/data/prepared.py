@@ -88,7 +88,8 @@ def prepare_data(
         DataError: the data are missing, laid out differently, unreadable, or leak.
         RunError: `data.masks` names a run that is no finished segmenter's.
     """
-    segmenter = find_segmenter(config, uri)
+    found = find_segmenter(config, uri)
+    segmenter = found[0] if found else None
     entry, root = locate(config, progress)
     index, diagnoses = load_index(entry, root)
     if task == "joint" and index["diagnosis"].isna().all():
@@ -128,7 +129,7 @@ def prepare_data(
         entry=entry, root=root, index=index, classes=classes, store=store, dropped=dropped,
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
-        segmenter_saw=count_seen(index, segmenter, entry.name) if segmenter else 0,
+        segmenter_saw=count_seen(index, found[1], found[0].settings["data"]["dataset"] == entry.name) if found else 0,
     )  # fmt: skip
 
 

@@ -39,14 +39,8 @@ from skincancer.evaluation.metrics import (
 PALETTE = (
     "#0173b2", "#d55e00", "#029e73", "#cc78bc", "#de8f05", "#56b4e9", "#949494", "#ca9161", "#ece133", "#fbafe4",
 )  # fmt: skip
-CURVES = (
-    "accuracy",
-    "balanced_accuracy",
-    "auroc_macro",
-    "jaccard",
-    "dice",
-    "mask_jaccard",
-)  # of val/<metric>, where present
+# of val/<metric>, where present
+CURVES = ("accuracy", "balanced_accuracy", "auroc_macro", "jaccard", "dice", "mask_jaccard")
 
 INK, _FAINT = "#222222", "#8c8c8c"
 _DASHES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")

@@ -98,8 +98,7 @@ def bootstrap_intervals(
         ValueError: if the predictions are malformed (see `classification_metrics`), or groups, n_resamples or level
             are.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, such as 0.95; given {level}")
+    tails = _tails(level)
     y, p = check_predictions(label, probability, classes)
     weight = bootstrap_weights(groups, y, n_resamples, seed)
     rows = []
@@ -108,7 +107,7 @@ def bootstrap_intervals(
         defined = resampled[np.isfinite(resampled)]
         low = high = np.nan
         if np.isfinite(values[metric]) and len(defined):
-            low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+            low, high = np.quantile(defined, tails)
         rows.append((metric, values[metric], float(low), float(high), len(defined)))
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n_resamples"])
 
@@ -143,8 +142,7 @@ def bootstrap_means(
     Raises:
         ValueError: if a column is missing or holds infinite values, or groups, n_resamples or level are malformed.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, such as 0.95; given {level}")
+    tails = _tails(level)
     missing = [name for name in columns if name not in table]
     if missing or not len(columns):
         raise ValueError(f"columns must name columns of the table, given {list(columns)}; it has {list(table)}")
@@ -162,7 +160,7 @@ def bootstrap_means(
         if known[:, number].any():
             value = values[known[:, number], number].mean()
             means = total[defined, number] / count[defined, number]
-            low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+            low, high = np.quantile(means, tails)
         rows.append((metric, float(value), float(low), float(high), int(defined.sum())))
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n_resamples"])
 
@@ -200,8 +198,7 @@ def bootstrap_difference(
     Raises:
         ValueError: the metric is unknown or not defined on these images, or predictions, groups, n_resamples or level are malformed.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, such as 0.95; given {level}")
+    tails = _tails(level)
     resampled, values = [], []
     for probability in (first, second):
         y, p = check_predictions(label, probability, classes)
@@ -212,5 +209,12 @@ def bootstrap_difference(
         values.append(found[metric])
         resampled.append(weighted_metrics(y, p, classes, weight)[metric])
     differences = resampled[0] - resampled[1]
-    low, high = np.quantile(differences[np.isfinite(differences)], [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(differences[np.isfinite(differences)], tails)
     return float(values[0] - values[1]), float(low), float(high)
+
+
+def _tails(level: float) -> tuple[float, float]:
+    """Return the two quantiles between which an interval lies."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, such as 0.95; given {level}")
+    return (1 - level) / 2, (1 + level) / 2

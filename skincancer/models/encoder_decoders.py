@@ -11,15 +11,15 @@ from torch.nn import functional
 from skincancer.errors import ConfigError
 
 
-class Segmenter(nn.Module):
-    """Takes images of any size: pads them to what an architecture takes, and crops its answer back.
+class Padded(nn.Module):
+    """Takes images of any size: pads them to what an architecture takes; a subclass crops its answer back.
 
     The border is replicated. Reflection cannot pad an image by more than its own side, and shows a second lesion where one
     touches the border; zeros would be an edge that no photograph has. The padding is even on both sides, as under a flip.
 
     Args:
-        model: images (B, 3, H, W) to logits (B, 1, H, W), for sides that are multiples of `multiple` and at least `smallest`;
-            with an attribute `encoder`.
+        model: takes images (B, 3, H, W) whose sides are multiples of `multiple` and at least `smallest`; with an attribute
+            `encoder`.
         multiple: of each side, px.
         smallest: side, px.
         fixed: the one side that it takes, px, where an encoder is built for it (then larger images are refused); else None.
@@ -56,16 +56,20 @@ class Segmenter(nn.Module):
             image = functional.pad(image, (left, right, top, bottom), mode="replicate")
         return image, rows, columns
 
+
+class Segmenter(Padded):
+    """A model from images (B, 3, H, W) to logits (B, 1, H, W), for any size."""
+
     def forward(self, image: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to logits (B, 1, H, W)."""
         padded, rows, columns = self.pad(image)
         return self.model(padded)[:, :, rows, columns]
 
 
-class JointSegmenter(Segmenter):
-    """A `Segmenter` whose model also gives logits of classes, from its encoder's deepest features, in the same pass."""
+class JointSegmenter(Padded):
+    """A segmenter whose model also gives logits of classes, from its encoder's deepest features, in the same pass."""
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # both, wherever it is called
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images (B, 3, H, W) to logits of masks (B, 1, H, W) and of classes (B, C)."""
         padded, rows, columns = self.pad(image)
         masks, classes = self.model(padded)

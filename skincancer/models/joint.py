@@ -11,9 +11,9 @@ from torch import Tensor
 
 from skincancer.models.classifying import Classifying, Predictions
 from skincancer.models.encoder_decoders import JointSegmenter
-from skincancer.models.segmenters import build_joint, encoder_normalisation
+from skincancer.models.segmenters import build_joint
 from skincancer.models.segmenting import MaskPredictions, Segmenting
-from skincancer.models.task import VIEWS, Batch, Normalise, View, turn, turn_back
+from skincancer.models.task import VIEWS, Batch, View, turn, turn_back
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,10 @@ class JointTask(Classifying, Segmenting):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["module"], logger=False)
-        mean, std = encoder_normalisation(backbone)
-        self.normalise = Normalise(mean, std)
         built = module if module is not None else build_joint(architecture, backbone, size, len(classes), dropout)
-        self.segmenter = built
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
+        self.configure_segmenter(built, backbone, freeze, threshold, channels_last)
         self.configure_class_loss()
-        self.configure_mask_loss()
-        self.freeze_encoder(freeze)
         self.classes = list(classes)
-        self.threshold = 0.5 if threshold is None else threshold
         self.predictions: JointPredictions | None = None
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,14 @@
-"""A finished run's files, and its checkpoint back into a model."""
+"""A finished run's checkpoint back into a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from skincancer import tracking
-from skincancer.errors import RunError, WeightsError
+from skincancer.errors import WeightsError
 from skincancer.models.joint import JointTask
 from skincancer.models.tasks import ClassificationTask, SegmentationTask
 from skincancer.models.weights import load_checkpoint
-
-RUN_FILES = ("config.yaml", tracking.BEST_CHECKPOINT)  # all that a model is rebuilt from
 
 
 def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask | JointTask:
@@ -37,33 +33,3 @@ def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask | Joint
     except RuntimeError as error:
         raise WeightsError(f"{checkpoint}: its weights do not fit its own hyper-parameters: {error}") from error
     return task.eval()
-
-
-def fetch_run(run: str, folder: Path, uri: str | None = None, names: Sequence[str] = RUN_FILES) -> list[Path]:
-    """Fetch files of a finished run: those that a model is rebuilt from, or others.
-
-    Args:
-        run: its id, or a folder that holds them (they are then returned as they lie).
-        folder: for downloads; made where it does not exist.
-        uri: the tracking store.
-        names: of artifacts.
-
-    Returns:
-        A path a name.
-
-    Raises:
-        RunError: no such run, or one that did not finish, or it lacks a file.
-    """
-    if Path(run).is_dir():
-        for name in names:
-            if not (Path(run) / name).is_file():
-                raise RunError(f"--run {run}: the folder has no {name}; give a run's id, or a folder of its artifacts.")
-        return [Path(run) / name for name in names]
-    client = tracking.connect(uri)
-    tracking.check_finished(client, run)
-    paths = []
-    for name in names:
-        place = (folder / name).parent  # a download lands in its folder without its own
-        place.mkdir(parents=True, exist_ok=True)
-        paths.append(tracking.download(client, run, name, place))
-    return paths

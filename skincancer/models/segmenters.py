@@ -10,7 +10,7 @@ from skincancer.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-    from skincancer.models.encoder_decoders import JointSegmenter, Segmenter
+    from skincancer.models.encoder_decoders import JointSegmenter, Padded, Segmenter
 
 TIMM_PREFIX = "tu-"  # SMP's prefix of timm's models as encoders
 STRIDE = 32  # of the deepest features, px
@@ -43,7 +43,7 @@ def _smp(architecture: str, encoder: str, size: int) -> Segmenter:
 def _smp_model(
     architecture: str, encoder: str, size: int, head: dict[str, Any] | None = None
 ) -> tuple[nn.Module, int, int, int | None]:
-    """Return SMP's model and the other arguments of its `Segmenter`; `head` are the options of SMP's own head for classes."""
+    """Return SMP's model and the other arguments of its wrapper; `head` are the options of SMP's own head for classes."""
     import segmentation_models_pytorch as smp
 
     options = _encoder_options(encoder, size)
@@ -87,7 +87,7 @@ JOINT_ARCHITECTURES = tuple(name for name, build in ARCHITECTURES.items() if bui
 
 
 def encoder_side(size: int) -> int:
-    """Return the image side, px, for which an encoder of fixed input size is built: `size`, padded as `Segmenter` pads."""
+    """Return the image side, px, for which an encoder of fixed input size is built: `size`, padded as `Padded` pads."""
     return max(-(-size // STRIDE) * STRIDE, SMALLEST_SIDE)
 
 
@@ -137,7 +137,7 @@ def check_segmenter(architecture: str, encoder: str, size: int, joint: bool = Fa
     check_architecture(architecture, joint)
     _check_encoder(encoder)
 
-    def build() -> Segmenter:
+    def build() -> Padded:
         if joint:
             return build_joint(architecture, encoder, size, classes=2, dropout=0.0)
         return build_segmenter(architecture, encoder, size)

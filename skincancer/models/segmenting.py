@@ -13,9 +13,10 @@ from torch import Tensor
 from skincancer.errors import RunError
 from skincancer.evaluation.mask_scoring import MaskScorer
 from skincancer.evaluation.masks import MASK_METRICS, ThresholdSearch, binarise, mask_metrics, mean_metrics
-from skincancer.models.encoder_decoders import Segmenter
+from skincancer.models.encoder_decoders import Padded
 from skincancer.models.mask_losses import mask_loss
-from skincancer.models.task import Batch, Task
+from skincancer.models.segmenters import encoder_normalisation
+from skincancer.models.task import Batch, Normalise, Task
 
 
 @dataclass(frozen=True)
@@ -32,31 +33,43 @@ class MaskPredictions:
 
 
 class Segmenting(Task):
-    """A task whose model gives logits of masks; a subclass builds `segmenter` and calls `configure_mask_loss`.
+    """A task whose model gives logits of masks; a subclass builds a segmenter and calls `configure_segmenter`.
 
     The validation of each epoch scores masks at the network's size, cut at 0.5; every other evaluation scores them as `scorer`
     says: at the original size, cut at `threshold`. Images without a mask are not scored.
     """
 
-    segmenter: Segmenter
+    segmenter: Padded
+    threshold: float
 
     def __init__(self) -> None:
         super().__init__()
-        self.threshold = 0.5
         self.scorer: MaskScorer | None = None
         self.search: ThresholdSearch | None = None
         self._scores: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def configure_mask_loss(self) -> None:
-        """Build the weighted sum of mask losses."""
+    def configure_segmenter(
+        self, segmenter: Padded, backbone: str, freeze: str, threshold: float | None, channels_last: bool
+    ) -> None:
+        """Take a built segmenter: normalise for its encoder, build the mask loss, hold the whole encoder still where `freeze` is all.
+
+        Args:
+            segmenter: with its first weights.
+            backbone: name of its encoder.
+            freeze: none or all.
+            threshold: a pixel is lesion above this probability; None for 0.5 until `threshold` is set.
+            channels_last: NHWC memory format.
+        """
+        self.normalise = Normalise(*encoder_normalisation(backbone))
+        self.segmenter = segmenter
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
         options = self.hparams["loss"]
         self.mask_loss = mask_loss(options["masks"], options)
-
-    def freeze_encoder(self, freeze: str) -> None:
-        """Hold the whole encoder still where `freeze` is all, nothing where it is none."""
-        learned = {id(parameter) for parameter in self.segmenter.encoder.parameters()}
+        learned = {id(parameter) for parameter in segmenter.encoder.parameters()}
         frozen = {name for name, parameter in self.named_parameters() if id(parameter) in learned}
         self.set_frozen(frozen if freeze == "all" else set())
+        self.threshold = 0.5 if threshold is None else threshold
 
     def score_masks(self, batch: Batch, logits: Tensor) -> None:
         """Score the masks of a batch, or search the threshold on them.

@@ -6,6 +6,7 @@ a repetition is the same, and a resumed run draws what the uninterrupted one wou
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class Normalise(nn.Module):
         return (image - self.mean) / self.std
 
 
-class Task(pl.LightningModule):
+class Task(pl.LightningModule, ABC):
     """Base of all tasks: optimiser and schedule, frozen parts, seeded steps, and the guard against a loss that is not finite.
 
     A subclass builds its layers in `__init__`, keeps what `freeze` holds still in `frozen` (names of its parameters), keeps what it
@@ -70,13 +71,13 @@ class Task(pl.LightningModule):
         self.frozen: set[str] = set()
         self._bad_step: Tensor | None = None
 
+    @abstractmethod
     def evaluate(self, batch: Batch) -> None:
         """Keep what the model says of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, part: str) -> None:
         """Gather what was kept of a part (val or test), set `predictions`, log `<part>/<metric>`."""
-        raise NotImplementedError
 
     @property
     def in_fit(self) -> bool:

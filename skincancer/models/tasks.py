@@ -12,7 +12,7 @@ from skincancer.models.backbones import build_backbone, count_features, frozen_p
 from skincancer.models.classifying import Classifying, Predictions
 from skincancer.models.encoder_decoders import Segmenter
 from skincancer.models.maskrcnn import InstanceSegmenter
-from skincancer.models.segmenters import build_segmenter, encoder_normalisation
+from skincancer.models.segmenters import build_segmenter
 from skincancer.models.segmenting import MaskPredictions, Segmenting
 from skincancer.models.task import VIEWS, Batch, Normalise, View, turn, turn_back
 
@@ -140,14 +140,8 @@ class SegmentationTask(Segmenting):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["module"], logger=False)
-        mean, std = encoder_normalisation(backbone)
-        self.normalise = Normalise(mean, std)
-        self.segmenter = module if module is not None else build_segmenter(architecture, backbone, size)
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
-        self.configure_mask_loss()
-        self.freeze_encoder(freeze)
-        self.threshold = 0.5 if threshold is None else threshold
+        built = module if module is not None else build_segmenter(architecture, backbone, size)
+        self.configure_segmenter(built, backbone, freeze, threshold, channels_last)
         self.predictions: MaskPredictions | None = None
 
     def forward(self, image: Tensor) -> Tensor:

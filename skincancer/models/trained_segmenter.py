@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 
+from skincancer.artifacts import fetch_run
 from skincancer.config import load_yaml
 from skincancer.errors import RunError
 from skincancer.evaluation.mask_scoring import MaskRecipe
 from skincancer.models.joint import JointTask
-from skincancer.models.loading import fetch_run, load_task
+from skincancer.models.loading import load_task
 from skincancer.models.tasks import SegmentationTask
 
 Mask = npt.NDArray[np.bool_]
@@ -25,12 +25,12 @@ _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class TrainedSegmenter:
-    """A segmenter from a finished run, on the best device.
+    """A segmenter from a finished run.
 
     Args:
         run: its id, or a folder with config.yaml and checkpoints/best.ckpt.
         uri: the tracking store.
-        purpose: what asks for it, such as "--run ID", for the error.
+        purpose: what asks for it, for the error.
 
     Raises:
         RunError: no such run, one that did not finish, or not a segmenter's.
@@ -46,25 +46,15 @@ class TrainedSegmenter:
             raise RunError(
                 f"{purpose}: the task of run {run} is {self.settings['task']}; give a run of task segmentation or joint."
             )
-        self.run, self.uri, self.task = run, uri, task
+        self.task = task
         data, mask = self.settings["data"], self.settings["model"]["mask"]
         self.size, self.resize = int(data["size"]), str(data["resize"])
         # that of the run's own test: another may round otherwise in the last digit
         self.batch_size = int(data["batch_size"])
         self.recipe = MaskRecipe(self.resize, mask["largest_component"], mask["fill_holes"])
 
-    def split(self) -> pd.DataFrame:
-        """Return the split that the run was trained on, all columns as text.
-
-        Raises:
-            RunError: it is not among the run's files.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            (file,) = fetch_run(self.run, Path(folder), self.uri, ("split.csv",))
-            return pd.read_csv(file, dtype=str, keep_default_na=False)
-
     def masks(self, squares: npt.NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> list[Mask]:
-        """Segment a batch.
+        """Segment a batch, on the best device.
 
         Args:
             squares: uint8 (B, S, S, 3), images brought to `size` by `resize`.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skincancer.errors import WeightsError
 from skincancer.models.backbones import build_backbone
-from skincancer.models.encoder_decoders import Segmenter
+from skincancer.models.encoder_decoders import Padded
 from skincancer.models.segmenters import TIMM_PREFIX, encoder_side
 from skincancer.models.transfer import encoder_names, holds_encoder, transfer_encoder
 
@@ -66,7 +66,7 @@ def load_backbone(name: str, size: int, weights: str, tracking_uri: str | None =
     return _from_state(backbone, name, state, source, needed)
 
 
-def load_encoder(module: Segmenter, encoder: str, size: int, weights: str, tracking_uri: str | None = None) -> Loaded:
+def load_encoder(module: Padded, encoder: str, size: int, weights: str, tracking_uri: str | None = None) -> Loaded:
     """Fill the encoder of a segmenter.
 
     Args:
@@ -107,12 +107,12 @@ def load_encoder(module: Segmenter, encoder: str, size: int, weights: str, track
 def _given(weights: str, tracking_uri: str | None) -> tuple[dict[str, Tensor], str]:
     """Read the state dict that `run:RUN_ID` or a path names; return it and its source."""
     if weights.startswith("run:"):
-        from skincancer import tracking
+        from skincancer.artifacts import fetch_run
+        from skincancer.tracking import BEST_CHECKPOINT
 
         with tempfile.TemporaryDirectory() as folder:
-            client = tracking.connect(tracking_uri)
-            tracking.check_finished(client, weights[4:])
-            return load_state(tracking.download(client, weights[4:], tracking.BEST_CHECKPOINT, Path(folder))), weights
+            (checkpoint,) = fetch_run(weights[4:], Path(folder), tracking_uri, (BEST_CHECKPOINT,))
+            return load_state(checkpoint), weights
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(
