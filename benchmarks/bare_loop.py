@@ -2,66 +2,118 @@
 
     python benchmarks/bare_loop.py --dataset ham10000 --root FOLDER --split 80:20 --size 128 --batch 64 --epochs 8 --class-weights
     python benchmarks/bare_loop.py --dataset malignant_vs_benign --root FOLDER --split official --size 224 --batch 32 --epochs 6 --jitter
+    python benchmarks/bare_loop.py --task segmentation --dataset isic2018_task1 --root FOLDER --size 128 --batch 16 --epochs 8
 
-tf_efficientnet_lite0 with the ImageNet weights of the offline package, flips, AdamW 1e-3, one cycle; learns from the training part,
-never looks at validation, and is tested after the last epoch.
+tf_efficientnet_lite0 (of masks SMP's U-Net over it, BCE + Dice, cut at 0.5) with the ImageNet weights of the offline package, flips,
+AdamW 1e-3, one cycle; learns from the training part, never looks at validation, and is tested after the last epoch.
+With --out its predictions are kept in a folder that paired.py takes for a run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import timm
 import torch
+from segmentation_models_pytorch.losses import DiceLoss
 from side_by_side import machine
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+from skincancer.data.index import image_root
 from skincancer.data.prepared import PreparedData, prepare_data
-from skincancer.models.weights import load_backbone
+from skincancer.evaluation.mask_scoring import MaskRecipe, MaskScorer
+from skincancer.evaluation.predictions import predictions_table, write_predictions
+from skincancer.models.segmenters import TIMM_PREFIX, build_segmenter
+from skincancer.models.weights import load_backbone, load_encoder
 from skincancer.schema import DataConfig
 
 BACKBONE = "tf_efficientnet_lite0"
 
 
-class Network(nn.Module):
-    """Normalisation, backbone, a linear layer; takes uint8 or float images in [0, 255]."""
+DICE = DiceLoss("binary")
 
-    def __init__(self, size: int, classes: int, weights: str) -> None:
+
+class Network(nn.Module):
+    """Normalisation, the layers; takes uint8 or float images in [0, 255]."""
+
+    def __init__(self, task: str, size: int, classes: int, weights: str) -> None:
         super().__init__()
-        backbone = load_backbone(BACKBONE, size, weights).backbone
-        statistics = timm.data.resolve_model_data_config(backbone)
-        self.normalise = v2.Normalize([255 * m for m in statistics["mean"]], [255 * s for s in statistics["std"]])
-        self.layers = nn.Sequential(backbone, nn.Linear(backbone.num_features, classes))
+        statistics = timm.get_pretrained_cfg(BACKBONE)
+        self.normalise = v2.Normalize([255 * m for m in statistics.mean], [255 * s for s in statistics.std])
+        if task == "segmentation":
+            self.layers = build_segmenter("unet", TIMM_PREFIX + BACKBONE, size)
+            load_encoder(self.layers, TIMM_PREFIX + BACKBONE, size, weights)
+        else:
+            backbone = load_backbone(BACKBONE, size, weights).backbone
+            self.layers = nn.Sequential(backbone, nn.Linear(backbone.num_features, classes))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) to logits (B, C)."""
+        """(B, 3, H, W) to logits (B, C), or (B, 1, H, W)."""
         return self.layers(self.normalise(image.float()))
 
 
-def flip(image: Tensor) -> Tensor:
-    """Flip each image or not, both ways."""
+def flip(image: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Flip each image or not, both ways, a mask with it."""
     for axis in (-1, -2):
-        image = torch.where((torch.rand(len(image)) < 0.5).view(-1, 1, 1, 1), image.flip(axis), image)
-    return image
+        flipped = (torch.rand(len(image)) < 0.5).view(-1, 1, 1, 1)
+        image = torch.where(flipped, image.flip(axis), image)
+        truth = torch.where(flipped, truth.flip(axis), truth) if truth.ndim == 4 else truth
+    return image, truth
 
 
 def load(data: PreparedData, role: str) -> tuple[Tensor, Tensor]:
-    """Return the images of a role, uint8 (N, 3, H, W) channels_last, and their labels."""
+    """Return the images of a role, uint8 (N, 3, H, W) channels_last, and their labels (N,) or masks uint8 (N, 1, H, W)."""
     rows = data.rows(role)
     images = torch.from_numpy(data.store.images[rows.index.to_numpy()]).permute(0, 3, 1, 2)
+    if data.store.masks is not None:
+        return images, torch.from_numpy(data.store.masks[rows.index.to_numpy()])[:, None]
     return images, torch.tensor(rows["label"].to_numpy())
+
+
+def mask_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """BCE + Dice."""
+    return binary_cross_entropy_with_logits(logits, mask.float()) + DICE(logits, mask.float())
+
+
+def class_table(data: PreparedData, logits: Tensor) -> tuple[pd.DataFrame, str]:
+    """Return the table of predictions of the test part, and its metrics in words."""
+    rows = data.rows("test")
+    truth, probability = rows["label"].to_numpy(), logits.double().softmax(1).numpy()
+    guess = probability.argmax(1)
+    binary = probability.shape[1] == 2
+    auroc = roc_auc_score(truth, probability[:, 1] if binary else probability, multi_class="ovr", average="macro")
+    return predictions_table(rows, truth, logits.numpy(), probability, data.classes), (
+        f"accuracy {accuracy_score(truth, guess):.4f}, balanced accuracy {balanced_accuracy_score(truth, guess):.4f}, "
+        f"macro AUROC {auroc:.4f}"
+    )
+
+
+def mask_table(data: PreparedData, logits: Tensor) -> tuple[pd.DataFrame, str]:
+    """Return the scores of the test part's masks at their original size, and their means in words."""
+    rows = data.rows("test")
+    scorer = MaskScorer(data.index, image_root(data.root), MaskRecipe("stretch", False, False))
+    squares = logits.sigmoid().numpy()[:, 0]
+    scores = pd.DataFrame(scorer.score(row, square, 0.5) for row, square in zip(rows.index, squares, strict=True))
+    means = ", ".join(
+        f"{name} {scores[name].mean():.4f}" for name in ("dice", "jaccard", "thresholded_jaccard", "hd95")
+    )
+    return pd.concat([rows[["image_id", "lesion_id"]].reset_index(drop=True), scores], axis=1), means
 
 
 def main() -> None:
     """Train, test, print."""
     parser = argparse.ArgumentParser(description="A bare PyTorch loop.", allow_abbrev=False)
+    parser.add_argument("--task", default="classification", choices=["classification", "segmentation"])
     parser.add_argument("--dataset", default="demo", help="a name from the catalog")
     parser.add_argument("--root", help="its folder; the demo needs none")
     parser.add_argument("--split", default="80:20")
@@ -73,15 +125,21 @@ def main() -> None:
     parser.add_argument("--jitter", action="store_true", help="light colour jitter")
     parser.add_argument("--weights", default="imagenet", choices=["imagenet", "none"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder for classes.json and predictions/test.csv")
     given = parser.parse_args()
 
     torch.manual_seed(given.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = prepare_data(DataConfig(dataset=given.dataset, root=given.root, split=given.split, size=given.size))
-    images, labels = load(data, "train")
-    counts = torch.bincount(labels, minlength=len(data.classes))
-    model = Network(given.size, len(data.classes), given.weights).to(device, memory_format=torch.channels_last)
-    loss_of = nn.CrossEntropyLoss(weight=(counts**-0.5).to(device) if given.class_weights else None)
+    settings = DataConfig(dataset=given.dataset, root=given.root, split=given.split, size=given.size)
+    data = prepare_data(settings, task=given.task)
+    images, truth = load(data, "train")
+    model = Network(given.task, given.size, len(data.classes), given.weights).to(
+        device, memory_format=torch.channels_last
+    )
+    loss_of = mask_loss
+    if given.task == "classification":
+        counts = torch.bincount(truth, minlength=len(data.classes))
+        loss_of = nn.CrossEntropyLoss(weight=(counts**-0.5).to(device) if given.class_weights else None)
     steps = len(images) // given.batch  # an epoch leaves out a last batch that is not full
     optimizer = torch.optim.AdamW(model.parameters(), lr=given.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=given.lr, total_steps=given.epochs * steps)
@@ -93,11 +151,11 @@ def main() -> None:
         model.train()
         total = 0.0
         for rows in torch.randperm(len(images))[: steps * given.batch].view(steps, given.batch):
-            image = flip(images[rows])
+            image, target = flip(images[rows], truth[rows])
             if given.jitter:
                 image = torch.stack([jitter(one) for one in image])  # on a whole batch it would draw once
             image = image.to(device).contiguous(memory_format=torch.channels_last)
-            loss = loss_of(model(image), labels[rows].to(device))
+            loss = loss_of(model(image), target.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -106,18 +164,14 @@ def main() -> None:
         print(f"epoch {epoch + 1}: loss {total / steps:.4f}, {(time.perf_counter() - start) / 60:.1f} min", flush=True)
 
     model.eval()
-    images, labels = load(data, "test")
+    images, _ = load(data, "test")
     with torch.inference_mode():
-        logits = torch.cat([model(part.to(device)).cpu() for part in images.split(given.batch)])
-    truth, probability = labels.numpy(), logits.double().softmax(1).numpy()
-    guess = probability.argmax(1)
-    binary = probability.shape[1] == 2
-    auroc = roc_auc_score(truth, probability[:, 1] if binary else probability, multi_class="ovr", average="macro")
-    print(
-        f"test, {len(truth):,} images: accuracy {accuracy_score(truth, guess):.4f}, balanced accuracy "
-        f"{balanced_accuracy_score(truth, guess):.4f}, macro AUROC {auroc:.4f}; "
-        f"{(time.perf_counter() - start) / 60:.1f} minutes, test included"
-    )
+        logits = torch.cat([model(part.to(device)).float().cpu() for part in images.split(given.batch)])
+    table, means = (mask_table if given.task == "segmentation" else class_table)(data, logits)
+    print(f"test, {len(table):,} images: {means}; {(time.perf_counter() - start) / 60:.1f} minutes, test included")
+    if given.out:
+        write_predictions(table, given.out / "predictions/test.csv")
+        (given.out / "classes.json").write_text(json.dumps({"classes": list(data.classes)}), encoding="utf-8")
 
 
 if __name__ == "__main__":
