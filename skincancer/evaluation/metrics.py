@@ -46,6 +46,7 @@ METRICS = (
     "precision",
     "ece",
 )  # and recall/<class> for every class, in the order of the classes
+AREAS = ("auroc_macro", "average_precision_macro")  # under curves
 CALIBRATION_BINS = 15
 
 _CHUNK = 2**19  # weights handled at once: 4 MiB of float64, so that memory does not grow with the number of resamples
@@ -73,7 +74,12 @@ def classification_metrics(
 
 
 def weighted_metrics(
-    label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], weight: npt.ArrayLike
+    label: npt.ArrayLike,
+    probability: npt.ArrayLike,
+    classes: Sequence[str],
+    weight: npt.ArrayLike,
+    *,
+    areas: bool = True,
 ) -> dict[str, Floats]:
     """Compute every metric for each row of weights, as a bootstrap needs it.
 
@@ -82,9 +88,11 @@ def weighted_metrics(
         probability: (N, C) in [0, 1], rows summing to 1.
         classes: the C class names; with two, the second is the positive class.
         weight: (R, N), any real dtype, not negative: row r says how often each image counts in resample r.
+        areas: with AUROC and average precision, which take most of the time.
 
     Returns:
-        The names in `METRICS`, then `recall/<class>`, each float64 (R,); NaN where a metric is undefined in a resample.
+        The names in `METRICS` (without areas: all but those two), then `recall/<class>`, each float64 (R,); NaN where a metric is
+        undefined in a resample.
 
     Raises:
         ValueError: if shapes, labels, probabilities or weights are not as above.
@@ -94,7 +102,7 @@ def weighted_metrics(
     n_classes = len(classes)
     cell = np.eye(n_classes**2)[y * n_classes + p.argmax(axis=1)]
     gap = _calibration_gap(y, p)
-    scored = [1] if n_classes == 2 else range(n_classes)
+    scored = ([1] if n_classes == 2 else range(n_classes)) if areas else []
     rankings = [_ranking(p[:, c], y == c) for c in scored]
 
     step = max(1, _CHUNK // len(y))
@@ -102,8 +110,8 @@ def weighted_metrics(
     for start in range(0, len(w), step):
         rows = w[start : start + step].astype(np.float64)
         rates = _rates((rows @ cell).reshape(-1, n_classes, n_classes))
-        areas = [_areas(np.ascontiguousarray(rows.T), ranking) for ranking in rankings]
-        auroc, average_precision = (np.stack(area, axis=1) for area in zip(*areas, strict=True))
+        columns = np.ascontiguousarray(rows.T) if rankings else rows
+        found = [_areas(columns, ranking) for ranking in rankings]
         chosen = np.isfinite(rates.recall)  # classes present in the resample
         if n_classes == 2:
             chosen = np.broadcast_to([False, True], chosen.shape)
@@ -111,8 +119,9 @@ def weighted_metrics(
             "accuracy": rates.accuracy,
             "balanced_accuracy": _mean(rates.recall),
             "f1_macro": _mean(rates.f1),
-            "auroc_macro": _mean(auroc),
-            "average_precision_macro": _mean(average_precision),
+            **{
+                name: _mean(np.stack(area, axis=1)) for name, area in zip(AREAS, zip(*found, strict=True), strict=False)
+            },
             "sensitivity": _mean(np.where(chosen, rates.recall, np.nan)),
             "specificity": _mean(np.where(chosen, rates.specificity, np.nan)),
             "precision": _mean(np.where(chosen, rates.precision, np.nan)),

@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from skincancer.errors import DataError
+
 DIGITS = "%.9g"
+SUM_TOLERANCE = 1e-3  # of probabilities to 1: nine digits each, or half precision
 
 
 def predictions_table(
@@ -48,16 +51,34 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
 def read_predictions(
     path: Path, classes: Sequence[str]
 ) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Read a table of predictions back: the table, label int64 (N,), −1 where absent, probability float64 (N, C) whose rows sum to 1."""
+    """Read a table of predictions back: the table, label int64 (N,), −1 where absent, probability float64 (N, C) whose rows sum to 1.
+
+    Raises:
+        DataError: no such table: a column is missing, a label is no class, or probabilities are none.
+    """
     table = pd.read_csv(
         path, dtype={name: str for name in ("image_id", "lesion_id", "label", "prediction")}, keep_default_na=False
     )
+    columns = [f"p_{name}" for name in classes]
+    missing = [name for name in ("image_id", "lesion_id", "label", *columns) if name not in table.columns]
+    if missing:
+        raise DataError(f"{path}: it has no column {', '.join(missing)}; it has {', '.join(map(str, table))}.")
     position = {"": -1} | {name: number for number, name in enumerate(classes)}
-    label = np.asarray(table["label"].map(position), dtype=np.int64)
-    probability = np.asarray(table[[f"p_{name}" for name in classes]], dtype=np.float64)
-    return table, label, np.asarray(probability / probability.sum(axis=1, keepdims=True), dtype=np.float64)
+    label = table["label"].map(position)
+    if label.isna().any():
+        unknown = table["label"][label.isna()].unique()[:3]
+        raise DataError(f"{path}: label {', '.join(unknown)} is none of the classes {', '.join(classes)}.")
+    probability = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    total = probability.sum(axis=1, keepdims=True)
+    wrong = ~((np.abs(total[:, 0] - 1) < SUM_TOLERANCE) & (probability >= 0).all(axis=1))
+    if wrong.any():
+        raise DataError(
+            f"{path}: the probabilities of {int(wrong.sum())} of {len(table)} images are no numbers from 0 to 1 that sum to 1, "
+            f"first of image {table['image_id'][wrong].iloc[0]}: {probability[wrong][0].tolist()}."
+        )
+    return table, np.asarray(label, dtype=np.int64), np.asarray(probability / total, dtype=np.float64)
 
 
 def read_scores(path: Path) -> pd.DataFrame:
     """Read a table of mask scores back: image_id, lesion_id and a column a metric."""
-    return pd.read_csv(path, dtype={"image_id": str, "lesion_id": str})
+    return pd.read_csv(path, converters={"image_id": str, "lesion_id": str})  # an id may be NA
