@@ -18,6 +18,7 @@ import pandas as pd
 
 from skincancer.errors import RunError
 from skincancer.evaluation.paired_tests import delong, holm, mcnemar
+from skincancer.evaluation.published import published_metrics, published_table
 from skincancer.evaluation.runs import ComparedRun
 from skincancer.evaluation.scores import ClassScores, Scores, pool
 from skincancer.evaluation.statistics import bootstrap_weights
@@ -30,6 +31,16 @@ WATCHED = {
     "weights": "first weights", "crop": "crop", "masks": "masks of the crop", "leaks": "handling of leaks",
     "dropped_images": "images left out",
 }  # fmt: skip
+OWN_PARAMS = (
+    "seed",
+    "split",
+    "devices",
+    "train_images",
+    "val_images",
+    "test_images",
+    "segmenter_saw_test_images",
+    "leaking_lesions",
+)
 WATCHED_TAGS = {"index_hash": "index of images", "groups_hash": "groups of lesions", "synthetic": "synthetic data"}
 
 
@@ -107,6 +118,58 @@ class Resamples:
         """Return the metric (R,) of each resample, the mean over runs, which are of the same images."""
         weight = self.weights(runs[0])
         return np.mean([run.values(metric, weight) for run in runs], axis=0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a comparison found.
+
+    Attributes:
+        dataset: the catalog's name.
+        synthetic: whether its images are drawn.
+        cells: experiment by experiment, in the order of the splits.
+        metrics: those asked for; tests and figures are of the first.
+        table: of `cells_table`, the rows of every metric below each other.
+        pairs: of `pairs_table`, likewise.
+        published: of `published.published_table`.
+        obstacle: why nothing could be paired; "" where it was.
+        differences: what makes figures hard to compare, a line each.
+    """
+
+    dataset: str
+    synthetic: bool
+    cells: tuple[Cell, ...]
+    metrics: tuple[str, ...]
+    table: pd.DataFrame
+    pairs: pd.DataFrame
+    published: pd.DataFrame
+    obstacle: str
+    differences: tuple[str, ...]
+
+
+def compare_cells(
+    cells: Sequence[Cell], metrics: Sequence[str], dataset: str, n_resamples: int = RESAMPLES
+) -> Comparison:
+    """Score cells side by side.
+
+    Raises:
+        RunError: folds are missing, or runs disagree over the label of an image.
+    """
+    resamples = Resamples(n_resamples)
+    tables = {metric: cells_table(cells, metric, resamples) for metric in metrics}
+    pairs = pd.concat([pairs_table(cells, metric, resamples) for metric in metrics], ignore_index=True)
+    places = [(cell.experiment, cell.split) for cell in cells]
+    beside = [cells_table(cells, metric, resamples) for metric in published_metrics(places) if metric not in tables]
+    published = published_table(pd.concat([*tables.values(), *beside], ignore_index=True), dataset)
+    lines = find_differences(cells)
+    why = obstacle(cells)
+    if not why and not tables[metrics[0]]["common_images"].iloc[0]:
+        why = "no test image is common to all of them"
+    synthetic = any(run.tags.get("synthetic") == "true" for cell in cells for run in cell.runs)
+    return Comparison(
+        dataset, synthetic, tuple(cells), tuple(metrics), pd.concat(tables.values(), ignore_index=True), pairs, published,
+        why, tuple(lines),
+    )  # fmt: skip
 
 
 def estimate(metric: str, runs: Sequence[Scores], resamples: Resamples) -> Estimate:
@@ -306,7 +369,18 @@ def find_differences(cells: Sequence[Cell]) -> list[str]:
     saw = [name for name, run in runs if run.params.get("segmenter_saw_test_images", "0") != "0"]
     if saw:
         lines.append(f"the segmenter behind the crops had seen test images: {_few(saw)}")
-    lines += _missing_classes(cells)
+    return lines + _mixed_cells(cells) + _missing_classes(cells)
+
+
+def _mixed_cells(cells: Sequence[Cell]) -> list[str]:
+    """Say where the runs of one cell differ by more than seed and fold, so that their mean is of no one method."""
+    lines = []
+    for cell in cells:
+        names = dict.fromkeys(name for run in cell.runs for name in run.params if name not in OWN_PARAMS)
+        for name in names:
+            values = dict.fromkeys(str(run.params.get(name, "(none)")) for run in cell.runs)
+            if len(values) > 1 and name not in WATCHED:
+                lines.append(f"{cell.experiment} {cell.split}: its runs differ in {name}: {', '.join(values)}")
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from scipy import stats
@@ -17,7 +18,9 @@ OTHER_DATA = "other data"
 
 
 def published_table(cells: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return the published figures of the experiments, splits and metrics of a comparison, ours beside them.
+    """Return the published figures of the splits of a comparison, ours beside them where the experiment is among those compared.
+
+    Figures of other experiments are listed where ours are of the study's data, so that a stand-in can be read beside them.
 
     Args:
         cells: as `comparison.cells_table` makes it, of one or more metrics.
@@ -27,14 +30,15 @@ def published_table(cells: pd.DataFrame, dataset: str) -> pd.DataFrame:
         The columns of `COLUMNS`; published values are fractions. `published_low` and `published_high` are Wilson's 95 % interval where
         the number of images is known; `data` is `other data` where ours are not the study's. Empty where no study has such a figure.
     """
-    ours = cells.set_index(["experiment", "split", "metric"])
+    ours = {(row["experiment"], row["split"], row["metric"]): row for row in cells.to_dict("records")}
     rows = []
     for study in _studies():
         for figure in study["figures"]:
             place = (figure["experiment"], str(figure["split"]), figure["metric"])
-            if place not in ours.index:
+            known = place in ours
+            if not known and (dataset not in study["data"] or figure["split"] not in set(cells["split"])):
                 continue
-            mine = ours.loc[place]
+            mine = ours[place] if known else dict.fromkeys(("value", "low", "high"), float("nan"))
             low = high = float("nan")
             if "of" in figure:
                 interval = stats.binomtest(figure["correct"], figure["of"]).proportion_ci(method="wilson")
@@ -49,6 +53,14 @@ def published_table(cells: pd.DataFrame, dataset: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def published_metrics(cells: Iterable[tuple[str, str]]) -> set[str]:
+    """Return the metrics that studies have published of these experiments at these splits."""
+    places = set(cells)
+    return {
+        f["metric"] for study in _studies() for f in study["figures"] if (f["experiment"], str(f["split"])) in places
+    }
+
+
 def protocols(names: Iterable[str]) -> list[str]:
     """Return source, protocol and contradictions of studies, a line each."""
     wanted = set(names)
@@ -60,5 +72,5 @@ def protocols(names: Iterable[str]) -> list[str]:
     return lines
 
 
-def _studies() -> list[dict[str, object]]:
+def _studies() -> list[dict[str, Any]]:
     return list(load_yaml(Path(__file__).with_name("published.yaml"))["studies"])
