@@ -299,8 +299,8 @@ def _log(client: MlflowClient, found: Comparison, out: Path | None, console: Con
             shutil.copytree(run.folder, out, dirs_exist_ok=True)
     for sheet in sheets(found):
         console.print(make_table(sheet.title, sheet.columns, sheet.rows, sheet.caption))
-    for band in warnings(found):
-        warn(console, "read this first", band)
+    if bands := warnings(found):
+        warn(console, "before these figures are used", "\n".join(bands))
     where = out / "compare.html" if out is not None else client.get_run(run.run_id).info.artifact_uri + "/compare.html"
     console.print(f"run {run.run_id} in {group}\n{where}", markup=False)
     return run.run_id

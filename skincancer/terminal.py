@@ -50,7 +50,8 @@ def warn(console: Console, title: str, text: str) -> None:
     if console.is_terminal:
         console.print(Panel(Text(text), title=Text(title), border_style="bold yellow", title_align="left"))
     else:
-        console.print(Text(f"\n!!! {title}\n!!! {text}\n"))
+        lines = "\n".join(f"!!! {line}" for line in [title, *text.splitlines()])
+        console.print(Text(f"\n{lines}\n"))
 
 
 @contextlib.contextmanager

@@ -176,7 +176,7 @@ def _panels(cells: Sequence[Cell], draw: Callable[..., None], title: str, note: 
     figure = new_figure((3.9 * len(splits) + 0.4, 4.9), title, note)
     for axes, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
         for cell in (cell for cell in cells if cell.split == split):
-            runs = [scores for scores in cell.scores() if isinstance(scores, ClassScores)]
+            runs = [scores for scores in cell.scores if isinstance(scores, ClassScores)]
             draw(axes, *styles[cell.experiment], cell.experiment, runs)
         axes.set_title(split, fontsize=10)
         finish_axes(axes)

@@ -52,6 +52,8 @@ def sheets(found: Comparison) -> list[Sheet]:
         shown.append(_details(table, metric))
         if len(found.pairs):
             shown.append(_pairs(found.pairs[found.pairs["metric"] == metric], metric))
+    if "mcnemar_p" in found.pairs:
+        shown.append(_tests(found.pairs[found.pairs["metric"] == found.metrics[0]]))
     if len(found.published):
         shown.append(_published(found.published))
     return shown
@@ -105,31 +107,36 @@ def _details(table: pd.DataFrame, metric: str) -> Sheet:
 
 
 def _pairs(table: pd.DataFrame, metric: str) -> Sheet:
-    columns = ["split", "first", "second", "images", f"difference of {_plain(metric)}", "p", "p (Holm)"]
-    tests = "mcnemar_p" in table
-    if tests:
-        columns += ["right alone", "McNemar p", "p (Holm)", "difference of AUROC", "DeLong p", "p (Holm)"]
-    rows = []
-    for row in table.to_dict("records"):
-        cells = [
-            row["split"], row["first"], row["second"], f"{row['n_images']:,}",
+    columns = ["split", "first", "second", "images", "lesions", f"difference of {_plain(metric)}", "p", "p (Holm)"]
+    rows = [
+        [
+            row["split"], row["first"], row["second"], f"{row['n_images']:,}", f"{row['n_lesions']:,}",
             signed(row["difference"], row["low"], row["high"]), p_value(row["p"]), p_value(row["p_holm"]),
-        ]  # fmt: skip
-        if tests:
-            cells += [
-                f"{row['first_only']:.0f} : {row['second_only']:.0f}", p_value(row["mcnemar_p"]), p_value(row["mcnemar_holm"]),
-                f"{row['auroc_difference']:+.3f}" if np.isfinite(row["auroc_difference"]) else "–",
-                p_value(row["delong_p"]), p_value(row["delong_holm"]),
-            ]  # fmt: skip
-        rows.append(cells)
-    caption = "first minus second on the same images: paired bootstrap over lesions"
-    if tests:
-        seeds = ", ".join(dict.fromkeys(str(seed) for seed in table["seed"]))
-        caption += (
-            "; McNemar (lesions that one has more right of; exact under 25) and DeLong (lesions as clusters) on the predictions of seed "
-            f"{seeds}"
-        )
-    return Sheet("tests between experiments", columns, rows, f"{caption}; Holm's correction over the {len(table)} rows")
+        ]
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+    caption = f"first minus second on the same images: paired bootstrap over lesions; Holm's correction over the {len(rows)} rows"
+    return Sheet("experiments against each other", columns, rows, caption)
+
+
+def _tests(table: pd.DataFrame) -> Sheet:
+    columns = [
+        "split", "first", "second", "right alone", "McNemar p", "p (Holm)", "difference of AUROC", "DeLong p", "p (Holm)",
+    ]  # fmt: skip
+    rows = [
+        [
+            row["split"], row["first"], row["second"], f"{row['first_only']:.0f} : {row['second_only']:.0f}",
+            p_value(row["mcnemar_p"]), p_value(row["mcnemar_holm"]), signed(row["auroc_difference"], np.nan, np.nan),
+            p_value(row["delong_p"]), p_value(row["delong_holm"]),
+        ]
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+    seeds = ", ".join(dict.fromkeys(str(seed) for seed in table["seed"]))
+    caption = (
+        "right alone: lesions of which one has more images right than the other, McNemar's counts (exact test under 25); DeLong's test "
+        f"takes lesions as clusters; both of the models of seed {seeds}; Holm's correction over the {len(rows)} rows"
+    )
+    return Sheet("McNemar's and DeLong's tests", columns, rows, caption)
 
 
 def _published(table: pd.DataFrame) -> Sheet:

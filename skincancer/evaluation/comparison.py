@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import combinations
 
 import numpy as np
@@ -57,8 +57,9 @@ class Cell:
         """The seeds, sorted."""
         return sorted({run.seed for run in self.runs})
 
+    @cached_property
     def scores(self) -> list[Scores]:
-        """Return the predictions of each seed.
+        """The predictions of each seed.
 
         Raises:
             RunError: a fold is missing, or folds are of different splits.
@@ -104,6 +105,8 @@ class Resamples:
     def __init__(self, n: int = RESAMPLES, seed: int = 0) -> None:
         self.n, self.seed = n, seed
         self._last: tuple[str, npt.NDArray[np.int32]] | None = None  # one is enough: callers go set by set
+        # a run is scored once for all tables; it is kept too, since ids of what is gone are used again
+        self._values: dict[tuple[int, str], tuple[Scores, npt.NDArray[np.float64]]] = {}
 
     def weights(self, scores: Scores) -> npt.NDArray[np.int32]:
         """Return how often each image counts in each resample (R, N)."""
@@ -114,10 +117,16 @@ class Resamples:
             self._last = key, bootstrap_weights(lesions, scores.stratum, self.n, self.seed)
         return self._last[1]
 
+    def values(self, metric: str, run: Scores) -> npt.NDArray[np.float64]:
+        """Return the metric (R,) of each resample."""
+        known = self._values.get((id(run), metric))
+        if known is None:
+            known = self._values[id(run), metric] = run, run.values(metric, self.weights(run))
+        return known[1]
+
     def mean(self, metric: str, runs: Sequence[Scores]) -> npt.NDArray[np.float64]:
         """Return the metric (R,) of each resample, the mean over runs, which are of the same images."""
-        weight = self.weights(runs[0])
-        return np.mean([run.values(metric, weight) for run in runs], axis=0)
+        return np.mean([self.values(metric, run) for run in runs], axis=0)
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,7 @@ def common_images(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Scores]]:
     Raises:
         RunError: an image has different labels or lesions in two runs.
     """
-    found = {(cell.experiment, cell.split): cell.scores() for cell in cells}
+    found = {(cell.experiment, cell.split): cell.scores for cell in cells}
     return _restricted(found)
 
 
@@ -225,7 +234,10 @@ def _restricted(found: Mapping[tuple[str, str], Sequence[Scores]]) -> dict[tuple
     everything = [scores for runs in found.values() for scores in runs]
     shared = reduce(np.intersect1d, [scores.image_id.astype(str) for scores in everything])
     cut = {
-        place: [run.take(np.flatnonzero(np.isin(run.image_id.astype(str), shared))) for run in runs]
+        place: [
+            run if len(run) == len(shared) else run.take(np.flatnonzero(np.isin(run.image_id.astype(str), shared)))
+            for run in runs
+        ]
         for place, runs in found.items()
     }
     first = next(iter(cut.values()))[0]
@@ -246,7 +258,7 @@ def cells_table(cells: Sequence[Cell], metric: str, resamples: Resamples) -> pd.
     optimizer_steps, images_seen: means over runs; run_ids.
     """
     paired = not obstacle(cells)
-    own = {(cell.experiment, cell.split): cell.scores() for cell in cells}
+    own = {(cell.experiment, cell.split): cell.scores for cell in cells}
     common = _restricted(own) if paired else {}
     n_common = len(next(iter(common.values()))[0]) if paired else 0
     rows = {
@@ -387,7 +399,7 @@ def _mixed_cells(cells: Sequence[Cell]) -> list[str]:
 def _missing_classes(cells: Sequence[Cell]) -> list[str]:
     lines = []
     for cell in cells:
-        for scores in cell.scores():
+        for scores in cell.scores:
             if isinstance(scores, ClassScores):
                 absent = [name for number, name in enumerate(scores.classes) if not (scores.stratum == number).any()]
                 if absent:
