@@ -1,14 +1,67 @@
-"""The MLflow UI on the project's store: `python -m skincancer.ui`."""
+"""The MLflow UI on the project's store: `python -m skincancer.ui`; each of its experiments gets a view with the columns that matter."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from skincancer.terminal import run_verb, signals_as_interrupts
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+VIEW = "skincancer"  # the key of the saved view
+# MLflow's UI keeps saved views as tags of an experiment; it opens one by this key in the address
+_VIEW_TAG, _KIND_TAG = f"mlflow.sharedViewState.{VIEW}", "mlflow.experimentKind"
+_PARAMS = {
+    "classification": ("experiment", "split", "seed", "balance", "backbone", "weights", "size"),
+    "segmentation": ("experiment", "split", "seed", "architecture", "backbone", "weights", "size"),
+}
+_METRICS = {
+    "classification": ("test/balanced_accuracy", "test/accuracy", "test/auroc_macro", "best/balanced_accuracy"),
+    "segmentation": ("test/jaccard", "test/dice", "test/thresholded_jaccard", "best/jaccard"),
+}
+_PARAMS["joint"] = _PARAMS["segmentation"]
+_METRICS["joint"] = (*_METRICS["classification"][:3], "test/mask_jaccard")
+
+
+def save_views(client: MlflowClient) -> dict[str, str]:
+    """Give every experiment of the project a saved view, unless it has one (yours, if you changed it); return name to id.
+
+    Its table has split, seed, balance and backbone as columns to sort and group by, and the test metrics.
+    """
+    found = {}
+    for experiment in client.search_experiments():
+        task = experiment.name.rpartition("-")[2]
+        if task not in _PARAMS:
+            continue
+        found[experiment.name] = experiment.experiment_id
+        tags = {_KIND_TAG: "custom_model_development", _VIEW_TAG: _view(task)}
+        for name, value in tags.items():
+            if name not in experiment.tags:
+                client.set_experiment_tag(experiment.experiment_id, name, value)
+    return found
+
+
+def _view(task: str) -> str:
+    columns = ["tags.`kind`"]
+    columns += [f"params.`{name}`" for name in _PARAMS[task]] + [f"metrics.`{name}`" for name in _METRICS[task]]
+    state = {"selectedColumns": columns, "orderByKey": "attributes.start_time", "orderByAsc": False}
+    now = int(time.time() * 1000)
+    return json.dumps(
+        {
+            "name": "skincancer: what was run, and how good it is",
+            "createdAt": now,
+            "updatedAt": now,
+            "state": json.dumps(state),
+        }
+    )
 
 
 def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:
@@ -31,7 +84,8 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
     resolved = tracking_uri(uri)
     if resolved.startswith(("http:", "https:")):
         raise RunError(f"{resolved} is a server: open it in a browser.")
-    connect(resolved)  # creates the store where there is none yet, and says what is wrong with it
+    client = connect(resolved)  # creates the store where there is none yet, and says what is wrong with it
+    views = save_views(client)
     database = sqlite_path(resolved)
     command = [
         sys.executable,
@@ -44,12 +98,22 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
         host,
         "--port",
         str(port),
+        "--workers",  # for one person; each takes seconds to start
+        "1",
     ]
     if database:
         command += ["--default-artifact-root", (database.parent / "artifacts").as_uri()]
-    print(f"MLflow on {resolved}: http://{host}:{port} (Ctrl-C stops it)", flush=True)
+    print(f"MLflow on {resolved}: http://{host}:{port} (Ctrl-C stops it)")
+    for name, number in views.items():
+        print(
+            f"  {name}: http://{host}:{port}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+        )
+    sys.stdout.flush()
+    # no jobs of language models here: the server need not start processes for them
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with signals_as_interrupts():
-        server = subprocess.Popen(command, start_new_session=True)  # it has workers, which are to end with it
+        # it has workers, which are to end with it
+        server = subprocess.Popen(command, start_new_session=True, env=environment)
         try:
             return server.wait()
         finally:
