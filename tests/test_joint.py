@@ -156,6 +156,13 @@ def test_predict_gives_the_masks_that_were_scored(artifacts, partial, index, tmp
     scores = read(artifacts, "test")
     paths = [str(partial / index.loc[image_id, "image"]) for image_id in scores.index]
     assert predict.main(["--run", str(artifacts), "--out", str(tmp_path / "out"), *paths]) == 0
+    # and, from the same pass, the probabilities
+    said = pd.read_csv(tmp_path / "out/predictions.csv", dtype={"image_id": str}).set_index("image_id")
+    columns = [name for name in scores.columns if name.startswith("p_")]
+    assert said.index.tolist() == scores.index.tolist()
+    assert list(said.columns) == ["file", "prediction", *columns, "width", "height", "lesion_share", "error"]
+    assert said["prediction"].tolist() == scores["prediction"].tolist()
+    np.testing.assert_allclose(said[columns], scores[columns], rtol=2e-8, atol=0)
     compared = 0
     for image_id, path in zip(scores.index, paths, strict=True):
         mask = Image.open(tmp_path / f"out/masks/{image_id}_segmentation.png")
