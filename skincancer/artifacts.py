@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from skincancer.errors import RunError
+from skincancer.registry import find_version, is_registered
 from skincancer.tracking import BEST_CHECKPOINT, connect
 
 MODEL_FILES = ("config.yaml", BEST_CHECKPOINT)  # all that a model is rebuilt from
@@ -22,7 +23,6 @@ SPLIT_FILE = "split.csv"
 SEGMENTER_FILES = (*MODEL_FILES, SPLIT_FILE)  # all that crops of other data are cut by
 SEGMENTER = "segmenter"  # the folder of a run's copy of the segmenter behind its crops
 LOGGED_RUN = "run"  # the folder of a logged model that holds its run's files
-MODELS = "models:/"
 
 
 def check_finished(client: MlflowClient, run_id: str) -> MlflowRun:
@@ -111,36 +111,6 @@ def _copy(run: str, source: Path, path: Path) -> Path:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copy(source, path))
-
-
-def is_registered(run: str) -> bool:
-    """Say whether a text names a registered model rather than a run."""
-    return run.startswith(MODELS) or "@" in run
-
-
-def find_version(client: MlflowClient, model: str) -> ModelVersion:
-    """Return the version of a registered model: NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION.
-
-    Raises:
-        RunError: no such model, alias or version; says which there are.
-    """
-    text = model.removeprefix(MODELS)
-    name, _, alias = text.partition("@")
-    number = ""
-    if not alias:
-        name, _, number = text.partition("/")
-    if not name or not (alias or number.isdigit()):
-        raise RunError(f"{model}: give a registered model as NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION.")
-    try:
-        registered = client.get_registered_model(name)
-    except MlflowException as error:
-        raise RunError(f"{model}: there is no registered model {name!r} in {client.tracking_uri}") from error
-    try:
-        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    except MlflowException as error:
-        aliases = ", ".join(f"{key} (version {value})" for key, value in sorted(registered.aliases.items())) or "none"
-        wanted = f"alias {alias!r}" if alias else f"version {number}"
-        raise RunError(f"{model}: the registered model {name!r} has no {wanted}; its aliases: {aliases}.") from error
 
 
 def _download_registered(client: MlflowClient, version: ModelVersion, name: str, folder: Path) -> None:

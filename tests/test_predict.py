@@ -80,8 +80,8 @@ def test_probabilities_are_those_of_the_runs_own_test(run, artifacts, folder, ti
     assert given["image_id"].tolist() == stored.index.tolist()
     assert given["file"].tolist() == [str(path) for path in paths]
     assert given["prediction"].tolist() == stored["prediction"].tolist()
-    # the same batches: all nine digits of the file, but for the last
-    np.testing.assert_allclose(given[columns], stored[columns], rtol=2e-8, atol=0)
+    # float32 through other threads and other memory: six digits
+    np.testing.assert_allclose(given[columns], stored[columns], rtol=1e-6, atol=0)
     # in any other company an image rounds otherwise
     assert say(folder, tmp_path / "other", *reversed(paths)) == 0
     other = table(tmp_path / "other").set_index("image_id").loc[stored.index]
