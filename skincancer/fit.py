@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skincancer import config
+from skincancer import config, registry
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import Experiment
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb, signals_as_interrupts, warn
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 
-def fit(experiment: Experiment, resume: str | None = None) -> str:
+def fit(experiment: Experiment, resume: str | None = None, register: str | None = None) -> str:
     """Train an experiment, or go on with an interrupted run of it; return the MLflow run id.
 
     Args:
         experiment: resolved, as `skincancer.config.resolve` makes it.
         resume: id of an interrupted run; its config must be `experiment`'s.
+        register: NAME or NAME@ALIAS: register the model under it when the run has finished; a resumed run keeps what it was started
+            with.
 
     Raises:
         ConfigError: the experiment cannot run on this machine or these data.
@@ -32,6 +34,7 @@ def fit(experiment: Experiment, resume: str | None = None) -> str:
         RunError: the run failed, or cannot be resumed.
     """
     # what can be wrong is told in the order of what it costs to find out
+    target = registry.parse_target(register) if register is not None else None
     from skincancer.models.building import build_task, check_network
 
     check_network(experiment)
@@ -44,12 +47,17 @@ def fit(experiment: Experiment, resume: str | None = None) -> str:
     console = make_console()
     console.quiet = not training.is_rank_zero()
 
+    client = tracking.connect(experiment.tracking.uri)
+    if resume and not target and (before := registry.wanted(client, resume)):
+        target = registry.parse_target(before)
+    if target:
+        registry.check_registry(client)
+
     from skincancer.data.prepared import prepare_data
     from skincancer.recording import FitRecorder
 
     with progress_bars(console) as bars:
         data = prepare_data(experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri)
-    client = tracking.connect(experiment.tracking.uri)
     for closed in tracking.reap(client) if training.is_rank_zero() else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")
 
@@ -60,6 +68,8 @@ def fit(experiment: Experiment, resume: str | None = None) -> str:
     if not goes_on:
         recorder.tell_weights(loaded)
     with recorder.start(client, loaded.source, resume) as run:
+        if run and target:
+            run.set_tags({registry.REGISTER_TAG: str(target)})
         trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run)
         last = recorder.folder / tracking.LAST_CHECKPOINT
         trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
@@ -75,6 +85,9 @@ def fit(experiment: Experiment, resume: str | None = None) -> str:
             recorder.keep(part, task.predictions)
         recorder.finish(run, record, best_epoch, task)
     recorder.report()
+    if target and training.is_rank_zero():
+        version = registry.register(client, recorder.run_id, target)
+        console.print(f"registered as {target}, version {version}", markup=False)
     return recorder.run_id
 
 
@@ -162,6 +175,9 @@ def reap_runs(older_than: str | None, uri: str | None) -> None:
 
 def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", type=str, metavar="RUN_ID", help="go on with an interrupted run, in the same run")
+    parser.add_argument(
+        "--register", type=str, metavar="NAME[@ALIAS]", help="register the finished run's model; the alias is candidate"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--reap", action="store_true", help="close stale runs and stop")
     parser.add_argument(
@@ -199,7 +215,7 @@ def _verb(argv: Sequence[str]) -> None:
         console.print(config.dump_yaml(experiment.to_dict()), markup=False)
         return
     with signals_as_interrupts():
-        fit(experiment, resume)
+        fit(experiment, resume, own.get("register"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What a task's runs write down and print: tables of predictions, test metrics with intervals, figures, the logged model's signature."""
+"""What a task's runs write down and print: tables of predictions, test metrics with intervals, figures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema, TensorSpec
 
 from skincancer.data.index import image_root
 from skincancer.data.prepared import ROLES, PreparedData
@@ -55,9 +53,6 @@ class Outcome(Protocol):
     def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
         """Yield the figures of the test part, by name."""
 
-    def signature(self, size: int) -> ModelSignature:
-        """Return what the logged model takes and gives."""
-
 
 class ClassificationOutcome:
     """Classes: probabilities, confusion, ROC, reliability; images without a label have a row in the table and count nowhere else."""
@@ -99,11 +94,6 @@ class ClassificationOutcome:
         _, label, probability = self._labelled(folder, "test")
         for name, draw in figures.FIGURES.items():
             yield name, draw(label, probability, self.classes, title=title, note=note)
-
-    def signature(self, size: int) -> ModelSignature:
-        """Images to a table of probabilities."""
-        output = Schema([ColSpec("double", f"p_{name}") for name in self.classes])
-        return ModelSignature(_images(size), output)
 
     def _labelled(self, folder: Path, part: str) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         table, label, probability = read_predictions(folder / f"predictions/{part}.csv", self.classes)
@@ -182,11 +172,6 @@ class SegmentationOutcome:
             image_id, original, task.scorer.truth(row), task.scorer.mask(row, square, task.threshold), jaccard
         )
 
-    def signature(self, size: int) -> ModelSignature:
-        """Images to maps of probabilities."""
-        output = Schema([TensorSpec(np.dtype(np.float32), (-1, 1, size, size))])
-        return ModelSignature(_images(size), output)
-
 
 class JointOutcome:
     """Both, of one table: columns, metrics and params of classes as they are, those of masks as `mask_<metric>`."""
@@ -233,16 +218,6 @@ class JointOutcome:
         """Yield the figures of both."""
         yield from self.of_classes.figures(folder, task, title, note)
         yield from self.of_masks.figures(folder, task, title, note)
-
-    def signature(self, size: int) -> ModelSignature:
-        """Images to maps and probabilities, by name."""
-        maps = TensorSpec(np.dtype(np.float32), (-1, 1, size, size), "mask")
-        classes = [TensorSpec(np.dtype(np.float64), (-1,), f"p_{name}") for name in self.classes]
-        return ModelSignature(_images(size), Schema([maps, *classes]))
-
-
-def _images(size: int) -> Schema:
-    return Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))])
 
 
 OUTCOMES: dict[str, type[ClassificationOutcome | SegmentationOutcome | JointOutcome]] = {

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from skincancer import config, tracking, training
-from skincancer.artifacts import SEGMENTER_FILES, fetch_run
+from skincancer.artifacts import SEGMENTER, SEGMENTER_FILES, fetch_run
 from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.prepared import ROLES, PreparedData
 from skincancer.data.splits import parse_split
@@ -34,7 +34,6 @@ from skincancer.schema import Experiment
 from skincancer.terminal import make_table, uninterrupted, warn
 
 SPLIT_COLUMNS = ["image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type"]
-SEGMENTER = "segmenter"  # the folder of a run's copy of the segmenter behind its crops
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -262,19 +261,10 @@ class FitRecorder:
         self._log_model()
 
     def _log_model(self) -> None:
-        size = self.experiment.data.size
-        # grey, not a real image: the data may be under a licence that the run's readers do not hold
-        example = np.full((1, 3, size, size), 0.5, dtype=np.float32)
-        artifacts = {
-            "config": self.folder / "config.yaml",
-            "classes": self.folder / "classes.json",
-            "checkpoint": self.folder / tracking.BEST_CHECKPOINT,
-        }
+        experiment = self.experiment
+        signature = serving.signature(self.outcome.classes, experiment.task != "classification", experiment.data.crop)
         with uninterrupted():
-            mlflow.pyfunc.log_model(
-                name="model", python_model=serving.__file__, artifacts={name: str(path) for name, path in artifacts.items()},
-                signature=self.outcome.signature(size), input_example=example, pip_requirements=tracking.model_requirements(),
-            )  # fmt: skip
+            serving.log_model(self.folder, signature, tracking.model_requirements())
 
     def report(self) -> None:
         """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""

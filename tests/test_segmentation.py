@@ -1,5 +1,6 @@
 """A segmenter from config to masks: the run contract, the threshold, and predict, which must give the masks that were scored."""
 
+import io
 import json
 import os
 import shutil
@@ -104,12 +105,12 @@ def test_threshold_was_chosen_on_the_validation_part_and_is_kept(run, artifacts)
     assert 0 < threshold < 1
 
 
-def test_logged_model_gives_maps(run, artifacts, tiny_demo, monkeypatch):
+def test_logged_model_gives_masks(run, tiny_demo):
+    (path, *_) = sorted((tiny_demo / "images").iterdir())
     model = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
-    image = torch.rand(3, 3, 32, 32).numpy()
-    maps = model.predict(image)
-    assert maps.shape == (3, 1, 32, 32)
-    assert 0 <= maps.min() < maps.max() <= 1
+    found = model.predict(pd.DataFrame({"image": [str(path)]}))
+    assert list(found.columns) == ["mask"] == model.metadata.get_output_schema().input_names()
+    assert Image.open(io.BytesIO(found["mask"][0])).size == Image.open(path).size
 
 
 def test_isic_format_is_masks_alone_and_a_folder_is_searched(run, tiny_demo, tmp_path):
@@ -134,7 +135,7 @@ def test_predict_says_what_it_could_not_read_and_does_the_rest(run, tiny_demo, t
     (image, *_) = sorted((tiny_demo / "images").iterdir())
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     out = tmp_path / "out"
-    assert predict.main(["--run", run.info.run_id, "--out", str(out), str(tmp_path / "bad.jpg"), str(image)]) == 2
+    assert predict.main(["--run", run.info.run_id, "--out", str(out), str(tmp_path / "bad.jpg"), str(image)]) == 1
     assert "1 of 2 images could not be read" in (error := capsys.readouterr().err)
     assert "bad.jpg is not an image" in error
     assert [path.stem for path in (out / "masks").iterdir()] == [f"{image.stem}_segmentation"]

@@ -18,13 +18,13 @@ from skincancer.paths import cache_folder
 from skincancer.schema import DataConfig
 
 if TYPE_CHECKING:
-    from skincancer.models.trained_segmenter import TrainedSegmenter
+    from skincancer.models.trained import TrainedModel
 
 RUN = "run:"
 SHARED_IDS = "ISIC_"  # an image of the ISIC archive has the same id in every data set that took it
 
 
-def find_segmenter(config: DataConfig, uri: str | None) -> tuple[TrainedSegmenter, pd.DataFrame] | None:
+def find_segmenter(config: DataConfig, uri: str | None) -> tuple[TrainedModel, pd.DataFrame] | None:
     """Load the segmenter that crops are cut by, where `data.masks` names one, and the split that it was trained on.
 
     Raises:
@@ -33,18 +33,16 @@ def find_segmenter(config: DataConfig, uri: str | None) -> tuple[TrainedSegmente
     if not config.crop or not config.masks.startswith(RUN):
         return None
     from skincancer.artifacts import SPLIT_FILE, fetch_run
-    from skincancer.models.trained_segmenter import TrainedSegmenter
+    from skincancer.models.trained import load_segmenter
 
     run = config.masks.removeprefix(RUN)
-    segmenter = TrainedSegmenter(run, uri, f"data.masks {config.masks}")
+    segmenter = load_segmenter(run, uri, f"data.masks {config.masks}")
     with tempfile.TemporaryDirectory() as folder:
         (file,) = fetch_run(run, Path(folder), uri, (SPLIT_FILE,))
         return segmenter, pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
-def find_crop(
-    config: DataConfig, index: pd.DataFrame, segmenter: TrainedSegmenter | None, entry: Dataset
-) -> Crop | None:
+def find_crop(config: DataConfig, index: pd.DataFrame, segmenter: TrainedModel | None, entry: Dataset) -> Crop | None:
     """Return how the store is to crop; None where it is not.
 
     Raises:
@@ -76,7 +74,7 @@ def describe_crops(table: pd.DataFrame, config: DataConfig) -> str:
 
 
 def predicted_boxes(
-    segmenter: TrainedSegmenter, index: pd.DataFrame, root: Path, margin: float,
+    segmenter: TrainedModel, index: pd.DataFrame, root: Path, margin: float,
     progress: Callable[[str], Progress] | None, jobs: int,
 ) -> list[Box | None]:  # fmt: skip
     """Segment every image and return the boxes to crop it to, from masks of its original size.
@@ -94,9 +92,10 @@ def predicted_boxes(
     good = np.flatnonzero(store.table["error"].to_numpy() == "")
     for start in range(0, len(good), segmenter.batch_size):
         rows = good[start : start + segmenter.batch_size]
-        masks = segmenter.masks(store.images[rows], [sizes[row] for row in rows])
-        for row, mask in zip(rows, masks, strict=True):
-            boxes[row] = crop_box(mask, margin)
+        lesions = segmenter.answer(store.images[rows]).lesion
+        assert lesions is not None
+        for row, lesion in zip(rows, lesions, strict=True):
+            boxes[row] = crop_box(segmenter.mask(lesion, *sizes[row]), margin)
         if told:
             told(start + len(rows), len(good))
     return boxes

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from skincancer.images.decode import read_image, read_truth
+from skincancer.images.decode import ImageFile, read_image, read_truth
 from skincancer.images.geometry import to_square
 from skincancer.images.postprocess import clean_mask
 
@@ -97,7 +97,7 @@ def otsu_mask(image: Image.Image) -> Mask:
 
 
 def decode_crop(
-    image: Path, mask: Path | None, size: int, resize: str, crop: Crop, given: Box | None = None
+    image: ImageFile, mask: Path | None, size: int, resize: str, crop: Crop, given: Box | None = None
 ) -> Cropped:
     """Decode one image and cut it to its lesion, then bring that to the square; an image whose mask is empty stays whole.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +12,20 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from skincancer.images.geometry import to_square
 
+ImageFile = Path | bytes  # where a file lies, or what it holds
+
 MASK_COLOURS = 1 << 16  # a picture of more is no mask
 CLASS_NUMBERS = 16  # three values up to this are numbers of classes, however rare one is
+
+# Pillow warns from 89 megapixels on, which photographs and scans have, and refuses from twice as many, which we tell as a bad file
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class BadImage(Exception):
     """A file that cannot be used; the text says why."""
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: ImageFile) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
     EXIF rotation is applied; CMYK, grey and palette images are converted; an alpha channel is dropped.
@@ -114,11 +121,11 @@ def _third_value(histogram: npt.NDArray[np.int64], brightest: float) -> list[int
     return [int(value) for value in third[np.argsort(-histogram[third], kind="stable")]]
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: ImageFile) -> Image.Image:
     try:
-        if path.stat().st_size == 0:
+        if not (len(path) if isinstance(path, bytes) else path.stat().st_size):
             raise BadImage("is empty (0 bytes)")
-        with Image.open(path) as image:
+        with Image.open(_stream(path)) as image:
             image.load()
             # exif_transpose returns None only in place
             return ImageOps.exif_transpose(image) or image
@@ -126,7 +133,9 @@ def _open(path: Path) -> Image.Image:
         raise BadImage("does not exist") from error
     except UnidentifiedImageError as error:
         raise BadImage("is not an image") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"is too large: {error}; scale it down") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         if (
             isinstance(error, OSError) and error.errno
         ):  # permissions, network: not the file's content, so not to be kept
@@ -134,8 +143,21 @@ def _open(path: Path) -> Image.Image:
         raise BadImage(f"cannot be decoded: {error}") from error
 
 
+def _stream(file: ImageFile) -> Path | io.BytesIO:
+    return io.BytesIO(file) if isinstance(file, bytes) else file
+
+
+def count_pixels(file: ImageFile) -> int:
+    """Return how many pixels an image has, from its header; 0 if that cannot be read, which decoding will explain."""
+    try:
+        with Image.open(_stream(file)) as image:
+            return image.width * image.height
+    except Exception:  # whatever a foreign file makes Pillow trip over
+        return 0
+
+
 def decode(
-    image: Path, mask: Path | None, size: int, resize: str
+    image: ImageFile, mask: Path | None, size: int, resize: str
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None, int, int]:
     """Decode one image, and its mask, to the square.
 

@@ -1,0 +1,152 @@
+"""predict over many image files against the bare model loop over decoded tensors, in turns, and predict's peak memory.
+
+    python benchmarks/predict.py --folder IMAGES --images 10000 --size 224
+
+A few images are linked under as many names as are asked for; the model is never trained, which costs the same. predict reads,
+decodes and resizes each file, asks the model and writes its row; the bare loop runs the same network in batches of the same size
+over as many images, which lie in memory as float32 tensors. Decoding alone, in predict's threads, is measured beside them: on a
+CPU it takes the model's cores, so the ratio cannot be above bare/(bare + decoding); with a GPU it runs beside the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from side_by_side import in_turns, machine, ratios, spread
+
+COUNTS = 1000  # the smaller number of images whose peak memory is measured
+
+
+def make_run(folder: Path, backbone: str, size: int, batch: int) -> None:
+    """Write a run's folder with a network that was never trained."""
+    import torch
+
+    from skincancer import config
+    from skincancer.models.tasks import ClassificationTask
+
+    flags = {"data.size": size, "data.batch_size": batch, "model.backbone": backbone, "model.weights": "none"}
+    experiment, _ = config.resolve("efficientnet_lite0", flags)
+    model = experiment.to_dict()["model"]
+    task = ClassificationTask(
+        backbone=backbone, size=size, classes=list("abcdefg"), dropout=0.0, head="softmax", head_hidden=0, freeze="none",
+        unfreeze_epoch=None, loss=model["loss"], optimizer=model["optimizer"], schedule=model["schedule"],
+        class_weights=None, tta="none", channels_last=True, seed=0,
+    )  # fmt: skip
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(
+        {"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, folder / "checkpoints/best.ckpt"
+    )
+    (folder / "config.yaml").write_text(config.dump_yaml(experiment.to_dict()))
+
+
+def link(source: Path, folder: Path, count: int) -> None:
+    """Link the images of a folder under `count` names."""
+    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".png"))[:64]
+    folder.mkdir()
+    for number in range(count):
+        file = files[number % len(files)]
+        (folder / f"{number:06d}{file.suffix}").symlink_to(file.resolve())
+
+
+def peak(run: Path, images: Path, out: Path) -> None:
+    """Predict in this process, and print its peak memory in MB."""
+    from skincancer.predict import predict
+
+    predict(str(run), [images], out)
+    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="images; default: the demo's")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peak", nargs=3, type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peak:
+        peak(*given.peak)
+        return
+    if given.folder is None:
+        from skincancer.data.prepared import locate
+        from skincancer.schema import DataConfig
+
+        given.folder = locate(DataConfig())[1] / "images"
+    with tempfile.TemporaryDirectory() as place:
+        measure(given, Path(place))
+
+
+def measure(given: argparse.Namespace, place: Path) -> None:
+    """Measure in a temporary folder."""
+    import torch
+
+    from skincancer.data.image_files import find_images
+    from skincancer.models.answering import closing_pool, in_order, load_answerer
+    from skincancer.predict import write_answers
+
+    run, many = place / "run", place / "many"
+    make_run(run, given.backbone, given.size, given.batch)
+    link(given.folder, many, given.images)
+    out = place / "out"
+    out.mkdir()
+    images = find_images([many])
+    answerer = load_answerer(str(run))
+    task = answerer.model.task
+    some = [answer.pixels for answer in answerer.answers(Path(file) for _, file in images[: 8 * given.batch])]
+    tensors = [
+        torch.stack([torch.from_numpy(pixels) for pixels in some[start : start + given.batch]])
+        .permute(0, 3, 1, 2)
+        .float()
+        / 255
+        for start in range(0, len(some), given.batch)
+    ]
+
+    def timed(work: object) -> float:
+        start = time.perf_counter()
+        work()  # type: ignore[operator]
+        return len(images) / (time.perf_counter() - start)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for number in range(-(-len(images) // given.batch)):
+                task(tensors[number % len(tensors)].to(task.device)).softmax(dim=1).cpu()
+
+    def decoding() -> None:
+        with closing_pool() as pool:
+            for _ in in_order(pool, answerer._read, (Path(file) for _, file in images), 2 * given.batch):
+                pass
+
+    print(f"{len(images)} images, {given.backbone} at {given.size} px, batches of {given.batch}")
+    print(machine(str(task.device)))
+    done = in_turns(
+        {
+            "predict": lambda: timed(lambda: write_answers(answerer, images, out)),
+            "bare": lambda: timed(bare),
+            "decoding": lambda: timed(decoding),
+        },
+        given.rounds,
+    )
+    for name, speeds in done.items():
+        print(f"{name:10} {spread(speeds)} images/s")
+    bound = [bare * decode / (bare + decode) for bare, decode in zip(done["bare"], done["decoding"], strict=True)]
+    print(f"predict / bare model loop         {spread(ratios(done['predict'], done['bare']), 2)}")
+    print(f"predict / bare loop, then decoding {spread(ratios(done['predict'], bound), 2)}")
+    for count in sorted({min(COUNTS, given.images), given.images}):
+        fewer = place / f"many{count}"
+        link(given.folder, fewer, count)
+        command = [sys.executable, __file__, "--peak", str(run), str(fewer), str(place / f"out{count}")]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        print(f"peak memory at {count:,} images: {shown.strip()} MB")
+
+
+if __name__ == "__main__":
+    main()

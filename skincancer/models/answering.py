@@ -1,0 +1,244 @@
+"""A finished run on image files: decoded in threads beside the model, cut as its training images were, answered in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from skincancer.artifacts import CROPS_FILE, MODEL_FILES, SEGMENTER, fetch_run
+from skincancer.data.boxes import RUN
+from skincancer.errors import ConfigError
+from skincancer.images.crops import Crop, crop_box, decode_crop
+from skincancer.images.decode import BadImage, ImageFile, count_pixels, decode
+from skincancer.models.trained import Mask, TrainedModel, load_segmenter
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LARGE = (
+    25_000_000  # px: from here on, images are worked on one at a time, so that memory does not grow with the threads
+)
+_large = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run says of one image; `error` says why it says nothing.
+
+    `pixels` uint8 (S, S, 3), what the model sees; `width` and `height` of the original as its EXIF orientation shows it, px;
+    `lesion` float32 (S, S), `logits` float32 (C,) and `probability` float64 (C,): see `trained.Answers`.
+    """
+
+    file: ImageFile
+    error: str = ""
+    pixels: npt.NDArray[np.uint8] | None = None
+    width: int = 0
+    height: int = 0
+    lesion: npt.NDArray[np.float32] | None = None
+    logits: npt.NDArray[np.float32] | None = None
+    probability: npt.NDArray[np.float64] | None = None
+
+
+class Answerer:
+    """Answers on images, any number of them in the same memory.
+
+    Args:
+        model: a finished run's.
+        crop: how images are cut to their lesions first; None for whole images.
+        segmenter: gives the masks to cut by, where `crop` names one.
+    """
+
+    def __init__(self, model: TrainedModel, crop: Crop | None = None, segmenter: TrainedModel | None = None) -> None:
+        self.model, self.crop, self.segmenter = model, crop, segmenter
+
+    def answers(self, files: Iterable[ImageFile]) -> Iterator[Answer]:
+        """Yield an answer an image, in order; what cannot be read has an error."""
+        with closing_pool() as pool:
+            ahead = 2 * self.model.batch_size
+            if self.segmenter is not None:
+                seen = in_order(pool, self._read_for_segmenter, files, 2 * self.segmenter.batch_size)
+                yield from _ask(self.model, in_order(pool, self._read_crop, _ask(self.segmenter, seen), ahead))
+            else:
+                yield from _ask(self.model, in_order(pool, self._read, files, ahead))
+
+    def mask(self, answer: Answer) -> Mask:
+        """Return the mask of an answer, bool (height, width)."""
+        assert answer.lesion is not None, "whoever asks looks at `model.segments`"
+        return self.model.mask(answer.lesion, answer.width, answer.height)
+
+    def _read(self, file: ImageFile) -> Answer:
+        model = self.model
+
+        def read() -> Answer:
+            if self.crop is None:
+                pixels, _, width, height = decode(file, None, model.size, model.resize)
+                return Answer(file, "", pixels, width, height)
+            cut = decode_crop(file, None, model.size, model.resize, self.crop)
+            return Answer(file, "", cut.pixels, cut.width, cut.height)
+
+        return _told(file, count_pixels(file), read)
+
+    def _read_for_segmenter(self, file: ImageFile) -> Answer:
+        assert self.segmenter is not None
+        size, resize = self.segmenter.size, self.segmenter.resize
+
+        def read() -> Answer:
+            pixels, _, width, height = decode(file, None, size, resize)
+            return Answer(file, "", pixels, width, height)
+
+        return _told(file, count_pixels(file), read)
+
+    def _read_crop(self, seen: Answer) -> Answer:
+        """Read an image a second time, and cut it by the mask that the segmenter gave: kept meanwhile, images would fill the memory."""
+        if seen.error:
+            return seen
+
+        def read() -> Answer:
+            assert self.segmenter is not None
+            assert self.crop is not None
+            assert seen.lesion is not None
+            box = crop_box(self.segmenter.mask(seen.lesion, seen.width, seen.height), self.crop.margin)
+            cut = decode_crop(seen.file, None, self.model.size, self.model.resize, self.crop, box)
+            return Answer(seen.file, "", cut.pixels, cut.width, cut.height)
+
+        return _told(seen.file, seen.width * seen.height, read)
+
+
+def load_answerer(run: str, uri: str | None = None, masks: str | None = None) -> Answerer:
+    """Load a finished run with all that it needs to answer on images.
+
+    Args:
+        run: its id, a folder of its artifacts, or a registered model (`artifacts.fetch_run`).
+        uri: the tracking store.
+        masks: whose masks cut the images of a run on crops: otsu, or run:RUN of a segmenter. None for the run's own way: Otsu's
+            threshold, or its copy of the segmenter.
+
+    Raises:
+        ConfigError: `masks` does not fit the run, or is needed: new images have no true masks.
+        RunError: no such run, one that did not finish, or that lacks a file.
+        WeightsError: a checkpoint cannot be used.
+    """
+    if masks is not None and masks != "otsu" and not (masks.startswith(RUN) and masks != RUN):
+        raise ConfigError(f"--masks is {masks!r}; give otsu, or run:RUN of a segmenter.")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        fetch_run(run, folder, uri)
+        model = TrainedModel(folder)
+        data = model.settings["data"]
+        if not data.get("crop"):
+            if masks is not None:
+                raise ConfigError(
+                    f"--masks is {masks}; it is for runs on crops, and {run} was trained on whole images."
+                )
+            return Answerer(model)
+        margin, source = float(data["crop_margin"]), masks or _own_masks(run, uri, folder, str(data["masks"]))
+        if source == "otsu":
+            return Answerer(model, Crop("otsu", margin))
+        if masks is not None:
+            segmenter = load_segmenter(masks.removeprefix(RUN), uri, f"--masks {masks}")
+        else:
+            fetch_run(run, folder, uri, [f"{SEGMENTER}/{name}" for name in MODEL_FILES])
+            segmenter = TrainedModel(folder / SEGMENTER)
+        return Answerer(model, Crop(RUN + segmenter.digest, margin), segmenter)
+
+
+def _own_masks(run: str, uri: str | None, folder: Path, masks: str) -> str:
+    """Return whose masks cut the training images, where new images can be cut by the same."""
+    if masks == "auto":  # true masks, and Otsu's where there was none
+        (table,) = fetch_run(run, folder, uri, (CROPS_FILE,))
+        if set(pd.read_csv(table, dtype=str, usecols=["masks"])["masks"].dropna()) <= {"otsu", "empty"}:
+            return "otsu"
+    if masks in ("auto", "truth"):
+        raise ConfigError(
+            f"{run} was trained on images cut by their true masks (data.masks {masks}), which new images do not have. Say whose "
+            "masks cut these: --masks run:RUN of a segmenter, or --masks otsu (Otsu's threshold)."
+        )
+    return masks
+
+
+def in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Yield `work` of every item, in order, done in the pool's threads; at most `ahead` are begun before they are asked for."""
+    begun: deque[Future[Result]] = deque()
+    for item in items:
+        begun.append(pool.submit(work, item))
+        if len(begun) > ahead:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+@contextlib.contextmanager
+def closing_pool() -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of one thread a core; at the end what was not begun is dropped."""
+    # threads, since Pillow decodes and resizes, and numpy computes, without Python's lock
+    pool = ThreadPoolExecutor(min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def room_for(pixels: int) -> contextlib.AbstractContextManager[Any]:
+    """Return what to hold while working on an image of so many pixels: large ones wait for each other."""
+    return _large if pixels >= LARGE else contextlib.nullcontext()
+
+
+def _told(file: ImageFile, pixels: int, read: Callable[[], Answer]) -> Answer:
+    """Return what was read, or why it cannot be used."""
+    try:
+        with room_for(pixels):
+            return read()
+    except BadImage as error:
+        return Answer(file, str(error))
+    except OSError as error:
+        return Answer(file, f"cannot be read: {error.strerror or error}")
+    except MemoryError:
+        return Answer(file, "needs more memory than there is; scale it down")
+
+
+def _ask(model: TrainedModel, images: Iterable[Answer]) -> Iterator[Answer]:
+    """Fill in what a model says, in full batches of images that could be read."""
+    batch: list[Answer] = []
+    good = 0
+    for image in images:
+        batch.append(image)
+        good += not image.error
+        if good == model.batch_size or len(batch) > 8 * model.batch_size:
+            yield from _ask_batch(model, batch)
+            batch, good = [], 0
+    yield from _ask_batch(model, batch)
+
+
+def _ask_batch(model: TrainedModel, batch: list[Answer]) -> Iterator[Answer]:
+    squares = [image.pixels for image in batch if image.pixels is not None and not image.error]
+    if not squares:
+        yield from batch
+        return
+    said = model.answer(np.stack(squares))
+    row = 0
+    for image in batch:
+        if image.error:
+            yield image
+            continue
+        lesion, logits, probability = (
+            None if values is None else values[row] for values in (said.lesion, said.logits, said.probability)
+        )
+        row += 1
+        if all(values is None or np.isfinite(values).all() for values in (lesion, probability)):
+            yield replace(image, lesion=lesion, logits=logits, probability=probability)
+        else:
+            yield Answer(image.file, "has no answer: the model gives NaN")

@@ -1,0 +1,135 @@
+"""A finished run's model on images of its own size: the one way from a run to answers, for predict, crops, serving and evaluate."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from skincancer.artifacts import MODEL_FILES, fetch_run
+from skincancer.config import load_yaml
+from skincancer.errors import RunError
+from skincancer.evaluation.mask_scoring import MaskRecipe
+from skincancer.models.joint import JointTask
+from skincancer.models.loading import load_task
+from skincancer.models.tasks import ClassificationTask, SegmentationTask
+
+Mask = npt.NDArray[np.bool_]
+
+_HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of a batch of B images; None what its task does not say.
+
+    `lesion` float32 (B, S, S), probabilities of a pixel to be lesion; `logits` float32 (B, C) and `probability` float64 (B, C) of
+    the classes.
+    """
+
+    lesion: npt.NDArray[np.float32] | None
+    logits: npt.NDArray[np.float32] | None
+    probability: npt.NDArray[np.float64] | None
+
+
+class TrainedModel:
+    """A model from a finished run, on the best device.
+
+    Attributes:
+        settings: the run's config.yaml.
+        classes: names in the order of the probabilities; of a segmenter none.
+        segments: whether it gives masks.
+        size, resize: of the square that it takes, px, and how images come to it.
+        batch_size: that of the run's own test: another may round otherwise in the last digit.
+        digest: of the weights and of what turns their answer into a mask.
+
+    Args:
+        folder: holds config.yaml and checkpoints/best.ckpt.
+
+    Raises:
+        ConfigError: the config cannot be read.
+        WeightsError: no checkpoint of a run, or one that would have to be unpickled.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        files = [folder / name for name in MODEL_FILES]
+        self.settings = load_yaml(files[0])
+        self.task = load_task(files[1]).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        self.classes = () if isinstance(self.task, SegmentationTask) else tuple(self.task.classes)
+        self.segments = not isinstance(self.task, ClassificationTask)
+        data = self.settings["data"]
+        self.size, self.resize = int(data["size"]), str(data["resize"])
+        self.batch_size = int(data["batch_size"])
+        self._half = _HALF.get(str(self.settings["trainer"]["precision"]))
+
+    def answer(self, squares: npt.NDArray[np.uint8]) -> Answers:
+        """Answer on a batch, with the run's precision and views (`model.tta`).
+
+        Args:
+            squares: uint8 (B, S, S, 3), images brought to `size` by `resize`, RGB.
+        """
+        task = self.task
+        image = torch.from_numpy(squares).permute(0, 3, 1, 2).to(task.device).float().div_(255)
+        lesion = logits = None
+        with torch.inference_mode(), torch.autocast(task.device.type, dtype=self._half, enabled=self._half is not None):
+            if isinstance(task, JointTask):
+                masks, logits = task.predict_both(image)
+                lesion = masks.sigmoid()
+            elif isinstance(task, SegmentationTask):
+                lesion = task.predict_probability(image)
+            else:
+                logits = task.predict_logits(image)
+        logits = None if logits is None else logits.float().cpu()
+        return Answers(
+            None if lesion is None else lesion.float().cpu().numpy()[:, 0],
+            None if logits is None else logits.numpy(),
+            None if logits is None else torch.softmax(logits.double(), dim=1).numpy(),
+        )
+
+    def mask(self, lesion: npt.NDArray[np.float32], width: int, height: int) -> Mask:
+        """Bring probabilities of one image, float32 (S, S), to its mask, bool (height, width) of the original size, px."""
+        assert not isinstance(self.task, ClassificationTask), "whoever asks looks at `segments`"
+        mask = self.settings["model"]["mask"]
+        recipe = MaskRecipe(self.resize, mask["largest_component"], mask["fill_holes"])
+        return recipe.mask(lesion, width, height, threshold=self.task.threshold)
+
+
+def load_trained(run: str, uri: str | None) -> TrainedModel:
+    """Load a finished run's model.
+
+    Args:
+        run: its id, a folder of its artifacts, or a registered model (`artifacts.fetch_run`).
+        uri: the tracking store.
+
+    Raises:
+        RunError: no such run, or one that did not finish.
+        WeightsError: its checkpoint cannot be used.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        fetch_run(run, Path(folder), uri)
+        return TrainedModel(Path(folder))
+
+
+def load_segmenter(run: str, uri: str | None, purpose: str) -> TrainedModel:
+    """Load a finished run's model, which must give masks.
+
+    Args:
+        run: as `load_trained`.
+        uri: the tracking store.
+        purpose: what asks for it, for the error.
+
+    Raises:
+        RunError: as `load_trained`, or not a segmenter's.
+    """
+    model = load_trained(run, uri)
+    if not model.segments:
+        raise RunError(
+            f"{purpose}: the task of run {run} is {model.settings['task']}; give a run of task segmentation or joint."
+        )
+    return model
