@@ -6,6 +6,7 @@ A run's end is said once, here: FINISHED after its last artifact, FAILED with th
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -182,9 +183,11 @@ def model_requirements() -> list[str]:
     ]
 
 
+@functools.cache  # hundreds of files are read
 def environment_text() -> str:
     """Return Python, platform and every installed distribution with its version, one a line."""
-    names = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    files = [distribution.metadata for distribution in importlib.metadata.distributions()]
+    names = {file["Name"]: file["Version"] for file in files if file["Name"]}
     packages = [f"{name}=={version}" for name, version in sorted(names.items(), key=lambda item: item[0].lower())]
     return "\n".join([f"# Python {platform.python_version()}, {platform.platform()}", *packages]) + "\n"
 

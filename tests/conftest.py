@@ -1,15 +1,25 @@
-"""Shared fixtures: every test has its own store and cache; tiny demo data are drawn once a session."""
+"""Shared fixtures: every test has its own store and cache; tiny demo data are drawn once a session.
+
+The whole suite runs on two workers, named files in one process; `-n 0` or `-n 4` say otherwise.
+"""
 
 import contextlib
-import shutil
+import functools
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+# before anything imports torch: on tiny images a second thread only waits, and waits by computing
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+WORKERS = 2  # of 2 to 3 GB each, so not one for every core
 
 TINY_LESIONS = {"akiec": 5, "bcc": 5, "bkl": 5, "df": 5, "mel": 5, "nv": 8, "vasc": 5}
 
@@ -23,6 +33,33 @@ TINY_FIT = [
     "--trainer.accelerator=cpu",
     "--tracking.system_metrics=false",
 ]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at its options
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Let workers run whole folders; each begins with one half, as neighbouring tests share their module's fit."""
+    option, is_worker = config.option, hasattr(config, "workerinput")
+    asked = is_worker or option.usepdb or getattr(option, "numprocesses", 0) is not None
+    if not asked and all(Path(argument).is_dir() for argument in config.args):
+        option.numprocesses, option.dist = WORKERS, "worksteal"
+
+
+@functools.cache
+def empty_database() -> bytes:
+    """An MLflow database without runs: creating one takes seconds, copying it nothing."""
+    from skincancer.tracking import connect
+
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "mlflow.db"
+        connect(f"sqlite:///{database}")
+        return database.read_bytes()
+
+
+def make_store(folder: Path) -> str:
+    """Make an empty store in a new folder; return its URI."""
+    folder.mkdir(parents=True)
+    (folder / "mlflow.db").write_bytes(empty_database())
+    return f"sqlite:///{folder}/mlflow.db"
 
 
 def all_runs() -> list["Run"]:
@@ -58,11 +95,12 @@ def finished_run(cache: Path, folder: Path, *arguments: str) -> "Iterator[tuple[
     """Fit once, for all tests of a module; yield the finished run and the URI of its store, which is in `folder`."""
     from skincancer import fit
 
+    uri = make_store(folder / "mlruns")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SKINCANCER_CACHE", str(cache))
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
         assert fit.main(list(arguments)) == 0
-        yield only_run(), f"sqlite:///{folder}/mlruns/mlflow.db"
+        yield only_run(), uri
 
 
 @pytest.fixture
@@ -97,26 +135,14 @@ def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs: creating one takes seconds, copying it nothing."""
-    from skincancer.tracking import connect
-
-    database = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(f"sqlite:///{database}")
-    return database
-
-
 @pytest.fixture
-def new_store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+def new_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     """A maker of stores: `new_store(name)` makes one in the test's folder and makes it the current one."""
 
     def make(name: str) -> str:
-        folder = tmp_path / name
-        folder.mkdir()
-        shutil.copy(empty_store, folder / "mlflow.db")
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        return f"sqlite:///{folder}/mlflow.db"
+        uri = make_store(tmp_path / name)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        return uri
 
     return make
 

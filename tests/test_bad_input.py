@@ -433,7 +433,9 @@ class Code:
 
 
 @pytest.mark.parametrize("kind", ["whole file", "inside a checkpoint", "old format"])
-def test_a_checkpoint_with_pickled_code_is_refused_and_not_run(refused, tiny_demo: Path, tmp_path: Path, kind: str):
+def test_a_checkpoint_with_pickled_code_is_refused_and_not_run(
+    refused, store: str, tiny_demo: Path, tmp_path: Path, kind: str
+):
     import torch
 
     code = Code(tmp_path / "it ran")
@@ -447,7 +449,7 @@ def test_a_checkpoint_with_pickled_code_is_refused_and_not_run(refused, tiny_dem
     assert (tmp_path / "it ran").exists(), "it would have run"
 
 
-def test_weights_that_do_not_fit(refused, tiny_demo: Path, tmp_path: Path):
+def test_weights_that_do_not_fit(refused, store: str, tiny_demo: Path, tmp_path: Path):
     import timm
     import torch
 
@@ -476,14 +478,16 @@ def test_weights_that_do_not_fit(refused, tiny_demo: Path, tmp_path: Path):
         ("page.safetensors", b"<html>404 Not Found</html>" * 50),
     ],
 )
-def test_files_that_are_no_weights(refused, tiny_demo: Path, tmp_path: Path, name: str, content: bytes | None):
+def test_files_that_are_no_weights(
+    refused, store: str, tiny_demo: Path, tmp_path: Path, name: str, content: bytes | None
+):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     message = refused(f"--data.root={tiny_demo}", f"--model.weights={tmp_path / name}")
     assert str(tmp_path / name) in message
 
 
-def test_a_truncated_checkpoint_is_no_weights(refused, tiny_demo: Path, tmp_path: Path):
+def test_a_truncated_checkpoint_is_no_weights(refused, store: str, tiny_demo: Path, tmp_path: Path):
     import timm
     import torch
 
@@ -493,7 +497,7 @@ def test_a_truncated_checkpoint_is_no_weights(refused, tiny_demo: Path, tmp_path
     assert str(tmp_path / "cut.pt") in refused(f"--data.root={tiny_demo}", f"--model.weights={tmp_path / 'cut.pt'}")
 
 
-def test_weights_of_a_run_that_does_not_exist(refused, tiny_demo: Path):
+def test_weights_of_a_run_that_does_not_exist(refused, store: str, tiny_demo: Path):
     message = refused(f"--data.root={tiny_demo}", "--model.weights=run:0123", code=1)
     assert "run 0123" in message
 
@@ -520,7 +524,7 @@ def loss_of_nan_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("every", [1, 50])
 def test_a_loss_of_nan_stops_the_run_and_names_the_step(
-    tiny_demo: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys, every: int
+    store: str, tiny_demo: Path, monkeypatch: pytest.MonkeyPatch, capsys, every: int
 ):
     loss_of_nan_at(7, monkeypatch)  # of 5 steps an epoch: in the second
     argv = ["--experiment=resnet50", *TINY_FIT, f"--data.root={tiny_demo}", "--trainer.max_epochs=4"]
@@ -538,7 +542,7 @@ def test_a_loss_of_nan_stops_the_run_and_names_the_step(
     assert "test/accuracy" not in run.data.metrics
 
 
-def test_a_learning_rate_far_too_high_ends_failed(tiny_demo: Path, capsys):
+def test_a_learning_rate_far_too_high_ends_failed(store: str, tiny_demo: Path, capsys):
     argv = ["--experiment=resnet50", *TINY_FIT, f"--data.root={tiny_demo}", "--model.optimizer.name=sgd"]
     argv += ["--model.optimizer.lr=90", "--model.optimizer.weight_decay=0.5", "--trainer.max_epochs=10"]
     assert fit.main(argv) == 1

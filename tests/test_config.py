@@ -1,6 +1,7 @@
 """Experiments: what a key may be, which value wins, and that everything wrong is told by name, in milliseconds."""
 
 import dataclasses
+import functools
 import inspect
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from skincancer import config, fit
 from skincancer.config import dump_yaml, flatten, list_experiments, resolve, unflatten
@@ -30,9 +32,14 @@ def write(tmp_path: Path):
     return file
 
 
+@functools.cache
+def parser() -> ArgumentParser:
+    return config.build_parser("test", "")
+
+
 def load(*argv: str) -> Experiment:
-    keys, own = config.parse_flags(config.build_parser("test", ""), argv)
-    return resolve(own.get("experiment"), keys)[0]
+    keys, own = config.parse_flags(parser(), argv)
+    return resolve(own.get("experiment"), keys, parser())[0]
 
 
 def get(experiment: Experiment, key: str) -> Any:
@@ -113,15 +120,14 @@ def test_order_of_values(write):
 
 
 def test_study_values_are_told_where_they_apply():
-    parser = config.build_parser("test", "")
-    experiment, notes = resolve("densenet169_undersample", {"data.dataset": "ham10000", "data.batch_size": 8}, parser)
+    experiment, notes = resolve("densenet169_undersample", {"data.dataset": "ham10000", "data.batch_size": 8}, parser())
     assert (experiment.data.size, experiment.trainer.max_epochs, experiment.model.optimizer.lr) == (224, 50, 1e-4)
     assert experiment.data.batch_size == 8
     (note,) = notes
     for text in ("study", "data.size 224", "trainer.max_epochs 50", "model.optimizer.lr 0.0001"):
         assert text in note
     assert "batch_size" not in note, "a flag goes before it"
-    assert resolve("densenet169_undersample", {}, parser)[1] == []
+    assert resolve("densenet169_undersample", {}, parser())[1] == []
     own = {
         "data.dataset": "ham10000",
         "data.size": 64,
@@ -129,7 +135,9 @@ def test_study_values_are_told_where_they_apply():
         "trainer.max_epochs": 1,
         "model.optimizer.lr": 1e-3,
     }
-    assert resolve("densenet169_undersample", own, parser)[1] == [], "nothing to tell where flags go before all of them"
+    assert resolve("densenet169_undersample", own, parser())[1] == [], (
+        "nothing to tell where flags go before all of them"
+    )
 
 
 def test_only_three_environment_variables_count(monkeypatch: pytest.MonkeyPatch):
@@ -433,11 +441,10 @@ def test_a_sigmoid_head_is_for_two_classes(write):
 
 
 def test_a_smallest_size_raises_defaults_and_refuses_what_was_asked_for(write):
-    parser = config.build_parser("test", "")
-    raised, notes = resolve("inception_v3", {}, parser)
+    raised, notes = resolve("inception_v3", {}, parser())
     assert raised.data.size == 75, "the demo's 64 are too small"
     assert notes == ["data.size raised from 64 to 75: the smallest that inception_v3 takes"]
-    study, notes = resolve("inception_v3", {"data.dataset": "ham10000"}, parser)
+    study, notes = resolve("inception_v3", {"data.dataset": "ham10000"}, parser())
     assert study.data.size == 224
     assert not any("raised" in note for note in notes)
     assert load("--experiment=inception_v3", "--data.size=75").data.size == 75

@@ -265,6 +265,7 @@ class Steps(pl.Callback):
         self.losses.append(float(outputs["loss"]))
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")  # one step alone
 @pytest.mark.parametrize("name", ["cross_entropy", "focal"])
 @pytest.mark.parametrize(
     ("label", "has_mask"),
@@ -312,7 +313,7 @@ def test_one_pass_gives_both() -> None:
     task.eval()(batch["image"])
     assert calls == [(2, 3, 64, 64)]  # padded to what U-Net takes
     calls.clear()
-    make_trainer(1).fit(task, loader(batch), loader(batch))
+    make_trainer(1).fit(task.train(), loader(batch), loader(batch))
     assert len(calls) == 2  # a step, and a validation of one view
     task.scorer = Truth(batch)
     calls.clear()
@@ -349,7 +350,7 @@ def test_views_of_masks_are_turned_back_and_both_averaged() -> None:
 
 
 def test_evaluation_leaves_out_what_is_absent() -> None:
-    task = make_task().eval()
+    task = make_task()
     first, second = make_batch([0, -1, 2], [True, False, False]), make_batch([-1, 1, -1], [True, True, False], number=1)
     trainer = make_trainer(1)
     trainer.fit(task, loader(first), loader(second, first))

@@ -23,6 +23,12 @@ from skincancer.models.task import VIEWS, Normalise, turn, turn_back
 from skincancer.models.tasks import ClassificationTask
 from skincancer.training import EpochRecord
 
+# said of frozen BatchNorm, and of a few steps without validation: both are on purpose here
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode at the start of training"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+]
+
 CLASSES = ["a", "b", "c", "d"]
 Batch = dict[str, Any]
 
