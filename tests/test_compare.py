@@ -268,6 +268,15 @@ def test_runs_given_by_hand_must_be_finished_fits(store):
         runs_by_id(client, [running, running])
 
 
+def test_a_deleted_run_is_not_found_and_not_taken(store, quiet):
+    run_id = finished_fit(A, class_predictions(1, 30, 1.0))
+    connect(None).delete_run(run_id)
+    with pytest.raises(RunError, match=f"run {run_id}.*deleted"):
+        runs_by_id(connect(None), [run_id])
+    with pytest.raises(RunError, match="no finished run"):
+        compare.compare(compare.Request((A,)), console=quiet)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
