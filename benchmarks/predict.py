@@ -103,9 +103,7 @@ def measure(given: argparse.Namespace, place: Path) -> None:
     task = answerer.model.task
     some = [answer.pixels for answer in answerer.answers(Path(file) for _, file in images[: 8 * given.batch])]
     tensors = [
-        torch.stack([torch.from_numpy(pixels) for pixels in some[start : start + given.batch]])
-        .permute(0, 3, 1, 2)
-        .float()
+        torch.stack([torch.tensor(pixels) for pixels in some[start : start + given.batch]]).permute(0, 3, 1, 2).float()
         / 255
         for start in range(0, len(some), given.batch)
     ]

@@ -147,7 +147,8 @@ def _verb(argv: Sequence[str]) -> None:
         )  # fmt: skip
     console.print(f"{said.images - said.bad} images answered, in {given.out}", markup=False)
     if said.bad:
-        more = f"\n  … and {said.bad - SHOWN} more" if said.bad > SHOWN else ""
+        table = "predictions.csv names all" if given.format == "full" else "--format full names all"
+        more = f"\n  … and {said.bad - SHOWN} more; {table}" if said.bad > SHOWN else ""
         raise RunError(
             f"{said.bad} of {said.images} images could not be read and have no answer:\n  "
             + "\n  ".join(said.errors)

@@ -168,12 +168,19 @@ def test_patterns_are_searched(tmp_path):
         found("empty")
 
 
-def test_what_predict_wrote_is_not_taken_for_images(tmp_path):
+def test_what_predict_wrote_is_not_taken_for_images(tmp_path, monkeypatch):
     for name in ("a.jpg", "overlays/a_overlay.jpg", "masks/a_segmentation.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"named alone")
-    rows = find_images([tmp_path], without=(tmp_path / "masks", tmp_path / "overlays"))
+    monkeypatch.chdir(tmp_path)
+    rows = find_images([tmp_path], without=(Path("masks"), Path("overlays")))
     assert [row.image_id for row in rows] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["~nobody/a.jpg", "a" * 300 + ".jpg"])
+def test_odd_paths_are_told(name):
+    with pytest.raises(DataError, match=r"does not exist|File name too long"):
+        find_images([name])
 
 
 def png(width: int, height: int) -> bytes:
@@ -220,7 +227,7 @@ def test_only_bad_files_is_no_crash(folder, tmp_path, capsys):
     assert say(folder, tmp_path / "out", *(tmp_path / f"{n}.jpg" for n in range(30))) == 1
     error = error_of(capsys)
     assert "30 of 30 images" in error
-    assert "… and 10 more" in error
+    assert "… and 10 more; predictions.csv names all" in error
 
 
 def test_a_hundred_megapixels_are_answered(folder, tmp_path):

@@ -279,9 +279,13 @@ def test_mlflow_serves_it_over_http(run, paths, tmp_path):
         sys.executable, "-m", "mlflow", "models", "serve", "-m", f"runs:/{run.info.run_id}/model", "--env-manager", "local",
         "--port", str(port), "--workers", "1",
     ]  # fmt: skip
+    # the server is started by its name
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     log = tmp_path / "server.txt"
     with open(log, "wb") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file, cwd=tmp_path, start_new_session=True)
+        server = subprocess.Popen(
+            command, stdout=file, stderr=file, cwd=tmp_path, env={**os.environ, "PATH": path}, start_new_session=True
+        )
     try:
         end = time.monotonic() + 300
         while True:
@@ -300,8 +304,9 @@ def test_mlflow_serves_it_over_http(run, paths, tmp_path):
         assert refused.value.code == 400
         assert "image of row 0 is not an image" in refused.value.read().decode()
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(timeout=60)
     table, masks = expected(tmp_path / "out", run.info.run_id, paths)
     names = [name for name in table.columns if name.startswith("p_")]
     for answer, row, mask in zip(said, table.to_dict("records"), masks, strict=True):

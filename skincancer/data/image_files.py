@@ -38,8 +38,11 @@ def find_images(paths: Sequence[Path | str], without: Sequence[Path] = ()) -> li
     """
     rows: dict[str, tuple[str, str]] = {}  # by absolute path, so that a file named twice counts once
     for path in paths:
-        for file, below in _named(str(path), without):
-            rows.setdefault(os.path.abspath(file), (file, below))
+        try:
+            for file, below in _named(str(path), [Path(os.path.abspath(folder)) for folder in without]):
+                rows.setdefault(os.path.abspath(file), (file, below))
+        except OSError as error:
+            raise DataError(f"{path} cannot be searched: {error.strerror or error}.") from error
     if not rows:
         raise DataError("no image was given; give image files, folders or patterns.")
     names = Counter(Path(file).stem for file, _ in rows.values())
@@ -55,7 +58,7 @@ def find_images(paths: Sequence[Path | str], without: Sequence[Path] = ()) -> li
 
 def _named(text: str, without: Sequence[Path]) -> Iterator[tuple[str, str]]:
     """Yield the files that one path names, each with its path below what was searched, without extension."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_dir():
         yield from _searched(path, path, without)
     elif path.is_file():
@@ -91,7 +94,7 @@ def _fixed(pattern: Path) -> Path:
 def _searched(folder: Path, base: Path, without: Sequence[Path], empty: bool = False) -> Iterator[tuple[str, str]]:
     any_found = empty
     for file in sorted(folder.rglob("*")):
-        if _is_image(file) and not any(file.is_relative_to(place) for place in without):
+        if _is_image(file) and not any(Path(os.path.abspath(file)).is_relative_to(place) for place in without):
             any_found = True
             yield str(file), file.relative_to(base).with_suffix("").as_posix()
     if not any_found:
