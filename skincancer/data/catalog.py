@@ -268,3 +268,18 @@ def dataset(name: str) -> Dataset:
             f"Choose one of {', '.join(DATASETS)}."
         )
     return DATASETS[name]
+
+
+def malignant_classes(
+    entry: Dataset, classes: tuple[str, ...], target: str, malignant: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Return those of a run's classes that count as malignant; none where nobody knows.
+
+    Args:
+        entry: the data set's catalog entry.
+        classes: as `add_target` names them.
+        target: `data.target`.
+        malignant: `data.malignant`; where empty, those of the catalog.
+    """
+    known = ("malignant",) if target == "malignancy" else malignant or entry.malignant
+    return tuple(name for name in classes if name in known)
