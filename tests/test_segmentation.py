@@ -46,7 +46,7 @@ def test_run_contract(run, artifacts):
     assert run.data.params["monitor"] == "val/jaccard"
     assert {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()} == {
         "config.yaml", "classes.json", "split.csv", "dropped.csv", "environment.txt", "epochs.csv", "intervals.csv",
-        "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv", "figures/learning_curves.png",
+        "digests.csv", "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv", "figures/learning_curves.png",
         "figures/jaccard_histogram.png", "figures/overlays.png",
     }  # fmt: skip
     epochs = pd.read_csv(artifacts / "epochs.csv")

@@ -53,8 +53,9 @@ def fit_temperature(label: npt.ArrayLike, logits: npt.ArrayLike) -> float:
 
     bounds = tuple(np.log(TEMPERATURES))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9, "maxiter": 500})
-    best = min((*bounds, float(found.x)), key=loss)  # the search itself never tries a bound
-    return float(np.exp(best))
+    # the search itself never tries a bound
+    best = min((*TEMPERATURES, float(np.exp(found.x))), key=lambda temperature: loss(np.log(temperature)))
+    return best
 
 
 def scale(logits: npt.ArrayLike, temperature: float) -> Floats:

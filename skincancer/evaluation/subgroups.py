@@ -60,8 +60,8 @@ def subgroup_table(
     Returns:
         A row a group and metric: attribute, group, n_images, n_lesions, n_positive (images of malignant, or positive, classes; ""
         where nobody knows), metric, value, low, high. Metrics: `METRICS`; of two classes also sensitivity and specificity; of more,
-        where the malignant ones are known, `auroc_malignant`, of the sum of their probabilities, in place of `auroc_macro`. A suppressed group has one row with
-        "<20" as its number of lesions and nothing else. An attribute that no image has gives no row.
+        where the malignant ones are known, `auroc_malignant`, of the sum of their probabilities, in place of `auroc_macro`. A
+        suppressed group has one row with "<20" as its number of lesions and nothing else. An attribute that no image has gives no row.
 
     Raises:
         ValueError: malformed predictions, or `rows` of another length.
@@ -83,8 +83,7 @@ def subgroup_table(
                 continue
             head: dict[Hashable, object] = {"attribute": attribute, "group": name}
             if n_lesions < smallest:
-                blank = dict.fromkeys(("n_images", "n_positive", "metric"), "")
-                found.append({**head, **blank, "n_lesions": f"<{smallest}"})
+                found.append({**head, "n_images": "", "n_lesions": f"<{smallest}", "n_positive": "", "metric": ""})
                 continue
             n_positive = int(np.isin(y[chosen], positive).sum()) if positive else ""
             head |= {"n_images": int(chosen.sum()), "n_lesions": n_lesions, "n_positive": n_positive}
