@@ -14,8 +14,11 @@ from skincancer.errors import RunError
 from skincancer.tracking import BEST_CHECKPOINT, connect
 
 MODEL_FILES = ("config.yaml", BEST_CHECKPOINT)  # all that a model is rebuilt from
+CLASSES_FILE = "classes.json"
+CROPS_FILE = "crops.csv"
 SPLIT_FILE = "split.csv"
 SEGMENTER_FILES = (*MODEL_FILES, SPLIT_FILE)  # all that crops of other data are cut by
+SEGMENTER = "segmenter"  # the folder of a run's copy of the segmenter behind its crops
 
 
 def check_finished(client: MlflowClient, run_id: str) -> MlflowRun:

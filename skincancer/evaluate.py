@@ -107,7 +107,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m skincancer.evaluate",
         usage="%(prog)s --run RUN_ID [RUN_ID …] --data.dataset NAME [--part all|test] [--data.KEY VALUE …]",
-        description="A finished run on other data: external validation, operating point, calibration, subgroups.",
+        description="A finished run on other data: external validation, operating point, calibration, subgroups. What is not said of the "
+        "data is as the run had it; data.size, resize, crop and crop_margin always are.",
         exit_on_error=False, allow_abbrev=False, default_env=False,
     )  # fmt: skip
     parser.add_argument("--run", type=str, nargs="+", metavar="RUN_ID", help="a finished fit; several: their ensemble")

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skincancer import config, tracking, training
-from skincancer.artifacts import SEGMENTER_FILES, fetch_run
+from skincancer.artifacts import SEGMENTER, SEGMENTER_FILES, fetch_run
 from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.prepared import ROLES, PreparedData
@@ -38,7 +38,6 @@ from skincancer.schema import Experiment
 from skincancer.terminal import make_table, uninterrupted, warn
 
 SPLIT_COLUMNS = ["image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type"]
-SEGMENTER = "segmenter"  # the folder of a run's copy of the segmenter behind its crops
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 
 

@@ -30,10 +30,8 @@ from skincancer.models.loading import load_task
 from skincancer.models.segmenting import Segmenting
 from skincancer.schema import Experiment
 
-OF_RUN = (
-    "data.size", "data.resize", "data.crop", "data.crop_margin", "data.balance", "data.balance_fixed",
-    "data.class_weight_power",
-)  # fmt: skip
+OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power")
+OF_RUN = ("data.size", "data.resize", "data.crop", "data.crop_margin", *OF_TRAINING)
 OF_DATASET = ("data.root", "data.groups", "data.malignant", "data.leaks", "data.skip_bad")
 OF_ALL = (
     *OF_DATASET,
@@ -101,7 +99,7 @@ def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experim
             )
     values = dict(run.stored)
     schema = config.flatten(Experiment().to_dict())
-    values |= {key: schema[key] for key in OF_RUN if key.startswith("data.balance") or key.endswith("power")}
+    values |= {key: schema[key] for key in OF_TRAINING}
     if flags.get("data.dataset", values["data.dataset"]) != values["data.dataset"]:
         values |= {key: schema[key] for key in OF_DATASET}
     elif values["data.root"] and not Path(values["data.root"]).exists():

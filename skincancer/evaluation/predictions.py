@@ -48,11 +48,19 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
 def read_predictions(
     path: Path, classes: Sequence[str]
 ) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Read a table of predictions back: the table, label int64 (N,), −1 where absent, probability float64 (N, C) whose rows sum to 1."""
+    """Read a table of predictions back: the table, label int64 (N,), −1 where absent, probability float64 (N, C) whose rows sum to 1.
+
+    Raises:
+        KeyError: a class has no column.
+        ValueError: a label is none of the classes.
+    """
     table = pd.read_csv(
         path, dtype={name: str for name in ("image_id", "lesion_id", "label", "prediction")}, keep_default_na=False
     )
     position = {"": -1} | {name: number for number, name in enumerate(classes)}
+    strange = sorted(set(table["label"]) - set(position))
+    if strange:
+        raise ValueError(f"labels that are no classes: {', '.join(strange)}")
     label = np.asarray(table["label"].map(position), dtype=np.int64)
     probability = np.asarray(table[[f"p_{name}" for name in classes]], dtype=np.float64)
     return table, label, np.asarray(probability / probability.sum(axis=1, keepdims=True), dtype=np.float64)

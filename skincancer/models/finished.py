@@ -12,17 +12,26 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer import config
-from skincancer.artifacts import MODEL_FILES, SEGMENTER_FILES, SPLIT_FILE, check_finished, fetch_run, list_files
+from skincancer.artifacts import (
+    CLASSES_FILE,
+    CROPS_FILE,
+    MODEL_FILES,
+    SEGMENTER,
+    SEGMENTER_FILES,
+    SPLIT_FILE,
+    check_finished,
+    fetch_run,
+    list_files,
+)
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.seen import DIGESTS_FILE
 from skincancer.errors import RunError
 from skincancer.evaluation.predictions import read_predictions
-from skincancer.recording import SEGMENTER
 from skincancer.schema import Experiment
 from skincancer.tracking import connect
 
-CLASSES_FILE, CROPS_FILE, VAL_FILE = "classes.json", "crops.csv", "predictions/val.csv"
+VAL_FILE = "predictions/val.csv"
 SUM_TOLERANCE = 0.01  # of probabilities in a table: that of half-precision softmax
 
 
