@@ -281,7 +281,7 @@ def test_a_data_set_of_which_everything_was_seen(run, artifacts, capsys, copies,
     [
         (lambda table: table.assign(p_mel=table["p_mel"] + 0.5), "the probabilities of 7 images do not sum to 1"),
         (lambda table: table.drop(columns="p_mel"), "does not fit its classes akiec"),
-        (lambda table: table.assign(label="melanoma"), "labels that are no classes of it: melanoma"),
+        (lambda table: table.assign(label="melanoma"), "labels that are no classes: melanoma"),
         (lambda table: table.assign(logit_mel=np.inf), "logits are not finite"),
     ],
 )
