@@ -68,10 +68,10 @@ def evaluate(
             raise ConfigError("--map is for classes, and a segmenter has none. Leave it out.")
         with progress_bars(console) as bars:
             evaluation = prepare_evaluation(finished, data, part == "all", mapping, uri, bars)
-        for note in evaluation.notes:
-            warn(console, "another precision", note)
         recorder = EvaluationRecorder(evaluation, console, prevalence)
         recorder.announce()
+        for title, text in evaluation.notes:
+            warn(console, title, text)
         with recorder.start(client) as run:
             found = [
                 predict_test(*one, progress_bar=sys.stdout.isatty())

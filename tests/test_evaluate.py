@@ -279,7 +279,7 @@ def test_a_data_set_of_which_everything_was_seen(run, artifacts, capsys, copies,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.assign(p_mel=table["p_mel"] + 0.5), "the probabilities of 7 images do not sum to 1"),
+        (lambda table: table.assign(p_mel=table["p_mel"] + 0.5), "of 7 images .* the probabilities do not sum to 1"),
         (lambda table: table.drop(columns="p_mel"), "does not fit its classes akiec"),
         (lambda table: table.assign(label="melanoma"), "labels that are no classes: melanoma"),
         (lambda table: table.assign(logit_mel=np.inf), "logits are not finite"),
@@ -358,6 +358,26 @@ def test_other_data_do_not_inherit_what_belongs_to_the_runs_own(tmp_path):
     assert not external.same_files(run, other)
     gone = dataclasses.replace(run, stored=run.stored | {"data.root": str(tmp_path / "gone")})
     assert external.plan(gone, {}, None).data.root is None, "trained on another machine"
+
+
+def notes(run: FinishedRun, **flags) -> list[str]:
+    planned = external.plan(run, {key.replace("__", "."): value for key, value in flags.items()}, None)
+    return [title for title, _ in external.Evaluation((run,), (planned,), (), (), pd.DataFrame(), True).notes]
+
+
+def test_what_nobody_may_overlook(tmp_path):
+    run = finished_run_of(tmp_path)
+    assert notes(run) == notes(run, data__dataset="isic2018_task3") == []
+    assert notes(run, data__dataset="malignant_vs_benign") == ["this is no external validation"]
+    other = finished_run_of(tmp_path, **{"data.dataset": "malignant_vs_benign"})
+    assert notes(other, data__dataset="ham10000") == ["this is no external validation"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_a_precision_that_this_machine_has_not(tmp_path):
+    run = finished_run_of(tmp_path, **{"trainer.precision": "16-mixed"})
+    assert external.plan(run, {}, None).trainer.precision == "32"
+    assert notes(run) == ["another precision"]
 
 
 def test_folders_of_one_catalog_name_are_not_the_same_files(tmp_path):

@@ -15,6 +15,7 @@ import torch
 
 from skincancer import config, training
 from skincancer.data.boxes import RUN
+from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.datamodules import LesionDataModule
 from skincancer.data.index import add_target, load_index
@@ -60,14 +61,22 @@ class Evaluation:
     whole: bool
 
     @property
-    def notes(self) -> list[str]:
-        """Say which runs are predicted in another precision than they were trained in."""
-        return [
-            f"run {run.run} was tested in {run.stored['trainer.precision']}, which this machine cannot do; here it is 32, and the last "
-            "digits differ."
-            for run, experiment in zip(self.runs, self.experiments, strict=True)
-            if str(run.stored["trainer.precision"]) != experiment.trainer.precision
-        ]
+    def notes(self) -> list[tuple[str, str]]:
+        """Return what nobody may overlook before the numbers: title and text."""
+        notes = []
+        for run, experiment in zip(self.runs, self.experiments, strict=True):
+            before, now = catalog_entry(run.stored["data.dataset"]), catalog_entry(experiment.data.dataset)
+            if before.name in now.copies or now.name in before.copies:
+                text = (
+                    f"run {run.run} was trained on {before.name}, and {now.name} holds images of the same lesions under other names and in "
+                    "another encoding, which are not found and not left out: the numbers are better than on new images."
+                )
+                notes.append(("this is no external validation", text))
+            precision = str(run.stored["trainer.precision"])
+            if precision != experiment.trainer.precision:
+                text = f"run {run.run} was tested in {precision}, which this machine cannot do; here it is 32, and the last digits differ."
+                notes.append(("another precision", text))
+        return notes
 
     @property
     def classes(self) -> tuple[str, ...]:

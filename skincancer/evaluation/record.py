@@ -88,6 +88,12 @@ class EvaluationRecorder:
         if self.experiment.data.crop:
             shown = describe_crops(data.store.table, self.experiment.data)
             self.console.print(Text(f"images cropped to the lesion: {shown}"))
+        if data.segmenter_saw:
+            warn(
+                self.console, "the segmenter has seen these images",
+                f"{data.segmenter_saw} of them are of lesions that the segmenter behind the crops was trained or chosen on: their crops "
+                "are better than those of new images.",
+            )  # fmt: skip
 
     def _excluded(self) -> dict[str, int]:
         return dict(sorted(Counter(self.evaluation.seen["reason"]).items()))

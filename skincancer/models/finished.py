@@ -139,12 +139,15 @@ def _read_validation(run: str, path: Path, classes: tuple[str, ...]) -> Validati
             f"run {run}: predictions/val.csv does not fit its classes {', '.join(classes)}: {type(error).__name__}: {error}"
         ) from error
     wrong = ~(np.abs(raw.sum(axis=1) - 1) <= SUM_TOLERANCE)
-    if wrong.any() or not np.isfinite(logits).all():
-        first = table["image_id"][wrong].head(3).tolist()
-        raise RunError(
-            f"run {run}: in predictions/val.csv the probabilities of {int(wrong.sum())} images do not sum to 1 ({', '.join(first)}), or "
-            "logits are not finite; the file was changed."
-        )
+    for what, rows in (
+        ("probabilities do not sum to 1", wrong),
+        ("logits are not finite", ~np.isfinite(logits).all(axis=1)),
+    ):
+        if rows.any():
+            first = ", ".join(table["image_id"][rows].head(3))
+            raise RunError(
+                f"run {run}: in predictions/val.csv of {int(rows.sum())} images ({first} …) the {what}; the file was changed."
+            )
     known = label >= 0
-    rows = table.loc[known, ["image_id", "lesion_id"]].reset_index(drop=True)
-    return Validation(rows, label[known], logits[known], probability[known])
+    names = table.loc[known, ["image_id", "lesion_id"]].reset_index(drop=True)
+    return Validation(names, label[known], logits[known], probability[known])
