@@ -68,6 +68,16 @@ def download(client: MlflowClient, run_id: str, name: str, folder: Path) -> Path
         raise RunError(f"run {run_id} in {client.tracking_uri} has no artifact {name!r}: {error}") from error
 
 
+def list_files(run: str, uri: str | None = None) -> set[str]:
+    """Return the names of a run's artifacts, folders as they are; of a run's id, or of a folder that holds them."""
+    source = Path(run).expanduser()
+    if source.is_dir():
+        return {path.name for path in source.iterdir()}
+    client = connect(uri)
+    check_finished(client, run)
+    return {file.path for file in client.list_artifacts(run)}
+
+
 def fetch_run(run: str, folder: Path, uri: str | None = None, names: Sequence[str] = MODEL_FILES) -> list[Path]:
     """Copy files of a finished run, each under its own name.
 

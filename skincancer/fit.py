@@ -97,14 +97,11 @@ def choose_threshold(experiment: Experiment, data: Any, task: Any, trainer: Any,
     The checkpoint keeps the threshold among its hyper-parameters.
     """
     from skincancer import training
-    from skincancer.data.index import image_root
-    from skincancer.evaluation.mask_scoring import MaskRecipe, MaskScorer
+    from skincancer.evaluation.mask_scoring import build_scorer
     from skincancer.evaluation.masks import ThresholdSearch
 
-    mask = experiment.model.mask
-    recipe = MaskRecipe(experiment.data.resize, mask.largest_component, mask.fill_holes)
-    task.scorer = MaskScorer(data.index, image_root(data.root), recipe)
-    if mask.threshold == "auto":
+    task.scorer = build_scorer(data, experiment)
+    if experiment.model.mask.threshold == "auto":
         task.search = ThresholdSearch()
         trainer.validate(task, **which)
         if trainer.is_global_zero:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,21 @@ from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.tracking import MlflowClient
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from skincancer import config, tracking, training
 from skincancer.artifacts import SEGMENTER, SEGMENTER_FILES, fetch_run
 from skincancer.data.boxes import RUN, describe_crops
+from skincancer.data.catalog import malignant_classes
 from skincancer.data.prepared import ROLES, PreparedData
+from skincancer.data.seen import DIGESTS_FILE, digest_table
 from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
 from skincancer.evaluation.predictions import write_predictions
+from skincancer.evaluation.subgroups import write_subgroups
 from skincancer.models import serving
 from skincancer.models.weights import Loaded
 from skincancer.outcomes import OUTCOMES, Outcome
@@ -196,11 +200,13 @@ class FitRecorder:
     def _write_start(self, run: tracking.Run) -> None:
         data = self.data
         run.write_text("config.yaml", config.dump_yaml(self.experiment.to_dict()))
-        run.write_text("classes.json", json.dumps({"classes": list(data.classes)}, indent=1))
+        settings = self.experiment.data
+        malignant = malignant_classes(data.entry, data.classes, settings.target, tuple(settings.malignant))
+        run.write_text("classes.json", classes_json(data.classes, malignant))
         run.write_text("split.csv", data.index[SPLIT_COLUMNS].to_csv(index=False))
         run.write_text("dropped.csv", data.dropped.to_csv(index=False))
+        run.write_text(DIGESTS_FILE, digest_table(data.index, data.store.images).to_csv(index=False))
         run.write_text("environment.txt", tracking.environment_text())
-        settings = self.experiment.data
         if settings.crop:
             run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))
         if settings.crop and settings.masks.startswith(RUN):
@@ -211,14 +217,7 @@ class FitRecorder:
             for name in SEGMENTER_FILES:
                 run.log_file(f"{SEGMENTER}/{name}")
         for role in ROLES:
-            ids = "\n".join(data.rows(role)["image_id"])
-            digest = tracking.short_digest(f"{data.index_hash}\n{role}\n{ids}")
-            source = _FolderSource(str(data.root))
-            dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` abstract and uses it so itself
-                source, name=f"{data.entry.name} {self.experiment.data.split} {role}", digest=digest
-            )
-            with uninterrupted():
-                mlflow.log_input(dataset, context=CONTEXTS[role])
+            log_dataset(data, role, settings.split)
 
     def keep(self, part: str, predictions: Any) -> None:
         """Write the table of predictions of a part into the run's folder."""
@@ -255,6 +254,8 @@ class FitRecorder:
             figures.save(figure, folder / f"{name}.png")
         for name in ("epochs.csv", "intervals.csv", tracking.BEST_CHECKPOINT):
             run.log_file(name)
+        if self.outcome.classes and (subgroups := write_subgroups(self.folder)):
+            run.log_file(subgroups.name)
         for name in ("predictions", "figures"):
             with uninterrupted():
                 run.client.log_artifacts(run.run_id, str(self.folder / name), name)
@@ -279,19 +280,10 @@ class FitRecorder:
             for row in self.epochs[list(shown)].to_dict("records")
         ]
         self.console.print(make_table("epochs", list(shown.values()), rows))
-        rows = [
-            [
-                row["metric"],
-                f"{row['value']:.3f}",
-                f"{row['low']:.3f} – {row['high']:.3f}" if np.isfinite(row["low"]) else "–",
-            ]
-            for row in self.intervals.astype({"value": float, "low": float, "high": float}).to_dict("records")
-        ]
-        title = f"test: {self.title}" + (" — SYNTHETIC DATA, no medical meaning" if self.note else "")
         caption = (
             f"{self.tested[0]} images, {self.tested[1]} lesions; intervals: bootstrap over lesions, 2,000 resamples"
         )
-        self.console.print(make_table(title, ["metric", "value", "95 % interval"], rows, caption))
+        self.console.print(intervals_table(f"test: {self.title}", self.intervals, caption, bool(self.note)))
         uri = f" --tracking.uri {self.uri}" if self.experiment.tracking.uri else ""
         self.console.print(f"run {self.run_id} in {self.uri}\nbrowse it: python -m skincancer.ui{uri}", markup=False)
         if self.data.entry.synthetic:
@@ -300,6 +292,45 @@ class FitRecorder:
                 f"python -m skincancer.fit --experiment {self.experiment.name} --data.dataset ham10000 --data.root FOLDER",
                 markup=False,
             )
+
+
+def classes_json(classes: Sequence[str], malignant: Sequence[str]) -> str:
+    """Return the content of classes.json: the names in the order of the labels, and which of them are known to be malignant."""
+    return json.dumps({"classes": list(classes), "malignant": list(malignant)}, indent=1)
+
+
+def log_dataset(data: PreparedData, role: str, split: str) -> None:
+    """Log the images of one role as an input of the active run, by a digest of the index and their ids."""
+    ids = "\n".join(data.rows(role)["image_id"])
+    digest = tracking.short_digest(f"{data.index_hash}\n{role}\n{ids}")
+    source = _FolderSource(str(data.root))
+    dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` abstract and uses it so itself
+        source, name=f"{data.entry.name} {split} {role}", digest=digest
+    )
+    with uninterrupted():
+        mlflow.log_input(dataset, context=CONTEXTS[role])
+
+
+def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic: bool) -> Table:
+    """Return a printable table of metrics with their intervals.
+
+    Args:
+        title: above it; of synthetic data a warning follows.
+        intervals: columns metric, value, low, high.
+        caption: below it.
+        synthetic: the images are drawn.
+    """
+    numbers = intervals.astype({"value": float, "low": float, "high": float}).to_dict("records")
+    rows = [
+        [
+            row["metric"],
+            f"{row['value']:.3f}",
+            f"{row['low']:.3f} – {row['high']:.3f}" if np.isfinite(row["low"]) else "–",
+        ]
+        for row in numbers
+    ]
+    title += " — SYNTHETIC DATA, no medical meaning" if synthetic else ""
+    return make_table(title, ["metric", "value", "95 % interval"], rows, caption)
 
 
 class _FolderSource(DatasetSource):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from skincancer import fit, predict, prepare
 from skincancer.data import demo, prepared
-from skincancer.data.boxes import count_seen
 from skincancer.data.prepared import prepare_data
+from skincancer.data.seen import count_seen
 from skincancer.errors import DataError
 from skincancer.images.crops import crop_box
 from skincancer.images.decode import read_mask

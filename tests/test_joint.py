@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from skincancer import fit, predict, prepare
+from skincancer import evaluate, fit, predict, prepare
 from skincancer.data import demo
 from skincancer.data.balance import deal, epoch_order
 from skincancer.errors import ConfigError, RunError
@@ -92,8 +92,9 @@ def test_run_contract(run, artifacts, index):
     assert params["monitor"] == "val/balanced_accuracy"
     assert {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()} == {
         "config.yaml", "classes.json", "split.csv", "dropped.csv", "environment.txt", "epochs.csv", "intervals.csv",
-        "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv", "figures/learning_curves.png",
-        "figures/jaccard_histogram.png", "figures/overlays.png", "figures/confusion_matrix.png", "figures/roc.png",
+        "digests.csv", "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv",
+        "figures/learning_curves.png", "figures/jaccard_histogram.png", "figures/overlays.png",
+        "figures/confusion_matrix.png", "figures/roc.png",
         "figures/precision_recall.png", "figures/reliability.png",
     }  # fmt: skip
     classes = json.loads((artifacts / "classes.json").read_text())["classes"]
@@ -207,6 +208,17 @@ def test_a_classifier_takes_the_encoder_of_a_joint_run_and_back(run, artifacts, 
         segmenter = build_joint("unet", "tu-test_resnet", 32, 7, 0.0)
         load_encoder(segmenter, "tu-test_resnet", 32, str(tmp_path / f"{kind}.pt"))
         assert torch.equal(segmenter.encoder.state_dict()["model.layer1.0.conv1.weight"], state[name])
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_its_own_test_part_gives_its_own_metrics(run, artifacts):
+    assert evaluate.main([f"--run={run.info.run_id}", "--part=test"]) == 0
+    found = next(one for one in all_runs() if one.data.tags["kind"] == "evaluate")
+    own = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+    assert "test/mask_jaccard" in own
+    assert {name: found.data.metrics[name] for name in own} == own
+    table = connect(None).download_artifacts(found.info.run_id, "predictions/test.csv")
+    assert Path(table).read_bytes() == (artifacts / "predictions/test.csv").read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------------------ the task

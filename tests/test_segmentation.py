@@ -19,7 +19,7 @@ from isic_challenge_scoring.metrics import binary_accuracy, binary_dice, binary_
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from skincancer import fit, predict, prepare
+from skincancer import evaluate, fit, predict, prepare
 from skincancer.data import demo
 from skincancer.evaluation.masks import MASK_METRICS, mask_metrics
 from skincancer.images.decode import read_mask
@@ -47,7 +47,7 @@ def test_run_contract(run, artifacts):
     assert run.data.params["monitor"] == "val/jaccard"
     assert {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()} == {
         "config.yaml", "classes.json", "split.csv", "dropped.csv", "environment.txt", "epochs.csv", "intervals.csv",
-        "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv", "figures/learning_curves.png",
+        "digests.csv", "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv", "figures/learning_curves.png",
         "figures/jaccard_histogram.png", "figures/overlays.png",
     }  # fmt: skip
     epochs = pd.read_csv(artifacts / "epochs.csv")
@@ -249,6 +249,20 @@ def test_predict_refuses_a_place_that_cannot_be_written(run, tiny_demo, tmp_path
     (tmp_path / "out/masks").write_text("in the way")
     assert predict.main(["--run", run.info.run_id, "--out", str(tmp_path / "out"), str(image)]) == 1
     assert "stopped after 0 of 1 images" in capsys.readouterr().err
+
+
+def test_an_evaluation_of_its_own_test_part_gives_its_own_metrics(run, artifacts, capsys):
+    assert evaluate.main([f"--run={run.info.run_id}", "--part=test"]) == 0
+    found = next(one for one in all_runs() if one.data.tags["kind"] == "evaluate")
+    own = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+    assert {name: found.data.metrics[name] for name in own} == own
+    names = {file.path for file in connect(None).list_artifacts(found.info.run_id)}
+    assert {"config.yaml", "predictions", "figures", "split.csv", "intervals.csv"} <= names
+    assert not {"operating_points.csv", "calibration.csv", "subgroups.csv"} & names, "it has no classes"
+    assert evaluate.main([f"--run={run.info.run_id}", "--map", "a=b", "c=d"]) == 2
+    assert "--map is for classes" in capsys.readouterr().err
+    assert evaluate.main(["--run", run.info.run_id, str(artifacts)]) == 1
+    assert "an ensemble of classifiers" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from skincancer.models.trained import TrainedModel
 
 RUN = "run:"
-SHARED_IDS = "ISIC_"  # an image of the ISIC archive has the same id in every data set that took it
 
 
 def find_segmenter(config: DataConfig, uri: str | None) -> tuple[TrainedModel, pd.DataFrame] | None:
@@ -99,22 +98,3 @@ def predicted_boxes(
         if told:
             told(start + len(rows), len(good))
     return boxes
-
-
-def count_seen(index: pd.DataFrame, split: pd.DataFrame, same_dataset: bool) -> int:
-    """Count the test images whose lesion a segmenter learned from, or was chosen on.
-
-    Args:
-        index: with roles.
-        split: of the segmenter's run: image_id, lesion_id, role.
-        same_dataset: that run was on the same data set, so that lesions can be compared; otherwise the images of the ISIC archive
-            are, by their ids.
-    """
-    used = split[split["role"].isin(("train", "val"))]
-    test = index[index["role"] == "test"]
-    seen = test["image_id"].isin(used["image_id"])
-    if same_dataset:
-        seen |= test["lesion_id"].isin(used["lesion_id"])
-    else:
-        seen &= test["image_id"].str.startswith(SHARED_IDS)
-    return int(seen.sum())

@@ -59,6 +59,7 @@ class Dataset:
         layout: What the reader expects to find in the root folder.
         defaults: Dotted config keys whose schema defaults this data set replaces.
         synthetic: True where the images are drawn and not photographed.
+        copies: Other data sets of which it holds images under other names and in another encoding, so that neither ids nor pixels tell.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Dataset:
     layout: str
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     synthetic: bool = False
+    copies: tuple[str, ...] = ()
 
 
 DATASETS: dict[str, Dataset] = {
@@ -224,6 +226,7 @@ DATASETS: dict[str, Dataset] = {
             "(kaggle datasets download fanconic/skin-cancer-malignant-vs-benign); unpack the archive as it is."
         ),
         layout="train/ and test/ (or data/train/ and data/test/), each with benign/*.jpg and malignant/*.jpg",
+        copies=("ham10000", "isic2018_task3"),
     ),
     "folder": Dataset(
         name="folder",
@@ -268,3 +271,18 @@ def dataset(name: str) -> Dataset:
             f"Choose one of {', '.join(DATASETS)}."
         )
     return DATASETS[name]
+
+
+def malignant_classes(
+    entry: Dataset, classes: tuple[str, ...], target: str, malignant: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Return those of a run's classes that count as malignant; none where nobody knows.
+
+    Args:
+        entry: the data set's catalog entry.
+        classes: as `add_target` names them.
+        target: `data.target`.
+        malignant: `data.malignant`; where empty, those of the catalog.
+    """
+    known = ("malignant",) if target == "malignancy" else malignant or entry.malignant
+    return tuple(name for name in classes if name in known)

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from skincancer.data import demo
-from skincancer.data.boxes import count_seen, find_crop, find_segmenter, predicted_boxes
+from skincancer.data.boxes import find_crop, find_segmenter, predicted_boxes
 from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
+from skincancer.data.seen import count_seen
 from skincancer.data.splits import Roles, assign_roles, merge_groups, parse_split, split_hash
 from skincancer.data.store import Progress, Store, open_store
 from skincancer.errors import DataError
@@ -69,7 +71,7 @@ def locate(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dat
 
 def prepare_data(
     config: DataConfig, progress: ProgressBar | None = None, jobs: int = -1, task: str = "classification",
-    uri: str | None = None,
+    uri: str | None = None, whole: bool = False,
 ) -> PreparedData:  # fmt: skip
     """Read a data set, give every image a role and a label, and open its store.
 
@@ -82,6 +84,7 @@ def prepare_data(
         task: classification leaves out what has no label, segmentation what has no mask, joint what has neither; the latter two
             store masks.
         uri: tracking store of the segmenter that `data.masks` may name.
+        whole: every image is a test image, whatever the split; for a model that is finished.
 
     Raises:
         ConfigError: the split or target does not fit the data.
@@ -102,7 +105,10 @@ def prepare_data(
     if masks and index["mask"].isna().all():
         raise DataError(f"{entry.name} in {root} has no masks, which {task} needs. To get them: {entry.how_to_get}")
     crop = find_crop(config, index, segmenter, entry)
-    roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
+    if whole:
+        roles = Roles(np.full(len(index), "test", dtype=object))
+    else:
+        roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
 
     def find_boxes() -> list[Box | None]:
         assert segmenter is not None
@@ -124,7 +130,10 @@ def prepare_data(
     index = index.assign(role=roles.role, width=store.table["width"], height=store.table["height"])
     dropped = _dropped(index, roles, store, task)
     index.loc[index["image_id"].isin(dropped["image_id"]), "role"] = ""
-    _check_roles(index, classes if task != "segmentation" else None, masks)
+    if whole:
+        _check_whole(index, entry, task)
+    else:
+        _check_roles(index, classes if task != "segmentation" else None, masks)
     return PreparedData(
         entry=entry, root=root, index=index, classes=classes, store=store, dropped=dropped,
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
@@ -145,6 +154,13 @@ def _dropped(index: pd.DataFrame, roles: Roles, store: Store, task: str) -> pd.D
     reasons |= dict.fromkeys(roles.dropped, "its lesion is on another side of the publisher's parts")
     reasons |= dict(zip(store.bad["image_id"], store.bad["error"], strict=True))
     return pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
+
+
+def _check_whole(index: pd.DataFrame, entry: Dataset, task: str) -> None:
+    test = index[index["role"] == "test"]
+    if test.empty or (task != "classification" and test["mask"].isna().all()):
+        what = "a label" if task == "classification" else "a mask"
+        raise DataError(f"{entry.name} has no readable image with {what}, so nothing can be evaluated.")
 
 
 def _check_roles(index: pd.DataFrame, classes: tuple[str, ...] | None, masks: bool) -> None:

@@ -219,6 +219,26 @@ def reliability(
 
     Confidence is the highest probability. A bin without images has no bar.
     """
+    figure = new_figure((5.4, 6), title, note)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    _draw_reliability(upper, lower, label, probability, classes, "")
+    return figure
+
+
+def reliability_change(
+    label: npt.ArrayLike, before: npt.ArrayLike, after: npt.ArrayLike, classes: Sequence[str], *, title: str = "", note: str = ""
+) -> Figure:  # fmt: skip
+    """Draw `reliability` of the same images before (left) and after (right) temperature scaling; both in probabilities (N, C)."""
+    figure = new_figure((9.6, 6), title, note)
+    panels = figure.subplots(2, 2, sharex=True, height_ratios=[3, 1])
+    for column, (name, probability) in enumerate((("before", before), ("after", after))):
+        _draw_reliability(panels[0, column], panels[1, column], label, probability, classes, f"{name}: ")
+    return figure
+
+
+def _draw_reliability(
+    upper: Axes, lower: Axes, label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], heading: str
+) -> None:
     y, p = check_predictions(label, probability, classes)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     bins = pd.DataFrame({"confidence": confidence, "right": right}).groupby(calibration_bin(confidence))
@@ -227,9 +247,7 @@ def reliability(
     centre = (mean.index.to_numpy() + 0.5) * width
 
     ece = classification_metrics(y, p, classes)["ece"]
-    figure = new_figure((5.4, 6), title, note)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.set_title(f"expected calibration error {ece:.3f} ({CALIBRATION_BINS} bins)", fontsize=10)
+    upper.set_title(f"{heading}expected calibration error {ece:.3f} ({CALIBRATION_BINS} bins)", fontsize=10)
     upper.bar(centre, mean["right"], width * 0.92, color=PALETTE[5], label="accuracy in the bin")
     upper.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1.2, label="perfect calibration")
     upper.plot(
@@ -245,7 +263,6 @@ def reliability(
     lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for axes in (upper, lower):
         finish_axes(axes)
-    return figure
 
 
 # File name without ending → function(label, probability, classes, *, title, note).

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from skincancer.data.index import image_root
 from skincancer.errors import DataError
 from skincancer.evaluation.masks import Mask, binarise, mask_metrics
 from skincancer.images.decode import BadImage, read_mask
 from skincancer.images.geometry import from_square
 from skincancer.images.postprocess import clean_mask
+
+if TYPE_CHECKING:
+    from skincancer.data.prepared import PreparedData
+    from skincancer.schema import Experiment
 
 
 @dataclass(frozen=True)
@@ -72,3 +78,10 @@ class MaskScorer:
     def score(self, row: int, square: npt.NDArray[np.float32], threshold: float) -> dict[str, float]:
         """Return every mask metric of an image."""
         return mask_metrics(self.truth(row), self.mask(row, square, threshold))
+
+
+def build_scorer(data: PreparedData, experiment: Experiment) -> MaskScorer:
+    """Return the scorer of prepared data, whose masks are made as an experiment says."""
+    mask = experiment.model.mask
+    recipe = MaskRecipe(experiment.data.resize, mask.largest_component, mask.fill_holes)
+    return MaskScorer(data.index, image_root(data.root), recipe)

@@ -101,7 +101,7 @@ def weighted_metrics(
     w = _checked_weight(weight, len(y))
     n_classes = len(classes)
     cell = np.eye(n_classes**2)[y * n_classes + p.argmax(axis=1)]
-    gap = _calibration_gap(y, p)
+    gap = calibration_gap(y, p)
     scored = ([1] if n_classes == 2 else range(n_classes)) if areas else []
     rankings = [_ranking(p[:, c], y == c) for c in scored]
 
@@ -171,6 +171,13 @@ def calibration_bin(confidence: Floats) -> Ints:
     """Return the calibration bin 0 … 14 of confidences in [0, 1]; bin b is (b/15, (b+1)/15], the first also holds 0."""
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, CALIBRATION_BINS - 1)
+
+
+def calibration_gap(label: Ints, probability: Floats) -> Floats:
+    """Return (N, 15): right or wrong minus confidence, in the image's bin. The `ece` is the sum of the bins' absolute sums over N."""
+    confidence = probability.max(axis=1)
+    right = probability.argmax(axis=1) == label
+    return np.eye(CALIBRATION_BINS)[calibration_bin(confidence)] * (right - confidence)[:, None]
 
 
 def check_predictions(label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str]) -> tuple[Ints, Floats]:
@@ -257,13 +264,6 @@ def _rates(confusion: Floats) -> _Rates:
         specificity=_ratio(n_other - false_alarms, n_other),
         f1=_ratio(2 * right, 2 * right + missed + false_alarms),
     )
-
-
-def _calibration_gap(label: Ints, probability: Floats) -> Floats:
-    """Return (N, 15): right or wrong minus confidence, in the image's bin. Weighted sums of it are the bins' gaps."""
-    confidence = probability.max(axis=1)
-    right = probability.argmax(axis=1) == label
-    return np.eye(CALIBRATION_BINS)[calibration_bin(confidence)] * (right - confidence)[:, None]
 
 
 class _Ranking(NamedTuple):

@@ -69,6 +69,7 @@ def bootstrap_intervals(
     n_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    areas: bool = True,
 ) -> pd.DataFrame:
     """Compute every classification metric with its percentile bootstrap interval.
 
@@ -88,6 +89,7 @@ def bootstrap_intervals(
         n_resamples: how many resamples are drawn.
         level: of the interval, between 0 and 1.
         seed: of the draw; equal seeds give equal tables.
+        areas: as of `weighted_metrics`.
 
     Returns:
         A row a metric, named and ordered as by `classification_metrics`: `metric value low high n_resamples`. `value`
@@ -98,17 +100,12 @@ def bootstrap_intervals(
         ValueError: if the predictions are malformed (see `classification_metrics`), or groups, n_resamples or level
             are.
     """
-    tails = _tails(level)
     y, p = check_predictions(label, probability, classes)
     weight = bootstrap_weights(groups, y, n_resamples, seed)
     rows = []
     values = classification_metrics(y, p, classes)
-    for metric, resampled in weighted_metrics(y, p, classes, weight).items():
-        defined = resampled[np.isfinite(resampled)]
-        low = high = np.nan
-        if np.isfinite(values[metric]) and len(defined):
-            low, high = np.quantile(defined, tails)
-        rows.append((metric, values[metric], float(low), float(high), len(defined)))
+    for metric, resampled in weighted_metrics(y, p, classes, weight, areas=areas).items():
+        rows.append((metric, values[metric], *percentile_interval(values[metric], resampled, level)))
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n_resamples"])
 
 
@@ -211,6 +208,24 @@ def bootstrap_difference(
     differences = resampled[0] - resampled[1]
     low, high = np.quantile(differences[np.isfinite(differences)], tails)
     return float(values[0] - values[1]), float(low), float(high)
+
+
+def percentile_interval(
+    value: float, resampled: npt.NDArray[np.float64], level: float = 0.95
+) -> tuple[float, float, int]:
+    """Return the bounds of a percentile interval (NaN where `value` is), and the number of resamples that they are taken from.
+
+    Args:
+        value: of the images themselves.
+        resampled: (R,) the values of the resamples; NaN where undefined, which are left out.
+        level: of the interval, between 0 and 1.
+    """
+    tails = _tails(level)
+    defined = resampled[np.isfinite(resampled)]
+    if not np.isfinite(value) or not len(defined):
+        return np.nan, np.nan, len(defined)
+    low, high = np.quantile(defined, tails)
+    return float(low), float(high), len(defined)
 
 
 def _tails(level: float) -> tuple[float, float]:

@@ -34,6 +34,7 @@ class Classifying(Task):
 
     classes: list[str]
     class_weights: Tensor | None
+    needs_labels = True  # False for who keeps its own labels, such as those of other classes, and its own metrics
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,10 +53,10 @@ class Classifying(Task):
         self._logits.append((batch["index"].cpu(), batch["label"].cpu(), logits.float().cpu()))
 
     def finish_classes(self, part: str) -> tuple[Predictions, dict[str, float]]:
-        """Gather what was kept of a part (val or test); return it, and the metrics of its labelled images.
+        """Gather what was kept of a part (val or test); return it, and the metrics of its labelled images, if there are any.
 
         Raises:
-            RunError: the model gives NaN, or no image has a label.
+            RunError: the model gives NaN, or no image has a label where labels are needed.
         """
         self.stop_if_not_finite()  # a loss that was not finite is told with its own step, before its consequences
         index, label, logits = self.gather(self._logits)
@@ -68,9 +69,11 @@ class Classifying(Task):
                 f"the model gives NaN on the {part} images after step {self.global_step}; lower --model.optimizer.lr"
             )
         labelled = (label >= 0).numpy()
-        if not labelled.any():
+        metrics: dict[str, float] = {}
+        if labelled.any():
+            metrics = classification_metrics(label.numpy()[labelled], probability[labelled], self.classes)
+        elif self.needs_labels:
             raise RunError(
                 f"none of the {len(label)} {part} images that were evaluated has a label; raise trainer.limit_{part}_batches."
             )
-        metrics = classification_metrics(label.numpy()[labelled], probability[labelled], self.classes)
         return Predictions(index.numpy(), label.numpy(), logits.numpy(), probability, loss), metrics

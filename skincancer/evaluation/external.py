@@ -1,0 +1,295 @@
+"""A finished run's model on data that it has not seen: the data by the run's own recipe, the classes, what is left out, the predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+
+from skincancer import config, training
+from skincancer.data.boxes import RUN
+from skincancer.data.catalog import dataset as catalog_entry
+from skincancer.data.catalog import malignant_classes
+from skincancer.data.datamodules import LesionDataModule
+from skincancer.data.index import add_target, load_index
+from skincancer.data.prepared import PreparedData, ProgressBar, locate, prepare_data
+from skincancer.data.seen import find_seen, pixel_digests
+from skincancer.errors import ConfigError, DataError, RunError
+from skincancer.evaluation.class_mapping import ClassMapping, map_classes
+from skincancer.evaluation.mask_scoring import build_scorer
+from skincancer.models.classifying import Classifying, Predictions
+from skincancer.models.finished import FinishedRun, Validation
+from skincancer.models.joint import JointPredictions
+from skincancer.models.loading import load_task
+from skincancer.models.segmenting import Segmenting
+from skincancer.schema import Experiment
+
+OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power")
+OF_RUN = ("data.size", "data.resize", "data.crop", "data.crop_margin", *OF_TRAINING)
+OF_DATASET = ("data.root", "data.groups", "data.malignant", "data.leaks", "data.skip_bad")
+OF_ALL = (
+    *OF_DATASET,
+    "data.dataset",
+    "data.split",
+    "data.split_seed",
+    "data.target",
+)  # the same for every run of an ensemble
+OWN_FILES = ("demo", "folder", "csv")  # one name, other images in every folder
+_FEWEST = 1e-12  # a mean of probabilities of nine digits, below which its logarithm says nothing
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that an evaluation is made of before anything is predicted; a tuple has an entry a run.
+
+    `data` are the same images, each by its run's recipe: those to evaluate have the role test, all others none. `mappings` are empty
+    of segmenters. `seen`: image_id and reason (a key of `seen.REASONS`) of the images left out.
+    """
+
+    runs: tuple[FinishedRun, ...]
+    experiments: tuple[Experiment, ...]
+    data: tuple[PreparedData, ...]
+    mappings: tuple[ClassMapping, ...]
+    seen: pd.DataFrame
+    whole: bool
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """Return what nobody may overlook before the numbers: title and text."""
+        notes = []
+        for run, experiment in zip(self.runs, self.experiments, strict=True):
+            before, now = catalog_entry(run.stored["data.dataset"]), catalog_entry(experiment.data.dataset)
+            if before.name in now.copies or now.name in before.copies:
+                text = (
+                    f"run {run.run} was trained on {before.name}, and {now.name} holds images of the same lesions under other names and in "
+                    "another encoding, which are not found and not left out: the numbers are better than on new images."
+                )
+                notes.append(("this is no external validation", text))
+            precision = str(run.stored["trainer.precision"])
+            if precision != experiment.trainer.precision:
+                text = f"run {run.run} was tested in {precision}, which this machine cannot do; here it is 32, and the last digits differ."
+                notes.append(("another precision", text))
+        return notes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes that the runs are compared with the data in."""
+        return self.mappings[0].classes if self.mappings else ()
+
+
+def same_files(run: FinishedRun, experiment: Experiment) -> bool:
+    """Say whether an experiment is on the data set of a run, so that ids mean the same images."""
+    same = run.stored["data.dataset"] == experiment.data.dataset
+    return same and (experiment.data.dataset not in OWN_FILES or run.stored["data.root"] == experiment.data.root)
+
+
+def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experiment:
+    """Return the run's experiment on the data that the flags name, on one device of this machine.
+
+    Args:
+        run: of a fit.
+        flags: dotted keys of the data section.
+        uri: the tracking store.
+
+    Raises:
+        ConfigError: a flag belongs to the run, or does not fit its task.
+    """
+    for key in OF_RUN:
+        if key in flags:
+            raise ConfigError(
+                f"--{key}: an evaluation takes the run's own, {run.stored[key]!r}. Leave it out, or train another run."
+            )
+    values = dict(run.stored)
+    schema = config.flatten(Experiment().to_dict())
+    values |= {key: schema[key] for key in OF_TRAINING}
+    if flags.get("data.dataset", values["data.dataset"]) != values["data.dataset"]:
+        values |= {key: schema[key] for key in OF_DATASET}
+    elif values["data.root"] and not Path(values["data.root"]).exists():
+        values["data.root"] = None  # trained elsewhere: the usual places are looked at
+    values |= {
+        f"trainer.{key}": schema[f"trainer.{key}"] for key in ("accelerator", "devices", "num_nodes", "strategy")
+    }
+    if values["trainer.precision"] == "16-mixed" and not torch.cuda.is_available():
+        values["trainer.precision"] = "32"
+    values |= {"tracking.uri": uri, "tracking.system_metrics": False}
+    if values["data.crop"] and "data.masks" not in flags:
+        values["data.masks"] = _masks(run)
+    experiment, _ = config.resolve(None, {}, base={**values, **flags})
+    return experiment
+
+
+def _masks(run: FinishedRun) -> str:
+    """Return whose masks crop: those that cropped the run's own images, also where its config left that to the data."""
+    if run.segmenter:
+        return f"{RUN}{run.segmenter}"
+    named: str = run.stored["data.masks"]
+    sources = run.cropped_by - {"empty"}
+    return next(iter(sources)) if named == "auto" and len(sources) == 1 else named
+
+
+def prepare_evaluation(
+    runs: Sequence[FinishedRun], flags: Mapping[str, Any], whole: bool, given: Mapping[str, Sequence[str]] | None,
+    uri: str | None, progress: ProgressBar | None = None,
+) -> Evaluation:  # fmt: skip
+    """Prepare the data by each run's recipe, map the classes, and leave out what any of the runs has seen.
+
+    Args:
+        runs: one, or an ensemble of classifiers.
+        flags: dotted keys of the data section; the target is the first run's where none is given.
+        whole: every image, whatever the split; else its test part.
+        given: a mapping of classes (`class_mapping.map_classes`).
+        uri: the tracking store.
+        progress: makes progress callbacks by title.
+
+    Raises:
+        ConfigError: flags or mapping do not fit.
+        DataError: the data cannot be used, or every image has been seen.
+        RunError: the runs do not fit each other.
+    """
+    first = plan(runs[0], flags, uri)
+    shared = {key: value for key, value in config.flatten(first.to_dict()).items() if key in OF_ALL}
+    experiments = (first, *(plan(run, {**shared, **flags}, uri) for run in runs[1:]))
+    mappings = () if first.task == "segmentation" else map_runs(runs, first, given)
+    data = tuple(
+        prepare_data(experiment.data, progress, task=experiment.task, uri=uri, whole=whole)
+        for experiment in experiments
+    )
+    test = data[0].rows("test")
+    reasons = np.full(len(test), "", dtype=object)
+    for run, experiment, prepared in zip(runs, experiments, data, strict=True):
+        rows = prepared.rows("test")
+        if not rows["image_id"].equals(test["image_id"]):
+            raise DataError(
+                "the runs' recipes leave different images out (data.skip_bad); repair or remove the bad files."
+            )
+        if run.has_digests:
+            rows = rows.assign(pixels=pixel_digests(prepared.store.images, rows.index.to_numpy()))
+        found = find_seen(rows, run.split, same_files(run, experiment))
+        reasons = np.where(reasons == "", found, reasons)
+    left_out = test.index[reasons != ""]
+    if len(left_out) == len(test):
+        raise DataError(
+            f"all {len(test)} images have been seen by the run in training or validation; nothing is left to evaluate. "
+            "Use other data, or --part test on the run's own split."
+        )
+    seen = pd.DataFrame({"image_id": test["image_id"], "reason": reasons})[reasons != ""].reset_index(drop=True)
+    kept = set(test.index) - set(left_out)
+    data = tuple(
+        dataclasses.replace(
+            prepared,
+            index=prepared.index.assign(
+                role=np.where(prepared.index.index.isin(kept), "test", "").astype(object)
+            ),
+        )
+        for prepared in data
+    )  # fmt: skip
+    return Evaluation(tuple(runs), experiments, data, mappings, seen, whole)
+
+
+def map_runs(
+    runs: Sequence[FinishedRun], experiment: Experiment, given: Mapping[str, Sequence[str]] | None
+) -> tuple[ClassMapping, ...]:
+    """Map the classes of each run to those of the data, which are read for that but not prepared.
+
+    Raises:
+        ConfigError: they cannot be mapped.
+        RunError: the runs' mapped classes differ.
+    """
+    settings = experiment.data
+    entry, root = locate(settings)
+    index, diagnoses = load_index(entry, root)
+    named = tuple(settings.malignant)
+    _, classes = add_target(index, entry, diagnoses, settings.target, named)
+    malignant = malignant_classes(entry, classes, settings.target, named)
+    mappings = tuple(map_classes(run.classes, run.malignant, classes, malignant, given) for run in runs)
+    for run, mapping in zip(runs, mappings, strict=True):
+        if mapping.classes != mappings[0].classes:
+            raise RunError(
+                f"run {runs[0].run} answers in {', '.join(mappings[0].classes)}, run {run.run} in {', '.join(mapping.classes)}: their "
+                "probabilities cannot be averaged. Give --map, or runs of the same classes."
+            )
+    return mappings
+
+
+def predict_test(run: FinishedRun, experiment: Experiment, data: PreparedData, progress_bar: bool) -> tuple[Any, Any]:
+    """Predict the images whose role is test, by the path of a fit's own test; return the task, and its predictions.
+
+    Labels are not given to the model: they may be of other classes, and metrics are taken from the tables.
+    """
+    task = load_task(run.checkpoint)
+    if isinstance(task, Classifying):
+        task.needs_labels = False
+        data = dataclasses.replace(data, index=data.index.assign(label=np.int64(-1)))
+    if isinstance(task, Segmenting):
+        task.scorer = build_scorer(data, experiment)
+    settings, options = experiment.data, experiment.trainer
+    datamodule = LesionDataModule(
+        data, batch_size=settings.batch_size, balance="none", balance_fixed=False, augment=experiment.augment,
+        seed=experiment.seed, workers=settings.workers,
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        accelerator=options.accelerator, devices=1, precision=options.precision, deterministic=options.deterministic,  # type: ignore[arg-type]
+        callbacks=[training.OwnSignals()], logger=False, enable_checkpointing=False, enable_progress_bar=progress_bar,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.test(task, datamodule=datamodule, verbose=False)
+    assert task.predictions is not None
+    return task, task.predictions
+
+
+def mapped_predictions(evaluation: Evaluation, found: Sequence[Any]) -> Any:
+    """Return what the runs said, in the classes compared and with the data's labels: of several, the mean of their probabilities.
+
+    Args:
+        evaluation: prepared.
+        found: the predictions of each run, as its task gives them.
+    """
+    if not evaluation.mappings:
+        return found[0]
+    of_classes = [one.classes if isinstance(one, JointPredictions) else one for one in found]
+    index = of_classes[0].index
+    label = evaluation.mappings[0].data_label(evaluation.data[0].index["label"].to_numpy(np.int64)[index])
+    pairs = [
+        (mapping.logits(one.logits), mapping.probability(one.probability))
+        for one, mapping in zip(of_classes, evaluation.mappings, strict=True)
+    ]
+    logits, probability = _mean(pairs)
+    mapped = Predictions(index, label, logits, probability, float("nan"))
+    return JointPredictions(mapped, found[0].masks) if isinstance(found[0], JointPredictions) else mapped
+
+
+def _mean(pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Return logits and probabilities (N, C): of several their mean, whose logits are its logarithm."""
+    if len(pairs) == 1:
+        return pairs[0]
+    probability = np.mean([one for _, one in pairs], axis=0)
+    return np.log(probability.clip(_FEWEST, 1)), probability
+
+
+def mapped_validation(evaluation: Evaluation) -> tuple[Validation | None, str]:
+    """Return the labelled validation predictions in the classes compared, and why there are none ("" where there are).
+
+    Those of an ensemble are the mean of its runs' on the same images, which have to be validation images of every run.
+    """
+    parts = [run.validation for run in evaluation.runs]
+    first = parts[0]
+    if first is None:
+        return None, "segmenters have no classes"
+    pairs = []
+    order = first.rows["image_id"]
+    for run, part, mapping in zip(evaluation.runs, parts, evaluation.mappings, strict=True):
+        assert part is not None, "an ensemble is of classifiers"
+        same = run.stored["data.dataset"] == evaluation.runs[0].stored["data.dataset"]
+        if not same or set(part.rows["image_id"]) != set(order):
+            return None, f"the runs were validated on different images (run {run.run} and run {evaluation.runs[0].run})"
+        rows = pd.Index(part.rows["image_id"]).get_indexer(order)
+        pairs.append((mapping.logits(part.logits[rows]), mapping.probability(part.probability[rows])))
+    logits, probability = _mean(pairs)
+    return Validation(first.rows, evaluation.mappings[0].run_label(first.label), logits, probability), ""

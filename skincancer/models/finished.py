@@ -1,0 +1,145 @@
+"""A finished run, as an evaluation needs it: its recipe, its weights, its classes, what it has seen, and its validation predictions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from skincancer import config
+from skincancer.artifacts import (
+    CLASSES_FILE,
+    CROPS_FILE,
+    MODEL_FILES,
+    SEGMENTER,
+    SEGMENTER_FILES,
+    SPLIT_FILE,
+    check_finished,
+    fetch_run,
+    list_files,
+)
+from skincancer.data.catalog import dataset as catalog_entry
+from skincancer.data.catalog import malignant_classes
+from skincancer.data.seen import DIGESTS_FILE
+from skincancer.errors import DataError, RunError
+from skincancer.evaluation.predictions import read_predictions
+from skincancer.schema import Experiment
+from skincancer.tracking import connect
+
+VAL_FILE = "predictions/val.csv"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A run's predictions of its labelled validation images.
+
+    `rows` (N rows): image_id, lesion_id; `label` int64 (N,); `logits` and `probability` float64 (N, C), in the run's classes.
+    """
+
+    rows: pd.DataFrame
+    label: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float64]
+    probability: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run's files, in `folder`.
+
+    `stored` is its config.yaml in dotted keys. `split`: image_id, lesion_id, role, and pixels where the run holds digests. `segmenter`
+    is the folder of its copy of the segmenter behind its crops, `cropped_by` whose masks these were. `validation` is None of a segmenter.
+    """
+
+    run: str
+    folder: Path
+    stored: dict[str, Any]
+    classes: tuple[str, ...]
+    malignant: tuple[str, ...]
+    split: pd.DataFrame
+    segmenter: Path | None
+    cropped_by: frozenset[str]
+    validation: Validation | None
+
+    @property
+    def task(self) -> str:
+        """Return classification, segmentation or joint."""
+        return str(self.stored["task"])
+
+    @property
+    def checkpoint(self) -> Path:
+        """Return the file of its best weights."""
+        return self.folder / MODEL_FILES[1]
+
+    @property
+    def has_digests(self) -> bool:
+        """Whether pixels can be compared with those that it has seen."""
+        return "pixels" in self.split
+
+
+def load_finished(run: str, folder: Path, uri: str | None) -> FinishedRun:
+    """Fetch the files of a finished fit and read them.
+
+    Args:
+        run: its id, or a folder of its artifacts.
+        folder: where the files go.
+        uri: the tracking store.
+
+    Raises:
+        RunError: no such run, one that did not finish, that is no fit's, or lacks a file, or whose files contradict each other.
+    """
+    if not Path(run).expanduser().is_dir():
+        _check_kind(run, uri)
+    there = list_files(run, uri)
+    optional = [name for name in (DIGESTS_FILE, CROPS_FILE) if name in there]
+    segmenter = [f"{SEGMENTER}/{name}" for name in SEGMENTER_FILES] if SEGMENTER in there else []
+    settings, *_ = fetch_run(run, folder, uri, (*MODEL_FILES, CLASSES_FILE, SPLIT_FILE, *optional, *segmenter))
+    # a run of an older version lacks keys that were added since, and that it therefore had the defaults of
+    stored = {**config.flatten(Experiment().to_dict()), **config.flatten(config.load_yaml(settings))}
+    try:
+        content = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
+        split = pd.read_csv(folder / SPLIT_FILE, dtype=str, keep_default_na=False)
+        task, classes = stored["task"], tuple(content["classes"]) if stored["task"] != "segmentation" else ()
+        entry = catalog_entry(stored["data.dataset"])
+        known = malignant_classes(entry, classes, stored["data.target"], tuple(stored["data.malignant"]))
+        if DIGESTS_FILE in optional:
+            digests = pd.read_csv(folder / DIGESTS_FILE, dtype=str)
+            split = split.merge(digests, on="image_id", how="left", validate="1:1").fillna({"pixels": ""})
+        cropped_by: set[str] = set(pd.read_csv(folder / CROPS_FILE)["masks"]) if CROPS_FILE in optional else set()
+    except (KeyError, ValueError) as error:
+        raise RunError(f"run {run}: its files cannot be read: {type(error).__name__}: {error}") from error
+    validation = None
+    if task != "segmentation":
+        fetch_run(run, folder, uri, (VAL_FILE,))
+        validation = _read_validation(run, folder / VAL_FILE, classes)
+    return FinishedRun(
+        run=run, folder=folder, stored=stored, classes=classes, malignant=known, split=split,
+        segmenter=folder / SEGMENTER if segmenter else None, cropped_by=frozenset(cropped_by), validation=validation,
+    )  # fmt: skip
+
+
+def _check_kind(run: str, uri: str | None) -> None:
+    kind = check_finished(connect(uri), run).data.tags.get("kind")
+    if kind not in ("fit", "trial"):
+        raise RunError(f"run {run} is of kind {kind!r}, which holds no model; give the run of a fit.")
+
+
+def _read_validation(run: str, path: Path, classes: tuple[str, ...]) -> Validation:
+    try:
+        table, label, probability = read_predictions(path, classes)
+        logits = table[[f"logit_{name}" for name in classes]].to_numpy(dtype=np.float64)
+    except (DataError, KeyError, ValueError) as error:
+        raise RunError(f"run {run}: its validation predictions cannot be used: {error}") from error
+    wrong = ~np.isfinite(logits).all(axis=1)
+    if wrong.any():
+        first = ", ".join(table["image_id"][wrong].head(3))
+        raise RunError(
+            f"run {run}: in predictions/val.csv the logits of {int(wrong.sum())} images ({first} …) are not finite; the file was changed."
+        )
+    known = label >= 0
+    names = table.loc[known, ["image_id", "lesion_id"]].reset_index(drop=True)
+    return Validation(names, label[known], logits[known], probability[known])
