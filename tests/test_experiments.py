@@ -17,8 +17,8 @@ SHORT = [
 
 # tens of millions of parameters each: the time goes into writing their checkpoints
 LARGE = {
-    "deeplabv3plus_resnet50", "fcn_resnet50", "maskrcnn_resnet50", "segformer_b2", "segnet_vgg16", "unet_densenet169",
-    "unet_densenet169_joint", "unetplusplus", "upernet_convnext_tiny",
+    "convnext_tiny", "deeplabv3plus_resnet50", "fcn_resnet50", "maskrcnn_resnet50", "resnet50_oversample", "segformer_b2",
+    "segnet_vgg16", "unet_densenet169", "unet_densenet169_joint", "unetplusplus", "upernet_convnext_tiny", "vgg19_frozen",
 }  # fmt: skip
 
 

@@ -286,7 +286,8 @@ def test_data_without_diagnoses_are_prepared_and_segmented(challenge, store, tmp
     assert "with masks" in shown
     assert "(no diagnosis)" in shown
     assert sheet.is_file()
-    assert fit.main([*SEGMENT, "--data.dataset=isic2018_task1", f"--data.root={challenge}"]) == 0
+    short = ["--trainer.max_epochs=1", f"--data.root={challenge}"]
+    assert fit.main([*SEGMENT, "--data.dataset=isic2018_task1", *short]) == 0
     run = only_run()
     assert run.info.status == "FINISHED"
     assert run.data.params["test_images"] == "12"  # 60 % of 20
@@ -301,7 +302,8 @@ def test_images_without_a_mask_are_left_out_and_recorded(tiny_demo, store, tmp_p
     table = pd.DataFrame({name: index[name] for name in ("image_id", "image", "mask", "diagnosis", "lesion_id")})
     table.loc[0, "mask"] = None
     table.to_csv(root / "index.csv", index=False)
-    assert fit.main([*SEGMENT, "--data.dataset=csv", f"--data.root={root / 'index.csv'}"]) == 0
+    short = ["--trainer.max_epochs=1", f"--data.root={root / 'index.csv'}"]
+    assert fit.main([*SEGMENT, "--data.dataset=csv", *short]) == 0
     client = connect(None)
     folder = Path(client.download_artifacts(only_run().info.run_id, ""))
     dropped = pd.read_csv(folder / "dropped.csv", dtype=str)
