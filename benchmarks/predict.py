@@ -11,7 +11,6 @@ CPU it takes the model's cores, so the ratio cannot be above bare/(bare + decodi
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -55,11 +54,13 @@ def link(source: Path, folder: Path, count: int) -> None:
 
 
 def peak(run: Path, images: Path, out: Path) -> None:
-    """Predict in this process, and print its peak memory in MB."""
+    """Predict in this process, and print its peak memory in MB (Linux)."""
     from skincancer.predict import predict
 
     predict(str(run), [images], out)
-    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
+    # not getrusage, whose peak is kept through exec: it would be that of whoever started this process
+    status = Path("/proc/self/status").read_text()
+    print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: memory alone")
     parser.add_argument("--peak", nargs=3, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peak:
@@ -82,24 +83,36 @@ def main() -> None:
 
         given.folder = locate(DataConfig())[1] / "images"
     with tempfile.TemporaryDirectory() as place:
-        measure(given, Path(place))
+        make_run(Path(place) / "run", given.backbone, given.size, given.batch)
+        if given.rounds:
+            measure_speed(given, Path(place))
+        measure_memory(given, Path(place))
 
 
-def measure(given: argparse.Namespace, place: Path) -> None:
-    """Measure in a temporary folder."""
+def measure_memory(given: argparse.Namespace, place: Path) -> None:
+    """Print predict's peak memory at a thousand images, and at all."""
+    for count in sorted({min(COUNTS, given.images), given.images}):
+        images = place / f"many{count}"
+        link(given.folder, images, count)
+        command = [sys.executable, __file__, "--peak", str(place / "run"), str(images), str(place / f"out{count}")]
+        shown = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        print(f"peak memory at {count:,} images: {shown.strip()} MB", flush=True)
+
+
+def measure_speed(given: argparse.Namespace, place: Path) -> None:
+    """Print images per second of predict, of the bare loop and of decoding, and their ratios."""
     import torch
 
     from skincancer.data.image_files import find_images
     from skincancer.models.answering import closing_pool, in_order, load_answerer
     from skincancer.predict import write_answers
 
-    run, many = place / "run", place / "many"
-    make_run(run, given.backbone, given.size, given.batch)
+    many = place / "many"
     link(given.folder, many, given.images)
     out = place / "out"
     out.mkdir()
     images = find_images([many])
-    answerer = load_answerer(str(run))
+    answerer = load_answerer(str(place / "run"))
     task = answerer.model.task
     some = [answer.pixels for answer in answerer.answers(Path(file) for _, file in images[: 8 * given.batch])]
     tensors = [
@@ -138,12 +151,6 @@ def measure(given: argparse.Namespace, place: Path) -> None:
     bound = [bare * decode / (bare + decode) for bare, decode in zip(done["bare"], done["decoding"], strict=True)]
     print(f"predict / bare model loop         {spread(ratios(done['predict'], done['bare']), 2)}")
     print(f"predict / bare loop, then decoding {spread(ratios(done['predict'], bound), 2)}")
-    for count in sorted({min(COUNTS, given.images), given.images}):
-        fewer = place / f"many{count}"
-        link(given.folder, fewer, count)
-        command = [sys.executable, __file__, "--peak", str(run), str(fewer), str(place / f"out{count}")]
-        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        print(f"peak memory at {count:,} images: {shown.strip()} MB")
 
 
 if __name__ == "__main__":

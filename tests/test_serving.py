@@ -24,10 +24,10 @@ from PIL import Image
 
 from skincancer import config, fit, predict
 from skincancer.data import demo
-from skincancer.errors import ConfigError
+from skincancer.errors import ConfigError, RunError
 from skincancer.models import serving
 from skincancer.models.answering import load_answerer
-from skincancer.registry import parse_target
+from skincancer.registry import parse_target, register, wanted
 from skincancer.tracking import connect
 
 JOINT = [
@@ -232,6 +232,34 @@ def test_registered_model_predicts_also_when_its_run_is_gone(run, paths, tmp_pat
         client.restore_run(run.info.run_id)
     pd.testing.assert_frame_equal(table, again)
     assert all(np.array_equal(one, other) for one, other in zip(masks, same, strict=True))
+
+
+def test_alias_moves_to_the_newest_version(run):
+    client = connect(None)
+    assert register(client, run.info.run_id, parse_target("lesions@moved")) == "2"
+    assert register(client, run.info.run_id, parse_target("lesions@moved")) == "3"
+    aliases = client.get_registered_model("lesions").aliases
+    assert {name: str(version) for name, version in aliases.items()} == {"candidate": "1", "moved": "3"}
+
+
+def test_registry_that_refuses_leaves_the_run_whole(run, monkeypatch):
+    def refuse(*_, **__):
+        raise MlflowException("not today")
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient.create_model_version", refuse)
+    with pytest.raises(
+        RunError, match=r"is finished and whole, but its model could not be registered as a@b: not today"
+    ):
+        register(connect(None), run.info.run_id, parse_target("a@b"))
+    assert connect(None).get_run(run.info.run_id).info.status == "FINISHED"
+
+
+def test_resumed_run_keeps_what_it_was_started_with(store):
+    client = connect(None)
+    experiment = client.create_experiment("some")
+    for tags, expected_text in (({"register": "lesions@champion"}, "lesions@champion"), ({}, None)):
+        made = client.create_run(experiment, tags=tags)
+        assert wanted(client, made.info.run_id) == expected_text
 
 
 @pytest.mark.parametrize(
