@@ -154,10 +154,12 @@ class EvaluationRecorder:
         for number, evaluated in enumerate(self.evaluation.runs):
             text = (evaluated.folder / "config.yaml").read_text(encoding="utf-8")
             run.write_text("config.yaml" if number == 0 else f"configs/{number}.yaml", text)
-        run.write_text("classes.json", classes_json(data.classes, self.positive))
-        label = data.index["label"].to_numpy(np.int64)
-        mapped = self.evaluation.mappings[0].data_label(label) if self.evaluation.mappings else label
-        run.write_text("split.csv", data.index.assign(label=mapped)[SPLIT_COLUMNS].to_csv(index=False))
+        malignant, index = (), data.index
+        for mapping in self.evaluation.mappings[:1]:
+            malignant = mapping.malignant(self.evaluation.runs[0].malignant)
+            index = index.assign(label=mapping.data_label(index["label"].to_numpy(np.int64)))
+        run.write_text("classes.json", classes_json(data.classes, malignant))
+        run.write_text("split.csv", index[SPLIT_COLUMNS].to_csv(index=False))
         dropped = pd.concat([data.dropped, seen.assign(reason=seen["reason"].map(REASONS))])
         run.write_text("dropped.csv", dropped.to_csv(index=False))
         run.write_text("environment.txt", tracking.environment_text())
@@ -293,10 +295,8 @@ class EvaluationRecorder:
         self.tables.append((f"calibration: temperature {temperature:.4g}{bound}", caption, shown))
         after_rows = measured[measured["stage"] == "after"]
         values = _values(after_rows, "_after_temperature")
-        before_rows = measured[
-            (measured["stage"] == "before") & (measured["metric"] != "ece")
-        ]  # it is a metric already
-        values |= _values(before_rows)
+        before_rows = measured[measured["stage"] == "before"]
+        values |= _values(before_rows[before_rows["metric"] != "ece"])  # which is a metric already
         return [("calibration.csv", measured.assign(temperature=temperature), {"temperature": temperature, **values})]
 
     def report(self) -> None:
