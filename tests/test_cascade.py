@@ -163,7 +163,7 @@ def test_an_evaluation_crops_by_the_runs_own_copy_of_the_segmenter(segmenter, ti
     found = newest()
     assert found.data.tags["kind"] == "evaluate"
     assert {name: found.data.metrics[name] for name in own} == own
-    assert found.data.params["masks"].endswith("/segmenter")
+    assert found.data.params["masks"] == f"run:{segmenter}"
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from skincancer import tracking
-from skincancer.data.boxes import describe_crops
+from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.seen import REASONS
 from skincancer.evaluation import calibration, figures
 from skincancer.evaluation.external import Evaluation, mapped_validation
@@ -86,7 +86,7 @@ class EvaluationRecorder:
                 "id or lesion in the same data set (or in the ISIC archive); copies under other names are not found.",
             )  # fmt: skip
         if self.experiment.data.crop:
-            shown = describe_crops(data.store.table, self.experiment.data)
+            shown = describe_crops(data.store.table, dataclasses.replace(self.experiment.data, masks=self._masks()))
             self.console.print(Text(f"images cropped to the lesion: {shown}"))
         if data.segmenter_saw:
             warn(
@@ -94,6 +94,11 @@ class EvaluationRecorder:
                 f"{data.segmenter_saw} of them are of lesions that the segmenter behind the crops was trained or chosen on: their crops "
                 "are better than those of new images.",
             )  # fmt: skip
+
+    def _masks(self) -> str:
+        """Return what cropped the images: of a run's own copy of a segmenter, the name that the run knows it by."""
+        run, masks = self.evaluation.runs[0], self.experiment.data.masks
+        return str(run.stored["data.masks"]) if run.segmenter and masks == f"{RUN}{run.segmenter}" else masks
 
     def _excluded(self) -> dict[str, int]:
         return dict(sorted(Counter(self.evaluation.seen["reason"]).items()))
@@ -139,7 +144,7 @@ class EvaluationRecorder:
         return {
             "experiment": self.name, "task": self.experiment.task, "dataset": data.entry.name, "split": self.split,
             "split_seed": settings.split_seed, "part": "all" if evaluation.whole else "test", "target": settings.target, **several,
-            **({"masks": settings.masks} if settings.crop else {}),
+            **({"masks": self._masks()} if settings.crop else {}),
             **({"architecture": model.architecture} if model.architecture else {}),
             "evaluated_runs": len(evaluation.runs),
             **({"mapping": evaluation.mappings[0].describe(), "mapping_kind": evaluation.mappings[0].kind} if self.data.classes else {}),
