@@ -159,7 +159,7 @@ class EvaluationRecorder:
         for number, evaluated in enumerate(self.evaluation.runs):
             text = (evaluated.folder / "config.yaml").read_text(encoding="utf-8")
             run.write_text("config.yaml" if number == 0 else f"configs/{number}.yaml", text)
-        malignant, index = (), data.index
+        malignant, index = tuple[str, ...](), data.index
         for mapping in self.evaluation.mappings[:1]:
             malignant = mapping.malignant(self.evaluation.runs[0].malignant)
             index = index.assign(label=mapping.data_label(index["label"].to_numpy(np.int64)))
