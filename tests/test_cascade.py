@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY_FIT, all_runs, finished_run, only_run
 from PIL import Image
 
-from skincancer import fit, predict, prepare
+from skincancer import evaluate, fit, predict, prepare
 from skincancer.data import demo, prepared
 from skincancer.data.prepared import prepare_data
 from skincancer.data.seen import count_seen
@@ -152,6 +152,18 @@ def test_run_keeps_a_segmenter_that_predicts(segmenter, tiny_demo, tmp_path, mon
         assert predict.main(["--run", run, "--out", str(out), "--format", "isic", image]) == 0
     (name,) = [path.name for path in (tmp_path / "a").iterdir()]
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_an_evaluation_crops_by_the_runs_own_copy_of_the_segmenter(segmenter, tiny_demo, tmp_path):
+    assert fit.main([*CLASSIFY, f"--data.root={tiny_demo}", f"--data.masks=run:{segmenter}", "--data.split=40:60"]) == 0
+    run = newest()
+    assert evaluate.main(["--run", run.info.run_id, "--part=test"]) == 0
+    own = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+    found = newest()
+    assert found.data.tags["kind"] == "evaluate"
+    assert {name: found.data.metrics[name] for name in own} == own
+    assert found.data.params["masks"] == f"run:{segmenter}"
 
 
 @pytest.mark.slow

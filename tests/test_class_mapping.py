@@ -62,6 +62,8 @@ def test_given_binary_melanoma():
     mapping = of_ham(PH2, given={"melanoma": ["mel"], "other": ["*"]})
     assert mapping.classes == ("other", "melanoma"), "the positive one is the second"
     assert mapping.positive == ("melanoma",)
+    assert mapping.malignant(HAM10000_MALIGNANT) == ("melanoma",)
+    assert mapping.malignant(()) == (), "which is positive is chosen, which is malignant is known or not"
     assert mapping.run_label(np.arange(7)).tolist() == [0, 0, 0, 0, 1, 0, 0]
     assert mapping.data_label(np.arange(3)).tolist() == [0, 0, 1]
     both = of_ham(HAM10000_CLASSES, given={"benign": ["nv", "bkl", "df", "vasc"], "malignant": ["mel", "bcc", "akiec"]})

@@ -161,6 +161,30 @@ def test_renamed_copies_of_training_images_are_left_out_and_classes_summed(run, 
     assert not (folder / "subgroups.csv").exists(), "nothing is known of these lesions"
 
 
+def test_data_of_one_class_leave_what_cannot_be_told_undefined(run, artifacts, tiny_demo, tmp_path, capsys):
+    """A subset of the run's classes, too: nothing is renormalised, and other classes are still predicted."""
+    own = table_of(artifacts).set_index("image_id")
+    melanomas = own[own["label"] == "mel"]
+    table = demo.read(tiny_demo).set_index("image_id")
+    (tmp_path / "own").mkdir()
+    names = [f"{number}.jpg" for number in range(len(melanomas))]
+    for name, image_id in zip(names, melanomas.index, strict=True):
+        shutil.copy(tiny_demo / table.loc[image_id, "image"], tmp_path / "own" / name)
+    pd.DataFrame({"image": names, "diagnosis": "mel"}).to_csv(tmp_path / "own/index.csv", index=False)
+    argv = ["--data.dataset=csv", f"--data.root={tmp_path / 'own'}"]
+    found, folder = evaluated(f"--run={run.info.run_id}", *argv)
+    metrics = found.data.metrics
+    assert metrics["test/accuracy"] == metrics["test/recall/mel"] == (melanomas["prediction"] == "mel").mean()
+    assert not {"test/auroc_macro", "test/recall/nv", "test/specificity_at_95_sensitivity"} & set(metrics)
+    assert "test/sensitivity_at_95_sensitivity" in metrics
+    assert set(found.data.params["mapping_kind"].split()) == {"subset"}
+    p = [f"p_{name}" for name in HAM10000_CLASSES]
+    np.testing.assert_allclose(table_of(folder)[p], melanomas[p], atol=1e-6)
+    assert "Nothing is renormalised" in capsys.readouterr().out
+    message = refused(capsys, 2, f"--run={run.info.run_id}", *argv, "--part=test")
+    assert "at least 2 are needed" in message, "a split needs more"
+
+
 def test_an_ensemble_is_the_mean_of_probabilities(run, artifacts, tmp_path, capsys):
     twin = tmp_path / "twin"  # the same run with other weights, of a version that wrote no digests
     shutil.copytree(artifacts, twin)

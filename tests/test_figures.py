@@ -222,6 +222,16 @@ def test_reliability_shows_bins_counts_and_error():
     assert f"{ece:.3f}" in upper.get_title()
 
 
+def test_reliability_change_shows_both_errors():
+    rng = np.random.default_rng(0)
+    label, before = rng.integers(3, size=80), rng.dirichlet([0.3] * 3, 80)
+    after = (before + 1) / 4
+    left, right, *_ = figures.reliability_change(label, before, after, ["a", "b", "c"], title="t", note="n").axes
+    for axes, name, probability in ((left, "before", before), (right, "after", after)):
+        error = classification_metrics(label, probability, ["a", "b", "c"])["ece"]
+        assert axes.get_title() == f"{name}: expected calibration error {error:.3f} (15 bins)"
+
+
 @pytest.mark.parametrize("stem", FIGURES)
 def test_malformed_predictions_are_refused(stem):
     with pytest.raises(ValueError, match="labels must lie in"):

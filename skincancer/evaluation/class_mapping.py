@@ -70,6 +70,11 @@ class ClassMapping:
         """Return labels (N,) in the classes compared of labels in the data set's; −1 stays."""
         return np.array([*self.of_data, -1], dtype=np.int64)[label]
 
+    def malignant(self, run_malignant: Sequence[str]) -> tuple[str, ...]:
+        """Return those of `classes` whose classes of the run all are known to be malignant."""
+        benign = {to for name, to in zip(self.run_classes, self.of_run, strict=True) if name not in run_malignant}
+        return tuple(name for number, name in enumerate(self.classes) if number not in benign)
+
     def describe(self) -> str:
         """Say in one line what becomes what."""
         if self.kind == "same":

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from skincancer import tracking
-from skincancer.data.boxes import describe_crops
+from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.seen import REASONS
 from skincancer.evaluation import calibration, figures
 from skincancer.evaluation.external import Evaluation, mapped_validation
@@ -86,7 +86,7 @@ class EvaluationRecorder:
                 "id or lesion in the same data set (or in the ISIC archive); copies under other names are not found.",
             )  # fmt: skip
         if self.experiment.data.crop:
-            shown = describe_crops(data.store.table, self.experiment.data)
+            shown = describe_crops(data.store.table, dataclasses.replace(self.experiment.data, masks=self._masks()))
             self.console.print(Text(f"images cropped to the lesion: {shown}"))
         if data.segmenter_saw:
             warn(
@@ -94,6 +94,11 @@ class EvaluationRecorder:
                 f"{data.segmenter_saw} of them are of lesions that the segmenter behind the crops was trained or chosen on: their crops "
                 "are better than those of new images.",
             )  # fmt: skip
+
+    def _masks(self) -> str:
+        """Return what cropped the images: of a run's own copy of a segmenter, the name that the run knows it by."""
+        run, masks = self.evaluation.runs[0], self.experiment.data.masks
+        return str(run.stored["data.masks"]) if run.segmenter and masks == f"{RUN}{run.segmenter}" else masks
 
     def _excluded(self) -> dict[str, int]:
         return dict(sorted(Counter(self.evaluation.seen["reason"]).items()))
@@ -139,7 +144,7 @@ class EvaluationRecorder:
         return {
             "experiment": self.name, "task": self.experiment.task, "dataset": data.entry.name, "split": self.split,
             "split_seed": settings.split_seed, "part": "all" if evaluation.whole else "test", "target": settings.target, **several,
-            **({"masks": settings.masks} if settings.crop else {}),
+            **({"masks": self._masks()} if settings.crop else {}),
             **({"architecture": model.architecture} if model.architecture else {}),
             "evaluated_runs": len(evaluation.runs),
             **({"mapping": evaluation.mappings[0].describe(), "mapping_kind": evaluation.mappings[0].kind} if self.data.classes else {}),
@@ -154,10 +159,12 @@ class EvaluationRecorder:
         for number, evaluated in enumerate(self.evaluation.runs):
             text = (evaluated.folder / "config.yaml").read_text(encoding="utf-8")
             run.write_text("config.yaml" if number == 0 else f"configs/{number}.yaml", text)
-        run.write_text("classes.json", classes_json(data.classes, self.positive))
-        label = data.index["label"].to_numpy(np.int64)
-        mapped = self.evaluation.mappings[0].data_label(label) if self.evaluation.mappings else label
-        run.write_text("split.csv", data.index.assign(label=mapped)[SPLIT_COLUMNS].to_csv(index=False))
+        malignant, index = tuple[str, ...](), data.index
+        for mapping in self.evaluation.mappings[:1]:
+            malignant = mapping.malignant(self.evaluation.runs[0].malignant)
+            index = index.assign(label=mapping.data_label(index["label"].to_numpy(np.int64)))
+        run.write_text("classes.json", classes_json(data.classes, malignant))
+        run.write_text("split.csv", index[SPLIT_COLUMNS].to_csv(index=False))
         dropped = pd.concat([data.dropped, seen.assign(reason=seen["reason"].map(REASONS))])
         run.write_text("dropped.csv", dropped.to_csv(index=False))
         run.write_text("environment.txt", tracking.environment_text())
@@ -293,10 +300,8 @@ class EvaluationRecorder:
         self.tables.append((f"calibration: temperature {temperature:.4g}{bound}", caption, shown))
         after_rows = measured[measured["stage"] == "after"]
         values = _values(after_rows, "_after_temperature")
-        before_rows = measured[
-            (measured["stage"] == "before") & (measured["metric"] != "ece")
-        ]  # it is a metric already
-        values |= _values(before_rows)
+        before_rows = measured[measured["stage"] == "before"]
+        values |= _values(before_rows[before_rows["metric"] != "ece"])  # which is a metric already
         return [("calibration.csv", measured.assign(temperature=temperature), {"temperature": temperature, **values})]
 
     def report(self) -> None:
