@@ -11,6 +11,7 @@ summing to 1, and the C names `classes`. They raise ValueError where these do no
 
 from __future__ import annotations
 
+import io
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -49,8 +50,15 @@ _BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#9eca
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG at 150 dpi, with nothing cut at the edges; the folder must exist. Returns the path."""
-    figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1, facecolor="white")
+    Path(path).write_bytes(encode_png(figure))
     return Path(path)
+
+
+def encode_png(figure: Figure) -> bytes:
+    """Return what `save` writes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1, facecolor="white")
+    return buffer.getvalue()
 
 
 def class_styles(classes: Sequence[str]) -> list[tuple[str, LineStyleType]]:
