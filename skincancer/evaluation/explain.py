@@ -25,7 +25,7 @@ from skincancer.evaluation.figures import new_figure, save
 from skincancer.evaluation.grad_cam import Maps, grad_cam
 from skincancer.evaluation.mask_figures import draw_overlay
 from skincancer.evaluation.masks import Mask
-from skincancer.evaluation.predictions import DIGITS, read_predictions
+from skincancer.evaluation.predictions import DIGITS, read_predictions, read_table
 from skincancer.evaluation.statistics import bootstrap_means
 from skincancer.images.decode import BadImage, read_mask
 from skincancer.images.geometry import to_square
@@ -114,8 +114,7 @@ def attention_means(attention: pd.DataFrame) -> pd.DataFrame:
 
 def read_attention(path: Path) -> pd.DataFrame:
     """Read `attention.csv` back."""
-    return pd.read_csv(path, dtype={name: str for name in ("image_id", "lesion_id", "class")}, keep_default_na=False,
-                       na_values={name: [""] for name in ATTENTION_COLUMNS[-2:]})  # fmt: skip
+    return read_table(path, "image_id", "lesion_id", "class")
 
 
 @dataclass(frozen=True)
