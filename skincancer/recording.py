@@ -29,7 +29,10 @@ from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
+from skincancer.evaluation.explain import attention_means, explain_run, read_attention
 from skincancer.evaluation.predictions import write_predictions
+from skincancer.evaluation.report import REPORT_FILE, write_report
+from skincancer.evaluation.run_files import store_thumbnails
 from skincancer.evaluation.subgroups import write_subgroups
 from skincancer.models import serving
 from skincancer.models.weights import Loaded
@@ -161,6 +164,7 @@ class FitRecorder:
             "index_hash": data.index_hash,
             "groups_hash": data.groups_hash,
             "synthetic": str(data.entry.synthetic).lower(),
+            "device": tracking.device_name(experiment.trainer.accelerator),
         }
         name = f"{experiment.name} {experiment.data.split} s{experiment.seed}"
         group = f"{data.entry.name}-{experiment.task}"
@@ -252,6 +256,8 @@ class FitRecorder:
         figures.save(curves, folder / "learning_curves.png")
         for name, figure in self.outcome.figures(self.folder, task, f"{self.title} · test", self.note):
             figures.save(figure, folder / f"{name}.png")
+        if self.experiment.task != "segmentation":
+            self._explain(run, task)
         for name in ("epochs.csv", "intervals.csv", tracking.BEST_CHECKPOINT):
             run.log_file(name)
         if self.outcome.classes and (subgroups := write_subgroups(self.folder)):
@@ -259,7 +265,23 @@ class FitRecorder:
         for name in ("predictions", "figures"):
             with uninterrupted():
                 run.client.log_artifacts(run.run_id, str(self.folder / name), name)
+        write_report(self.folder, run.client.get_run(run.run_id), store_thumbnails(self.data))
+        run.log_file(REPORT_FILE)
         self._log_model()
+
+    def _explain(self, run: tracking.Run, task: Any) -> None:
+        settings = self.experiment.data
+        without = explain_run(
+            self.folder, self.data, task, resize=settings.resize, batch_size=settings.batch_size,
+            title=f"{self.title} · worst errors of the test", note=self.note,
+        )  # fmt: skip
+        if without:
+            self.console.print(Text(f"no Grad-CAM maps: {without}"))
+        run.log_file("errors.csv")
+        if (self.folder / "attention.csv").is_file():
+            run.log_file("attention.csv")
+            means = attention_means(read_attention(self.folder / "attention.csv"))
+            run.log_metrics({f"test/{row['metric']}": float(row["value"]) for row in means.to_dict("records")})
 
     def _log_model(self) -> None:
         experiment = self.experiment

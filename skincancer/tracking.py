@@ -152,6 +152,22 @@ def _silent_hours(run: MlflowRun) -> float:
     return (time.time() - last) / 3600
 
 
+def device_name(accelerator: str) -> str:
+    """Return what a Trainer with this `accelerator` computes on, such as "NVIDIA A100" or "Intel Xeon …, 8 cores"."""
+    import torch
+
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return f"{platform.processor() or platform.machine()} (mps)"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {psutil.cpu_count()} cores"
+
+
 def git_tags() -> dict[str, str]:
     """Return commit and dirty flag of the checkout that this package runs from; empty strings outside one."""
     folder = Path(__file__).resolve().parent

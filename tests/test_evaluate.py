@@ -303,7 +303,10 @@ def test_a_data_set_of_which_everything_was_seen(run, artifacts, capsys, copies,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.assign(p_mel=table["p_mel"] + 0.5), "the probabilities of 7 of 7 images are no numbers from 0 to 1 that sum to 1"),
+        (
+            lambda table: table.assign(p_mel=table["p_mel"] + 0.5),
+            "the probabilities of 7 of 7 images are no numbers from 0 to 1 that sum to 1",
+        ),
         (lambda table: table.drop(columns="p_mel"), "it has no column p_mel"),
         (lambda table: table.assign(label="melanoma"), "label melanoma is none of the classes"),
         (lambda table: table.assign(logit_mel=np.inf), "the logits of 7 images .* are not finite"),

@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY_FIT, all_runs, finished_run, only_run
+from html_pages import asks_for_nothing
+from html_pages import read as read_page
 from sklearn import metrics as sklearn_metrics
 
 from skincancer import fit, tracking, training
@@ -113,6 +115,7 @@ def test_artifacts_inputs_and_split(run):
         "config.yaml", "classes.json", "split.csv", "dropped.csv", "epochs.csv", "intervals.csv", "environment.txt",
         "predictions/val.csv", "predictions/test.csv", "checkpoints/best.ckpt", "figures/learning_curves.png",
         "figures/confusion_matrix.png", "figures/roc.png", "figures/precision_recall.png", "figures/reliability.png",
+        "errors.csv", "attention.csv", "figures/errors.png", "report.html",
     ):  # fmt: skip
         assert artifact(run, name).stat().st_size > 0, name
     split = pd.read_csv(artifact(run, "split.csv"))
@@ -126,6 +129,21 @@ def test_artifacts_inputs_and_split(run):
     assert contexts == {"training", "validation", "test"}
     digests = {item.dataset.digest for item in run.inputs.dataset_inputs}
     assert len(digests) == 3
+
+
+def test_report_and_errors(run):
+    page = read_page(artifact(run, "report.html"))
+    assert asks_for_nothing(page)
+    assert ["run", run.info.run_id] in page.rows()
+    assert ["device", run.data.tags["device"]] in page.rows()
+    shown = " ".join(page.of("p", "band"))
+    assert "SYNTHETIC DATA" in shown
+    assert "RANDOM FIRST WEIGHTS" in shown
+    accuracy = run.data.metrics["test/accuracy"]
+    assert f"{accuracy:.3f}" in next(row for row in page.rows() if row[0] == "accuracy")
+    assert sum(tag == "img" and a["alt"].startswith("thumbnail of") for tag, a in page.tags) >= 16
+    test = pd.read_csv(artifact(run, "predictions/test.csv"))
+    assert len(pd.read_csv(artifact(run, "errors.csv"))) == (test["label"] != test["prediction"]).sum()
 
 
 def test_config_artifact_repeats_the_run_bit_for_bit(run, tmp_path, new_store):

@@ -16,6 +16,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import TINY_FIT, all_runs, finished_run, only_run
+from html_pages import asks_for_nothing
+from html_pages import read as read_page
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch import Tensor
@@ -96,7 +98,11 @@ def test_run_contract(run, artifacts, index):
         "figures/learning_curves.png", "figures/jaccard_histogram.png", "figures/overlays.png",
         "figures/confusion_matrix.png", "figures/roc.png",
         "figures/precision_recall.png", "figures/reliability.png",
+        "errors.csv", "attention.csv", "figures/errors.png", "report.html",
     }  # fmt: skip
+    page = read_page(artifacts / "report.html")
+    assert asks_for_nothing(page)
+    assert {"Classes", "Calibration", "Masks", "Errors", "Predictions"} <= set(page.of("h2"))
     classes = json.loads((artifacts / "classes.json").read_text())["classes"]
     assert classes == sorted(index["diagnosis"].dropna().unique())
     epochs = pd.read_csv(artifacts / "epochs.csv")

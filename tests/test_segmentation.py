@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY_FIT, all_runs, finished_run, only_run
+from html_pages import asks_for_nothing
+from html_pages import read as read_page
 from isic_challenge_scoring.confusion import create_binary_confusion_matrix
 from isic_challenge_scoring.metrics import binary_accuracy, binary_dice, binary_jaccard
 from mlflow.tracking import MlflowClient
@@ -49,7 +51,12 @@ def test_run_contract(run, artifacts):
         "config.yaml", "classes.json", "split.csv", "dropped.csv", "environment.txt", "epochs.csv", "intervals.csv",
         "digests.csv", "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv", "figures/learning_curves.png",
         "figures/jaccard_histogram.png", "figures/overlays.png",
+        "report.html",
     }  # fmt: skip
+    page = read_page(artifacts / "report.html")
+    assert asks_for_nothing(page)
+    assert {"Results", "Data", "Training", "Masks", "Errors", "Predictions"} <= set(page.of("h2"))
+    assert any("SYNTHETIC DATA" in text for text in page.of("p", "band"))
     epochs = pd.read_csv(artifacts / "epochs.csv")
     assert epochs["epoch"].tolist() == [1, 2, 3, 4]
     assert {f"val/{name}" for name in MASK_METRICS} <= set(epochs.columns)

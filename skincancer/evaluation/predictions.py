@@ -81,4 +81,17 @@ def read_predictions(
 
 def read_scores(path: Path) -> pd.DataFrame:
     """Read a table of mask scores back: image_id, lesion_id and a column a metric."""
-    return pd.read_csv(path, converters={"image_id": str, "lesion_id": str})  # an id may be NA
+    return read_table(path, "image_id", "lesion_id")
+
+
+def read_table(path: Path, *texts: str) -> pd.DataFrame:
+    """Read a table of a run.
+
+    Args:
+        path: the CSV.
+        texts: columns to take as they are, "" where nothing stands: an id may be "NA" or "007". In others nothing is NaN.
+    """
+    others = [str(name) for name in pd.read_csv(path, nrows=0) if name not in texts]
+    return pd.read_csv(
+        path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=dict.fromkeys(others, "")
+    )

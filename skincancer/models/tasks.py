@@ -78,7 +78,11 @@ class ClassificationTask(Classifying):
 
     def forward(self, image: Tensor) -> Tensor:
         """Images float32 (B, 3, H, W), RGB in [0, 1], to logits (B, C)."""
-        logits = self.head(self.backbone(self.normalise(image)))
+        return self.classify(self.backbone(self.normalise(image)))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Pooled features (B, F) of the backbone to logits (B, C)."""
+        logits = self.head(features)
         if self.hparams["head"] == "sigmoid":
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         return logits
