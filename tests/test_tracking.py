@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import mlflow
+import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 from sqlalchemy import event
@@ -303,3 +304,13 @@ def test_ui_serves_the_store_and_stops(store, tmp_path):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
     assert b"<title>MLflow</title>" in page
     assert Path(sqlite_path(client.tracking_uri)).exists()
+
+
+def test_the_device_is_named_by_what_the_trainer_takes(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA A100")
+    assert [tracking.device_name(name) for name in ("auto", "gpu", "cuda")] == ["NVIDIA A100"] * 3
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    for name in ("cpu", "auto"):
+        assert tracking.device_name(name).endswith(f"{psutil.cpu_count()} cores")
