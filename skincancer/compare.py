@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
     from rich.console import Console
 
-    from skincancer.evaluation.comparison import Cell, Comparison
+    from skincancer.evaluation.cells import Cell
+    from skincancer.evaluation.comparison import Comparison
     from skincancer.evaluation.runs import Query
 
 DEFAULT_METRICS = {"classification": "balanced_accuracy", "joint": "balanced_accuracy", "segmentation": "jaccard"}
@@ -208,7 +209,7 @@ def _collect(
     progress: Callable[[int, int], None],
 ) -> list[Cell]:
     """Find the runs of every cell, and read them; say which are not there."""
-    from skincancer.evaluation.comparison import Cell
+    from skincancer.evaluation.cells import Cell
     from skincancer.evaluation.runs import find_runs, load_run, runs_by_id
 
     places: dict[tuple[str, str], list[MlflowRun]] = {

@@ -13,6 +13,7 @@ from synthetic_runs import CLASSES, class_predictions, finished_fit, mask_predic
 from skincancer import compare
 from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation import comparison, published
+from skincancer.evaluation.cells import Cell
 from skincancer.evaluation.runs import Query, find_runs, load_run, runs_by_id
 from skincancer.evaluation.scores import is_mask_metric
 from skincancer.terminal import make_console
@@ -97,9 +98,7 @@ def test_a_table_of_two_experiments_and_three_splits(store, quiet, tmp_path, cap
 def load(experiment, split="80:20", metric="balanced_accuracy"):
     query = Query(experiment, split, {}, {})
     client = connect(None)
-    return comparison.Cell(
-        experiment, split, tuple(load_run(client, run, metric) for run in find_runs(client, "demo", query))
-    )
+    return Cell(experiment, split, tuple(load_run(client, run, metric) for run in find_runs(client, "demo", query)))
 
 
 def test_seeds_are_summarised_and_paired_by_their_means(store):

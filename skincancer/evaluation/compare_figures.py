@@ -13,7 +13,7 @@ from matplotlib.ticker import StrMethodFormatter
 from matplotlib.typing import LineStyleType
 from sklearn.metrics import roc_curve
 
-from skincancer.evaluation.comparison import Cell
+from skincancer.evaluation.cells import Cell
 from skincancer.evaluation.figures import INK, class_styles, finish_axes, new_figure
 from skincancer.evaluation.metrics import CALIBRATION_BINS, calibration_bin
 from skincancer.evaluation.scores import ClassScores

@@ -1,0 +1,130 @@
+"""What is compared, and whether it can be: cells of experiment × split, why runs cannot be paired, what makes their figures hard to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from skincancer.errors import RunError
+from skincancer.evaluation.runs import ComparedRun
+from skincancer.evaluation.scores import ClassScores, Scores, pool
+
+# params and tags that make figures hard to compare where they differ, and how they are called
+WATCHED = {
+    "dataset": "data set", "target": "target", "split_seed": "split seed", "size": "image size", "resize": "resize",
+    "weights": "first weights", "crop": "crop", "masks": "masks of the crop", "leaks": "handling of leaks",
+    "dropped_images": "images left out",
+}  # fmt: skip
+OWN_PARAMS = (
+    "seed",
+    "split",
+    "devices",
+    "train_images",
+    "val_images",
+    "test_images",
+    "segmenter_saw_test_images",
+    "leaking_lesions",
+)
+WATCHED_TAGS = {"index_hash": "index of images", "groups_hash": "groups of lesions", "synthetic": "synthetic data"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment at one split. With `fold:*/k` each seed's k runs are pooled into one set of predictions."""
+
+    experiment: str
+    split: str
+    runs: tuple[ComparedRun, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, sorted."""
+        return sorted({run.seed for run in self.runs})
+
+    @cached_property
+    def scores(self) -> list[Scores]:
+        """The predictions of each seed.
+
+        Raises:
+            RunError: a fold is missing, or folds are of different splits.
+        """
+        if not self.split.startswith("fold:*/"):
+            return [run.scores for run in self.runs]
+        folds, pooled = int(self.split.rpartition("/")[2]), []
+        for seed in self.seeds:
+            parts = [run for run in self.runs if run.seed == seed]
+            if len(parts) != folds:
+                there = ", ".join(sorted(run.params.get("split", "?") for run in parts))
+                raise RunError(
+                    f"{self.experiment}, seed {seed}: {len(parts)} of {folds} folds are there ({there}); train the others "
+                    "(--run-missing), or leave the seed out (--seeds)."
+                )
+            try:
+                pooled.append(pool([run.scores for run in parts]))
+            except ValueError as error:
+                raise RunError(f"{self.experiment}, {self.split}, seed {seed}: {error}") from error
+        return pooled
+
+
+def obstacle(cells: Iterable[Cell]) -> str:
+    """Say why runs cannot be paired image by image; "" where they can."""
+    runs = [run for cell in cells for run in cell.runs]
+    if len({run.classes for run in runs}) > 1:
+        return "their classes differ"
+    for name in ("dataset", "target", "split_seed"):
+        if len({run.params.get(name) for run in runs}) > 1:
+            return f"their {WATCHED[name]}s differ"
+    if len({run.tags.get("groups_hash") for run in runs}) > 1:
+        return "their groups of lesions differ"
+    return ""
+
+
+def find_differences(cells: Sequence[Cell]) -> list[str]:
+    """Say, a line each, wherever compared runs differ in what makes their figures hard to compare."""
+    lines = []
+    runs = [(f"{cell.experiment} {cell.split} s{run.seed}", run) for cell in cells for run in cell.runs]
+    facts = [(label, [run.params.get(name) for _, run in runs]) for name, label in WATCHED.items()]
+    facts += [(label, [run.tags.get(name) for _, run in runs]) for name, label in WATCHED_TAGS.items()]
+    facts.append(("classes", [" ".join(run.classes) for _, run in runs]))
+    for label, found in facts:
+        values: dict[str, list[str]] = {}
+        for (name, _), value in zip(runs, found, strict=True):
+            values.setdefault(value or "(none)", []).append(name)
+        if len(values) > 1:
+            said = "; ".join(f"{value}: {_few(names)}" for value, names in values.items())
+            lines.append(f"{label} differs: {said}")
+    saw = [name for name, run in runs if run.params.get("segmenter_saw_test_images", "0") != "0"]
+    if saw:
+        lines.append(f"the segmenter behind the crops had seen test images: {_few(saw)}")
+    return lines + _mixed_cells(cells) + _missing_classes(cells)
+
+
+def _mixed_cells(cells: Sequence[Cell]) -> list[str]:
+    """Say where the runs of one cell differ by more than seed and fold, so that their mean is of no one method."""
+    lines = []
+    for cell in cells:
+        names = dict.fromkeys(name for run in cell.runs for name in run.params if name not in OWN_PARAMS)
+        for name in names:
+            values = dict.fromkeys(str(run.params.get(name, "(none)")) for run in cell.runs)
+            if len(values) > 1 and name not in WATCHED:
+                lines.append(f"{cell.experiment} {cell.split}: its runs differ in {name}: {', '.join(values)}")
+    return lines
+
+
+def _missing_classes(cells: Sequence[Cell]) -> list[str]:
+    lines = []
+    for cell in cells:
+        for scores in cell.scores:
+            if isinstance(scores, ClassScores):
+                absent = [name for number, name in enumerate(scores.classes) if not (scores.stratum == number).any()]
+                if absent:
+                    lines.append(
+                        f"{cell.experiment} {cell.split}: no test image of {', '.join(absent)}; averages over classes leave it out"
+                    )
+                    break
+    return lines
+
+
+def _few(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
