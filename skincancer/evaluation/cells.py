@@ -1,4 +1,4 @@
-"""What is compared, and whether it can be: cells of experiment × split, why runs cannot be paired, what makes their figures hard to compare."""
+"""What is compared, and whether it can be: cells of experiment × split, what forbids to pair them, what makes figures hard to compare."""
 
 from __future__ import annotations
 
