@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import html_pages
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,6 +95,12 @@ def test_the_runs_own_test_part_gives_the_runs_own_metrics(run, artifacts, capsy
     before, after = (pd.read_csv(place / "split.csv", dtype={"image_id": str}) for place in (artifacts, folder))
     assert (after["label"] == before["label"]).all()
     assert ((after["role"] == "test") == (before["role"] == "test")).all()
+
+    page = html_pages.read(folder / "report.html")
+    assert html_pages.asks_for_nothing(page)
+    assert {"Results", "What was evaluated", "Figures", "Environment"} <= set(page.of("h2"))
+    assert any("SYNTHETIC DATA" in text for text in page.of("p", "band"))
+    assert any(row[:1] == ["balanced accuracy"] for row in page.rows())
 
     point = pd.read_csv(folder / "operating_points.csv").set_index("metric")
     assert (point["prevalence_source"] == "of these images").all()

@@ -19,9 +19,11 @@ from skincancer import tracking
 from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.seen import REASONS
 from skincancer.evaluation import calibration, figures
+from skincancer.evaluation.evaluation_report import write_evaluation_report
 from skincancer.evaluation.external import Evaluation, mapped_validation
 from skincancer.evaluation.operating import FEW_POSITIVES, SENSITIVITY, operating_point, sensitivity_threshold
 from skincancer.evaluation.predictions import predictions_table, read_predictions, write_predictions
+from skincancer.evaluation.report import REPORT_FILE
 from skincancer.evaluation.subgroups import write_subgroups
 from skincancer.models.finished import Validation
 from skincancer.outcomes import OUTCOMES
@@ -212,6 +214,9 @@ class EvaluationRecorder:
         for name in ("predictions", "figures"):
             with uninterrupted():
                 run.client.log_artifacts(run.run_id, str(run.folder / name), name)
+        known = run.client.get_run(run.run_id)
+        write_evaluation_report(run.folder, known, self.title, self.data.entry, self.tables, self.evaluation.notes)
+        run.log_file(REPORT_FILE)
 
     def _keep_validation(self, run: tracking.Run) -> Validation | None:
         """Write the validation predictions in the classes compared: what threshold and temperature are chosen on."""

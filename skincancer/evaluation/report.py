@@ -46,6 +46,6 @@ def write_report(folder: Path, run: MlflowRun, thumbnails: Thumbnails) -> Path:
         report_results.predictions_section(files),
         report_setup.configuration_section(files),
         report_setup.environment_section(files),
-        report_setup.licence_section(files),
+        report_setup.licence_section(files.entry),
     ]
     return write_page(folder / REPORT_FILE, title, subtitle, sections, report_setup.warnings(files), NO_DEVICE)

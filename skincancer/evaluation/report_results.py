@@ -52,7 +52,7 @@ def results_section(run: RunFiles) -> Section:
 
 def _with_intervals(table: pd.DataFrame, names: dict[str, str] | None = None) -> list[list[Cell]]:
     return [
-        [(names or {}).get(row["metric"], row["metric"]), _number(row["value"]), _interval(row["low"], row["high"])]
+        [(names or {}).get(row["metric"], row["metric"]), _number(row["value"]), interval(row["low"], row["high"])]
         for row in table.to_dict("records")
     ]
 
@@ -61,7 +61,8 @@ def _number(value: float) -> str | None:
     return None if np.isnan(value) else f"{value:.3f}"
 
 
-def _interval(low: float, high: float) -> str | None:
+def interval(low: float, high: float) -> str | None:
+    """Write the bounds of an interval, where it has some."""
     return None if np.isnan(low) or np.isnan(high) else f"{low:.3f} – {high:.3f}"
 
 

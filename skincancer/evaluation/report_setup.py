@@ -10,6 +10,7 @@ import pandas as pd
 
 from skincancer import config
 from skincancer.data.boxes import describe_crops
+from skincancer.data.catalog import Dataset
 from skincancer.data.prepared import ROLES
 from skincancer.data.splits import VALIDATION_PERCENT, parse_split
 from skincancer.evaluation.pages import Cell, Code, Part, Section, Table, Text
@@ -212,8 +213,8 @@ def environment_section(run: RunFiles) -> Section:
     return Section("Environment", [Table("", ["what", "value"], rows), *parts])
 
 
-def licence_section(run: RunFiles) -> Section:
+def licence_section(entry: Dataset) -> Section:
     """Of the data."""
-    licence = run.entry.licence or "not known to this software; ask whoever gave you the images"
-    cite = [Text(f"Cite: {run.entry.citation}.")] if run.entry.citation else []
+    licence = entry.licence or "not known to this software; ask whoever gave you the images"
+    cite = [Text(f"Cite: {entry.citation}.")] if entry.citation else []
     return Section("Data licence and citation", [Text(f"Licence of the images: {licence}."), *cite])
