@@ -321,8 +321,8 @@ def test_two_processes_leave_one_complete_run(data: PreparedData, tiny_demo: Pat
     assert run.info.status == "FINISHED"
     assert run.data.params["devices"] == "2"
     assert sorted(item.path for item in client.list_artifacts(run.info.run_id)) == [
-        "checkpoints", "classes.json", "config.yaml", "digests.csv", "dropped.csv", "environment.txt", "epochs.csv",
-        "figures", "intervals.csv", "predictions", "split.csv", "subgroups.csv",
+        "attention.csv", "checkpoints", "classes.json", "config.yaml", "digests.csv", "dropped.csv", "environment.txt", "epochs.csv",
+        "errors.csv", "figures", "intervals.csv", "predictions", "report.html", "split.csv", "subgroups.csv",
     ]  # fmt: skip
     assert not any((places / "work").iterdir())
     artifacts = Path(client.download_artifacts(run.info.run_id, ""))
