@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 DEFAULT_METRICS = {"classification": "balanced_accuracy", "joint": "balanced_accuracy", "segmentation": "jaccard"}
 _INSTEAD = {"data.split": "--splits", "seed": "--seeds", "data.dataset": "--dataset"}
-_MOST_LINKS = 100
+_MOST_LINKS = 50  # about a hundred characters each, of the 8,000 that MLflow keeps of a tag
 _MOST_TAG = 7000  # characters; MLflow takes 8,000
 
 
