@@ -50,7 +50,7 @@ def save_views(client: MlflowClient) -> dict[str, str]:
 
 
 def _view(task: str) -> str:
-    columns = ["tags.`kind`"]
+    columns = ["attributes.`Dataset`", "tags.`kind`"]
     columns += [f"params.`{name}`" for name in _PARAMS[task]] + [f"metrics.`{name}`" for name in _METRICS[task]]
     state = {"selectedColumns": columns, "orderByKey": "attributes.start_time", "orderByAsc": False}
     now = int(time.time() * 1000)
