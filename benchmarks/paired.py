@@ -18,9 +18,9 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer.artifacts import fetch_run
+from skincancer.evaluation.comparison import Resamples, paired_difference, same_images
 from skincancer.evaluation.masks import MASK_METRICS
-from skincancer.evaluation.predictions import read_predictions, read_scores
-from skincancer.evaluation.statistics import bootstrap_difference, bootstrap_means
+from skincancer.evaluation.scores import load_scores
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc_macro")
 
@@ -31,30 +31,21 @@ def main() -> None:
     parser.add_argument("runs", nargs=2, metavar="RUN_ID")
     parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of both")
     given = parser.parse_args()
-    found = []
+    found, classes = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number, run in enumerate(given.runs):
             names = fetch_run(run, Path(folder) / str(number), given.uri, ("classes.json", "predictions/test.csv"))
-            classes = json.loads(names[0].read_text(encoding="utf-8"))["classes"]
+            classes.append(json.loads(names[0].read_text(encoding="utf-8"))["classes"])
             masks = "label" not in pd.read_csv(names[1], nrows=0)
-            found.append(
-                (classes, *((read_scores(names[1]), None, None) if masks else read_predictions(names[1], classes)))
-            )
-    (classes, table, label, first), (other_classes, other, other_label, second) = found
-    same = table[["image_id", "lesion_id"]].equals(other[["image_id", "lesion_id"]])
-    if not same or (label is None) != (other_label is None):
-        sys.exit("the two runs are of other tasks or have other test images: there is nothing to pair")
-    lesion = table["lesion_id"].to_numpy()
-    print(f"{len(table)} images, {table['lesion_id'].nunique()} lesions; {given.runs[0]} minus {given.runs[1]}, 95 %")
-    if label is None:
-        difference = table[list(MASK_METRICS)] - other[list(MASK_METRICS)]
-        for row in bootstrap_means(difference, MASK_METRICS, lesion).to_dict("records"):
-            print(f"{row['metric']:<20} {row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})")
-        return
-    if classes != other_classes or (label != other_label).any():
-        sys.exit("the two runs have other classes or other labels: there is nothing to pair")
-    for metric in METRICS:
-        value, low, high = bootstrap_difference(metric, label, first, second, lesion, classes)
+            metrics = MASK_METRICS if masks else METRICS
+            found.append(load_scores(names[1], classes[-1], metrics[0]))
+    first, second = found
+    if type(first) is not type(second) or classes[0] != classes[1] or not same_images(first, second):
+        sys.exit("the two runs are of other tasks, classes or test images: there is nothing to pair")
+    print(f"{len(first)} images, {len(set(first.lesion_id))} lesions; {given.runs[0]} minus {given.runs[1]}, 95 %")
+    resamples = Resamples()
+    for metric in metrics:
+        value, low, high, _ = paired_difference(metric, [first], [second], resamples)
         print(f"{metric:<20} {value:+.3f} ({low:+.3f} to {high:+.3f})")
 
 

@@ -91,19 +91,22 @@ def compare(
         RunError: nothing is there to compare, a run cannot be compared, or a missing one could not be trained.
     """
     wanted = [_resolve(name, split, request) for name in request.experiments for split in request.splits]
-    tasks = {cell.experiment.task for cell in wanted}
-    metrics = _check_metrics(request.metrics or tuple(dict.fromkeys(DEFAULT_METRICS[task] for task in tasks)))
+    _check_metrics(request.metrics)
     if out is not None:
         _check_folder(out)
     from skincancer import tracking
     from skincancer.evaluation.comparison import compare_cells
+    from skincancer.evaluation.runs import runs_by_id
 
     console = console or make_console()
     client = tracking.connect(request.uri)
+    by_hand = runs_by_id(client, request.runs)
+    tasks = [cell.experiment.task for cell in wanted] + [run.data.params["task"] for run in by_hand]
+    metrics = tuple(dict.fromkeys(request.metrics)) or _default_metric(tasks)
     if run_missing:
         _train_missing(client, wanted, request, console)
     with progress_bars(console) as bars:
-        cells = _collect(client, wanted, request, metrics, console, bars("reading runs"))
+        cells = _collect(client, wanted, by_hand, request, metrics, console, bars("reading runs"))
     # of runs given by hand alone, the data set is theirs
     dataset = request.dataset if wanted else cells[0].runs[0].params["dataset"]
     found = compare_cells(cells, metrics, dataset)
@@ -117,7 +120,7 @@ def _resolve(name: str, split: str, request: Request) -> Wanted:
     return Wanted(name, split, experiment)
 
 
-def _check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
+def _check_metrics(metrics: Sequence[str]) -> None:
     from skincancer.evaluation.masks import MASK_METRICS
     from skincancer.evaluation.metrics import METRICS
     from skincancer.evaluation.scores import is_mask_metric
@@ -134,7 +137,16 @@ def _check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
             f"--metric {' '.join(metrics)}: some are of masks and some of classes; compare them in two calls (a joint run "
             "takes both; its masks' metrics begin with mask_)."
         )
-    return tuple(dict.fromkeys(metrics)) or (DEFAULT_METRICS["classification"],)
+
+
+def _default_metric(tasks: Sequence[str]) -> tuple[str]:
+    defaults = list(dict.fromkeys(DEFAULT_METRICS[task] for task in tasks))
+    if len(defaults) != 1:
+        raise ConfigError(
+            f"the tasks are {', '.join(dict.fromkeys(tasks))}, which have no metric in common. Compare runs of one kind, or give --metric: "
+            "of classes, or of masks."
+        )
+    return (defaults[0],)
 
 
 def _check_folder(out: Path) -> None:
@@ -166,7 +178,7 @@ def _train_missing(client: MlflowClient, wanted: Sequence[Wanted], request: Requ
             (run.data.params["split"], int(run.data.params["seed"]))
             for run in find_runs(client, request.dataset, query)
         }
-        for seed in request.seeds or (() if there and "fold" not in cell.split else (cell.experiment.seed,)):
+        for seed in request.seeds or sorted({seed for _, seed in there}) or (cell.experiment.seed,):
             for split in query.splits():
                 if (split, seed) in there:
                     continue
@@ -203,6 +215,7 @@ def _run(command: Sequence[str]) -> int:
 def _collect(
     client: MlflowClient,
     wanted: Sequence[Wanted],
+    by_hand: Sequence[MlflowRun],
     request: Request,
     metrics: Sequence[str],
     console: Console,
@@ -210,12 +223,12 @@ def _collect(
 ) -> list[Cell]:
     """Find the runs of every cell, and read them; say which are not there."""
     from skincancer.evaluation.cells import Cell
-    from skincancer.evaluation.runs import find_runs, load_run, runs_by_id
+    from skincancer.evaluation.runs import find_runs, load_run
 
     places: dict[tuple[str, str], list[MlflowRun]] = {
         (cell.experiment.name, cell.split): find_runs(client, request.dataset, _query(cell, request)) for cell in wanted
     }
-    for place, runs in _by_place(runs_by_id(client, request.runs), places).items():
+    for place, runs in _by_place(by_hand, places).items():
         given = {_key(run) for run in runs}
         places[place] = [run for run in places.get(place, []) if _key(run) not in given] + runs
     missing = [f"{name} {split}" for (name, split), found in places.items() if not found]
@@ -272,7 +285,7 @@ def _log(client: MlflowClient, found: Comparison, out: Path | None, console: Con
     import shutil
 
     from skincancer import tracking
-    from skincancer.evaluation.compare_pages import FILES, sheets, warnings, write_files
+    from skincancer.evaluation.compare_pages import sheets, warnings, write_files
 
     names = list(dict.fromkeys(cell.experiment for cell in found.cells))
     splits = list(dict.fromkeys(cell.split for cell in found.cells))
@@ -291,11 +304,8 @@ def _log(client: MlflowClient, found: Comparison, out: Path | None, console: Con
                 "compared": len(runs), "common_images": int(found.table["common_images"].iloc[0]),
             }
         )  # fmt: skip
-        write_files(found, run.folder)
-        for name in FILES:
-            run.log_file(name)
-        for path in sorted((run.folder / "figures").iterdir()):
-            run.log_file(f"figures/{path.name}")
+        for path in write_files(found, run.folder):
+            run.log_file(str(path.relative_to(run.folder)))
         if out is not None:
             shutil.copytree(run.folder, out, dirs_exist_ok=True)
     for sheet in sheets(found):

@@ -49,9 +49,9 @@ def evaluate(
     """
     _check(runs, data, part, prevalence)
     from skincancer import tracking, training
+    from skincancer.evaluation.evaluation_record import EvaluationRecorder
     from skincancer.evaluation.external import mapped_predictions, predict_test, prepare_evaluation
-    from skincancer.evaluation.record import EvaluationRecorder
-    from skincancer.models.finished import load_finished
+    from skincancer.evaluation.finished import load_finished
 
     training.quiet_lightning()
     training.keep_freed_memory()

@@ -160,10 +160,7 @@ class FitRecorder:
         tags = {
             "kind": "fit",
             **tracking.git_tags(),
-            "split_hash": data.split_hash,
-            "index_hash": data.index_hash,
-            "groups_hash": data.groups_hash,
-            "synthetic": str(data.entry.synthetic).lower(),
+            **data_tags(data),
             "device": tracking.device_name(experiment.trainer.accelerator),
         }
         name = f"{experiment.name} {experiment.data.split} s{experiment.seed}"
@@ -271,12 +268,12 @@ class FitRecorder:
 
     def _explain(self, run: tracking.Run, task: Any) -> None:
         settings = self.experiment.data
-        without = explain_run(
+        missing = explain_run(
             self.folder, self.data, task, resize=settings.resize, batch_size=settings.batch_size,
             title=f"{self.title} · worst errors of the test", note=self.note,
         )  # fmt: skip
-        if without:
-            self.console.print(Text(f"no Grad-CAM maps: {without}"))
+        if missing:
+            self.console.print(Text(missing))
         run.log_file("errors.csv")
         if (self.folder / "attention.csv").is_file():
             run.log_file("attention.csv")
@@ -314,6 +311,14 @@ class FitRecorder:
                 f"python -m skincancer.fit --experiment {self.experiment.name} --data.dataset ham10000 --data.root FOLDER",
                 markup=False,
             )
+
+
+def data_tags(data: PreparedData) -> dict[str, str]:
+    """Return the tags that say which images, roles and lesions a run is of, and whether they are drawn."""
+    return {
+        "split_hash": data.split_hash, "index_hash": data.index_hash, "groups_hash": data.groups_hash,
+        "synthetic": str(data.entry.synthetic).lower(),
+    }  # fmt: skip
 
 
 def classes_json(classes: Sequence[str], malignant: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation import comparison, published
 from skincancer.evaluation.cells import Cell
 from skincancer.evaluation.runs import Query, find_runs, load_run, runs_by_id
-from skincancer.evaluation.scores import is_mask_metric
+from skincancer.evaluation.scores import ClassScores, is_mask_metric
 from skincancer.terminal import make_console
 from skincancer.tracking import connect
 
@@ -420,3 +420,86 @@ def test_an_out_folder_that_cannot_be_made(store, quiet, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--out"):
         compare.compare(compare.Request((A,)), out=tmp_path / "file" / "out", console=quiet)
+
+
+def two_classes(label, right):
+    """Return probabilities that predict the label where `right`, else the other class."""
+    prediction = np.where(right, label, 1 - np.asarray(label))
+    return np.where(prediction[:, None] == [0, 1], 0.9, 0.1)
+
+
+def model_difference(metric, label, first, second, groups, n_resamples=2000):
+    names = np.array([f"{number:05}" for number in range(len(label))], dtype=object)
+    lesions = np.asarray(groups, dtype=object)
+    one, other = (ClassScores(names, lesions, label, p, ("benign", "malignant")) for p in (first, second))
+    return comparison.paired_difference(metric, [one], [other], comparison.Resamples(n_resamples))
+
+
+def test_difference_of_accuracies_has_the_interval_of_paired_proportions():
+    rng = np.random.default_rng(5)
+    label = np.repeat([0, 1], 1500)
+    hard = rng.random(3000) < 0.4  # what is hard for one is hard for the other
+    first = ~(hard & (rng.random(3000) < 0.5))
+    second = ~(hard & (rng.random(3000) < 0.6))
+    groups = [str(number) for number in range(3000)]
+    value, low, high, _ = model_difference(
+        "accuracy", label, two_classes(label, first), two_classes(label, second), groups
+    )
+    assert value == pytest.approx(first.mean() - second.mean())
+    # Wald's interval of paired proportions, from the images on which the two differ, in each stratum
+    difference = first.astype(float) - second.astype(float)
+    error = np.sqrt(sum(difference[label == side].var() * 1500 for side in (0, 1))) / 3000
+    assert low == pytest.approx(value - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(value + 1.96 * error, abs=0.1 * error)
+    unpaired = np.sqrt((first.var() + second.var()) / 3000)
+    assert high - low < 0.9 * 2 * 1.96 * unpaired, "the pairing must narrow it"
+
+
+def test_difference_of_a_model_and_itself_is_nothing_and_changes_sign_with_the_order():
+    rng = np.random.default_rng(6)
+    label = rng.integers(0, 2, 200)
+    groups = rng.integers(0, 80, 200).astype(str)
+    first, second = (two_classes(label, rng.random(200) < share) for share in (0.9, 0.7))
+    for metric in ("balanced_accuracy", "auroc_macro"):
+        assert model_difference(metric, label, first, first, groups) == (0, 0, 0, 1)
+        value, low, high, p = model_difference(metric, label, first, second, groups, n_resamples=300)
+        again = model_difference(metric, label, second, first, groups, n_resamples=300)
+        assert again == pytest.approx((-value, -high, -low, p))
+        assert low < value < high
+
+
+def test_difference_of_an_unknown_metric_is_refused():
+    label = np.array([0, 1, 0, 1])
+    p = two_classes(label, np.array([True, True, False, True]))
+    with pytest.raises(
+        ValueError, match=r"metric is 'acuracy', which is unknown; known are accuracy, balanced_accuracy"
+    ):
+        model_difference("acuracy", label, p, p, ["a", "b", "c", "d"])
+
+
+def test_masks_given_by_hand_are_compared_by_their_own_metric(store, quiet, tmp_path):
+    runs = tuple(
+        finished_fit("unet_resnet34", mask_predictions(seed, 20, 0.8), classes=(), seed=seed) for seed in (0, 1)
+    )
+    run_id = compare.compare(compare.Request(runs=runs), console=quiet)
+    assert set(pd.read_csv(files(run_id, tmp_path) / "compare.csv")["metric"]) == {"jaccard"}
+    classifier = finished_fit(A, class_predictions(1, 30, 1.0))
+    with pytest.raises(ConfigError, match="the tasks are segmentation, classification, which have no metric in common"):
+        compare.compare(compare.Request(runs=(runs[0], classifier)), console=quiet)
+
+
+def test_missing_folds_of_each_seed_are_trained(store, monkeypatch, quiet):
+    whole = class_predictions(3, 90, 1.2)
+    finished_fit(A, whole[0::3], split="fold:0/3", seed=4)
+    trained = []
+
+    def train(command):
+        texts = dict(word[2:].split("=", 1) for word in command[5:])
+        trained.append((texts["data.split"], texts["seed"]))
+        fold = int(texts["data.split"][5])
+        finished_fit(A, whole[fold::3], split=texts["data.split"], seed=int(texts["seed"]))
+        return 0
+
+    monkeypatch.setattr(compare, "_run", train)
+    compare.compare(compare.Request((A,), ("fold:*/3",)), run_missing=True, console=quiet)
+    assert trained == [("fold:1/3", "4"), ("fold:2/3", "4")]

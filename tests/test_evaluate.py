@@ -19,7 +19,7 @@ from skincancer.data.catalog import HAM10000_CLASSES, HAM10000_MALIGNANT
 from skincancer.data.seen import find_seen
 from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation import external
-from skincancer.models.finished import FinishedRun, load_finished
+from skincancer.evaluation.finished import FinishedRun, load_finished
 from skincancer.schema import Experiment
 from skincancer.terminal import Interrupted
 from skincancer.tracking import connect

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from skincancer.data.prepared import prepare_data
-from skincancer.errors import DataError, RunError
+from skincancer.errors import RunError
 from skincancer.evaluation import explain
 from skincancer.evaluation.grad_cam import grad_cam
 from skincancer.evaluation.predictions import predictions_table, write_predictions
@@ -312,14 +313,44 @@ def test_a_run_without_masks_or_maps_still_has_its_errors(prepared, tmp_path):
     assert sorted(path.name for path in other.iterdir()) == ["errors.csv", "predictions"]
 
 
-def test_a_mask_that_went_bad_is_told(prepared, tmp_path):
+def test_a_mask_that_went_bad_is_told_and_costs_nothing_else(prepared, tmp_path):
     predict(tmp_path, prepared)
     (tmp_path / "bad.png").write_bytes(b"no image")
     moved = SimpleNamespace(
         index=prepared.index.assign(mask="bad.png"), classes=prepared.classes, store=prepared.store, root=tmp_path
     )
-    with pytest.raises(DataError, match=r"bad\.png is not an image"):
-        explain.explain_run(tmp_path, moved, task_for(prepared), resize="stretch", batch_size=8)
+    reason = explain.explain_run(tmp_path, moved, task_for(prepared), resize="stretch", batch_size=8)
+    assert re.search(r"without \d+ images whose true masks cannot be used, such as bad\.png is not an image", reason)
+    assert not (tmp_path / "attention.csv").exists()
+    assert (tmp_path / "figures/errors.png").exists()
+
+
+def test_a_mask_of_another_size_is_told(prepared, tiny_demo, tmp_path):
+    predict(tmp_path, prepared)
+    Image.new("L", (7, 5)).save(tmp_path / "small.png")
+    index = prepared.index.copy()
+    index["mask"] = [str(tiny_demo / name) for name in index["mask"]]
+    tested = index.index[index["role"] == "test"][0]
+    index.loc[tested, "mask"] = str(tmp_path / "small.png")
+    moved = SimpleNamespace(index=index, classes=prepared.classes, store=prepared.store, root=tiny_demo)
+    reason = explain.explain_run(tmp_path, moved, task_for(prepared), resize="stretch", batch_size=8)
+    assert "without 1 images" in reason
+    assert "small.png is 7 × 5 px, but its image is" in reason
+    shown = explain.read_attention(tmp_path / "attention.csv")
+    assert index.loc[tested, "image_id"] not in set(shown["image_id"])
+    assert len(shown)
+
+
+def test_a_backbone_that_breaks_costs_the_maps_alone(prepared, tmp_path, monkeypatch):
+    predict(tmp_path, prepared)
+
+    def broken(*_):
+        raise AttributeError("no forward_head")
+
+    monkeypatch.setattr(explain, "grad_cam", broken)
+    reason = explain.explain_run(tmp_path, prepared, task_for(prepared), resize="stretch", batch_size=8)
+    assert reason == "no Grad-CAM maps: AttributeError: no forward_head"
+    assert (tmp_path / "errors.csv").exists()
 
 
 def test_nothing_is_read_from_texts_of_the_sheet(tmp_path):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from skincancer.evaluation.statistics import bootstrap_difference, bootstrap_intervals, bootstrap_weights
+from skincancer.evaluation.statistics import bootstrap_intervals, bootstrap_weights
 
 CLASSES = ["benign", "malignant"]
 
@@ -155,47 +155,3 @@ def test_malformed_input_is_refused(change, message):
     good = {"label": [0, 1], "probability": np.eye(2), "groups": ["a", "b"], "classes": CLASSES}
     with pytest.raises(ValueError, match=message):
         bootstrap_intervals(**(good | change))
-
-
-def test_difference_of_accuracies_has_the_interval_of_paired_proportions():
-    rng = np.random.default_rng(5)
-    label = np.repeat([0, 1], 1500)
-    hard = rng.random(3000) < 0.4  # what is hard for one is hard for the other
-    first = ~(hard & (rng.random(3000) < 0.5))
-    second = ~(hard & (rng.random(3000) < 0.6))
-    groups = [str(number) for number in range(3000)]
-    value, low, high = bootstrap_difference(
-        "accuracy", label, two_classes(label, first), two_classes(label, second), groups, CLASSES
-    )
-    assert value == pytest.approx(first.mean() - second.mean())
-    # Wald's interval of paired proportions, from the images on which the two differ, in each stratum
-    difference = first.astype(float) - second.astype(float)
-    error = np.sqrt(sum(difference[label == side].var() * 1500 for side in (0, 1))) / 3000
-    assert low == pytest.approx(value - 1.96 * error, abs=0.1 * error)
-    assert high == pytest.approx(value + 1.96 * error, abs=0.1 * error)
-    unpaired = np.sqrt((first.var() + second.var()) / 3000)
-    assert high - low < 0.9 * 2 * 1.96 * unpaired, "the pairing must narrow it"
-
-
-def test_difference_of_a_model_and_itself_is_nothing_and_changes_sign_with_the_order():
-    rng = np.random.default_rng(6)
-    label = rng.integers(0, 2, 200)
-    groups = rng.integers(0, 80, 200).astype(str)
-    first, second = (two_classes(label, rng.random(200) < share) for share in (0.9, 0.7))
-    for metric in ("balanced_accuracy", "auroc_macro"):
-        assert bootstrap_difference(metric, label, first, first, groups, CLASSES) == (0, 0, 0)
-        value, low, high = bootstrap_difference(metric, label, first, second, groups, CLASSES, n_resamples=300)
-        again = bootstrap_difference(metric, label, second, first, groups, CLASSES, n_resamples=300)
-        assert again == pytest.approx((-value, -high, -low))
-        assert low < value < high
-
-
-def test_difference_of_an_unknown_metric_is_refused():
-    label = np.array([0, 1, 0, 1])
-    p = two_classes(label, np.array([True, True, False, True]))
-    with pytest.raises(
-        ValueError, match=r"metric is 'acuracy', which is unknown .* defined: accuracy, balanced_accuracy"
-    ):
-        bootstrap_difference("acuracy", label, p, p, ["a", "b", "c", "d"], CLASSES)
-    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
-        bootstrap_difference("accuracy", label, p, p, ["a", "b", "c", "d"], CLASSES, level=95)

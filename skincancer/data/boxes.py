@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import pandas as pd
 from skincancer.data.catalog import Dataset
 from skincancer.data.store import Progress, open_store
 from skincancer.errors import DataError
-from skincancer.images.crops import Box, Crop, crop_box
+from skincancer.images.crops import EMPTY, Box, Crop, crop_box
 from skincancer.paths import cache_folder
 from skincancer.schema import DataConfig
 
@@ -41,6 +41,17 @@ def find_segmenter(config: DataConfig, uri: str | None) -> tuple[TrainedModel, p
         return segmenter, pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
+def own_masks(named: str, sources: Iterable[str]) -> str:
+    """Return whose masks cut a run's images: as its config names them, or, where that left it to the data, the one kind that did.
+
+    Args:
+        named: its `data.masks`.
+        sources: the column `masks` of its crops.csv.
+    """
+    used = set(sources) - {EMPTY}
+    return used.pop() if named == "auto" and len(used) == 1 else named
+
+
 def find_crop(config: DataConfig, index: pd.DataFrame, segmenter: TrainedModel | None, entry: Dataset) -> Crop | None:
     """Return how the store is to crop; None where it is not.
 
@@ -66,7 +77,7 @@ def describe_crops(table: pd.DataFrame, config: DataConfig) -> str:
         table: the store's.
         config: whose `masks` the store was built for.
     """
-    names = {"truth": "true masks", "otsu": "masks by Otsu's threshold", "empty": "empty masks (left whole)"}
+    names = {"truth": "true masks", "otsu": "masks by Otsu's threshold", EMPTY: "empty masks (left whole)"}
     counts = table.loc[table["error"] == "", "masks"].value_counts()
     shown = ", ".join(f"{count} by {names.get(str(name), config.masks)}" for name, count in counts.items())
     return f"{shown}; margin {config.crop_margin:.0%}"

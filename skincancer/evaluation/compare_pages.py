@@ -242,7 +242,7 @@ def write_files(found: Comparison, folder: Path) -> list[Path]:
         warnings(found),
         footer,
     )
-    return [folder / name for name in FILES]
+    return [*(folder / name for name in FILES), *sorted((folder / "figures").iterdir())]
 
 
 def _latex(found: Comparison) -> str:

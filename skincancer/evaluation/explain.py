@@ -20,7 +20,7 @@ from PIL import Image
 from skincancer.data.index import image_root
 from skincancer.data.prepared import PreparedData
 from skincancer.data.store import CROP_COLUMNS
-from skincancer.errors import DataError, RunError
+from skincancer.errors import RunError
 from skincancer.evaluation.figures import new_figure, save
 from skincancer.evaluation.grad_cam import Maps, grad_cam
 from skincancer.evaluation.mask_figures import draw_overlay
@@ -181,11 +181,10 @@ def explain_run(
         note: at its bottom.
         sample: how many images the share of attention is measured on; 0 for none.
 
-    Returns:
-        Why there are no maps, or "".
+    What goes wrong here is told and never raised: pictures must not cost a training that is done.
 
-    Raises:
-        DataError: a mask has changed, or gone, since the store was made.
+    Returns:
+        Why maps, or masks, are missing; "" where none is.
     """
     table, label, probability = read_predictions(folder / "predictions/test.csv", data.classes)
     errors = worst_errors(table, label, probability, data.classes)
@@ -203,9 +202,11 @@ def explain_run(
     try:
         maps = _maps(task, data.store.images, rows, labels, batch_size)
     except RunError as error:
-        return str(error)
-    masks = [_square_mask(data, int(row), resize) for row in rows]
-    if sampled:
+        return f"no Grad-CAM maps: {error}"
+    except Exception as error:  # whatever a backbone, or the memory of the device, makes of it
+        return f"no Grad-CAM maps: {type(error).__name__}: {error}"
+    masks, bad = _square_masks(data, rows, resize)
+    if sampled and any(mask is not None for mask in masks):
         _attention_table(data, rows, labels, maps.values, masks, sampled).to_csv(
             folder / "attention.csv", index=False, float_format=DIGITS
         )
@@ -219,7 +220,9 @@ def explain_run(
         notes = f"{coarse}{contour}" + (f"; {note}" if note else "")
         (folder / "figures").mkdir(exist_ok=True)
         save(attention_sheet(cases, title=title, note=notes), folder / "figures/errors.png")
-    return ""
+    if not bad:
+        return ""
+    return f"the share of attention is without {len(bad)} images whose true masks cannot be used, such as {bad[0]}"
 
 
 def _lines(error: dict[Any, Any]) -> list[str]:
@@ -242,18 +245,34 @@ def _maps(
     return Maps(np.concatenate([part.values for part in parts]), parts[0].cells)
 
 
+def _square_masks(data: PreparedData, rows: npt.NDArray[np.int64], resize: str) -> tuple[list[Mask | None], list[str]]:
+    """Return the true masks of images as `_square_mask` does, None for those that cannot be used, and what is wrong with these."""
+    masks: list[Mask | None] = []
+    bad = []
+    for row in rows:
+        try:
+            masks.append(_square_mask(data, int(row), resize))
+        except (BadImage, OSError) as error:
+            masks.append(None)
+            bad.append(f"{data.index['mask'].iloc[row]} {error}")
+    return masks, bad
+
+
 def _square_mask(data: PreparedData, row: int, resize: str) -> Mask | None:
-    """Return the true mask of an image as the network would see it, bool (S, S); None where there is none."""
+    """Return the true mask of an image as the network would see it, bool (S, S); None where there is none.
+
+    Raises:
+        BadImage: it cannot be read, or is of another size than its image.
+    """
     name = data.index["mask"].iloc[row]
     if name is None or pd.isna(name):
         return None
     if data.store.masks is not None:
         return data.store.masks[row] > 0
-    path = image_root(data.root) / name
-    try:
-        mask = read_mask(path)
-    except BadImage as error:
-        raise DataError(f"the mask {path} {error}; attention is measured with it. Mend it and run again.") from error
+    mask = read_mask(image_root(data.root) / name)
+    size = (int(data.index["width"].iloc[row]), int(data.index["height"].iloc[row]))
+    if mask.size != size:
+        raise BadImage(f"is {mask.width} × {mask.height} px, but its image is {size[0]} × {size[1]} px")
     if "left" in data.store.table:
         left, top, right, bottom = (int(value) for value in data.store.table[CROP_COLUMNS[:4]].iloc[row])
         mask = mask.crop((left, top, right, bottom))

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from skincancer import config, training
-from skincancer.data.boxes import RUN
+from skincancer.data.boxes import RUN, own_masks
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.datamodules import LesionDataModule
@@ -23,9 +23,9 @@ from skincancer.data.prepared import PreparedData, ProgressBar, locate, prepare_
 from skincancer.data.seen import find_seen, pixel_digests
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
+from skincancer.evaluation.finished import FinishedRun, Validation
 from skincancer.evaluation.mask_scoring import build_scorer
 from skincancer.models.classifying import Classifying, Predictions
-from skincancer.models.finished import FinishedRun, Validation
 from skincancer.models.joint import JointPredictions
 from skincancer.models.loading import load_task
 from skincancer.models.segmenting import Segmenting
@@ -127,11 +127,7 @@ def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experim
 
 def _masks(run: FinishedRun) -> str:
     """Return whose masks crop: those that cropped the run's own images, also where its config left that to the data."""
-    if run.segmenter:
-        return f"{RUN}{run.segmenter}"
-    named: str = run.stored["data.masks"]
-    sources = run.cropped_by - {"empty"}
-    return next(iter(sources)) if named == "auto" and len(sources) == 1 else named
+    return f"{RUN}{run.segmenter}" if run.segmenter else own_masks(run.stored["data.masks"], run.cropped_by)
 
 
 def prepare_evaluation(
@@ -234,8 +230,9 @@ def predict_test(run: FinishedRun, experiment: Experiment, data: PreparedData, p
         data, batch_size=settings.batch_size, balance="none", balance_fixed=False, augment=experiment.augment,
         seed=experiment.seed, workers=settings.workers,
     )  # fmt: skip
+    own: dict[str, Any] = {name: getattr(options, name) for name in ("accelerator", "precision", "deterministic")}
     trainer = pl.Trainer(
-        accelerator=options.accelerator, devices=1, precision=options.precision, deterministic=options.deterministic,  # type: ignore[arg-type]
+        **own, devices=1,
         callbacks=[training.OwnSignals()], logger=False, enable_checkpointing=False, enable_progress_bar=progress_bar,
         enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip

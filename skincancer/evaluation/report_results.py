@@ -96,8 +96,8 @@ def _row_a_group(table: pd.DataFrame) -> pd.DataFrame:
     for row in table.astype(object).where(table.notna(), None).to_dict("records"):
         group = groups.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys})
         if row["metric"] is not None and row["value"] is not None:
-            interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
-            group[str(row["metric"])] = f"{row['value']:.3f}{interval}"
+            bounds = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
+            group[str(row["metric"])] = f"{row['value']:.3f}{bounds}"
     return pd.DataFrame(list(groups.values()))
 
 

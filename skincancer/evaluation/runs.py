@@ -53,6 +53,7 @@ class ComparedRun:
 
     Attributes:
         run_id: MLflow's.
+        experiment_id: MLflow's, of the group that the run is in.
         params: of the run.
         tags: of the run.
         metrics: the last value of each.
@@ -84,7 +85,10 @@ def find_runs(client: MlflowClient, dataset: str, query: Query) -> list[MlflowRu
         dataset: the MLflow experiments looked into are `<dataset>-<task>`.
         query: what to look for.
     """
-    groups = [group.experiment_id for group in client.search_experiments() if group.name.startswith(f"{dataset}-")]
+    alike = client.search_experiments(filter_string=f"name LIKE '{dataset}-%'")
+    groups = [
+        group.experiment_id for group in alike if group.name.startswith(f"{dataset}-")
+    ]  # _ stands for any character
     found: dict[tuple[str, str], MlflowRun] = {}
     for split in query.splits():
         wanted = {"experiment": query.experiment, "split": split, "dataset": dataset, **query.params}

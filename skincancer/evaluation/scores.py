@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ def is_mask_metric(metric: str) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(ABC):
     """Test images of one run, sorted by id: `image_id`, `lesion_id`, str (N,), and `stratum` (N,), within which lesions are resampled."""
 
     image_id: npt.NDArray[np.object_]
@@ -38,13 +39,17 @@ class Scores:
         """Return the number of images."""
         return len(self.image_id)
 
+    @abstractmethod
     def take(self, rows: npt.NDArray[np.int64]) -> Scores:
         """Return some of the images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def values(self, metric: str, weight: npt.ArrayLike) -> Floats:
-        """Return a metric (R,) for each row of weights (R, N); NaN where it is undefined."""
-        raise NotImplementedError
+        """Return a metric (R,) for each row of weights (R, N); NaN where it is undefined.
+
+        Raises:
+            ValueError: the metric is unknown.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +67,12 @@ class ClassScores(Scores):
 
     def values(self, metric: str, weight: npt.ArrayLike) -> Floats:
         """Return a metric (R,) for each row of weights (R, N)."""
-        return weighted_metrics(self.stratum, self.probability, self.classes, weight, areas=metric in AREAS)[metric]
+        found = weighted_metrics(self.stratum, self.probability, self.classes, weight, areas=metric in AREAS)
+        if metric not in found:
+            raise ValueError(
+                f"metric is {metric!r}, which is unknown; known are {', '.join(found)}, {', '.join(AREAS)}"
+            )
+        return found[metric]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +87,8 @@ class MaskScores(Scores):
 
     def values(self, metric: str, weight: npt.ArrayLike) -> Floats:
         """Return the mean of a metric (R,) for each row of weights (R, N)."""
+        if metric not in self.table:
+            raise ValueError(f"metric is {metric!r}, which is unknown; known are {', '.join(map(str, self.table))}")
         value = self.table[metric].to_numpy(dtype=np.float64)
         known = np.isfinite(value)
         counted = np.asarray(weight, dtype=np.float64)[:, known]

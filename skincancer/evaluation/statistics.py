@@ -162,54 +162,6 @@ def bootstrap_means(
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n_resamples"])
 
 
-def bootstrap_difference(
-    metric: str,
-    label: npt.ArrayLike,
-    first: npt.ArrayLike,
-    second: npt.ArrayLike,
-    groups: Sequence[str] | npt.NDArray[np.str_],
-    classes: Sequence[str],
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Compute how much more of a metric the first of two models has than the second on the same images, with its paired interval.
-
-    Each resample of the lesions is given to both models, so what a hard image costs both does not widen the interval (Efron and
-    Tibshirani 1993, section 8.3). What the interval covers and what not is said at `bootstrap_intervals`.
-
-    Args:
-        metric: a name of `classification_metrics`.
-        label: (N,) integers in 0 … C−1.
-        first: probabilities (N, C) of the first model, rows summing to 1.
-        second: those of the second, for the same images in the same order.
-        groups: (N,) the lesion of each image.
-        classes: the C class names.
-        n_resamples: how many resamples are drawn.
-        level: of the interval, between 0 and 1.
-        seed: of the draw; equal seeds give equal intervals.
-
-    Returns:
-        Difference, first minus second, and the lower and upper bound of its percentile interval.
-
-    Raises:
-        ValueError: the metric is unknown or not defined on these images, or predictions, groups, n_resamples or level are malformed.
-    """
-    tails = _tails(level)
-    resampled, values = [], []
-    for probability in (first, second):
-        y, p = check_predictions(label, probability, classes)
-        weight = bootstrap_weights(groups, y, n_resamples, seed)
-        found = classification_metrics(y, p, classes)
-        if not np.isfinite(found.get(metric, np.nan)):
-            raise ValueError(f"metric is {metric!r}, which is unknown or not defined here; defined: {', '.join(found)}")
-        values.append(found[metric])
-        resampled.append(weighted_metrics(y, p, classes, weight)[metric])
-    differences = resampled[0] - resampled[1]
-    low, high = np.quantile(differences[np.isfinite(differences)], tails)
-    return float(values[0] - values[1]), float(low), float(high)
-
-
 def percentile_interval(
     value: float, resampled: npt.NDArray[np.float64], level: float = 0.95
 ) -> tuple[float, float, int]:

@@ -16,6 +16,7 @@ from skincancer.images.postprocess import clean_mask
 Box = tuple[int, int, int, int]
 Mask = npt.NDArray[np.bool_]
 
+EMPTY = "empty"  # in place of whose mask it was, of an image without any lesion in it
 SMALLEST_SHARE = 1 / 8  # of the image's shorter side
 OTSU_SIDE = 512  # px: a threshold and a box need no more, and photographs have 6,000
 
@@ -125,4 +126,4 @@ def decode_crop(
         box = given
     whole = (0, 0, picture.width, picture.height)
     square = np.asarray(to_square(picture.crop(box) if box else picture, size, resize))
-    return Cropped(square, picture.width, picture.height, box or whole, source if box else "empty")
+    return Cropped(square, picture.width, picture.height, box or whole, source if box else EMPTY)

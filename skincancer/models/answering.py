@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.artifacts import CROPS_FILE, MODEL_FILES, SEGMENTER, fetch_run
-from skincancer.data.boxes import RUN
+from skincancer.data.boxes import RUN, own_masks
 from skincancer.errors import ConfigError
 from skincancer.images.crops import Crop, crop_box, decode_crop
 from skincancer.images.decode import BadImage, ImageFile, count_pixels, decode
@@ -156,10 +156,9 @@ def load_answerer(run: str, uri: str | None = None, masks: str | None = None) ->
 
 def _own_masks(run: str, uri: str | None, folder: Path, masks: str) -> str:
     """Return whose masks cut the training images, where new images can be cut by the same."""
-    if masks == "auto":  # true masks, and Otsu's where there was none
+    if masks == "auto":
         (table,) = fetch_run(run, folder, uri, (CROPS_FILE,))
-        if set(pd.read_csv(table, dtype=str, usecols=["masks"])["masks"].dropna()) <= {"otsu", "empty"}:
-            return "otsu"
+        masks = own_masks(masks, pd.read_csv(table, dtype=str, usecols=["masks"])["masks"].dropna())
     if masks in ("auto", "truth"):
         raise ConfigError(
             f"{run} was trained on images cut by their true masks (data.masks {masks}), which new images do not have. Say whose "

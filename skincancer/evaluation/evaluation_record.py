@@ -21,13 +21,13 @@ from skincancer.data.seen import REASONS
 from skincancer.evaluation import calibration, figures
 from skincancer.evaluation.evaluation_report import write_evaluation_report
 from skincancer.evaluation.external import Evaluation, mapped_validation
+from skincancer.evaluation.finished import Validation
 from skincancer.evaluation.operating import FEW_POSITIVES, SENSITIVITY, operating_point, sensitivity_threshold
 from skincancer.evaluation.predictions import predictions_table, read_predictions, write_predictions
 from skincancer.evaluation.report import REPORT_FILE
 from skincancer.evaluation.subgroups import write_subgroups
-from skincancer.models.finished import Validation
 from skincancer.outcomes import OUTCOMES
-from skincancer.recording import SPLIT_COLUMNS, classes_json, intervals_table, log_dataset
+from skincancer.recording import SPLIT_COLUMNS, classes_json, data_tags, intervals_table, log_dataset
 from skincancer.terminal import uninterrupted, warn
 
 EVALUATED, EVALUATED_BY = "evaluated_run", "evaluated_by"  # tags: of the evaluation, and of each run that it evaluated
@@ -113,10 +113,7 @@ class EvaluationRecorder:
             "kind": "evaluate",
             EVALUATED: " ".join(run.run for run in evaluation.runs),
             **tracking.git_tags(),
-            "split_hash": data.split_hash,
-            "index_hash": data.index_hash,
-            "groups_hash": data.groups_hash,
-            "synthetic": str(data.entry.synthetic).lower(),
+            **data_tags(data),
         }
         group = f"{data.entry.name}-{self.experiment.task}"
         ensemble = f"ensemble of {len(evaluation.runs)}: " if len(evaluation.runs) > 1 else ""
