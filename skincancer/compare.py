@@ -183,9 +183,10 @@ def _train_missing(client: MlflowClient, wanted: Sequence[Wanted], request: Requ
                 if (split, seed) in there:
                     continue
                 command = _fit_command(cell, split, seed, request)
-                console.print(f"training {shlex.join(command[1:])}", markup=False)
+                shown = shlex.join(["python", *command[1:]])
+                console.print(f"training: {shown}", markup=False)
                 if code := _run(command):
-                    failed.append(f"{shlex.join(['python', *command[1:]])}: exit code {code}")
+                    failed.append(f"{shown}: exit code {code}")
     if failed:
         raise RunError(
             f"{len(failed)} missing runs could not be trained; the others are finished, and the same command goes on from there:\n  "
