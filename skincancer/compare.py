@@ -73,6 +73,7 @@ class Wanted:
     given: str  # name or path, for fit
     split: str
     experiment: Experiment
+    shipped: Experiment  # without the request's flags
 
 
 def compare(
@@ -115,9 +116,10 @@ def compare(
 
 def _resolve(name: str, split: str, request: Request) -> Wanted:
     """Resolve an experiment at a split (of folds at the first), which checks all that can be known without data."""
-    flags = {**request.flags, "data.dataset": request.dataset, "data.split": split.replace("fold:*/", "fold:0/")}
-    experiment, _ = config.resolve(name, flags)
-    return Wanted(name, split, experiment)
+    places = {"data.dataset": request.dataset, "data.split": split.replace("fold:*/", "fold:0/")}
+    experiment, _ = config.resolve(name, {**request.flags, **places})
+    shipped, _ = config.resolve(name, places)
+    return Wanted(name, split, experiment, shipped)
 
 
 def _check_metrics(metrics: Sequence[str]) -> None:
@@ -240,6 +242,7 @@ def _collect(
         )
     if missing:
         warn(console, "missing runs", f"not there yet, and left out: {', '.join(missing)}. --run-missing trains them.")
+    shipped = {(cell.experiment.name, cell.split): config.flatten(cell.shipped.to_dict()) for cell in wanted}
     total, done, cells = sum(map(len, places.values())), 0, []
     for (name, split), found in places.items():
         loaded = []
@@ -248,7 +251,7 @@ def _collect(
             done += 1
             progress(done, total)
         if loaded:
-            cells.append(Cell(name, split, tuple(loaded)))
+            cells.append(Cell(name, split, tuple(loaded), shipped.get((name, split), {})))
     _check_classes(cells, metrics)
     return cells
 

@@ -395,6 +395,7 @@ def test_published_figures_keep_what_contradicts():
                 "value": 0.88,
                 "low": 0.85,
                 "high": 0.91,
+                "departures": "",
             }
         ]
     )
@@ -503,3 +504,18 @@ def test_missing_folds_of_each_seed_are_trained(store, monkeypatch, quiet):
     monkeypatch.setattr(compare, "_run", train)
     compare.compare(compare.Request((A,), ("fold:*/3",)), run_missing=True, console=quiet)
     assert trained == [("fold:1/3", "4"), ("fold:2/3", "4")]
+
+
+def test_runs_that_are_not_what_their_experiment_says_are_told(store, capsys, tmp_path):
+    """Whoever overrides the backbone must not read DenseNet169 over its figures, beside the published ones."""
+    finished_fit(
+        A, class_predictions(1, 60, 1.0), params={"backbone": "resnet18", "balance": "undersample", "lr": 0.001}
+    )
+    finished_fit(B, class_predictions(2, 60, 1.0), params={"backbone": "resnet50", "balance": "oversample"})
+    run_id = compare.compare(compare.Request((A, B), metrics=("accuracy",)))
+    said = f"{A} is not as its file says: backbone resnet18 instead of densenet169 (80:20)"
+    text = capsys.readouterr().out
+    assert said in text
+    assert f"{B} is not" not in text
+    table = pd.read_csv(files(run_id, tmp_path) / "compare_published.csv", keep_default_na=False)
+    assert list(table["remark"]) == ["ours: backbone resnet18 instead of densenet169", ""]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from skincancer.errors import RunError
 from skincancer.evaluation.runs import ComparedRun
@@ -26,16 +27,26 @@ OWN_PARAMS = (
     "segmenter_saw_test_images",
     "leaking_lesions",
 )
+# params that make a method, by the keys of the config that they come from
+METHOD = {
+    "backbone": "model.backbone", "architecture": "model.architecture", "balance": "data.balance", "size": "data.size",
+    "batch_size": "data.batch_size", "max_epochs": "trainer.max_epochs", "lr": "model.optimizer.lr", "optimizer": "model.optimizer.name",
+    "augment": "augment.policy", "freeze": "model.freeze", "dropout": "model.dropout", "tta": "model.tta",
+}  # fmt: skip
 WATCHED_TAGS = {"index_hash": "index of images", "groups_hash": "groups of lesions", "synthetic": "synthetic data"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One experiment at one split. With `fold:*/k` each seed's k runs are pooled into one set of predictions."""
+    """One experiment at one split. With `fold:*/k` each seed's k runs are pooled into one set of predictions.
+
+    `shipped` is what the experiment itself says on these data, in dotted keys; empty where that is not known.
+    """
 
     experiment: str
     split: str
     runs: tuple[ComparedRun, ...]
+    shipped: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -80,9 +91,25 @@ def obstacle(cells: Iterable[Cell]) -> str:
     return ""
 
 
+def departures(cell: Cell) -> str:
+    """Say in what a cell's runs are not what their experiment says, "" where they are, or where it is not known what that says."""
+    found = []
+    for param, key in METHOD.items():
+        if key not in cell.shipped:
+            continue
+        values = dict.fromkeys(run.params[param] for run in cell.runs if param in run.params)
+        if others := [value for value in values if value != str(cell.shipped[key])]:
+            found.append(f"{param} {', '.join(others)} instead of {cell.shipped[key]}")
+    return "; ".join(found)
+
+
 def find_differences(cells: Sequence[Cell]) -> list[str]:
-    """Say, a line each, wherever compared runs differ in what makes their figures hard to compare."""
-    lines = []
+    """Say, a line each, wherever compared runs differ in what makes their figures hard to compare, or from their experiments."""
+    changed: dict[str, list[str]] = {}
+    for cell in cells:
+        if said := departures(cell):
+            changed.setdefault(f"{cell.experiment} is not as its file says: {said}", []).append(cell.split)
+    lines = [f"{said} ({', '.join(splits)})" for said, splits in changed.items()]
     runs = [(f"{cell.experiment} {cell.split} s{run.seed}", run) for cell in cells for run in cell.runs]
     facts = [(label, [run.params.get(name) for _, run in runs]) for name, label in WATCHED.items()]
     facts += [(label, [run.tags.get(name) for _, run in runs]) for name, label in WATCHED_TAGS.items()]

@@ -18,6 +18,7 @@ from skincancer.evaluation.figures import INK, class_styles, finish_axes, new_fi
 from skincancer.evaluation.metrics import CALIBRATION_BINS, calibration_bin
 from skincancer.evaluation.scores import ClassScores
 
+LINE_FROM = 10  # images in a bin of the calibration
 _GRID = np.linspace(0, 1, 501)
 
 
@@ -75,7 +76,7 @@ def roc_overlay(cells: Sequence[Cell], *, title: str = "", note: str = "") -> Fi
 def calibration_overlay(cells: Sequence[Cell], *, title: str = "", note: str = "") -> Figure:
     """Draw accuracy against mean confidence in the bins of the calibration error, a panel a split; seeds together.
 
-    The area of a dot is the share of the images in its bin.
+    The area of a dot is the share of the images in its bin; bins of few images are dots without a line.
     """
 
     def draw(axes: Axes, colour: str, dash: LineStyleType, label: str, runs: Sequence[ClassScores]) -> None:
@@ -83,7 +84,8 @@ def calibration_overlay(cells: Sequence[Cell], *, title: str = "", note: str = "
         right = np.concatenate([scores.probability.argmax(axis=1) == scores.stratum for scores in runs])
         bins = pd.DataFrame({"confidence": confidence, "right": right}).groupby(calibration_bin(confidence))
         mean, share = bins.mean().astype(float), bins.size() / len(right)
-        axes.plot(mean["confidence"], mean["right"], color=colour, linestyle=dash, linewidth=1.4, label=label)
+        known = mean[bins.size() >= LINE_FROM]
+        axes.plot(known["confidence"], known["right"], color=colour, linestyle=dash, linewidth=1.4, label=label)
         axes.scatter(mean["confidence"], mean["right"], s=6 + 300 * share, color=colour, alpha=0.7, linewidths=0)
 
     figure = _panels(cells, draw, title, note)
@@ -127,7 +129,7 @@ def learning_curves(cells: Sequence[Cell], metric: str, *, title: str = "", note
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.tick_params(axis="x", labelrotation=20, labelsize=8)
             finish_axes(axes)
-    _legend_below(figure)
+    _legend_above(figure)
     return figure
 
 
@@ -151,7 +153,7 @@ def training_size(table: pd.DataFrame, *, title: str = "", note: str = "") -> Fi
     axes.set_title(f"on {test}", fontsize=10)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     finish_axes(axes)
-    _legend_below(figure)
+    _legend_above(figure)
     return figure
 
 
@@ -180,7 +182,7 @@ def _panels(cells: Sequence[Cell], draw: Callable[..., None], title: str, note: 
             draw(axes, *styles[cell.experiment], cell.experiment, runs)
         axes.set_title(split, fontsize=10)
         finish_axes(axes)
-    _legend_below(figure)
+    _legend_above(figure)
     return figure
 
 
@@ -202,7 +204,7 @@ def _dot(axes: Axes, value: float, low: float, high: float, y: float, colour: st
     axes.plot(value, y, "o", color=colour, markersize=6.5, markerfacecolor=colour if filled else "white")
 
 
-def _legend_below(figure: Figure) -> None:
+def _legend_above(figure: Figure) -> None:
     entries = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }

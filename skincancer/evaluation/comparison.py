@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.errors import RunError
-from skincancer.evaluation.cells import Cell, find_differences, obstacle
+from skincancer.evaluation.cells import Cell, departures, find_differences, obstacle
 from skincancer.evaluation.paired_tests import delong, holm, mcnemar
 from skincancer.evaluation.published import published_metrics, published_table
 from skincancer.evaluation.scores import ClassScores, Scores
@@ -222,7 +222,7 @@ def cells_table(cells: Sequence[Cell], metric: str, resamples: Resamples) -> pd.
 
     Columns: experiment, split, runs, seeds; value, sd, low, high, n_images, n_lesions of its own test images; common_value, common_sd,
     common_low, common_high, common_images of those common to all cells (NaN where nothing can be paired); train_images,
-    optimizer_steps, images_seen: means over runs; run_ids.
+    optimizer_steps, images_seen: means over runs; departures: in what they are not what the experiment says; run_ids.
     """
     paired = not obstacle(cells)
     own = {(cell.experiment, cell.split): cell.scores for cell in cells}
@@ -245,7 +245,7 @@ def cells_table(cells: Sequence[Cell], metric: str, resamples: Resamples) -> pd.
                 "train_images": _mean(run.params.get("train_images") for run in cell.runs),
                 "optimizer_steps": _mean(run.metrics.get("optimizer_steps") for run in cell.runs),
                 "images_seen": _mean(run.metrics.get("images_seen") for run in cell.runs),
-                "run_ids": " ".join(run.run_id for run in cell.runs),
+                "departures": departures(cell), "run_ids": " ".join(run.run_id for run in cell.runs),
             }
         )  # fmt: skip
     return pd.DataFrame(table)

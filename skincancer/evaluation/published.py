@@ -28,7 +28,8 @@ def published_table(cells: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
     Returns:
         The columns of `COLUMNS`; published values are fractions. `published_low` and `published_high` are Wilson's 95 % interval where
-        the number of images is known; `data` is `other data` where ours are not the study's. Empty where no study has such a figure.
+        the number of images is known; `data` is `other data` where ours are not the study's; `remark` says how many images theirs were,
+        and in what ours depart from the experiment. Empty where no study has such a figure.
     """
     ours = {(row["experiment"], row["split"], row["metric"]): row for row in cells.to_dict("records")}
     rows = []
@@ -38,7 +39,9 @@ def published_table(cells: pd.DataFrame, dataset: str) -> pd.DataFrame:
             known = place in ours
             if not known and (dataset not in study["data"] or figure["split"] not in set(cells["split"])):
                 continue
-            mine = ours[place] if known else dict.fromkeys(("value", "low", "high"), float("nan"))
+            mine = ours[place] if known else {**dict.fromkeys(("value", "low", "high"), float("nan")), "departures": ""}
+            remarks = [f"{figure['correct']} of {figure['of']} images" if "of" in figure else ""]
+            remarks.append(f"ours: {mine['departures']}" if mine["departures"] else "")
             low = high = float("nan")
             if "of" in figure:
                 interval = stats.binomtest(figure["correct"], figure["of"]).proportion_ci(method="wilson")
@@ -47,7 +50,7 @@ def published_table(cells: pd.DataFrame, dataset: str) -> pd.DataFrame:
                 [
                     study["name"], *place, figure["value"] / 100, low, high, mine["value"], mine["low"], mine["high"],
                     dataset if dataset in study["data"] else OTHER_DATA,
-                    f"{figure['correct']} of {figure['of']} images" if "of" in figure else "",
+                    "; ".join(filter(None, remarks)),
                 ]
             )  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
