@@ -209,7 +209,7 @@ def _legend_above(figure: Figure) -> None:
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        list(entries.values()), list(entries), loc="outside lower center", ncols=min(3, max(1, len(entries))), frameon=False, fontsize=9,
+        list(entries.values()), list(entries), loc="outside upper center", ncols=min(3, max(1, len(entries))), frameon=False, fontsize=9,
     )  # fmt: skip
 
 
