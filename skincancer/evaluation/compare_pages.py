@@ -79,31 +79,29 @@ def _matrix(table: pd.DataFrame, metric: str) -> Sheet:
 
 def _details(table: pd.DataFrame, metric: str) -> Sheet:
     n_common = int(table["common_images"].iloc[0])
+    on_common = f"{_plain(metric)} on {n_common:,} common images"
     columns = [
         "experiment",
         "split",
         "seeds",
         "test images",
         "lesions",
-        _plain(metric),
-        f"on {n_common:,} common images",
+        on_common,
+        "training images",
+        "steps",
+        "images seen",
     ]
     rows = []
     for row in table.to_dict("records"):
         common = (
             spread(row["common_value"], row["common_low"], row["common_high"], row["common_sd"]) if n_common else "–"
         )
-        rows.append(
-            [
-                row["experiment"], row["split"], row["seeds"], f"{row['n_images']:,}", f"{row['n_lesions']:,}",
-                spread(row["value"], row["low"], row["high"], row["sd"]), common,
-                *(_count(row[name]) for name in ("train_images", "optimizer_steps", "images_seen")),
-            ]
-        )  # fmt: skip
+        work = [_count(row[name]) for name in ("train_images", "optimizer_steps", "images_seen")]
+        counts = [f"{row['n_images']:,}", f"{row['n_lesions']:,}"]
+        rows.append([row["experiment"], row["split"], row["seeds"], *counts, common, *work])
     return Sheet(
-        "runs", [*columns, "training images", "steps", "images seen"], rows,
-        "equal epochs are not equal work: compare steps and images seen (means over runs)",
-    )  # fmt: skip
+        "runs", columns, rows, "equal epochs are not equal work: compare steps and images seen (means over runs)"
+    )
 
 
 def _pairs(table: pd.DataFrame, metric: str) -> Sheet:
