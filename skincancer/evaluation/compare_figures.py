@@ -19,6 +19,7 @@ from skincancer.evaluation.metrics import CALIBRATION_BINS, calibration_bin
 from skincancer.evaluation.scores import ClassScores
 
 LINE_FROM = 10  # images in a bin of the calibration
+_LEGEND = 2.4  # inches
 _GRID = np.linspace(0, 1, 501)
 
 
@@ -110,7 +111,7 @@ def learning_curves(cells: Sequence[Cell], metric: str, *, title: str = "", note
     styles = dict(zip(experiments, class_styles(experiments), strict=True))
     columns = ["val/loss", f"val/{metric}"]
     columns = [name for name in columns if any(name in run.epochs for cell in cells for run in cell.runs)]
-    figure = new_figure((3.9 * len(splits) + 0.6, 3.1 * max(1, len(columns)) + 0.9), title, note)
+    figure = new_figure((3.6 * len(splits) + _LEGEND, 3.1 * max(1, len(columns)) + 0.9), title, note)
     grid = figure.subplots(max(1, len(columns)), len(splits), squeeze=False, sharey="row")
     for number, name in enumerate(columns):
         for axes, split in zip(grid[number], splits, strict=True):
@@ -129,7 +130,7 @@ def learning_curves(cells: Sequence[Cell], metric: str, *, title: str = "", note
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.tick_params(axis="x", labelrotation=20, labelsize=8)
             finish_axes(axes)
-    _legend_above(figure)
+    _legend_beside(figure)
     return figure
 
 
@@ -138,7 +139,7 @@ def training_size(table: pd.DataFrame, *, title: str = "", note: str = "") -> Fi
     experiments = _names(table["experiment"])
     shared = bool((table["common_images"] > 0).all())
     prefix = "common_" if shared else ""
-    figure = new_figure((7.2, 4.4), title, note)
+    figure = new_figure((6.4 + _LEGEND, 4.2), title, note)
     axes = figure.subplots()
     for number, (name, (colour, dash)) in enumerate(zip(experiments, class_styles(experiments), strict=True)):
         part = table[table["experiment"] == name].sort_values("train_images")
@@ -153,7 +154,7 @@ def training_size(table: pd.DataFrame, *, title: str = "", note: str = "") -> Fi
     axes.set_title(f"on {test}", fontsize=10)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     finish_axes(axes)
-    _legend_above(figure)
+    _legend_beside(figure)
     return figure
 
 
@@ -175,14 +176,14 @@ def _panels(cells: Sequence[Cell], draw: Callable[..., None], title: str, note: 
     """Return a figure with a panel a split, each method drawn into those that it has."""
     experiments, splits = _names(cell.experiment for cell in cells), _names(cell.split for cell in cells)
     styles = dict(zip(experiments, class_styles(experiments), strict=True))
-    figure = new_figure((3.9 * len(splits) + 0.4, 4.9), title, note)
+    figure = new_figure((3.6 * len(splits) + _LEGEND, 4.5), title, note)
     for axes, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
         for cell in (cell for cell in cells if cell.split == split):
             runs = [scores for scores in cell.scores if isinstance(scores, ClassScores)]
             draw(axes, *styles[cell.experiment], cell.experiment, runs)
         axes.set_title(split, fontsize=10)
         finish_axes(axes)
-    _legend_above(figure)
+    _legend_beside(figure)
     return figure
 
 
@@ -204,13 +205,12 @@ def _dot(axes: Axes, value: float, low: float, high: float, y: float, colour: st
     axes.plot(value, y, "o", color=colour, markersize=6.5, markerfacecolor=colour if filled else "white")
 
 
-def _legend_above(figure: Figure) -> None:
+def _legend_beside(figure: Figure) -> None:
     entries = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        list(entries.values()), list(entries), loc="outside upper center", ncols=min(3, max(1, len(entries))), frameon=False, fontsize=9,
-    )  # fmt: skip
+    # not below or above, where note and title are
+    figure.legend(list(entries.values()), list(entries), loc="outside right center", frameon=False, fontsize=9)
 
 
 def _names(values: Iterable[str]) -> list[str]:
