@@ -159,7 +159,7 @@ def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folde
             seed=experiment.seed, workers=experiment.data.workers,
         )  # fmt: skip
         trainer = training.build_trainer(
-            experiment, recorder.folder if run else folder, training.EpochRecord(run), progress_bar=False
+            experiment, recorder.folder if run else folder, [training.EpochRecord(run)], progress_bar=False
         )
         turns = InTurns(BareLoop(twin, data, experiment), datamodule)
         trainer.callbacks.insert(0, turns)  # type: ignore[attr-defined]  # set by its callback connector

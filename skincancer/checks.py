@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from skincancer.models.mask_losses import mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
 from skincancer.models.segmenters import OWN_LOSSES, SMALLEST_BATCH, check_architecture
 from skincancer.schema import Experiment
+from skincancer.search import check_search
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 MASK_SOURCES = ("auto", "truth", "otsu")
@@ -59,12 +60,12 @@ def _require(holds: bool, key: str, given: object, allowed: str) -> None:
         raise ConfigError(f"{key} is {given!r}; it must be {allowed}.")
 
 
-def check_experiment(experiment: Experiment, keys: Sequence[str]) -> None:
+def check_experiment(experiment: Experiment, types: Mapping[str, Any]) -> None:
     """Check an experiment.
 
     Args:
         experiment: resolved.
-        keys: every dotted key of the schema, which a search space may name.
+        types: every dotted key of the schema, which a search space may name, and its type.
 
     Raises:
         ConfigError: names the key, the value, what is allowed, and what to do.
@@ -74,7 +75,7 @@ def check_experiment(experiment: Experiment, keys: Sequence[str]) -> None:
     policies.check(experiment.augment)
     _check_training(experiment)
     _check_model(experiment)
-    _check_search(experiment, keys)
+    check_search(experiment.search, types)
 
 
 def _value(experiment: Experiment, key: str) -> Any:
@@ -247,22 +248,3 @@ def _check_training(experiment: Experiment) -> None:
         fits = limit >= 1 if isinstance(limit, int) else 0 < limit <= 1
         _require(fits, f"trainer.{name}", limit, "a number of batches (1 or more) or a share (above 0, at most 1.0)")
     _require(trainer.log_every_n_steps >= 1, "trainer.log_every_n_steps", trainer.log_every_n_steps, "1 or more")
-
-
-def _check_search(experiment: Experiment, keys: Sequence[str]) -> None:
-    for key, space in experiment.search.items():
-        if key not in keys:
-            raise ConfigError(f"search: {key} is not a known key.{nearest(key, keys)}")
-        names = set(space)
-        fits = names == {"choices"} or ({"low", "high"} <= names <= {"low", "high", "log", "step"})
-        _require(fits, f"search: {key}", space, "{low, high} with log or step where wanted, or {choices}")
-        if "choices" in space:
-            choices = space["choices"]
-            _require(
-                isinstance(choices, list) and len(choices) > 0, f"search: {key}: choices", choices, "a list of values"
-            )
-            continue
-        low, high = space["low"], space["high"]
-        numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high))
-        _require(numbers and low < high, f"search: {key}", space, "numbers, low below high")
-        _require(not space.get("log") or low > 0, f"search: {key}", space, "above 0 for log")

@@ -128,14 +128,15 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _keys(section: type, prefix: str = "") -> list[str]:
-    keys = []
+def _types(section: Any, prefix: str = "") -> dict[str, Any]:
+    types: dict[str, Any] = {}
     for name, hint in get_type_hints(section).items():
-        keys += _keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [f"{prefix}{name}"]  # type: ignore[arg-type]
-    return keys
+        types |= _types(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {f"{prefix}{name}": hint}
+    return types
 
 
-KEYS: tuple[str, ...] = tuple(_keys(Experiment))
+TYPES = _types(Experiment)
+KEYS = tuple(TYPES)
 MAY_BE_NULL = {key for key, value in flatten(Experiment().to_dict()).items() if value is None}
 SECTIONS = sorted({key.rsplit(".", 1)[0] for key in KEYS if "." in key})
 
@@ -261,21 +262,40 @@ def resolve(
     Raises:
         ConfigError: anything wrong that can be known without torch.
     """
-    parser = parser or build_parser("skincancer", "")
     path = find_experiment(experiment) if experiment else None
     content = load_yaml(path) if path else unflatten(base or {})
-    source = str(path) if path else "config"
+    return resolve_content(path.stem if path else None, content, flags, parser, str(path) if path else "config")
+
+
+def resolve_content(
+    name: str | None,
+    content: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    parser: ArgumentParser | None = None,
+    source: str = "config",
+) -> tuple[Experiment, list[str]]:
+    """Resolve what an experiment file holds, as `resolve` does.
+
+    Args:
+        name: the experiment's, where the content gives none.
+        content: of the file.
+        flags: dotted keys that go before everything else.
+        parser: as `build_parser` makes it.
+        source: what errors call the content.
+    """
+    parser = parser or build_parser("skincancer", "")
+    content = dict(content)
     study = content.pop("study", None) or {}
     if not isinstance(study, Mapping):
         raise ConfigError(f"{source}: study is {study!r}; it must be a section of keys")
     from_file, from_study = flatten(content), flatten(study)
-    if path and "name" not in from_file:
-        from_file["name"] = path.stem
+    if name and "name" not in from_file:
+        from_file["name"] = name
     _parse_layer(parser, from_file, source)
     _parse_layer(parser, from_study, f"{source}, study")
 
-    name = flags.get("data.dataset", from_file.get("data.dataset", Experiment().data.dataset))
-    entry = catalog_entry(name)
+    dataset = flags.get("data.dataset", from_file.get("data.dataset", Experiment().data.dataset))
+    entry = catalog_entry(dataset)
     notes = []
     if from_study and not entry.synthetic:
         applied = {key: value for key, value in from_study.items() if key not in flags}
@@ -318,13 +338,13 @@ def resolve(
         training = dataclasses.replace(resolved.training, monitor=MONITORS[resolved.task])
         resolved = dataclasses.replace(resolved, training=training)
     try:
-        check_experiment(resolved, KEYS)
+        check_experiment(resolved, TYPES)
     except ConfigError as error:
         layers = (
             ("command line", flags),
             (f"{source}, study", from_study),
             (source, from_file),
-            (name, entry.defaults),
+            (dataset, entry.defaults),
         )
         raise ConfigError(f"{_origin(str(error), layers)}{error}") from error
     return resolved, notes

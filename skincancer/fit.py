@@ -17,8 +17,12 @@ from skincancer.terminal import make_console, make_table, progress_bars, run_ver
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from skincancer.trial import TrialLink
 
-def fit(experiment: Experiment, resume: str | None = None, register: str | None = None) -> str:
+
+def fit(
+    experiment: Experiment, resume: str | None = None, register: str | None = None, trial: TrialLink | None = None
+) -> str:
     """Train an experiment, or go on with an interrupted run of it; return the MLflow run id.
 
     Args:
@@ -26,6 +30,7 @@ def fit(experiment: Experiment, resume: str | None = None, register: str | None 
         resume: id of an interrupted run; its config must be `experiment`'s.
         register: NAME or NAME@ALIAS: register the model under it when the run has finished; a resumed run keeps what it was started
             with.
+        trial: train as a trial of a sweep: it ends after the validation part, and never sees the test part.
 
     Raises:
         ConfigError: the experiment cannot run on this machine or these data.
@@ -61,7 +66,7 @@ def fit(experiment: Experiment, resume: str | None = None, register: str | None 
     for closed in tracking.reap(client) if training.is_rank_zero() else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")
 
-    recorder = FitRecorder(experiment, data, console)
+    recorder = FitRecorder(experiment, data, console, trial)
     recorder.announce()
     goes_on = tracking.has_checkpoint(client, resume)
     task, loaded = build_task(experiment, data, goes_on)
@@ -70,19 +75,25 @@ def fit(experiment: Experiment, resume: str | None = None, register: str | None 
     with recorder.start(client, loaded.source, resume) as run:
         if run and target:
             run.set_tags({registry.REGISTER_TAG: str(target)})
-        trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run)
+        trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run, trial)
         last = recorder.folder / tracking.LAST_CHECKPOINT
         trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
+        if trial and trial.pruned:
+            recorder.finish_trial(run, record)
+            return recorder.run_id
         best = training.best_checkpoint(trainer)
         best_epoch = training.export_best(best) if trainer.is_global_zero else 0
         trainer.strategy.barrier()
         which: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True, "verbose": False}
         if experiment.task != "classification":
             choose_threshold(experiment, data, task, trainer, which)
-        for part, evaluate in (("val", trainer.validate), ("test", trainer.test)):
+        for part, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 if trial else 2]:
             evaluate(task, **which)
             assert task.predictions is not None
             recorder.keep(part, task.predictions)
+        if trial:
+            recorder.finish_trial(run, record, best_epoch)
+            return recorder.run_id
         recorder.finish(run, record, best_epoch, task)
     recorder.report()
     if target and training.is_rank_zero():
@@ -109,9 +120,11 @@ def choose_threshold(experiment: Experiment, data: Any, task: Any, trainer: Any,
         trainer.strategy.barrier()
 
 
-def _assemble(experiment: Experiment, data: Any, folder: Path, run: Any) -> tuple[Any, Any, Any]:
+def _assemble(
+    experiment: Experiment, data: Any, folder: Path, run: Any, trial: TrialLink | None
+) -> tuple[Any, Any, Any]:
     from skincancer.data.datamodules import LesionDataModule
-    from skincancer.training import EpochRecord, averaging_note, build_trainer
+    from skincancer.training import EpochRecord, ReportToSweep, averaging_note, build_trainer
 
     settings = experiment.data
     datamodule = LesionDataModule(
@@ -125,7 +138,8 @@ def _assemble(experiment: Experiment, data: Any, folder: Path, run: Any) -> tupl
     note = averaging_note(experiment.training.ema_decay, steps)
     if run is not None and note:
         warn(make_console(), "averaged weights", note)
-    trainer = build_trainer(experiment, folder, record, progress_bar=sys.stdout.isatty())
+    more = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
+    trainer = build_trainer(experiment, folder, [record, *more], progress_bar=sys.stdout.isatty())
     return trainer, datamodule, record
 
 

@@ -66,3 +66,8 @@ def work_root(uri: str) -> Path:
     """Return the folder for runs being written: beside a SQLite database, else in the project's `mlruns/`."""
     database = sqlite_path(uri)
     return (database.parent if database else store_folder()) / "work"
+
+
+def sweeps_folder(uri: str) -> Path:
+    """Return the folder for sweeps' journals and the logs of their trials: beside a SQLite database, else in `mlruns/`."""
+    return work_root(uri).with_name("sweeps")

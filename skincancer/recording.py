@@ -9,11 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.data.dataset_source import DatasetSource
-from mlflow.data.meta_dataset import MetaDataset
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 from rich.table import Table
@@ -34,14 +31,15 @@ from skincancer.evaluation.predictions import write_predictions
 from skincancer.evaluation.report import REPORT_FILE, write_report
 from skincancer.evaluation.run_files import store_thumbnails
 from skincancer.evaluation.subgroups import write_subgroups
+from skincancer.inputs import log_dataset
 from skincancer.models import serving
 from skincancer.models.weights import Loaded
 from skincancer.outcomes import OUTCOMES, Outcome
 from skincancer.schema import Experiment
 from skincancer.terminal import make_table, uninterrupted, warn
+from skincancer.trial import STATE_TAG, TrialLink
 
 SPLIT_COLUMNS = ["image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type"]
-CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 class FitRecorder:
@@ -51,10 +49,13 @@ class FitRecorder:
         experiment: resolved.
         data: prepared.
         console: where to print; quiet on ranks above 0.
+        trial: the run is a trial of a sweep.
     """
 
-    def __init__(self, experiment: Experiment, data: PreparedData, console: Console) -> None:
-        self.experiment, self.data, self.console = experiment, data, console
+    def __init__(
+        self, experiment: Experiment, data: PreparedData, console: Console, trial: TrialLink | None = None
+    ) -> None:
+        self.experiment, self.data, self.console, self.trial = experiment, data, console, trial
         self.run_id = ""
         self.folder = Path()
         self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
@@ -164,6 +165,9 @@ class FitRecorder:
             "device": tracking.device_name(experiment.trainer.accelerator),
         }
         name = f"{experiment.name} {experiment.data.split} s{experiment.seed}"
+        if self.trial:
+            tags |= self.trial.tags()
+            name = f"trial {self.trial.number} of {name}"
         group = f"{data.entry.name}-{experiment.task}"
         self.uri = client.tracking_uri
         with tracking.start_run(
@@ -171,7 +175,9 @@ class FitRecorder:
         ) as run:
             self.run_id, self.folder = run.run_id, run.folder
             self.console.print(f"run {run.run_id} in {group}" + (" (resumed)" if resume else ""))
-            run.log_params(self._params(weights))
+            run.log_params(self._params(weights) | (self.trial.log_params() if self.trial else {}))
+            if self.trial:
+                self.trial.started(run.run_id)
             if not goes_on:
                 self._write_start(run)
             yield run
@@ -236,16 +242,15 @@ class FitRecorder:
         """
         if run is None:
             return
-        self.epochs = record.table()
-        best = {f"best/{name}": value for name, value in self.outcome.best(self.folder).items()}
+        best = self._best(record, best_epoch)
         tested = pd.read_csv(self.folder / "predictions/test.csv", usecols=["lesion_id"], dtype=str)
         self.tested = len(tested), tested["lesion_id"].nunique()
         self.intervals = self.outcome.test(self.folder)
         self.intervals.to_csv(self.folder / "intervals.csv", index=False)
         values = self.intervals.set_index("metric")["value"].astype(float)
         test = {f"test/{name}": float(value) for name, value in values.items()}
-        found = {"best_epoch": best_epoch, **self.outcome.chosen(task)}
-        run.log_metrics({name: value for name, value in {**best, **test, **found}.items() if np.isfinite(value)})
+        chosen = self.outcome.chosen(task)
+        run.log_metrics({name: value for name, value in {**best, **test, **chosen}.items() if np.isfinite(value)})
 
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
@@ -265,6 +270,29 @@ class FitRecorder:
         write_report(self.folder, run.client.get_run(run.run_id), store_thumbnails(self.data))
         run.log_file(REPORT_FILE)
         self._log_model()
+
+    def finish_trial(self, run: tracking.Run | None, record: training.EpochRecord, best_epoch: int = 0) -> None:
+        """Log what a trial of a sweep leaves: its epochs and, unless it was pruned (no best epoch), the validation part."""
+        assert run is not None
+        assert self.trial is not None
+        objective = None
+        if best_epoch:
+            best = self._best(record, best_epoch)
+            run.log_metrics({name: value for name, value in best.items() if np.isfinite(value)})
+            run.log_file("predictions/val.csv")
+            objective = best[best_name(self.experiment.training.monitor)]
+        run.log_file("epochs.csv")
+        run.set_tags({STATE_TAG: "PRUNED" if objective is None else "COMPLETE"})
+        self.trial.ended(objective)
+
+    def _best(self, record: training.EpochRecord, best_epoch: int) -> dict[str, float]:
+        """Return what is logged of the best checkpoint on the validation part, the epoch (from 1) among it."""
+        self.epochs = record.table()
+        best = {f"best/{name}": value for name, value in self.outcome.best(self.folder).items()}
+        monitor = self.experiment.training.monitor
+        # the loss is no metric of the table of predictions
+        at_best = self.epochs.loc[self.epochs["epoch"] == best_epoch, monitor]
+        return {best_name(monitor): float(at_best.iloc[0]), **best, "best_epoch": best_epoch}
 
     def _explain(self, run: tracking.Run, task: Any) -> None:
         settings = self.experiment.data
@@ -313,6 +341,11 @@ class FitRecorder:
             )
 
 
+def best_name(monitor: str) -> str:
+    """Return the name that the best checkpoint's value of a monitored metric is logged by."""
+    return f"best/{monitor.removeprefix('val/')}"
+
+
 def data_tags(data: PreparedData) -> dict[str, str]:
     """Return the tags that say which images, roles and lesions a run is of, and whether they are drawn."""
     return {
@@ -324,18 +357,6 @@ def data_tags(data: PreparedData) -> dict[str, str]:
 def classes_json(classes: Sequence[str], malignant: Sequence[str]) -> str:
     """Return the content of classes.json: the names in the order of the labels, and which of them are known to be malignant."""
     return json.dumps({"classes": list(classes), "malignant": list(malignant)}, indent=1)
-
-
-def log_dataset(data: PreparedData, role: str, split: str) -> None:
-    """Log the images of one role as an input of the active run, by a digest of the index and their ids."""
-    ids = "\n".join(data.rows(role)["image_id"])
-    digest = tracking.short_digest(f"{data.index_hash}\n{role}\n{ids}")
-    source = _FolderSource(str(data.root))
-    dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` abstract and uses it so itself
-        source, name=f"{data.entry.name} {split} {role}", digest=digest
-    )
-    with uninterrupted():
-        mlflow.log_input(dataset, context=CONTEXTS[role])
 
 
 def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic: bool) -> Table:
@@ -358,35 +379,3 @@ def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic
     ]
     title += " — SYNTHETIC DATA, no medical meaning" if synthetic else ""
     return make_table(title, ["metric", "value", "95 % interval"], rows, caption)
-
-
-class _FolderSource(DatasetSource):
-    """Where the images lie: a folder of this machine; MLflow's own local source would try to read it."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "folder"
-
-    def load(self, **kwargs: Any) -> str:
-        """Return the folder."""
-        return self.folder
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> _FolderSource:
-        return cls(str(raw_source))
-
-    def to_dict(self) -> dict[str, str]:
-        """Return primitives."""
-        return {"folder": self.folder}
-
-    @classmethod
-    def from_dict(cls, source_dict: dict[str, str]) -> _FolderSource:
-        """Rebuild from primitives."""
-        return cls(source_dict["folder"])

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from skincancer.models.task import Task
 from skincancer.schema import Experiment, TrainerConfig
 from skincancer.terminal import Interrupted
 from skincancer.tracking import BEST_CHECKPOINT, LAST_CHECKPOINT, Run
+from skincancer.trial import TrialLink
 
 # what Lightning says about choices that are made here on purpose
 _INTENDED = (
@@ -211,6 +213,20 @@ class EpochRecord(Callback):
         return pd.DataFrame(self.rows)
 
 
+class ReportToSweep(Callback):
+    """Reports the monitored value of each epoch to the sweep that the run is a trial of, and stops where that wants no more."""
+
+    def __init__(self, trial: TrialLink, monitor: str) -> None:
+        self.trial, self.monitor = trial, monitor
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report; the epoch's validation has been."""
+        epoch = trainer.current_epoch + 1
+        value = float(trainer.callback_metrics[self.monitor])
+        if self.trial.report(epoch, value, last=trainer.should_stop or epoch == trainer.max_epochs):
+            trainer.should_stop = True
+
+
 def averaging_note(decay: float, steps: int) -> str:
     """Say that averaged weights reach back over most of a run of `steps` optimiser steps; "" where they do not."""
     window = round(1 / (1 - decay))
@@ -227,20 +243,20 @@ def monitor_mode(monitor: str) -> str:
     return "min" if monitor in ("val/loss", "val/ece", "val/hd95", "val/mask_hd95") else "max"
 
 
-def build_trainer(experiment: Experiment, folder: Path, record: EpochRecord, progress_bar: bool) -> pl.Trainer:
+def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callback], progress_bar: bool) -> pl.Trainer:
     """Build the Trainer.
 
     Args:
         experiment: resolved.
         folder: the run's own folder, where both checkpoints lie.
-        record: keeps the rows of epochs.
+        records: keep the rows of epochs, and report them.
         progress_bar: show one.
     """
     monitor = experiment.training.monitor
     ema = experiment.training.ema_decay
     callbacks: list[Callback] = [
         OwnSignals(),
-        record,
+        *records,
         # with averaged weights Lightning swaps them in only in a whole checkpoint; `export_best` makes it slim
         ModelCheckpoint(
             folder / Path(BEST_CHECKPOINT).parent, filename=Path(BEST_CHECKPOINT).stem, monitor=monitor,

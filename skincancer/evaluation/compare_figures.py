@@ -14,7 +14,7 @@ from matplotlib.typing import LineStyleType
 from sklearn.metrics import roc_curve
 
 from skincancer.evaluation.cells import Cell
-from skincancer.evaluation.figures import INK, class_styles, finish_axes, new_figure
+from skincancer.evaluation.figures import INK, class_styles, finish_axes, legend_of_panels, new_figure
 from skincancer.evaluation.metrics import CALIBRATION_BINS, calibration_bin
 from skincancer.evaluation.scores import ClassScores
 
@@ -130,7 +130,7 @@ def learning_curves(cells: Sequence[Cell], metric: str, *, title: str = "", note
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.tick_params(axis="x", labelrotation=20, labelsize=8)
             finish_axes(axes)
-    _legend_beside(figure)
+    legend_of_panels(figure)
     return figure
 
 
@@ -154,7 +154,7 @@ def training_size(table: pd.DataFrame, *, title: str = "", note: str = "") -> Fi
     axes.set_title(f"on {test}", fontsize=10)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     finish_axes(axes)
-    _legend_beside(figure)
+    legend_of_panels(figure)
     return figure
 
 
@@ -183,7 +183,7 @@ def _panels(cells: Sequence[Cell], draw: Callable[..., None], title: str, note: 
             draw(axes, *styles[cell.experiment], cell.experiment, runs)
         axes.set_title(split, fontsize=10)
         finish_axes(axes)
-    _legend_beside(figure)
+    legend_of_panels(figure)
     return figure
 
 
@@ -203,14 +203,6 @@ def _dot(axes: Axes, value: float, low: float, high: float, y: float, colour: st
     if np.isfinite(low):
         axes.plot([low, high], [y, y], color=colour, linewidth=1.8, solid_capstyle="butt", alpha=1 if filled else 0.6)
     axes.plot(value, y, "o", color=colour, markersize=6.5, markerfacecolor=colour if filled else "white")
-
-
-def _legend_beside(figure: Figure) -> None:
-    entries = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    # not below or above, where note and title are
-    figure.legend(list(entries.values()), list(entries), loc="outside right center", frameon=False, fontsize=9)
 
 
 def _names(values: Iterable[str]) -> list[str]:

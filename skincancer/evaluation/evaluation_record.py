@@ -26,8 +26,9 @@ from skincancer.evaluation.operating import FEW_POSITIVES, SENSITIVITY, operatin
 from skincancer.evaluation.predictions import predictions_table, read_predictions, write_predictions
 from skincancer.evaluation.report import REPORT_FILE
 from skincancer.evaluation.subgroups import write_subgroups
+from skincancer.inputs import log_dataset
 from skincancer.outcomes import OUTCOMES
-from skincancer.recording import SPLIT_COLUMNS, classes_json, data_tags, intervals_table, log_dataset
+from skincancer.recording import SPLIT_COLUMNS, classes_json, data_tags, intervals_table
 from skincancer.terminal import uninterrupted, warn
 
 EVALUATED, EVALUATED_BY = "evaluated_run", "evaluated_by"  # tags: of the evaluation, and of each run that it evaluated

@@ -299,6 +299,14 @@ def finish_axes(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def legend_of_panels(figure: Figure) -> None:
+    """Put one legend of all panels beside them: not above or below, where title and note are."""
+    entries = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(entries.values()), list(entries), loc="outside right center", frameon=False, fontsize=9)
+
+
 def _unit_square(axes: Axes) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.005), aspect="equal")
     finish_axes(axes)

@@ -1,0 +1,59 @@
+"""The images of a run as inputs of it in MLflow, by digest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+
+from skincancer import tracking
+from skincancer.data.prepared import PreparedData
+from skincancer.terminal import uninterrupted
+
+CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def log_dataset(data: PreparedData, role: str, split: str) -> None:
+    """Log the images of one role as an input of the active run, by a digest of the index and their ids."""
+    ids = "\n".join(data.rows(role)["image_id"])
+    digest = tracking.short_digest(f"{data.index_hash}\n{role}\n{ids}")
+    source = _FolderSource(str(data.root))
+    dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` abstract and uses it so itself
+        source, name=f"{data.entry.name} {split} {role}", digest=digest
+    )
+    with uninterrupted():
+        mlflow.log_input(dataset, context=CONTEXTS[role])
+
+
+class _FolderSource(DatasetSource):
+    """Where the images lie: a folder of this machine; MLflow's own local source would try to read it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "folder"
+
+    def load(self, **kwargs: Any) -> str:
+        """Return the folder."""
+        return self.folder
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return False
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> _FolderSource:
+        return cls(str(raw_source))
+
+    def to_dict(self) -> dict[str, str]:
+        """Return primitives."""
+        return {"folder": self.folder}
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[str, str]) -> _FolderSource:
+        """Rebuild from primitives."""
+        return cls(source_dict["folder"])

@@ -1,0 +1,145 @@
+"""Where a sweep's trials are kept: a journal file, SQLite, or a database server, by URL."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from skincancer.errors import RunError
+
+_DRIVERS = {"postgresql": "postgresql+psycopg"}
+_WAIT_SECONDS = 60  # for a locked SQLite file, or a server that does not answer
+
+
+def storage_url(given: str | None, default: Path) -> str:
+    """Return a storage's URL: what is given, else the journal at `default`; a file's path is made absolute.
+
+    Raises:
+        RunError: not a URL of a journal, of SQLite or of a server.
+    """
+    if given is None or given.startswith("journal://"):
+        path = Path(given.removeprefix("journal://")) if given else default
+        return f"journal://{path.expanduser().absolute()}"
+    url = _parse(given)
+    if url.drivername.split("+")[0] == "sqlite":
+        path = Path(url.database or "").expanduser().absolute()
+        return f"sqlite:///{path}"
+    return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername)).render_as_string(hide_password=False)
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):
+        # the text itself may hold a password
+        raise RunError(
+            "--storage is no URL. Give journal:///PATH, sqlite:///PATH or postgresql://USER@HOST/DATABASE (the password from "
+            "~/.pgpass, or in the URL; letters such as @ and / in it are written %40 and %2F)."
+        ) from None
+
+
+def shown(url: str) -> str:
+    """Return a storage's URL as it may be printed and logged: without its password."""
+    if url.startswith("journal://"):
+        return url
+    parsed = _parse(url)
+    hidden = parsed.update_query_dict({name: "***" for name in parsed.query if "pass" in name.lower()})
+    return hidden.render_as_string(hide_password=True)
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Open a storage, creating what it needs; the errors of servers are told without the password.
+
+    Args:
+        url: as `storage_url` returns it.
+
+    Raises:
+        RunError: it cannot be reached, or there is no right to write.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with storage_errors(url):
+        if url.startswith("journal://"):
+            path = Path(url.removeprefix("journal://"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(WholeJournal(path))
+        if url.startswith("sqlite"):
+            Path(_parse(url).database or "").parent.mkdir(parents=True, exist_ok=True)
+            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _WAIT_SECONDS}})
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}})
+
+
+@contextlib.contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn what a storage raises into one RunError that holds no password."""
+    try:
+        yield
+    except (
+        OSError,
+        SQLAlchemyError,
+        ImportError,
+        optuna.exceptions.StorageInternalError,
+        json.JSONDecodeError,
+    ) as error:
+        cause = error.__cause__ or error
+        text = " ".join(str(getattr(cause, "orig", None) or cause).split())
+        password = None if url.startswith("journal://") else _parse(url).password
+        for secret in {str(password), _parse(url).render_as_string(hide_password=False)} if password else ():
+            text = text.replace(secret, "***")
+        raise RunError(
+            f"the storage {shown(url)} cannot be used: {text[:500]}. Trials that have ended are kept: mend it, and start the same "
+            "command again."
+        ) from None
+
+
+class WholeJournal(JournalFileBackend):
+    """A journal file of whole lines: what a killed writer or a full disk left half-written is cut off.
+
+    Optuna's own would go on behind the half line, and could not read the file any more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._own_lock = path, JournalFileSymlinkLock(str(path))
+        super().__init__(str(path), lock_obj=self._own_lock)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append whole lines, or nothing."""
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        self._own_lock.acquire()
+        try:
+            with open(self._path, "r+b", buffering=0) as file:
+                end = _end_of_whole_lines(file)
+                file.truncate(end)
+                file.seek(end)
+                try:
+                    if file.write(lines) < len(lines):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(end)
+                    raise
+        finally:
+            self._own_lock.release()
+
+
+def _end_of_whole_lines(file: Any) -> int:
+    """Return the length of a file without a half-written last line."""
+    end: int = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return 0
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return end
+    start = max(0, end - 2**20)
+    file.seek(start)
+    return start + file.read(end - start).rfind(b"\n") + 1

@@ -1,0 +1,359 @@
+"""A sweep's Optuna study: what it is of, which of its trials count, and how workers claim, repeat and close them.
+
+Any number of workers on any number of machines share a study through its storage alone. A trial is RUNNING while its worker lives. It
+counts against the sweep's total unless it was interrupted, its worker died, or it was one too many; then its point is queued again.
+
+Draws are repeatable: what the sampler draws is a function of the seed, of how many trials count, and of those that have ended. With one
+worker a sweep that was stopped and started again therefore has the same trials as one that was not; with several, the order in which
+trials end decides.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from skincancer import config, search
+from skincancer.errors import ConfigError, RunError
+from skincancer.search import PLACE_KEYS
+from skincancer.storage import open_storage, shown, storage_errors
+from skincancer.tracking import owner_alive, owner_tags
+
+HEARTBEAT_SECONDS = 30.0
+SILENT_SECONDS = 600.0  # after which a worker that cannot be seen from here is taken for dead
+UNOWNED_SECONDS = 20.0  # a trial is asked for and signed in two steps
+FIRST_FAILURES = 3  # of a sweep in which nothing has succeeded
+STARTUP_TRIALS = 5  # finished before the median prunes
+
+REASON, RUN_ID, THREADS = "reason", "run_id", "threads"  # a trial's own words
+_OWNER, _HEARTBEAT, _ENDED, _PLANNED = "owner", "heartbeat", "ended", "planned"
+_UNCOUNTED = ("interrupted", "dead", "surplus")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study is of; it is kept in the study, so that a worker needs nothing else.
+
+    Args:
+        experiment: its name.
+        content: of its file.
+        flags: dotted keys of the command line.
+        search: the space.
+        sampler: one of SAMPLERS.
+        pruner: one of PRUNERS.
+        split_hash: of the roles of images.
+        index_hash: of the images.
+    """
+
+    experiment: str
+    content: dict[str, Any]
+    flags: dict[str, Any]
+    search: dict[str, Any]
+    sampler: str
+    pruner: str
+    split_hash: str
+    index_hash: str
+
+    def resolve(self, params: Mapping[str, Any], places: Mapping[str, Any]) -> Any:
+        """Return the experiment of one point of the space.
+
+        Args:
+            params: dotted key to value.
+            places: PLACE_KEYS of this machine.
+
+        Raises:
+            ConfigError: the point is no experiment.
+        """
+        content = {key: value for key, value in self.content.items() if key != "search"}
+        return config.resolve_content(self.experiment, content, {**self.flags, **places, **params})[0]
+
+    def differences(self, other: Plan) -> list[str]:
+        """Return a line for whatever makes `other` another sweep, with both values."""
+        mine, theirs = self._identity(), other._identity()
+        keys = dict.fromkeys([*mine, *theirs])
+        return [
+            f"{key}: the study has {mine.get(key)!r}, asked is {theirs.get(key)!r}"
+            for key in keys
+            if mine.get(key) != theirs.get(key)
+        ]
+
+    def _identity(self) -> dict[str, Any]:
+        own = config.flatten(self.resolve({}, {}).to_dict())
+        kept = {key: value for key, value in own.items() if key not in PLACE_KEYS and key != "search"}
+        space = {f"search {key}": value for key, value in self.search.items()}
+        rest = {name: getattr(self, name) for name in ("sampler", "pruner", "split_hash", "index_hash")}
+        return {**kept, **space, **rest}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a trial ended: its objective's value where it is complete, the reason where it failed."""
+
+    state: Literal["complete", "pruned", "failed", "interrupted"]
+    value: float = math.nan
+    reason: str = ""
+
+
+class Sweep:
+    """One study, as a worker sees it.
+
+    Args:
+        study: opened.
+        url: of its storage.
+        joined: this process is not the one that started the sweep; its draws are then its own.
+    """
+
+    def __init__(self, study: optuna.Study, url: str, joined: bool = False) -> None:
+        self.study, self.url = study, url
+        attributes = study.user_attrs
+        self.plan = Plan(**attributes["plan"])
+        self.base = self.plan.resolve({}, {})
+        self.distributions = search.distributions(self.plan.search, config.TYPES)
+        self._asking = threading.Lock()
+        self._owner = owner_tags()
+        self._draws_of = zlib.crc32(f"{self._owner['host']} {self._owner['pid']}".encode()) if joined else 0
+        self._ended_before = {trial.number for trial in self.trials() if trial.state.is_finished()}
+        study.pruner = build_pruner(self.plan.pruner, self.base.trainer.max_epochs)
+
+    @property
+    def parent(self) -> str:
+        """The MLflow run of the sweep."""
+        return str(self.study.user_attrs["parent_run"])
+
+    @property
+    def total(self) -> int:
+        """How many trials the sweep is to have."""
+        return int(self.study.user_attrs["trials"])
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return every trial, also those that do not count."""
+        return self.study.get_trials(deepcopy=False)
+
+    def claim(self, slot: int) -> Trial | None:
+        """Start a trial that is this worker's own, or return None where no more are to be started now.
+
+        Args:
+            slot: number of the worker in this process, from 0.
+        """
+        with self._asking:
+            count = sum(map(counts, self.trials()))
+            if count >= self.total:
+                return None
+            entropy = [self.base.seed, count, slot, self._draws_of]
+            self.study.sampler = build_sampler(
+                self.plan.sampler, int(np.random.SeedSequence(entropy).generate_state(1)[0])
+            )
+            trial = self.study.ask(self.distributions)
+            try:
+                trial.set_user_attr(_OWNER, self._owner)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return None  # so slow that another worker has taken it for dead
+            if self._fits(trial):
+                return trial
+            # another machine's worker was quicker
+            self.release(trial, "surplus")
+        time.sleep(random.random())
+        return None
+
+    def _fits(self, mine: Trial) -> bool:
+        """Say whether a trial is within the total, counting those of others that claimed before or at the same time.
+
+        Of two new trials the lower number goes first. A queued point has an old number, so it counts all that run; and a new trial
+        goes after points that are queued to be repeated.
+        """
+        trials = self.trials()
+        planned = {trial.number for trial in trials if trial.user_attrs.get(_PLANNED) is not None}
+        before = [
+            trial
+            for trial in trials
+            if trial.number != mine.number
+            and counts(trial)
+            and (
+                trial.state != TrialState.RUNNING
+                or trial.number < mine.number
+                or not planned.isdisjoint((trial.number, mine.number))
+            )
+        ]
+        queued = sum(trial.state == TrialState.WAITING and trial.user_attrs.get(_PLANNED, -1) >= 0 for trial in trials)
+        if mine.number in planned:
+            queued = 0
+        return len(before) + queued < self.total
+
+    def beat(self, trial: Trial) -> None:
+        """Say that the trial's worker lives, for those who look from other machines."""
+        trial.set_user_attr(_HEARTBEAT, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def end(self, trial: Trial, ended: Ended) -> None:
+        """Write down how a trial ended; an interrupted one is queued again."""
+        if ended.state == "interrupted":
+            self.release(trial, "interrupted")
+            return
+        complete = ended.state == "complete" and math.isfinite(ended.value)
+        try:
+            if ended.state == "pruned":
+                self.study.tell(trial, state=TrialState.PRUNED)
+            elif complete:
+                self.study.tell(trial, ended.value)
+            else:
+                trial.set_user_attr(REASON, ended.reason or f"its objective is {ended.value}")
+                self.study.tell(trial, state=TrialState.FAIL)
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            return  # silent for so long that another worker has taken it for dead, and repeats it
+
+    def release(self, trial: Trial | FrozenTrial, why: str) -> bool:
+        """Close a running trial that does not count, and queue its point again; False where another worker was quicker."""
+        try:
+            # Optuna has no public way to write to another worker's trial
+            self.study._storage.set_trial_user_attr(trial._trial_id, _ENDED, why)
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            return False
+        drawn = why != "surplus" or trial.user_attrs.get(_PLANNED) is not None
+        if drawn and trial.params:
+            self.study.enqueue_trial(trial.params, user_attrs={_PLANNED: trial.number})
+        return True
+
+    def reap(self) -> list[int]:
+        """Close the running trials of dead workers, queue their points again, and return their numbers."""
+        running = [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
+        return [trial.number for trial in running if not self._is_alive(trial) and self.release(trial, "dead")]
+
+    def _is_alive(self, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get(_OWNER)
+        started = trial.datetime_start or datetime.now()
+        if owner is None:
+            return datetime.now() - started < timedelta(seconds=UNOWNED_SECONDS)
+        alive = owner_alive(owner)
+        if alive is not None:
+            return alive
+        beat = trial.user_attrs.get(_HEARTBEAT)
+        last = datetime.fromisoformat(beat) if beat else started.astimezone()
+        return datetime.now(UTC) - last < timedelta(seconds=SILENT_SECONDS)
+
+    def hopeless(self) -> str | None:
+        """Return why the sweep had better stop: all that ended since its start failed, as did all before; None otherwise."""
+        ended = [trial for trial in self.trials() if trial.state.is_finished() and counts(trial)]
+        if any(trial.state != TrialState.FAIL for trial in ended):
+            return None
+        # those before this start may have had a reason that is mended
+        since = [trial for trial in ended if trial.number not in self._ended_before]
+        if len(since) < min(FIRST_FAILURES, self.total - len(ended) + len(since)) or not since:
+            return None
+        return str(since[-1].user_attrs.get(REASON, "no reason was given"))
+
+    def is_over(self) -> bool:
+        """Say whether as many trials as asked for have ended."""
+        return sum(counts(trial) and trial.state.is_finished() for trial in self.trials()) >= self.total
+
+    def best(self) -> FrozenTrial | None:
+        """Return the best complete trial, the first of equals; None where there is none."""
+        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        sign = 1 if self.study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+        return max(complete, key=lambda trial: (sign * float(trial.value or 0), -trial.number), default=None)
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Say whether a trial counts against the total: it runs, or it ended by itself, be it in failure."""
+    return trial.state != TrialState.WAITING and trial.user_attrs.get(_ENDED) not in _UNCOUNTED
+
+
+def build_sampler(name: str, seed: int) -> BaseSampler:
+    """Return a sampler: Optuna's TPE (Bergstra et al. 2011) or random; a grid's points are queued, so it draws nothing."""
+    return TPESampler(seed=seed) if name == "tpe" else RandomSampler(seed=seed)
+
+
+def build_pruner(name: str, max_epochs: int) -> BasePruner:
+    """Return a pruner that is fed `val/<monitor>` at the end of each epoch (from 1).
+
+    The median rule starts after a quarter of the epochs and `STARTUP_TRIALS` trials; Hyperband (Li et al. 2018) has brackets from one
+    epoch to `max_epochs`.
+    """
+    if name == "median":
+        return MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=max_epochs // 4)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=max(1, max_epochs))
+    return NopPruner()
+
+
+def create(url: str, name: str, plan: Plan, trials: int, direction: Literal["minimize", "maximize"]) -> Sweep:
+    """Open the study `name`, creating it where it is not there.
+
+    Args:
+        url: of the storage.
+        name: of the study.
+        plan: what it is to be of.
+        trials: how many it is to have in all.
+        direction: minimize or maximize.
+
+    Raises:
+        ConfigError: it is of something else (both are shown), or has more trials already.
+        RunError: the storage cannot be used.
+    """
+    storage = open_storage(url)
+    with storage_errors(url):
+        try:
+            study = optuna.create_study(study_name=name, storage=storage, direction=direction)
+            study.set_user_attr("plan", asdict(plan))
+        except optuna.exceptions.DuplicatedStudyError:
+            study = optuna.load_study(study_name=name, storage=storage)
+        stored = study.user_attrs.get("plan")
+        if stored is None:
+            raise ConfigError(
+                f"--study {name}: the study in {shown(url)} is not one of ours, or its start was broken off. Give another name."
+            )
+        if differences := Plan(**stored).differences(plan):
+            raise ConfigError(
+                f"--study {name} in {shown(url)} is of something else:\n  "
+                + "\n  ".join(differences)
+                + "\nGive another "
+                "--study, or go on with the values that it has."
+            )
+        done = sum(counts(trial) and trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+        if trials < done:
+            raise ConfigError(
+                f"--trials is {trials}, a total, but {done} trials of the study {name} have ended already. Give {done} or more."
+            )
+        points = search.grid(plan.search, config.TYPES) if plan.sampler == "grid" else []
+        for point in points:
+            study.enqueue_trial(point, user_attrs={_PLANNED: -1}, skip_if_exists=True)
+        study.set_user_attr("trials", min(trials, len(points)) if points else trials)
+        return Sweep(study, url)
+
+
+def join(url: str, name: str, wait_seconds: float = 60.0) -> Sweep:
+    """Open a study that a sweep has started, waiting for it where workers start before the sweep.
+
+    Raises:
+        RunError: it does not come, or the storage cannot be used.
+    """
+    storage = open_storage(url)
+    until = time.monotonic() + wait_seconds
+    with storage_errors(url):
+        while True:
+            try:
+                study = optuna.load_study(study_name=name, storage=storage)
+                if "parent_run" in study.user_attrs:
+                    return Sweep(study, url, joined=True)
+            except KeyError:
+                pass
+            if time.monotonic() >= until:
+                break
+            time.sleep(min(1.0, wait_seconds / 10))
+        names: Sequence[str] = optuna.get_all_study_names(storage)
+    raise RunError(
+        f"--worker: there is no study {name} in {shown(url)} (there: {', '.join(names) or 'none'}), and none came in "
+        f"{wait_seconds:.0f} s. Start the sweep first: python -m skincancer.sweep --experiment NAME --trials N --study {name} --storage URL"
+    )

@@ -1,0 +1,282 @@
+"""Search hyper-parameters: `python -m skincancer.sweep --experiment NAME --trials N`, over the experiment's `search:` block."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from skincancer import config, paths
+from skincancer.errors import ConfigError, RunError, nearest
+from skincancer.schema import Experiment
+from skincancer.search import PLACE_KEYS, PRUNERS, SAMPLERS, ends, grid
+from skincancer.terminal import make_console, progress_bars, run_verb, signals_as_interrupts
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+    from rich.console import Console
+
+    from skincancer.study import Sweep
+    from skincancer.sweep_record import SweepRecord
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sweep, and how.
+
+    Args:
+        experiment: a shipped experiment's name or a path; None joins a sweep that another process has started.
+        flags: dotted keys that go before the experiment's; for a joining worker only those of `PLACE_KEYS`.
+        trials: how many there are to be in all, those of earlier starts among them.
+        workers: trials at once in this process; None: one for every GPU, or one.
+        study: its name; None: of experiment, data set and split.
+        storage: URL; None: a journal beside the MLflow store.
+        minutes: start no trial after so long.
+        sampler: tpe, random or grid.
+        pruner: median, hyperband or none.
+    """
+
+    experiment: str | None
+    flags: Mapping[str, Any]
+    trials: int = 0
+    workers: int | None = None
+    study: str | None = None
+    storage: str | None = None
+    minutes: float | None = None
+    sampler: str = "tpe"
+    pruner: str = "median"
+
+
+def sweep(request: Request, console: Console | None = None) -> str:
+    """Start a sweep, or go on with one that was stopped; return its MLflow run id.
+
+    Raises:
+        ConfigError: the space, or what is asked for, is wrong, or differs from the study's.
+        DataError: the data cannot be used.
+        RunError: the storage or the MLflow store cannot be used, or every trial fails.
+    """
+    assert request.experiment is not None
+    started = time.monotonic()
+    experiment, content, notes = _check(request)
+    from skincancer import study, tracking
+    from skincancer.data.prepared import prepare_data
+    from skincancer.models.building import check_network
+    from skincancer.storage import shown, storage_url
+    from skincancer.sweep_record import SweepRecord
+    from skincancer.training import monitor_mode
+
+    for point in _network_points(experiment, request):
+        check_network(point)
+    console = console or make_console()
+    for note in notes:
+        console.print(note, markup=False)
+    client = tracking.connect(experiment.tracking.uri)
+    name = request.study or default_name(experiment)
+    folder = paths.sweeps_folder(client.tracking_uri)
+    url = storage_url(request.storage, folder / f"{name}.journal")
+    with progress_bars(console) as bars:
+        data = prepare_data(experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri)
+    for closed in tracking.reap(client):
+        console.print(f"closed run {closed} as KILLED: its process is gone")
+    flags = {key: value for key, value in request.flags.items() if key not in PLACE_KEYS}
+    plan = study.Plan(
+        experiment.name, content, flags, dict(experiment.search), request.sampler, request.pruner, data.split_hash, data.index_hash,
+    )  # fmt: skip
+    direction = "maximize" if monitor_mode(experiment.training.monitor) == "max" else "minimize"
+    opened = study.create(url, name, plan, request.trials, direction)  # type: ignore[arg-type]
+    record = SweepRecord(opened, name, data, console, _places(request, client.tracking_uri))
+    with record.start(client) as run:
+        console.print(
+            f"study {name} in {shown(url)}; other machines join by: {join_command(name, shown(url))}", markup=False
+        )
+        try:
+            _run_trials(opened, request, record, started)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what ended the sweep is to be told
+                record.finish(run)
+            raise
+        record.finish(run)
+    record.report()
+    return run.run_id
+
+
+def join(request: Request, console: Console | None = None) -> None:
+    """Run trials of a sweep that another process has started, until it has its total.
+
+    Raises:
+        RunError: there is no such study, its run is in another MLflow store, or the images here are others.
+    """
+    started = time.monotonic()
+    from mlflow.exceptions import MlflowException
+
+    from skincancer import study, tracking
+    from skincancer.data.prepared import prepare_data
+    from skincancer.storage import storage_url
+    from skincancer.sweep_record import SweepRecord
+
+    assert request.study is not None
+    console = console or make_console()
+    client = tracking.connect(request.flags.get("tracking.uri"))
+    url = storage_url(request.storage, paths.sweeps_folder(client.tracking_uri) / f"{request.study}.journal")
+    opened = study.join(url, request.study)
+    try:
+        client.get_run(opened.parent)
+    except MlflowException as error:
+        raise RunError(
+            f"--worker: the sweep's run {opened.parent} is not in {client.tracking_uri}. Give --tracking.uri (or "
+            "MLFLOW_TRACKING_URI) of the store that the sweep writes to."
+        ) from error
+    here = opened.plan.resolve({}, request.flags)
+    with progress_bars(console) as bars:
+        data = prepare_data(here.data, bars, task=here.task, uri=here.tracking.uri)
+    for what, ours in (("index_hash", data.index_hash), ("split_hash", data.split_hash)):
+        theirs = getattr(opened.plan, what)
+        if ours != theirs:
+            raise RunError(
+                f"--worker: the images here are not those of the sweep: {what} is {ours}, and the study has {theirs}. Give "
+                "--data.root of the same data."
+            )
+    record = SweepRecord(opened, request.study, data, console, _places(request, client.tracking_uri))
+    _run_trials(opened, request, record, started)
+
+
+def _places(request: Request, uri: str) -> dict[str, Any]:
+    return {key: value for key, value in request.flags.items() if key in PLACE_KEYS} | {"tracking.uri": uri}
+
+
+def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: float) -> None:
+    from skincancer import tracking, trials
+
+    devices = trials.visible_devices() if opened.base.trainer.accelerator in ("auto", "gpu", "cuda") else []
+    workers = request.workers or max(1, len(devices))
+    client = tracking.connect(record.places["tracking.uri"])
+    runner = trials.TrialProcess(opened, record.places, client, record.folder, workers, devices)
+    deadline = None if request.minutes is None else started + 60 * request.minutes
+    with record.live(workers) as tick:
+        trials.work(opened, runner, workers, deadline=deadline, tick=tick)
+
+
+def default_name(experiment: Experiment) -> str:
+    """Return the name of a study that was given none: experiment, data set and split."""
+    return re.sub(r"[^\w.]+", "-", f"{experiment.name}-{experiment.data.dataset}-{experiment.data.split}")
+
+
+def join_command(name: str, url: str) -> str:
+    """Return the command that a worker joins by."""
+    return f"python -m skincancer.sweep --worker --study {name} --storage {url}"
+
+
+def _check(request: Request) -> tuple[Experiment, dict[str, Any], list[str]]:
+    """Resolve the experiment, and every end of its space, as far as can be known without torch."""
+    assert request.experiment is not None
+    if request.trials < 1:
+        raise ConfigError(f"--trials is {request.trials}; give how many there are to be in all, 1 or more.")
+    experiment, notes = config.resolve(request.experiment, request.flags)
+    if not experiment.search:
+        raise ConfigError(
+            f"--experiment {request.experiment} has no search: block, so there is nothing to sweep. Add one to its file, such as\n"
+            "  search:\n    model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}"
+        )
+    if str(experiment.trainer.devices) not in ("1", "auto") or experiment.trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.devices is {experiment.trainer.devices} (nodes: {experiment.trainer.num_nodes}); a trial has one device. Use "
+            "--workers for several devices, and --worker on other machines."
+        )
+    for key in experiment.search:
+        if key in request.flags:
+            raise ConfigError(
+                f"--{key} is given, and search: has {key} too. Leave the flag out, or take the key out of the search: block."
+            )
+    for _ in _points(experiment, request):
+        pass
+    if request.sampler == "grid":
+        grid(experiment.search, config.TYPES)
+    content = config.load_yaml(config.find_experiment(request.experiment))
+    return experiment, content, notes
+
+
+def _points(experiment: Experiment, request: Request) -> list[tuple[str, Experiment]]:
+    """Return the experiment with each end of each key's space, so that a value that can never be is told before the first trial."""
+    parser = config.build_parser("skincancer", "")
+    found = []
+    for key, space in experiment.search.items():
+        for value in ends(space):
+            try:
+                found.append((key, config.resolve(request.experiment, {**request.flags, key: value}, parser)[0]))
+            except ConfigError as error:
+                text = re.sub(r"^command line: ", "", str(error))
+                raise ConfigError(f"search: {key} may be {value!r}, which is no experiment: {text}") from error
+    return found
+
+
+def _network_points(experiment: Experiment, request: Request) -> list[Experiment]:
+    return [experiment] + [
+        point for key, point in _points(experiment, request) if key.startswith("model.") or key == "data.size"
+    ]
+
+
+def _add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help="how many trials in all, those of earlier starts included"
+    )
+    parser.add_argument("--workers", type=int, metavar="W", help="trials at once; default: one for every GPU, or one")
+    parser.add_argument("--study", type=str, metavar="NAME", help="the study's name; the same name goes on with it")
+    parser.add_argument("--storage", type=str, metavar="URL", help="journal:///PATH, sqlite:///PATH or postgresql://…")
+    parser.add_argument("--timeout", type=float, metavar="MIN", help="start no trial after so many minutes")
+    parser.add_argument("--sampler", type=str, default="tpe", help=f"one of {', '.join(SAMPLERS)}")
+    parser.add_argument("--pruner", type=str, default="median", help=f"one of {', '.join(PRUNERS)}")
+    parser.add_argument("--worker", action="store_true", help="join a sweep that another process has started")
+
+
+def _verb(argv: Sequence[str]) -> None:
+    parser = config.build_parser(
+        "python -m skincancer.sweep", "Search hyper-parameters: an Optuna study over an experiment's search space."
+    )
+    parser.usage = "%(prog)s --experiment NAME --trials N [--workers W] [--study NAME] [--storage URL] [--KEY VALUE …]"
+    _add_flags(parser)
+    flags, own = config.parse_flags(parser, argv)
+    for name, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+        if own.get(name, allowed[0]) not in allowed:
+            raise ConfigError(
+                f"--{name} is {own[name]!r}; choose one of {', '.join(allowed)}.{nearest(own[name], allowed)}"
+            )
+    for name in ("workers", "timeout"):
+        if own.get(name) is not None and own[name] <= 0:
+            raise ConfigError(f"--{name} is {own[name]}; it must be above 0.")
+    if own.get("study") is not None and not re.fullmatch(r"[\w.][\w. -]*", own["study"]):
+        raise ConfigError(f"--study is {own['study']!r}; use letters, digits, and . _ - inside.")
+    request = Request(
+        own.get("experiment"), flags, own.get("trials") or 0, own.get("workers"), own.get("study"), own.get("storage"),
+        own.get("timeout"), own.get("sampler") or "tpe", own.get("pruner") or "median",
+    )  # fmt: skip
+    if not own.get("worker"):
+        if not request.experiment:
+            raise ConfigError(f"give --experiment NAME; one of {', '.join(config.list_experiments())}, or a path.")
+        with signals_as_interrupts():
+            sweep(request)
+        return
+    given = [name for name in ("experiment", "trials", "sampler", "pruner") if name in own]
+    if given or not request.study:
+        raise ConfigError(
+            "--worker takes --study and --storage, and what it is a study of from there"
+            + (f"; leave out {', '.join(f'--{name}' for name in given)}." if given else ". Give --study NAME.")
+        )
+    if foreign := [key for key in flags if key not in PLACE_KEYS]:
+        raise ConfigError(
+            f"--worker: --{foreign[0]} would make trials that cannot be compared; a worker takes only {', '.join(PLACE_KEYS)}."
+        )
+    with signals_as_interrupts(), contextlib.suppress(BrokenPipeError):
+        join(request)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; return the exit code."""
+    return run_verb(_verb, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""What a sweep shows while it runs, and what it leaves: its MLflow run, the table of trials, figures, and the best configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from skincancer import config, paths, tracking
+from skincancer.data.prepared import PreparedData
+from skincancer.errors import RunError
+from skincancer.evaluation import figures
+from skincancer.evaluation.sweep_figures import sweep_figures
+from skincancer.recording import best_name, data_tags
+from skincancer.storage import shown
+from skincancer.study import REASON, RUN_ID, THREADS, Sweep, counts
+from skincancer.terminal import make_table
+
+BEST_FILE, TRIALS_FILE = "best.yaml", "trials.csv"
+_DRAW_SECONDS = 1.0
+
+
+class SweepRecord:
+    """Writes one sweep down, and tells the user about it; of a worker that joined it only tells.
+
+    Args:
+        sweep: opened.
+        name: of its study.
+        data: prepared.
+        console: where to print.
+        places: PLACE_KEYS of this machine, the MLflow store among them.
+    """
+
+    def __init__(
+        self, sweep: Sweep, name: str, data: PreparedData, console: Console, places: Mapping[str, Any]
+    ) -> None:
+        self.sweep, self.name, self.data, self.console, self.places = sweep, name, data, console, places
+        self.folder = paths.sweeps_folder(places["tracking.uri"]) / name
+        self.objective = best_name(sweep.base.training.monitor)
+        self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
+        self.run: tracking.Run | None = None
+        self._best = -1
+        self._told = {trial.number for trial in sweep.trials() if trial.state.is_finished()}
+
+    @contextlib.contextmanager
+    def start(self, client: MlflowClient) -> Iterator[tracking.Run]:
+        """Start the sweep's MLflow run, or go on with it.
+
+        Raises:
+            RunError: another process is at it, or the run is gone.
+        """
+        base, plan = self.sweep.base, self.sweep.plan
+        before = self.sweep.study.user_attrs.get("parent_run")
+        if before:
+            _check_parent(client, before, self.name)
+        tags = {"kind": "sweep", **tracking.git_tags(), **data_tags(self.data), "trials": str(self.sweep.total)}
+        group = f"{self.data.entry.name}-{base.task}"
+        with tracking.start_run(client, group, f"sweep {self.name}", tags, system_metrics=False, resume=before) as run:
+            self.run = run
+            self.sweep.study.set_user_attr("parent_run", run.run_id)
+            self.console.print(f"sweep {run.run_id} in {group}" + (" (goes on)" if before else ""))
+            params = {
+                "experiment": base.name, "task": base.task, "dataset": base.data.dataset, "split": base.data.split,
+                "split_seed": base.data.split_seed, "seed": base.seed, "study": self.name, "storage": shown(self.sweep.url),
+                "objective": self.objective, "sampler": plan.sampler, "pruner": plan.pruner, "search": json.dumps(plan.search),
+            }  # fmt: skip
+            run.log_params(params)
+            run.write_text("config.yaml", config.dump_yaml(base.to_dict()))
+            yield run
+
+    @contextlib.contextmanager
+    def live(self, workers: int) -> Iterator[Callable[[], None]]:
+        """Show the sweep while the block runs: yield what draws a table on a terminal, and a line a trial in a pipe."""
+        last = 0.0
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            live = None
+            if self.console.is_terminal:
+                live = stack.enter_context(Live(console=self.console, auto_refresh=False, transient=True))
+
+            def tick() -> None:
+                nonlocal last
+                if time.monotonic() - last < _DRAW_SECONDS:
+                    return
+                last = time.monotonic()
+                trials = self.sweep.trials()
+                if live:
+                    live.update(self.table(trials, workers, time.monotonic() - started), refresh=True)
+                self._tell(trials)
+                self._keep_best()
+
+            yield tick
+            last = 0.0
+            tick()
+
+    def table(self, trials: list[FrozenTrial], workers: int, seconds: float) -> Table:
+        """Return the live table: counts, the best so far, the time left, and a row for each trial that runs."""
+        state = {name: sum(t.state == name and counts(t) for t in trials) for name in TrialState}
+        done = sum(state.values()) - state[TrialState.RUNNING]
+        best = self.sweep.best()
+        table = Table(title=Text(f"sweep {self.name}"), title_justify="left")
+        for column in ("trials", "running", "pruned", "failed", f"best {self.objective}", "elapsed", "time left"):
+            table.add_column(column)
+        table.add_row(
+            f"{done} of {self.sweep.total}", str(state[TrialState.RUNNING]), str(state[TrialState.PRUNED]),
+            str(state[TrialState.FAIL]), f"{best.value:.4f} (trial {best.number})" if best else "–", _clock(seconds),
+            _clock(_seconds_left(trials, self.sweep.total - done, workers)),
+        )  # fmt: skip
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and counts(trial):
+                epoch = max(trial.intermediate_values, default=0)
+                value = f", {trial.intermediate_values[epoch]:.4f}" if epoch else ""
+                table.add_row(
+                    f"trial {trial.number}",
+                    f"epoch {epoch}/{self.sweep.base.trainer.max_epochs}{value}",
+                    "",
+                    "",
+                    Text(_point(trial)),
+                )
+        return table
+
+    def _tell(self, trials: list[FrozenTrial]) -> None:
+        for trial in trials:
+            if not trial.state.is_finished() or trial.number in self._told:
+                continue
+            self._told.add(trial.number)
+            if not counts(trial):
+                what = "did not count, and is repeated" if trial.params else "did not count"
+            elif trial.state == TrialState.COMPLETE:
+                what = f"{self.objective} {trial.value:.4f}"
+            elif trial.state == TrialState.PRUNED:
+                what = f"pruned after epoch {max(trial.intermediate_values, default=0)}"
+            else:
+                what = f"failed: {trial.user_attrs.get(REASON, '')}"
+            self.console.print(Text(f"trial {trial.number}: {what} ({_point(trial)})"))
+
+    def _keep_best(self) -> None:
+        """Write the best configuration down as soon as it is one, so that nothing that comes can lose it."""
+        best = self.sweep.best()
+        if self.run is None or best is None or best.number == self._best:
+            return
+        self._best = best.number
+        text = self.best_yaml(best)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / BEST_FILE).write_text(text, encoding="utf-8")
+        self.run.write_text(BEST_FILE, text)
+        self.run.log_metrics({self.objective: float(best.value or 0)}, step=best.number)
+        self.run.set_tags({"best_trial": str(best.number), "best_run": str(best.user_attrs.get(RUN_ID, ""))})
+
+    def best_yaml(self, best: FrozenTrial) -> str:
+        """Return a complete experiment file that repeats a trial."""
+        experiment = self.sweep.plan.resolve(best.params, self.places).to_dict()
+        experiment |= {
+            "name": f"{self.sweep.base.name}_best", "search": {},
+            "description": f"trial {best.number} of the sweep {self.name}: {self.objective} {best.value:.4f} with {_point(best)}",
+        }  # fmt: skip
+        return config.dump_yaml(experiment)
+
+    def finish(self, run: tracking.Run) -> None:
+        """Log the table of trials, the best configuration, and the figures."""
+        self._keep_best()
+        table = trials_table(self.sweep, self.objective)
+        run.write_text(TRIALS_FILE, table.to_csv(index=False))
+        (run.folder / "figures").mkdir(exist_ok=True)
+        title = f"{self.name} · {self.objective}"
+        for name, figure in sweep_figures(self.sweep.study, self.objective, title, self.note):
+            figures.save(figure, run.folder / "figures" / f"{name}.png")
+            run.log_file(f"figures/{name}.png")
+
+    def report(self) -> None:
+        """Print the best trials, and how to go on."""
+        table = trials_table(self.sweep, self.objective)
+        shown_columns = ["trial", "state", self.objective, "minutes", *self.sweep.plan.search]
+        order = table.sort_values(
+            self.objective, ascending=self.sweep.study.direction.name == "MINIMIZE", na_position="last"
+        )
+        rows = [[_cell(value) for value in row] for row in order[shown_columns].head(10).to_numpy()]
+        self.console.print(make_table(f"sweep {self.name}: the best of {len(table)} trials", shown_columns, rows))
+        over, best = self.sweep.is_over(), self.sweep.best()
+        if not over:
+            done = sum(counts(trial) and trial.state.is_finished() for trial in self.sweep.trials())
+            self.console.print(f"{done} of {self.sweep.total} trials have ended; the same command goes on")
+        if best:
+            # sums of floats differ with the number of threads
+            threads = best.user_attrs.get(THREADS)
+            prefix = f"OMP_NUM_THREADS={threads} " if threads else ""
+            self.console.print(
+                f"the best, with its test part: {prefix}python -m skincancer.fit --experiment {self.folder / BEST_FILE}",
+                markup=False,
+            )
+        assert self.run is not None
+        self.console.print(f"sweep {self.run.run_id} in {self.places['tracking.uri']}", markup=False)
+
+
+def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
+    """Return a row a trial: trial state counts objective minutes epochs run_id reason, and the point's keys.
+
+    Objective of a complete trial is its value; of a pruned one that of its last epoch stands in `last_epoch_value`.
+    """
+    rows = []
+    for trial in sweep.trials():
+        if trial.state == TrialState.WAITING:
+            continue
+        start, end = trial.datetime_start, trial.datetime_complete
+        last = max(trial.intermediate_values, default=0)
+        row = {
+            "trial": trial.number, "state": trial.state.name, "counts": counts(trial),
+            objective: trial.value if trial.state == TrialState.COMPLETE else None,
+            "minutes": (end - start).total_seconds() / 60 if start and end else None,
+            "epochs": last, "last_epoch_value": trial.intermediate_values.get(last),
+            "run_id": trial.user_attrs.get(RUN_ID, ""), "reason": trial.user_attrs.get(REASON, ""),
+        }  # fmt: skip
+        rows.append(row | trial.params)
+    columns = [
+        "trial", "state", "counts", objective, "minutes", "epochs", "last_epoch_value", "run_id", "reason", *sweep.plan.search,
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns).astype({objective: float})
+
+
+def _check_parent(client: MlflowClient, run_id: str, name: str) -> None:
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise RunError(
+            f"the study {name} belongs to the sweep {run_id}, which is not in {client.tracking_uri}. Give the MLflow store that it was "
+            "started with, or another --study."
+        ) from error
+    if run.info.lifecycle_stage == "deleted":
+        raise RunError(
+            f"the run {run_id} of the sweep {name} is deleted; bring it back (mlflow runs restore "
+            f"--run-id {run_id}), or give another --study."
+        )
+    if run.info.status == "RUNNING" and tracking.owner_alive(run.data.tags) is not False:
+        owner = f"process {run.data.tags.get('pid')} on {run.data.tags.get('host')}"
+        raise RunError(
+            f"the sweep {name} is being run by {owner}. Join it with --worker (and --study, --storage), or stop it first; if that "
+            "machine is gone: python -m skincancer.fit --reap --older-than 0h."
+        )
+
+
+def _seconds_left(trials: list[FrozenTrial], left: int, workers: int) -> float | None:
+    took = [
+        (trial.datetime_complete - trial.datetime_start).total_seconds()
+        for trial in trials
+        if counts(trial) and trial.datetime_complete and trial.datetime_start
+    ]
+    if not took:
+        return None
+    running = sum(
+        min((datetime.now() - trial.datetime_start).total_seconds(), sum(took) / len(took))
+        for trial in trials
+        if trial.state == TrialState.RUNNING and counts(trial) and trial.datetime_start
+    )
+    return max(0.0, left * sum(took) / len(took) - running) / workers
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _point(trial: FrozenTrial) -> str:
+    return ", ".join(f"{key} {_cell(value)}" for key, value in trial.params.items())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "–" if pd.isna(value) else f"{value:.4g}"
+    return str(value)

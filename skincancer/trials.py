@@ -1,0 +1,279 @@
+"""The workers of a sweep: each claims a trial, runs it in a process of its own, and writes down how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from optuna.trial import Trial
+
+from skincancer import config
+from skincancer.errors import ConfigError, RunError
+from skincancer.storage import storage_errors
+from skincancer.study import HEARTBEAT_SECONDS, RUN_ID, THREADS, Ended, Sweep
+from skincancer.trial import GO, PRUNE, STATE_TAG
+
+GRACE_SECONDS = 30.0  # for a trial to write its end
+_TICK = 0.5
+_STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "interrupted": "INTERRUPTED"}
+
+Runner = Callable[[Trial, int, threading.Event], Ended]
+
+
+def work(
+    sweep: Sweep,
+    run_trial: Runner,
+    workers: int,
+    *,
+    deadline: float | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Run trials with `workers` at once until the sweep has its total, the deadline is past, or every trial fails.
+
+    Args:
+        sweep: joined by any number of processes.
+        run_trial: runs a claimed trial in the worker's slot (from 0), ends early where the event is set, and says how it ended.
+        workers: threads of this process.
+        deadline: of `time.monotonic`; trials that run then are finished, and none is started.
+        tick: called by this thread between looks, such as to draw a table.
+
+    Raises:
+        RunError: the storage is lost, or the first trials all failed.
+        Interrupted: after the running trials have been ended and queued again.
+    """
+    stop = threading.Event()
+    problems: list[BaseException] = []
+
+    def loop(slot: int) -> None:
+        try:
+            with storage_errors(sweep.url):
+                _claim_and_run(sweep, run_trial, slot, stop, deadline)
+        except BaseException as error:
+            problems.append(error)
+            stop.set()
+
+    threads = [threading.Thread(target=loop, args=(slot,), name=f"worker {slot}") for slot in range(workers)]
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            with storage_errors(sweep.url):
+                tick()
+            stop.wait(_TICK)
+            if stop.is_set():
+                break
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    if problems:
+        raise problems[0]
+
+
+def _claim_and_run(sweep: Sweep, run_trial: Runner, slot: int, stop: threading.Event, deadline: float | None) -> None:
+    while not stop.is_set() and not sweep.is_over():
+        sweep.reap()
+        if reason := sweep.hopeless():
+            raise RunError(
+                f"the sweep stops: every trial has failed so far, the last one with: {reason}\nMend it, and start the same "
+                "command again."
+            )
+        late = deadline is not None and time.monotonic() >= deadline
+        trial = None if late else sweep.claim(slot)
+        if trial is None:
+            if late:
+                return
+            stop.wait(2 * _TICK)  # for the trials of other workers: one that dies is repeated here
+            continue
+        ended = Ended("interrupted")
+        try:
+            ended = run_trial(trial, slot, stop)
+        finally:
+            sweep.end(trial, ended)
+
+
+def visible_devices() -> list[str]:
+    """Return the GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them; [] on a machine without."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    if given and count:
+        return [name.strip() for name in given.split(",")][:count]
+    return [str(number) for number in range(count)]
+
+
+@dataclass
+class TrialProcess:
+    """Runs a trial as a process of its own (see `skincancer.trial`), so that it frees its GPU, and a crash costs one trial.
+
+    Args:
+        sweep: whose trials.
+        places: PLACE_KEYS of this machine.
+        client: of the MLflow store.
+        folder: for the trials' files.
+        workers: of this process.
+        devices: GPUs to share between them.
+    """
+
+    sweep: Sweep
+    places: Mapping[str, Any]
+    client: MlflowClient
+    folder: Path
+    workers: int
+    devices: Sequence[str]
+
+    def __call__(self, trial: Trial, slot: int, stop: threading.Event) -> Ended:
+        """Run a trial to its end."""
+        try:
+            experiment = self.sweep.plan.resolve(trial.params, self.places)
+        except ConfigError as error:
+            return Ended("failed", reason=str(error))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stem = self.folder / f"trial_{trial.number:04d}"
+        stem.with_suffix(".yaml").write_text(config.dump_yaml({**experiment.to_dict(), "search": {}}), encoding="utf-8")
+        if not self.devices:
+            trial.set_user_attr(THREADS, self.threads)
+        talk = _Talk(self.sweep, trial)
+        with _start(self._command(stem, trial), stem.with_suffix(".log"), self._environment(slot)) as (process, pipe):
+            ended = talk.listen(process, pipe, stop)
+        if ended is None:
+            ended = Ended("failed", reason=_why(process.returncode, stem.with_suffix(".log")))
+        self._close_run(talk.run_id, ended, stem.with_suffix(".log"))
+        return ended
+
+    def _command(self, stem: Path, trial: Trial) -> list[str]:
+        return [
+            sys.executable, "-m", "skincancer.trial", str(stem.with_suffix(".yaml")), "--number", str(trial.number),
+            "--parent", self.sweep.parent, "--params", json.dumps(trial.params),
+        ]  # fmt: skip
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        environment = dict(os.environ)
+        if self.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        else:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        return environment
+
+    @property
+    def threads(self) -> int:
+        """How many threads a trial computes with on a CPU, where OMP_NUM_THREADS does not say."""
+        return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // self.workers))
+
+    def _close_run(self, run_id: str | None, ended: Ended, log: Path) -> None:
+        """Write down in MLflow what a process that died could not."""
+        if run_id is None:
+            return
+        with contextlib.suppress(MlflowException):  # the study has it too
+            self.client.set_tag(run_id, STATE_TAG, _STATES[ended.state])
+            if self.client.get_run(run_id).info.status == "RUNNING":
+                self.client.set_tag(run_id, "status_reason", ended.reason[:4000] or ended.state)
+                self.client.set_terminated(run_id, "KILLED" if ended.state == "interrupted" else "FAILED")
+            if ended.state == "failed":
+                self.client.log_artifact(run_id, str(log))
+
+
+@contextlib.contextmanager
+def _start(
+    command: Sequence[str], log: Path, environment: Mapping[str, str]
+) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """Start a trial's process in a session of its own, and leave nothing of it behind."""
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as pipe:
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                [*command, "--pipe", str(writing)], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+                env=dict(environment), pass_fds=(writing,), start_new_session=True,
+            )  # fmt: skip
+        os.close(writing)
+        try:
+            yield process, pipe
+        finally:
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()  # a trial that is still there takes this for its end
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and its loaders
+            process.wait()
+
+
+class _Talk:
+    """What a trial's process says, and what it is answered."""
+
+    def __init__(self, sweep: Sweep, trial: Trial) -> None:
+        self.sweep, self.trial = sweep, trial
+        self.run_id: str | None = None
+        self.ended: Ended | None = None
+        self._beaten = 0.0
+
+    def listen(self, process: subprocess.Popen[bytes], pipe: IO[bytes], stop: threading.Event) -> Ended | None:
+        """Follow a trial to its end; None where it died without a word."""
+        rest = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while not stop.is_set():
+                self._beat()
+                ready = selector.select(_TICK)
+                if not ready and process.poll() is None:
+                    continue
+                chunk = pipe.read(65536) if ready else b""
+                if not chunk:
+                    process.wait()  # its end of the pipe is closed when it ends
+                    return self.ended if process.returncode == 0 else None
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._take(json.loads(line), process)
+        return Ended("interrupted")
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._beaten > HEARTBEAT_SECONDS:
+            self.sweep.beat(self.trial)
+            self._beaten = time.monotonic()
+
+    def _take(self, message: Mapping[str, Any], process: subprocess.Popen[bytes]) -> None:
+        if "run" in message:
+            self.run_id = message["run"]
+            self.trial.set_user_attr(RUN_ID, self.run_id)
+        elif "epoch" in message:
+            self.trial.report(message["value"], message["epoch"])
+            if not message["last"]:
+                answer = PRUNE if self.trial.should_prune() else GO
+                assert process.stdin is not None
+                with contextlib.suppress(OSError):
+                    process.stdin.write(f"{answer}\n".encode())
+                    process.stdin.flush()
+        elif "objective" in message:
+            self.ended = Ended("complete", float(message["objective"]))
+        elif message.get("pruned"):
+            self.ended = Ended("pruned")
+
+
+def _why(code: int, log: Path) -> str:
+    """Say why a trial's process ended, from its exit code and the last it wrote."""
+    text = log.read_bytes()[-20_000:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("error: ")]
+    last = (told or lines or ["it wrote nothing"])[-1]
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = "; the system kills so where memory runs out" if -code == signal.SIGKILL else ""
+        return f"killed by {name}{hint}; last it wrote: {last} (all of it: {log})"
+    return f"exit code {code}: {last.removeprefix('error: ')} (all of it: {log})"

@@ -1,0 +1,423 @@
+"""A sweep's study: which trials count, who claims, repeats and closes them; journal, SQLite and PostgreSQL."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+import optuna
+import postgres
+import pytest
+from optuna.trial import TrialState
+
+from skincancer import storage, study, trials
+from skincancer.errors import ConfigError, RunError
+from skincancer.study import Ended, Plan, counts
+from skincancer.terminal import Interrupted, signals_as_interrupts
+
+SEARCH = {
+    "model.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+    "model.dropout": {"low": 0.0, "high": 0.5},
+}
+PLAN = Plan(
+    "densenet169_undersample", {"task": "classification"}, {"seed": 3}, SEARCH, "tpe", "median", "split", "index"
+)
+
+
+def objective(trial: optuna.Trial, slot: int = 0, stop: object = None) -> Ended:
+    return Ended(
+        "complete", -((math.log10(trial.params["model.optimizer.lr"]) + 3) ** 2) - trial.params["model.dropout"]
+    )
+
+
+def create(url: str, count: int, plan: Plan = PLAN, name: str = "one") -> study.Sweep:
+    sweep = study.create(url, name, plan, count, "maximize")
+    sweep.study.set_user_attr("parent_run", "parent")
+    return sweep
+
+
+def points(sweep: study.Sweep) -> list[dict[str, float]]:
+    """The points of the trials that count, in their order."""
+    return [trial.params for trial in sweep.trials() if counts(trial)]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> str:
+    return f"journal://{tmp_path}/one.journal"
+
+
+@pytest.fixture(scope="session")
+def server() -> int:
+    binaries = postgres.find_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql (.ci/run does)")
+    with postgres.running_server(binaries) as port:
+        yield port
+
+
+@pytest.fixture(params=["journal", "sqlite", "postgresql"])
+def url(request, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        return new_database(request.getfixturevalue("server"))
+    return f"{request.param}:///{tmp_path}/one.{request.param}"
+
+
+def new_database(port: int) -> str:
+    import psycopg
+
+    place = f"{postgres.USER}:{quote(postgres.PASSWORD, safe='')}@127.0.0.1:{port}"
+    name = f"sweep{time.monotonic_ns()}"
+    with psycopg.connect(f"postgresql://{place}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return storage.storage_url(f"postgresql://{place}/{name}", Path("unused"))
+
+
+# ---------------------------------------------------------------------------------------------------------- draws and repetition
+
+
+def test_draws_are_a_function_of_the_seed(tmp_path):
+    drawn = []
+    for number, plan in enumerate((PLAN, PLAN, replace(PLAN, flags={"seed": 4}))):
+        sweep = create(f"journal://{tmp_path}/{number}.journal", 14, plan)
+        trials.work(sweep, objective, 1)
+        drawn.append(points(sweep))
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+    assert len({tuple(point.values()) for point in drawn[0]}) == 14, "none is drawn twice"
+
+
+def test_a_stopped_sweep_that_goes_on_has_the_trials_of_one_that_was_not(tmp_path):
+    whole = create(f"journal://{tmp_path}/whole.journal", 14)
+    trials.work(whole, objective, 1)
+    stopped = f"journal://{tmp_path}/stopped.journal"
+
+    def stopping(trial: optuna.Trial, slot: int, stop: threading.Event) -> Ended:
+        if trial.number == 11:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.wait(30)
+            return Ended("interrupted")
+        return objective(trial)
+
+    sweep = create(stopped, 14)
+    with signals_as_interrupts(), pytest.raises(Interrupted):
+        trials.work(sweep, stopping, 1)
+    assert Counter(trial.state for trial in sweep.trials()) == {
+        TrialState.COMPLETE: 11,
+        TrialState.FAIL: 1,
+        TrialState.WAITING: 1,
+    }
+    again = create(stopped, 14)
+    trials.work(again, objective, 1)
+    assert points(again) == points(whole)
+    assert len(again.trials()) == 15
+    assert again.best().params == whole.best().params
+
+
+def test_two_workers_do_not_draw_the_same(journal):
+    sweep = create(journal, 12)
+    both = threading.Barrier(2)
+
+    def together(trial: optuna.Trial, slot: int, stop: threading.Event) -> Ended:
+        both.wait(60)
+        return objective(trial)
+
+    trials.work(sweep, together, 2)
+    assert len({tuple(point.values()) for point in points(sweep)}) == 12
+
+
+# ------------------------------------------------------------------------------------------------------------ which trials count
+
+
+def test_failed_trials_count_and_say_why(journal):
+    sweep = create(journal, 6)
+
+    def some_fail(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+        if trial.number in (1, 2):
+            return Ended("failed", reason="out of memory")
+        return Ended("complete", math.nan) if trial.number == 3 else objective(trial)
+
+    trials.work(sweep, some_fail, 1)
+    state = [trial.state.name for trial in sweep.trials()]
+    assert state == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert sweep.trials()[1].user_attrs["reason"] == "out of memory"
+    assert sweep.trials()[3].user_attrs["reason"] == "its objective is nan"
+
+
+def test_a_sweep_in_which_everything_fails_stops_early_and_can_go_on(journal):
+    sweep = create(journal, 40)
+    with pytest.raises(RunError, match="every trial has failed so far, the last one with: no CUDA"):
+        trials.work(sweep, lambda *_: Ended("failed", reason="no CUDA"), 1)
+    assert len(sweep.trials()) == study.FIRST_FAILURES
+    trials.work(create(journal, 5), objective, 1)
+    assert len(points(sweep)) == 5
+
+
+def test_a_total_below_what_is_done_is_refused(journal):
+    trials.work(create(journal, 3), objective, 1)
+    with pytest.raises(ConfigError, match=r"--trials is 2, a total, but 3 trials"):
+        create(journal, 2)
+    sweep = create(journal, 3)
+    trials.work(sweep, lambda *_: pytest.fail("nothing is left to do"), 1)
+    trials.work(create(journal, 5), objective, 1)
+    assert len(points(sweep)) == 5
+
+
+def test_pruning_is_by_the_median_of_the_same_epoch(journal):
+    sweep = create(journal, 8)
+    told = {}
+
+    def with_epochs(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+        level = 0.2 if trial.number == 6 else 0.5
+        for epoch in range(1, 21):
+            trial.report(level + epoch / 100, epoch)
+            if trial.should_prune():
+                told[trial.number] = epoch
+                return Ended("pruned")
+        return Ended("complete", level)
+
+    plan_epochs = sweep.base.trainer.max_epochs
+    trials.work(sweep, with_epochs, 1)
+    assert told == {6: plan_epochs // 4}, "at the end of a quarter of the epochs"
+    assert sweep.trials()[6].state == TrialState.PRUNED
+
+
+def test_the_deadline_starts_no_more(journal):
+    sweep = create(journal, 5)
+    trials.work(sweep, objective, 1, deadline=time.monotonic() - 1)
+    assert sweep.trials() == []
+
+
+def test_a_grid_has_each_point_once(journal):
+    space = {
+        "model.dropout": {"low": 0.0, "high": 0.5, "step": 0.25},
+        "model.optimizer.lr": {"choices": [1e-4, 1e-3]},
+    }
+    plan = replace(PLAN, search=space, sampler="grid")
+    sweep = create(journal, 100, plan)
+    assert sweep.total == 6
+    trials.work(sweep, objective, 2)
+    assert Counter(tuple(point.values()) for point in points(sweep)).most_common(1)[0][1] == 1
+    assert len(points(sweep)) == 6
+    assert create(journal, 100, plan).total == 6
+    assert len(sweep.trials()) == 6, "a second start adds none"
+
+
+# ----------------------------------------------------------------------------------------------------------------- whose study
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"search": {**SEARCH, "model.dropout": {"low": 0.0, "high": 0.9}}}, ["'high': 0.5", "'high': 0.9"]),
+        ({"search": {"model.dropout": SEARCH["model.dropout"]}}, ["search model.optimizer.lr", "asked is None"]),
+        ({"split_hash": "other"}, ["split_hash: the study has 'split', asked is 'other'"]),
+        ({"index_hash": "other"}, ["index_hash"]),
+        ({"experiment": "resnet50"}, ["name: the study has 'densenet169_undersample', asked is 'resnet50'"]),
+        ({"flags": {"seed": 4}}, ["seed: the study has 3, asked is 4"]),
+        ({"flags": {"seed": 3, "data.split": "70:30"}}, ["data.split: the study has '80:20', asked is '70:30'"]),
+        ({"sampler": "random"}, ["sampler: the study has 'tpe', asked is 'random'"]),
+    ],
+)
+def test_another_sweep_under_the_same_name_is_refused(journal, change, said):
+    create(journal, 3)
+    with pytest.raises(ConfigError) as caught:
+        create(journal, 3, replace(PLAN, **change))
+    for text in said:
+        assert text in str(caught.value)
+
+
+def test_where_data_lie_is_no_part_of_a_sweep(journal, tmp_path):
+    create(journal, 3)
+    create(journal, 3, replace(PLAN, flags={"seed": 3, "data.root": str(tmp_path)}))
+
+
+def test_a_study_that_is_not_ours_is_refused(journal):
+    optuna.create_study(study_name="one", storage=storage.open_storage(journal))
+    with pytest.raises(ConfigError, match="not one of ours"):
+        create(journal, 3)
+
+
+def test_a_worker_waits_for_its_study_and_says_which_there_are(journal):
+    create(journal, 3, name="other")
+    with pytest.raises(RunError, match=r"there is no study one .*\(there: other\)"):
+        study.join(journal, "one", wait_seconds=0.2)
+    timer = threading.Timer(1.0, create, (journal, 3))
+    timer.start()
+    assert study.join(journal, "one", wait_seconds=60).total == 3
+    timer.join()
+
+
+# --------------------------------------------------------------------------------------------------------------- many processes
+
+WORKER = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_study import objective
+from skincancer import study, trials
+sweep = study.join({url!r}, "one")
+def run(trial, slot, stop):
+    time.sleep(0.02)
+    return objective(trial)
+print("joined", flush=True)
+trials.work(sweep, run, 2)
+"""
+
+
+def start_worker(url: str) -> subprocess.Popen[bytes]:
+    code = WORKER.format(tests=str(Path(__file__).parent), url=url)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_many_workers_have_the_total_and_no_trial_twice(url):
+    sweep = create(url, 30)
+    workers = [start_worker(url) for _ in range(3)]
+    for worker in workers:
+        assert worker.stdout.readline() == b"joined\n"
+    while sum(trial.state.is_finished() for trial in sweep.trials()) < 5:
+        time.sleep(0.02)
+    workers[0].kill()
+    assert [worker.wait(120) for worker in workers] == [-signal.SIGKILL, 0, 0]
+    found = sweep.trials()
+    assert sum(trial.state == TrialState.COMPLETE for trial in found) == 30
+    assert not any(trial.state == TrialState.RUNNING for trial in found)
+    kept = Counter(tuple(point.values()) for point in points(sweep))
+    assert max(kept.values()) == 1, "none twice"
+    # one that was killed while its point was drawn has a part of it
+    for dead in (trial for trial in found if trial.user_attrs.get("ended") == "dead" and len(trial.params) == 2):
+        assert kept[tuple(dead.params.values())] == 1, "repeated by another"
+
+
+CLAIM = """
+import os, signal, sys
+from skincancer import study
+sweep = study.join({url!r}, "one")
+trial = sweep.claim(0)
+print(trial.number, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_trial_of_a_dead_worker_is_marked_and_repeated(url):
+    sweep = create(url, 3)
+    done = subprocess.run([sys.executable, "-c", CLAIM.format(url=url)], stdout=subprocess.PIPE, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    number = int(done.stdout)
+    point = sweep.trials()[number].params
+    trials.work(sweep, objective, 1)
+    found = sweep.trials()
+    assert found[number].state == TrialState.FAIL
+    assert found[number].user_attrs["ended"] == "dead"
+    assert [trial.params for trial in found if trial.state == TrialState.COMPLETE].count(point) == 1
+    assert len(points(sweep)) == 3
+
+
+def test_a_worker_of_another_machine_is_dead_when_it_has_been_silent(journal, monkeypatch):
+    sweep = create(journal, 3)
+    trial = sweep.claim(0)
+    trial.set_user_attr("owner", {"host": "elsewhere", "boot_id": "another", "pid": "1", "process_start": "1"})
+    assert sweep.reap() == [], "it has just begun"
+    sweep.beat(trial)
+    assert sweep.reap() == []
+    monkeypatch.setattr(study, "SILENT_SECONDS", -1.0)
+    assert sweep.reap() == [trial.number]
+    sweep.end(trial, Ended("complete", 1.0))
+    assert sweep.trials()[trial.number].state == TrialState.FAIL, "what it says afterwards is not taken"
+
+
+# -------------------------------------------------------------------------------------------------------------------- storages
+
+
+def test_the_default_and_relative_files_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.storage_url(None, Path("a.journal")) == f"journal://{tmp_path}/a.journal"
+    assert storage.storage_url("journal://b.journal", Path("a")) == f"journal://{tmp_path}/b.journal"
+    assert storage.storage_url("sqlite:///c.db", Path("a")) == f"sqlite:///{tmp_path}/c.db"
+
+
+def test_no_url_is_told_without_repeating_it():
+    for given in ("nonsense", "postgresql://user:s3cr3t@host:port/x"):
+        with pytest.raises(RunError) as caught:
+            storage.storage_url(given, Path("a"))
+        assert "is no URL" in str(caught.value)
+        assert "s3cr3t" not in str(caught.value)
+
+
+def test_passwords_are_hidden(server):
+    url = new_database(server)
+    assert storage.shown(url).count("***") == 1
+    for secret in (postgres.PASSWORD, quote(postgres.PASSWORD, safe="")):
+        assert secret not in storage.shown(url)
+    assert "hunter2" not in storage.shown("postgresql+psycopg://host/x?password=hunter2")
+    wrong = url.replace(quote(postgres.PASSWORD, safe=""), "hunter2")
+    with pytest.raises(RunError, match="password authentication failed") as caught:
+        storage.open_storage(wrong)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "postgresql+psycopg://me:s3cr3t@127.0.0.1:1/none",
+        "sqlite:////proc/none/one.db",
+        "journal:///proc/none/one.journal",
+    ],
+)
+def test_a_storage_that_cannot_be_used(given):
+    with pytest.raises(RunError, match=r"the storage .* cannot be used") as caught:
+        storage.open_storage(given)
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_half_written_line_is_cut_off(journal, tmp_path):
+    sweep = create(journal, 4)
+    trials.work(sweep, objective, 1, deadline=time.monotonic() + 0.01)
+    path = tmp_path / "one.journal"
+    whole = path.read_bytes()
+    with open(path, "ab") as file:
+        file.write(b'{"op_code":6,"wor')
+    again = create(journal, 4)
+    trials.work(again, objective, 1)
+    assert path.read_bytes().startswith(whole)
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert len(points(create(journal, 4))) == 4
+
+
+FULL = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from test_study import create, objective
+from skincancer import trials
+from skincancer.errors import RunError
+sweep = create({url!r}, 500)
+size = {path!r}
+import os
+resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(size) + 5000, resource.RLIM_INFINITY))
+try:
+    trials.work(sweep, objective, 2)
+except RunError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_stops_the_sweep_and_loses_nothing(journal, tmp_path, monkeypatch):
+    code = FULL.format(tests=str(Path(__file__).parent), url=journal, path=str(tmp_path / "one.journal"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "cannot be used" in done.stdout, done.stderr
+    assert "File too large" in done.stdout or "No space left" in done.stdout
+    monkeypatch.setattr(study, "UNOWNED_SECONDS", 0.0)  # a trial may have been asked for and not been signed
+    sweep = create(journal, 500)
+    ended = sum(trial.state == TrialState.COMPLETE for trial in sweep.trials())
+    assert ended > 1
+    again = create(journal, ended + 2)
+    trials.work(again, objective, 1)
+    assert len(points(again)) == ended + 2
