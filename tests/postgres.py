@@ -16,7 +16,7 @@ USER, PASSWORD = "sweeper", "s3cr3t/p@ss"
 
 def find_binaries() -> Path | None:
     """The folder of initdb and postgres, or None where the server is not installed."""
-    found = sorted(glob.glob("/usr/lib/postgresql/*/bin")) + [str(Path(shutil.which("initdb") or "/none").parent)]
+    found = [*sorted(glob.glob("/usr/lib/postgresql/*/bin")), str(Path(shutil.which("initdb") or "/none").parent)]
     return next((Path(folder) for folder in reversed(found) if (Path(folder) / "initdb").exists()), None)
 
 

@@ -1,0 +1,357 @@
+"""A whole sweep: its runs, figures and best configuration; trials that crash; every way of ending and going on."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import psutil
+import pytest
+from conftest import TINY_FIT, all_runs, make_store, only_run
+from sklearn.metrics import balanced_accuracy_score
+
+from skincancer import fit, paths, study, sweep, tracking, trials
+from skincancer.config import load_yaml
+from skincancer.study import Plan
+
+SPACE = """
+task: classification
+data: {balance: oversample}
+search:
+  model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}
+  augment.policy: {choices: [none, light]}
+"""
+
+
+def arguments(folder: Path, root: Path, *more: str) -> list[str]:
+    (folder / "tiny.yaml").write_text(SPACE)
+    return [f"--experiment={folder / 'tiny.yaml'}", f"--data.root={root}", *TINY_FIT, *more]
+
+
+def by_kind(kind: str) -> list[mlflow.entities.Run]:
+    return [run for run in all_runs() if run.data.tags["kind"] == kind]
+
+
+def artifact(run: mlflow.entities.Run, name: str) -> Path:
+    return Path(tracking.connect(None).download_artifacts(run.info.run_id, name))
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_demo, session_cache, tmp_path_factory):
+    """A sweep of three trials by two workers, that several tests look at: its folder and store."""
+    folder = tmp_path_factory.mktemp("swept")
+    uri = make_store(folder / "mlruns")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKINCANCER_CACHE", str(session_cache))
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert sweep.main([*arguments(folder, tiny_demo), "--trials=3", "--workers=2", "--study=three"]) == 0
+    return folder, uri
+
+
+@pytest.fixture
+def there(swept, monkeypatch) -> Path:
+    """The module's sweep, its store being the current one: its folder."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", swept[1])
+    return swept[0]
+
+
+def test_a_sweep_is_a_parent_with_a_child_a_trial(there):
+    (parent,) = by_kind("sweep")
+    children = by_kind("trial")
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "sweep three"
+    assert parent.data.params["objective"] == "best/balanced_accuracy"
+    assert sorted(child.data.params["trial"] for child in children) == ["0", "1", "2"]
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["trial_state"] == "COMPLETE"
+        assert child.data.tags["split_hash"] == parent.data.tags["split_hash"]
+        assert 1e-4 <= float(child.data.params["model.optimizer.lr"]) <= 1e-2
+        assert child.data.params["lr"] == child.data.params["model.optimizer.lr"]
+        assert child.data.params["augment.policy"] == child.data.params["augment"]
+    assert len({child.data.params["model.optimizer.lr"] for child in children}) == 3
+
+
+def test_trials_never_see_the_test_part(there):
+    for child in by_kind("trial"):
+        assert not [name for name in child.data.metrics if name.startswith("test/")]
+        names = {item.path for item in tracking.connect(None).list_artifacts(child.info.run_id, "predictions")}
+        assert names == {"predictions/val.csv"}
+
+
+def test_the_objective_is_that_of_the_validation_part(there):
+    (parent,) = by_kind("sweep")
+    table = pd.read_csv(artifact(parent, "trials.csv")).set_index("trial")
+    for child in by_kind("trial"):
+        val = pd.read_csv(artifact(child, "predictions/val.csv"))
+        expected = balanced_accuracy_score(val["label"], val["prediction"])
+        assert table.loc[int(child.data.params["trial"]), "best/balanced_accuracy"] == pytest.approx(expected, abs=1e-9)
+        assert child.data.metrics["best/balanced_accuracy"] == pytest.approx(expected, abs=1e-9)
+    assert list(table["state"]) == ["COMPLETE"] * 3
+    best = table["best/balanced_accuracy"].idxmax()
+    assert parent.data.tags["best_trial"] == str(best)
+    assert parent.data.tags["best_run"] == table.loc[best, "run_id"]
+
+
+def test_figures(there):
+    (parent,) = by_kind("sweep")
+    names = {Path(item.path).stem for item in tracking.connect(None).list_artifacts(parent.info.run_id, "figures")}
+    assert {"history", "learning_curves", "slice", "parallel_coordinate"} <= names
+
+
+def test_the_best_configuration_repeats_the_best_trial_exactly(there, new_store):
+    (parent,) = by_kind("sweep")
+    best = parent.data.metrics["best/balanced_accuracy"]
+    path = artifact(parent, "best.yaml")
+    assert (
+        path.read_text() == (paths.sweeps_folder(tracking.connect(None).tracking_uri) / "three/best.yaml").read_text()
+    )
+    content = load_yaml(path)
+    assert content["search"] == {}
+    assert content["name"] == "tiny_best"
+    new_store("again")
+    assert fit.main([f"--experiment={path}", f"--tracking.uri={os.environ['MLFLOW_TRACKING_URI']}"]) == 0
+    again = only_run()
+    assert again.data.metrics["best/balanced_accuracy"] == best
+    assert "test/balanced_accuracy" in again.data.metrics
+
+
+def test_a_second_start_adds_nothing_and_a_larger_total_goes_on(there, tiny_demo, session_cache, monkeypatch, capsys):
+    (parent,) = by_kind("sweep")
+    same = arguments(there, tiny_demo, "--study=three")
+    assert sweep.main([*same, "--trials=3"]) == 0
+    assert len(by_kind("trial")) == 3
+    monkeypatch.setattr(trials.TrialProcess, "_command", lambda self, stem, trial: [sys.executable, "-c", COMPLETE])
+    assert sweep.main([*same, "--trials=4"]) == 0
+    (again,) = by_kind("sweep")
+    assert again.info.run_id == parent.info.run_id
+    assert again.info.status == "FINISHED"
+    assert len(pd.read_csv(artifact(again, "trials.csv"))) == 4
+    assert sweep.main([*same, "--trials=3"]) == 2
+    assert "4 trials of the study three have ended" in capsys.readouterr().err
+    other = [flag for flag in same if not flag.startswith("--trainer.max_epochs")]
+    assert sweep.main([*other, "--trainer.max_epochs=3", "--trials=9"]) == 2
+    assert "trainer.max_epochs: the study has 2, asked is 3" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- what trials may do
+
+SAY = "import json, os, sys\npipe = int(sys.argv[-1])\ndef say(**words): os.write(pipe, (json.dumps(words) + chr(10)).encode())\n"
+COMPLETE = SAY + "say(objective=0.25)"
+TRIALS = {
+    "complete": (SAY + "say(epoch=1, value=0.5, last=False)\nassert input() == 'go'\nsay(objective=0.5)", "complete", ""),
+    "pruned": (
+        SAY + "for epoch in range(1, 99):\n say(epoch=epoch, value=0.0, last=False)\n if input() == 'prune': break\nsay(pruned=True)",
+        "pruned",
+        "",
+    ),
+    "segfault": ("import ctypes; ctypes.string_at(0)", "failed", "killed by SIGSEGV"),
+    "out of memory": ("import os; os.kill(os.getpid(), 9)", "failed", "killed by SIGKILL; the system kills so where memory"),
+    "error": ("import sys; sys.exit('error: the loss is nan in step 3')", "failed", "exit code 1: the loss is nan in step 3"),
+    "nothing said": ("print('well')", "failed", "exit code 0: well"),
+    "half-said": (SAY + "say(objective=0.5)\nraise SystemExit(3)", "failed", "exit code 3"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> study.Sweep:
+    plan = Plan(
+        "x", {"task": "classification"}, {}, {"model.dropout": {"low": 0.0, "high": 0.5}}, "tpe", "median", "", ""
+    )
+    found = study.create(f"journal://{tmp_path}/one.journal", "one", plan, 9, "maximize")
+    found.study.set_user_attr("parent_run", "parent")
+    return found
+
+
+def runner(
+    found: study.Sweep, folder: Path, code: str, monkeypatch, devices: tuple[str, ...] = ()
+) -> trials.TrialProcess:
+    monkeypatch.setattr(trials.TrialProcess, "_command", lambda self, stem, trial: [sys.executable, "-c", code])
+    return trials.TrialProcess(found, {}, tracking.connect(None), folder / "logs", 2, devices)
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_what_a_trials_process_says_or_does_is_how_it_ended(one, tmp_path, monkeypatch, store, name):
+    code, state, reason = TRIALS[name]
+    if name == "pruned":
+        for value in (0.5, 0.6, 0.7, 0.8, 0.9):
+            trial = one.claim(0)
+            for epoch in range(1, 10):
+                trial.report(value, epoch)
+            one.end(trial, study.Ended("complete", value))
+    ended = runner(one, tmp_path, code, monkeypatch)(one.claim(0), 0, threading.Event())
+    assert ended.state == state
+    assert ended.reason.startswith(reason)
+    if state == "failed":
+        assert "trial_0000.log" in ended.reason
+
+
+def test_a_trial_that_does_not_end_is_ended(one, tmp_path, monkeypatch, store):
+    monkeypatch.setattr(trials, "GRACE_SECONDS", 1.0)
+    code = SAY + (
+        "import signal, subprocess, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['sleep', '300'])\nsay(epoch=child.pid, value=0.5, last=True)\ntime.sleep(300)"
+    )
+    stop = threading.Event()
+    trial = one.claim(0)
+    threading.Timer(3.0, stop.set).start()
+    assert runner(one, tmp_path, code, monkeypatch)(trial, 0, stop).state == "interrupted"
+    (child,) = one.trials()[0].intermediate_values
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_each_worker_has_its_own_gpu(one, tmp_path, monkeypatch, store):
+    code = SAY + "print(os.environ['CUDA_VISIBLE_DEVICES'])\nsay(objective=0.5)"
+    run = runner(one, tmp_path, code, monkeypatch, ("4", "7"))
+    for slot, device in ((0, "4"), (1, "7"), (2, "4")):
+        trial = one.claim(slot)
+        assert run(trial, slot, threading.Event()).state == "complete"
+        one.end(trial, study.Ended("complete", 0.5))
+        assert (tmp_path / f"logs/trial_{trial.number:04d}.log").read_text().strip() == device
+
+
+def test_workers_share_the_cores(one, tmp_path, monkeypatch, store):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    code = SAY + "print(os.environ['OMP_NUM_THREADS'])\nsay(objective=0.5)"
+    trial = one.claim(0)
+    runner(one, tmp_path, code, monkeypatch)(trial, 0, threading.Event())
+    assert (tmp_path / "logs/trial_0000.log").read_text().strip() == "4"
+    assert one.trials()[0].user_attrs["threads"] == 4
+
+
+def test_a_point_that_is_no_experiment_fails_with_its_reason(one, tmp_path, monkeypatch, store):
+    trial = one.claim(0)
+    ended = trials.TrialProcess(one, {"data.size": 0}, tracking.connect(None), tmp_path, 1, ())(
+        trial, 0, threading.Event()
+    )
+    assert ended.state == "failed"
+    assert "data.size is 0" in ended.reason
+
+
+# ------------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--experiment=resnet50", "--trials=3"], "has no search: block"),
+        (["--experiment=efficientnet_lite0"], "--trials is 0"),
+        (["--experiment=efficientnet_lite0", "--trials=-1"], "--trials is -1"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--model.dropout=0.1"], "search: has model.dropout too"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--trainer.devices=2"], "a trial has one device"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--sampler=tpes"], "Did you mean 'tpe'?"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--pruner=mean"], "--pruner is 'mean'"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--workers=0"], "--workers is 0"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--timeout=-1"], "--timeout is -1"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--study=../x"], "--study is '../x'"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--sampler=grid"], "has no steps"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--storage=nonsense"], "--storage is no URL"),
+        (["--experiment=efficientnet_lite", "--trials=3"], "unknown"),
+        (["--trials=3"], "give --experiment NAME"),
+        (["--worker"], "Give --study NAME"),
+        (["--worker", "--study=x", "--trials=3"], "leave out --trials"),
+        (["--worker", "--study=x", "--model.dropout=0.1"], "--model.dropout would make trials that cannot be compared"),
+    ],
+)
+def test_what_is_asked_wrongly_is_told_before_anything_starts(flags, said, capsys, places):
+    assert sweep.main(flags) in (1, 2)
+    assert said in capsys.readouterr().err
+    assert not (places / "sweeps").exists()
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (
+            "model.dropout: {low: 0.0, high: 1.5}",
+            "model.dropout may be 1.5, which is no experiment: model.dropout is 1.5",
+        ),
+        ("augment.policy: {choices: [light, strng]}", "augment.policy may be 'strng'"),
+        ("model.backbone: {choices: [resnet18, resnet19]}", "resnet19"),
+        ("data.split: {choices: ['80:20', '70:30']}", "data.split cannot be searched"),
+    ],
+)
+def test_a_space_whose_ends_are_no_experiments_is_refused(space, said, tmp_path, capsys, places):
+    (tmp_path / "bad.yaml").write_text(f"task: classification\nsearch:\n  {space}\n")
+    assert sweep.main([f"--experiment={tmp_path / 'bad.yaml'}", "--trials=3"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (places / "sweeps").exists()
+
+
+def test_a_worker_without_the_sweeps_store_is_refused(one, tmp_path, store, capsys):
+    assert sweep.main(["--worker", "--study=one", f"--storage={one.url}"]) == 1
+    assert "the sweep's run parent is not in" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- ways of ending
+
+
+def start(folder: Path, root: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "skincancer.sweep", *arguments(folder, root, "--study=long", *more)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for_a_trial(count: int, seconds: float = 180) -> mlflow.entities.Run:
+    """Wait until the run of the trial `count` (from 1) has begun an epoch."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = by_kind("trial")
+        if len(found) >= count and "train/loss" in found[-1].data.metrics:
+            return found[-1]
+        time.sleep(0.5)
+    raise AssertionError("no trial has begun")
+
+
+def wait_for_end(run_id: str, seconds: float = 60) -> str:
+    until = time.monotonic() + seconds
+    client = tracking.connect(None)
+    while time.monotonic() < until and client.get_run(run_id).info.status == "RUNNING":
+        time.sleep(0.5)
+    return str(client.get_run(run_id).info.status)
+
+
+@pytest.mark.slow
+def test_interrupted_killed_and_gone_on(tmp_path, tiny_demo, store):
+    long = ["--trainer.max_epochs=200", "--trials=2"]
+    process = start(tmp_path, tiny_demo, *long)
+    first = wait_for_a_trial(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert wait_for_end(first.info.run_id, 5) == "KILLED"
+    (parent,) = by_kind("sweep")
+    assert parent.info.status == "KILLED"
+
+    process = start(tmp_path, tiny_demo, *long)
+    second = wait_for_a_trial(2)
+    assert second.data.params["model.optimizer.lr"] == first.data.params["model.optimizer.lr"], "repeated"
+    owner = int(second.data.tags["pid"])
+    process.kill()
+    process.wait()
+    assert wait_for_end(second.info.run_id) == "KILLED", "a trial whose worker is gone ends by itself"
+    assert not psutil.pid_exists(owner)
+
+    process = start(tmp_path, tiny_demo, *long)
+    third = wait_for_a_trial(3)
+    assert third.data.params["model.optimizer.lr"] == first.data.params["model.optimizer.lr"]
+    os.kill(int(third.data.tags["pid"]), signal.SIGKILL)
+    fourth = wait_for_a_trial(4)
+    assert fourth.data.params["model.optimizer.lr"] != first.data.params["model.optimizer.lr"], (
+        "a crash costs one trial"
+    )
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    client = tracking.connect(None)
+    assert client.get_run(third.info.run_id).info.status == "FAILED"
+    assert "SIGKILL" in client.get_run(third.info.run_id).data.tags["status_reason"]
+    (parent,) = by_kind("sweep")
+    assert parent.info.status == "KILLED"
+    table = pd.read_csv(artifact(parent, "trials.csv"))
+    assert list(table["state"]).count("FAIL") == 4
+    assert table["counts"].sum() == 1, "the one that crashed"
