@@ -205,9 +205,9 @@ class SweepRecord:
 
 
 def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
-    """Return a row a trial: trial state counts objective minutes epochs run_id reason, and the point's keys.
+    """Return a row a trial: trial state counts objective start end minutes epochs last_epoch_value run_id reason, and its point.
 
-    Objective of a complete trial is its value; of a pruned one that of its last epoch stands in `last_epoch_value`.
+    A pruned trial has no objective, but the monitored value of its last epoch. Start and end are local times of the worker.
     """
     rows = []
     for trial in sweep.trials():
@@ -218,13 +218,14 @@ def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
         row = {
             "trial": trial.number, "state": trial.state.name, "counts": counts(trial),
             objective: trial.value if trial.state == TrialState.COMPLETE else None,
-            "minutes": (end - start).total_seconds() / 60 if start and end else None,
+            "start": start, "end": end, "minutes": (end - start).total_seconds() / 60 if start and end else None,
             "epochs": last, "last_epoch_value": trial.intermediate_values.get(last),
             "run_id": trial.user_attrs.get(RUN_ID, ""), "reason": trial.user_attrs.get(REASON, ""),
         }  # fmt: skip
         rows.append(row | trial.params)
     columns = [
-        "trial", "state", "counts", objective, "minutes", "epochs", "last_epoch_value", "run_id", "reason", *sweep.plan.search,
+        "trial", "state", "counts", objective, "start", "end", "minutes", "epochs", "last_epoch_value", "run_id", "reason",
+        *sweep.plan.search,
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns).astype({objective: float})
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 USER, PASSWORD = "sweeper", "s3cr3t/p@ss"
 
@@ -48,6 +49,11 @@ def running_server(binaries: Path) -> Iterator[int]:
     finally:
         subprocess.run([*command, "-m", "immediate", "stop"], check=True, **quiet)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def url(port: int, database: str) -> str:
+    """The URL of a database of the server."""
+    return f"postgresql://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/{database}"
 
 
 def _exists(name: str) -> bool:

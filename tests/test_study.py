@@ -73,11 +73,10 @@ def url(request, tmp_path: Path) -> str:
 def new_database(port: int) -> str:
     import psycopg
 
-    place = f"{postgres.USER}:{quote(postgres.PASSWORD, safe='')}@127.0.0.1:{port}"
     name = f"sweep{time.monotonic_ns()}"
-    with psycopg.connect(f"postgresql://{place}/postgres", autocommit=True) as connection:
+    with psycopg.connect(postgres.url(port, "postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    return storage.storage_url(f"postgresql://{place}/{name}", Path("unused"))
+    return storage.storage_url(postgres.url(port, name), Path("unused"))
 
 
 # ---------------------------------------------------------------------------------------------------------- draws and repetition

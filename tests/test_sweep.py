@@ -335,6 +335,7 @@ def test_interrupted_killed_and_gone_on(tmp_path, tiny_demo, store):
     process.kill()
     process.wait()
     assert wait_for_end(second.info.run_id) == "KILLED", "a trial whose worker is gone ends by itself"
+    psutil.wait_procs([psutil.Process(owner)] if psutil.pid_exists(owner) else [], timeout=30)
     assert not psutil.pid_exists(owner)
 
     process = start(tmp_path, tiny_demo, *long)

@@ -1,0 +1,173 @@
+"""What a sweep costs beside its training, what a second worker brings, and how fast storages are.
+
+python benchmarks/sweep.py trials --trials 6
+python benchmarks/sweep.py storages --trials 1000 --workers 8 --kill 10 --urls journal sqlite postgresql
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import postgres
+from side_by_side import machine
+
+from skincancer.storage import shown, storage_url
+from skincancer.study import Plan, counts, create
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SPACE = "task: classification\nsearch:\n  model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}\n"
+PLAN = Plan("x", {"task": "classification"}, {}, {"model.dropout": {"low": 0.0, "high": 0.5}}, "random", "none", "", "")
+WORKER = """
+import sys
+from skincancer import study, trials
+sweep = study.join(sys.argv[1], "one")
+trials.work(sweep, lambda trial, slot, stop: trials.Ended("complete", trial.params["model.dropout"]), 1)
+"""
+
+
+def measure_trials(trials: int, epochs: int, flags: list[str]) -> None:
+    """Time sweeps of real trials of one thread, by one worker and by two in turn, and what of it is training."""
+    import pandas as pd
+    from mlflow.tracking import MlflowClient
+
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "one.yaml").write_text(SPACE)
+        uri = f"sqlite:///{place}/mlflow.db"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": uri}
+        for number, workers in enumerate((0, 1, 2, 1, 2)):  # the first prepares the data and is not counted
+            command = [
+                sys.executable, "-m", "skincancer.sweep", "--experiment", str(place / "one.yaml"), "--study", f"s{number}",
+                "--workers", str(workers or 1), "--trials", str(trials if workers else 1), "--sampler", "random", "--pruner", "none",
+                "--model.backbone", "test_efficientnet", "--model.weights", "none", "--trainer.max_epochs", str(epochs),
+                "--trainer.accelerator", "cpu", "--tracking.system_metrics", "false", *flags,
+            ]  # fmt: skip
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, cwd=CHECKOUT)
+            if workers:
+                seconds[workers].append(span(MlflowClient(uri), f"s{number}", pd))
+        client = MlflowClient(uri)
+        overheads = list(overhead(client, pd))
+    each = statistics.median(overheads)
+    print(
+        f"overhead of a trial (its process beside its epochs): {each:.1f} s ({min(overheads):.1f}–{max(overheads):.1f}, "
+        f"{len(overheads)} trials of one worker): {each / 300:.1%} of a five-minute trial"
+    )
+    ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
+    print(
+        f"{trials} trials: one worker {min(seconds[1]):.1f} s, two {min(seconds[2]):.1f} s; two bring "
+        f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"
+    )
+
+
+def table(client, name: str, pd):
+    """The table of trials of a sweep."""
+    (run,) = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()], f"tags.kind = 'sweep' and params.study = '{name}'"
+    )
+    return run, pd.read_csv(client.download_artifacts(run.info.run_id, "trials.csv"))
+
+
+def span(client, name: str, pd) -> float:
+    """Seconds from the first trial's start to the last one's end."""
+    _, trials = table(client, name, pd)
+    starts, ends = trials["start"].astype("datetime64[ns]"), trials["end"].astype("datetime64[ns]")
+    return float((ends.max() - starts.min()).total_seconds())
+
+
+def overhead(client, pd) -> Iterator[float]:
+    """Seconds of each trial of one worker that were no epoch."""
+    for name in ("s1", "s3"):
+        _, trials = table(client, name, pd)
+        for row in trials.to_dict("records"):
+            epochs = pd.read_csv(client.download_artifacts(row["run_id"], "epochs.csv"))
+            yield 60 * row["minutes"] - float(epochs["epoch_seconds"].sum())
+
+
+@contextlib.contextmanager
+def storage(kind: str) -> Iterator[str]:
+    """A new storage of a kind: its URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        if kind != "postgresql":
+            yield f"{kind}:///{folder}/one.{kind}"
+            return
+        binaries = postgres.find_binaries()
+        if binaries is None:
+            raise SystemExit("no PostgreSQL server here: apt-get install postgresql")
+        with postgres.running_server(binaries) as port:
+            yield storage_url(postgres.url(port, "postgres"), Path("unused"))
+
+
+def measure_storage(kind: str, trials: int, workers: int, kills: int) -> None:
+    """Run trials that do nothing by many processes; kill some at random and start others instead."""
+    with storage(kind) as url:
+        sweep = create(url, "one", PLAN, trials, "maximize")
+        sweep.study.set_user_attr("parent_run", "parent")
+        start = time.perf_counter()
+        running = [worker(url) for _ in range(workers)]
+        left = kills
+        while any(process.poll() is None for process in running):
+            time.sleep(0.5)
+            ended = sum(trial.state.is_finished() for trial in sweep.trials())
+            if left and ended > (kills - left + 1) * trials / (kills + 1):
+                victim = random.randrange(workers)
+                running[victim].kill()
+                running[victim] = worker(url)
+                left -= 1
+        seconds = time.perf_counter() - start
+        found = sweep.trials()
+        kept = [trial for trial in found if counts(trial)]
+        points = Counter(trial.params["model.dropout"] for trial in kept)
+        dead = sum(trial.user_attrs.get("ended") == "dead" for trial in found)
+        surplus = sum(trial.user_attrs.get("ended") == "surplus" for trial in found)
+        print(
+            f"{shown(url).split(':')[0]}: {trials} trials by {workers} workers in {seconds:.1f} s ({trials / seconds:.1f} a second), "
+            f"{kills - left} killed: {len(kept)} count, {sum(n - 1 for n in points.values())} doubled, {dead} of dead workers marked, "
+            f"{surplus} one too many and closed, {sum(t.state.name == 'RUNNING' for t in found)} left running",
+            flush=True,
+        )
+
+
+def worker(url: str) -> subprocess.Popen[bytes]:
+    """Start a process that joins."""
+    return subprocess.Popen([sys.executable, "-c", WORKER, url], cwd=CHECKOUT)
+
+
+def main() -> None:
+    """Measure what is asked for, and print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    which = parser.add_subparsers(dest="which", required=True)
+    real = which.add_parser("trials", allow_abbrev=False)
+    real.add_argument("--trials", type=int, default=4)
+    real.add_argument("--epochs", type=int, default=6)
+    real.add_argument("flags", nargs="*", help="more flags of the sweep, after --")
+    stores = which.add_parser("storages", allow_abbrev=False)
+    stores.add_argument("--trials", type=int, default=100)
+    stores.add_argument("--workers", type=int, default=8)
+    stores.add_argument("--kill", type=int, default=0, help="how many workers are killed and replaced")
+    stores.add_argument("--urls", nargs="+", default=["journal", "sqlite"], help="journal, sqlite, postgresql")
+    given = parser.parse_args()
+    print(machine("cpu"))
+    if given.which == "trials":
+        measure_trials(given.trials, given.epochs, given.flags)
+        return
+    for kind in given.urls:
+        measure_storage(kind, given.trials, given.workers, given.kill)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The scripts of CLUSTER.md: read by shellcheck, and run with another store, storage and data."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY_FIT, all_runs
+
+PAGE = Path(__file__).parents[1] / "CLUSTER.md"
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.S | re.M)
+SCRIPTS = {re.search(r"--job-name=(\w+)", block)[1]: block for block in BLOCKS if block.startswith("#!/bin/bash")}
+
+
+def test_there_are_an_array_of_workers_and_a_run_on_several_nodes():
+    assert sorted(SCRIPTS) == ["densenet", "lesions"]
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_shellcheck_finds_nothing(number, tmp_path):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck here: apt-get install shellcheck (.ci/run does)")
+    path = tmp_path / "block.sh"
+    path.write_text(BLOCKS[number])
+    done = subprocess.run(["shellcheck", "--shell=bash", path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_the_array_of_workers_runs_one_sweep(tmp_path, tiny_demo, store):
+    tiny = " ".join([flag for flag in TINY_FIT if "system_metrics" not in flag])
+    changed = SCRIPTS["lesions"]
+    for before, after in (
+        ('"http://${HEAD:?the machine that keeps trials and runs}:5000"', store),
+        ('"postgresql://sweeper@$HEAD/sweeps"', f"journal://{tmp_path}/lesions.journal"),
+        ("exec python ", f"exec {sys.executable} "),
+        ("--trials 200", f"--trials 2 {tiny}"),
+        ("--data.dataset ham10000", f"--data.dataset demo --data.root {tiny_demo}"),
+    ):
+        assert before in changed, before
+        changed = changed.replace(before, after)
+    changed = changed.replace("--worker ", f"--worker --data.root {tiny_demo} ")
+    (tmp_path / "array.sh").write_text(changed)
+    tasks = [
+        subprocess.Popen(["bash", tmp_path / "array.sh"], env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)})
+        for task in (1, 0)
+    ]
+    try:
+        assert [task.wait(300) for task in tasks] == [0, 0]
+    finally:
+        for task in tasks:
+            task.send_signal(signal.SIGTERM) if task.poll() is None else None
+    kinds = [run.data.tags["kind"] for run in all_runs()]
+    assert sorted(kinds) == ["sweep", "trial", "trial"]
+    assert {run.info.status for run in all_runs()} == {"FINISHED"}
