@@ -363,6 +363,18 @@ def test_passwords_are_hidden(server):
     assert caught.value.__suppress_context__
 
 
+def test_a_server_without_rights_to_write(server):
+    import psycopg
+
+    url = new_database(server)
+    with psycopg.connect(postgres.url(server, "postgres"), autocommit=True) as connection:
+        connection.execute("CREATE ROLE reader LOGIN PASSWORD 'hunter2'")
+    name = quote(postgres.PASSWORD, safe="")
+    with pytest.raises(RunError, match=r"permission denied for schema public") as caught:
+        storage.open_storage(url.replace(f"{postgres.USER}:{name}", "reader:hunter2"))
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "given",
     [
