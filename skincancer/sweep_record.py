@@ -111,7 +111,7 @@ class SweepRecord:
         done = sum(state.values()) - state[TrialState.RUNNING]
         best = self.sweep.best()
         table = Table(title=Text(f"sweep {self.name}"), title_justify="left")
-        for column in ("trials", "running", "pruned", "failed", f"best {self.objective}", "elapsed", "time left"):
+        for column in ("trials", "running", "pruned", "failed", self.objective, "elapsed", "time left"):
             table.add_column(column)
         table.add_row(
             f"{done} of {self.sweep.total}", str(state[TrialState.RUNNING]), str(state[TrialState.PRUNED]),
