@@ -356,3 +356,17 @@ def test_interrupted_killed_and_gone_on(tmp_path, tiny_demo, store):
     table = pd.read_csv(artifact(parent, "trials.csv"))
     assert list(table["state"]).count("FAIL") == 4
     assert table["counts"].sum() == 1, "the one that crashed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "objective"),
+    [("unet_efficientnet_lite0", "best/jaccard"), ("unet_efficientnet_lite0_joint", "best/balanced_accuracy")],
+)
+def test_the_other_tasks(experiment, objective, tiny_demo, store):
+    flags = [*TINY_FIT, "--model.backbone=tu-test_resnet", "--model.tta=none", f"--data.root={tiny_demo}"]
+    assert sweep.main([f"--experiment={experiment}", *flags, "--trials=2", "--workers=2"]) == 0
+    (parent,) = by_kind("sweep")
+    values = [child.data.metrics[objective] for child in by_kind("trial")]
+    assert len(values) == 2
+    assert parent.data.metrics[objective] == pytest.approx(max(values), abs=1e-12)
