@@ -461,7 +461,6 @@ LONG = "--trainer.max_epochs=100000"
 def ended(launcher: str, root: Path, places: Path, how: str, early: bool = False) -> tuple[list[int], str, Run]:
     """End a fit in some way; return exit codes, what was said, and the run."""
     with two_ranks(launcher, root, places, LONG, **({"BREAKS": "1"} if how == "exception" else {})) as two:
-        start = time.monotonic()
         if how != "exception":
             processes = two.wait_for(epochs=0 if early else 1)
             start = time.monotonic()
@@ -473,10 +472,11 @@ def ended(launcher: str, root: Path, places: Path, how: str, early: bool = False
                 os.killpg(two.processes[0].pid, signal.SIGTERM)
             elif how == "terminate launcher":
                 two.processes[0].send_signal(signal.SIGTERM)
-            left = psutil.wait_procs(processes.values(), timeout=60)[1]
-            assert not left, "every rank ends within a minute"
-        codes, said = two.end(240)
-        assert how == "exception" or time.monotonic() - start < 60
+            codes, said = two.end(60)
+            assert not psutil.wait_procs(processes.values(), timeout=60)[1]
+            assert time.monotonic() - start < 60, "every rank ends within a minute"
+        else:
+            codes, said = two.end(240)
     return codes, said, only_run()
 
 

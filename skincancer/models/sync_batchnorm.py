@@ -14,12 +14,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
+class SyncBatchNorm(_BatchNorm):
     """Stands in for a BatchNorm layer in training, with statistics of the images of all ranks; on GPUs by torch's kernels.
+
+    Not a subclass of torch's layer of this name, which DDP refuses on CPUs.
 
     Args:
         layer: the layer; parameters, buffers and what follows it (timm's drop and act) stay its own.
     """
+
+    process_group = None  # all ranks
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def __init__(self, layer: _BatchNorm) -> None:
         super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
@@ -30,7 +36,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, …) over all dimensions but C, and over ranks."""
         joint = self.training and torch.distributed.is_initialized() and not input.is_cuda
-        output = self._normalise(input) if joint else super().forward(input)
+        output = self._normalise(input) if joint else nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
         for following in self._modules.values():
             assert following is not None
             output = following(output)
