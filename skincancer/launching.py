@@ -70,16 +70,16 @@ def check_launcher(trainer: TrainerConfig) -> None:
                 "--trainer.num_nodes as its --nnodes."
             )
     elif found == "SLURM":
-        started = int(os.environ["SLURM_NTASKS"])
-        if started != ranks:
+        if "SLURM_STEP_ID" not in os.environ:  # the job's script itself, one process whatever the number of tasks
+            if ranks > 1:
+                raise ConfigError(f"{asked}, which SLURM starts only with srun: srun python -m skincancer.fit …")
+        elif (started := int(os.environ["SLURM_NTASKS"])) != ranks:
             raise ConfigError(
                 f"{asked}, but SLURM runs {started} tasks. Give #SBATCH --nodes as --trainer.num_nodes and --ntasks-per-node as "
-                "--trainer.devices, and start with srun."
+                "--trainer.devices."
             )
-        if ranks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        elif ranks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
             raise ConfigError(f"{asked}: tell SLURM so with #SBATCH --ntasks-per-node, not with --ntasks.")
-        if ranks > 1 and "SLURM_STEP_ID" not in os.environ:
-            raise ConfigError(f"{asked}, which SLURM starts only with srun: srun python -m skincancer.fit …")
     elif ranks > 1 and "LOCAL_RANK" not in os.environ:
         main = getattr(sys.modules["__main__"], "__spec__", None)
         if main is None or main.name != "skincancer.fit":
@@ -87,7 +87,7 @@ def check_launcher(trainer: TrainerConfig) -> None:
                 f"{asked}, and each is started with the command line of the first. Use python -m skincancer.fit …, torchrun or "
                 "SLURM; from a notebook or a script, use one device."
             )
-        if trainer.num_nodes > 1 and "MASTER_ADDR" not in os.environ:
+        if trainer.num_nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
             raise ConfigError(
                 f"{asked}, and nothing here knows the other nodes. Start with torchrun --nnodes {trainer.num_nodes} on "
                 "each, or with srun in a SLURM job."

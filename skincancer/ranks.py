@@ -218,7 +218,10 @@ class Ranks(Callback):
 
     def _look(self, gone: Mapping[int, int | None]) -> None:
         """Look at the processes that were started here, or at the one that started this one."""
+        done = {line.rank for line in self._lines if line.done}
         for rank, code in gone.items():
+            if rank in done:
+                continue
             if code in (130, 143):
                 self._end_with(_interrupted(rank, code - 128))
             elif code:

@@ -119,10 +119,11 @@ SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_ID": "0"
         (2, 2, SLURM, None),
         (2, 1, SLURM, "are 2 processes, but SLURM runs 4 tasks"),
         (1, 1, SLURM, "are 1 processes, but SLURM runs 4 tasks"),  # three would train for nobody
-        (2, 1, {"SLURM_NTASKS": "1"}, "SLURM runs 1 tasks. .*--ntasks-per-node"),
+        (2, 1, {"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, "SLURM runs 1 tasks. .*--ntasks-per-node"),
         (2, 1, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, "--ntasks-per-node, not with --ntasks"),
         (2, 1, {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, "only with srun"),
-        (1, 1, {"SLURM_NTASKS": "1"}, None),
+        (1, 1, {"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, None),
+        (1, 1, {"SLURM_NTASKS": "4"}, None),  # a job's script
         (1, 1, {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "interactive"}, None),
         (2, 1, {}, "from a notebook or a script, use one device"),
         (1, 2, {}, "from a notebook or a script, use one device"),
