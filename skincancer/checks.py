@@ -22,6 +22,7 @@ from skincancer.models.segmenters import OWN_LOSSES, SMALLEST_BATCH, check_archi
 from skincancer.schema import Experiment
 from skincancer.search import check_search
 
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 MASK_SOURCES = ("auto", "truth", "otsu")
 MONITORS = {
@@ -234,6 +235,7 @@ def _check_training(experiment: Experiment) -> None:
     _require(
         devices == "auto" or (devices.isdigit() and int(devices) > 0), "trainer.devices", devices, "auto, or 1 or more"
     )
+    _one_of("trainer.strategy", trainer.strategy, STRATEGIES)
     _require(trainer.num_nodes >= 1, "trainer.num_nodes", trainer.num_nodes, "1 or more")
     _require(
         trainer.accumulate_grad_batches >= 1,

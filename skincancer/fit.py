@@ -43,14 +43,14 @@ def fit(
     from skincancer.models.building import build_task, check_network
 
     check_network(experiment)
-    from skincancer import tracking, training
+    from skincancer import launching, tracking, training
 
     training.quiet_lightning()
     training.check_devices(experiment.trainer)
-    training.check_launcher(experiment.trainer)
+    launching.check_launcher(experiment.trainer)
     training.keep_freed_memory()
     console = make_console()
-    console.quiet = not training.is_rank_zero()
+    console.quiet = not launching.is_rank_zero()
 
     client = tracking.connect(experiment.tracking.uri)
     if resume and not target and (before := registry.wanted(client, resume)):
@@ -58,12 +58,15 @@ def fit(
     if target:
         registry.check_registry(client)
 
+    from skincancer.data.datamodules import check_shares
     from skincancer.data.prepared import prepare_data
+    from skincancer.ranks import Ranks
     from skincancer.recording import FitRecorder
 
     with progress_bars(console) as bars:
         data = prepare_data(experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri)
-    for closed in tracking.reap(client) if training.is_rank_zero() else []:
+    check_shares(data, experiment.data.batch_size, experiment.data.balance, launching.count_ranks(experiment.trainer))
+    for closed in tracking.reap(client) if launching.is_rank_zero() else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")
 
     recorder = FitRecorder(experiment, data, console, trial)
@@ -72,10 +75,11 @@ def fit(
     task, loaded = build_task(experiment, data, goes_on)
     if not goes_on:
         recorder.tell_weights(loaded)
-    with recorder.start(client, loaded.source, resume) as run:
+    with recorder.start(client, loaded.source, resume) as run, Ranks(experiment.trainer, run) as ranks:
         if run and target:
             run.set_tags({registry.REGISTER_TAG: str(target)})
-        trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run, trial)
+        reports = [training.ReportToSweep(trial, experiment.training.monitor)] if trial else []
+        trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run, [ranks, *reports])
         last = recorder.folder / tracking.LAST_CHECKPOINT
         trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
         if trial and trial.pruned:
@@ -96,7 +100,7 @@ def fit(
             return recorder.run_id
         recorder.finish(run, record, best_epoch, task)
     recorder.report()
-    if target and training.is_rank_zero():
+    if target and launching.is_rank_zero():
         version = registry.register(client, recorder.run_id, target)
         console.print(f"registered as {target}, version {version}", markup=False)
     return recorder.run_id
@@ -121,10 +125,11 @@ def choose_threshold(experiment: Experiment, data: Any, task: Any, trainer: Any,
 
 
 def _assemble(
-    experiment: Experiment, data: Any, folder: Path, run: Any, trial: TrialLink | None
+    experiment: Experiment, data: Any, folder: Path, run: Any, callbacks: Sequence[Any]
 ) -> tuple[Any, Any, Any]:
     from skincancer.data.datamodules import LesionDataModule
-    from skincancer.training import EpochRecord, ReportToSweep, averaging_note, build_trainer
+    from skincancer.launching import count_ranks
+    from skincancer.training import EpochRecord, averaging_note, build_trainer
 
     settings = experiment.data
     datamodule = LesionDataModule(
@@ -132,23 +137,21 @@ def _assemble(
         augment=experiment.augment, seed=experiment.seed, workers=settings.workers,
     )  # fmt: skip
     record = EpochRecord(run)
-    steps = (
-        datamodule.train_sampler().batches * experiment.trainer.max_epochs // experiment.trainer.accumulate_grad_batches
-    )
+    batches = -(-datamodule.train_sampler().images // (settings.batch_size * count_ranks(experiment.trainer)))
+    steps = batches * experiment.trainer.max_epochs // experiment.trainer.accumulate_grad_batches
     note = averaging_note(experiment.training.ema_decay, steps)
     if run is not None and note:
         warn(make_console(), "averaged weights", note)
-    more = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
-    trainer = build_trainer(experiment, folder, [record, *more], progress_bar=sys.stdout.isatty())
+    trainer = build_trainer(experiment, folder, [record, *callbacks], progress_bar=sys.stdout.isatty())
     return trainer, datamodule, record
 
 
 def load_resumed(run_id: str, name: str | None, flags: dict[str, Any], parser: ArgumentParser) -> Experiment:
     """Return the config of the run to go on with; refuse one that was changed, with both values shown."""
-    from skincancer import artifacts, tracking, training
+    from skincancer import artifacts, launching, tracking
 
     client = tracking.connect(flags.get("tracking.uri"))
-    if training.is_rank_zero():  # by the time other ranks look, rank 0 owns the run
+    if launching.is_rank_zero():  # by the time other ranks look, rank 0 owns the run
         tracking.check_resumable(client, run_id)
     with tempfile.TemporaryDirectory() as folder:
         stored = config.load_yaml(artifacts.download(client, run_id, "config.yaml", Path(folder)))

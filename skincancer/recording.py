@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from skincancer import config, tracking, training
+from skincancer import config, launching, tracking, training
 from skincancer.artifacts import SEGMENTER, SEGMENTER_FILES, fetch_run
 from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.catalog import malignant_classes
@@ -131,7 +131,7 @@ class FitRecorder:
     @contextlib.contextmanager
     def start(self, client: MlflowClient, weights: str, resume: str | None) -> Iterator[tracking.Run | None]:
         """Start the run and write down all that is known before training; None on ranks above 0."""
-        if not training.is_rank_zero():
+        if not launching.is_rank_zero():
             # the folder itself is broadcast by the checkpoint callbacks
             with tempfile.TemporaryDirectory() as folder:
                 self.folder = Path(client.get_run(resume).data.tags["work_folder"]) if resume else Path(folder)
@@ -184,6 +184,7 @@ class FitRecorder:
 
     def _params(self, weights: str) -> dict[str, Any]:
         e, data = self.experiment, self.data
+        together = launching.count_ranks(e.trainer)
         counts = {f"{role}_images": len(data.rows(role)) for role in ROLES}
         return {
             "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "split": e.data.split,
@@ -195,7 +196,8 @@ class FitRecorder:
             "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name, "tta": e.model.tta,
             "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
             "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
-            "dropped_images": len(data.dropped), "devices": e.trainer.devices, **counts,
+            "dropped_images": len(data.dropped), "devices": e.trainer.devices, "ranks": together,
+            "effective_batch_size": e.data.batch_size * together * e.trainer.accumulate_grad_batches, **counts,
         }  # fmt: skip
 
     def _crop_params(self) -> dict[str, Any]:

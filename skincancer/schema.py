@@ -32,7 +32,8 @@ class DataConfig:
         crop: cut every image to its lesion before resizing it, for a classifier
         crop_margin: around the lesion's box, on each side, as a share of its longer side
         masks: whose masks crop: truth, otsu, run:RUN_ID (a finished segmenter, or a folder of its artifacts), or auto (truth, else otsu)
-        batch_size: images per step and device
+        batch_size: images per step and device; an optimiser step learns from up to batch_size × devices × nodes ×
+            accumulate_grad_batches images (the param effective_batch_size)
         workers: loader processes; the store is memory-mapped, so 0 is fast on a CPU
         skip_bad: leave unreadable images out and record them instead of stopping
     """
@@ -88,7 +89,7 @@ class OptimizerConfig:
 
     Args:
         name: adam, adamw or sgd
-        lr: learning rate (the peak, where the schedule has one)
+        lr: learning rate (the peak, where the schedule has one), as given: it does not scale with the number of devices
         weight_decay: decoupled for adamw, L2 for adam and sgd
         momentum: of sgd
     """
@@ -196,9 +197,10 @@ class TrainerConfig:
     Args:
         max_epochs: epochs
         accelerator: auto, cpu, gpu, mps …
-        devices: how many, or "auto" for all
+        devices: processes that train together on a machine, one a GPU (or a CPU core); "auto" for all GPUs
         num_nodes: machines
-        strategy: auto, ddp …
+        strategy: auto, ddp, or ddp_find_unused_parameters_true (networks parts of which a step does not use); several devices
+            always train by ddp
         precision: 32, bf16-mixed or 16-mixed
         accumulate_grad_batches: batches per optimiser step
         gradient_clip_val: clip the gradient's norm (or value) at this
@@ -208,7 +210,7 @@ class TrainerConfig:
         limit_test_batches: batches (int) or share (float) of the test part
         deterministic: only deterministic algorithms
         benchmark: let cuDNN search for the fastest kernels
-        sync_batchnorm: BatchNorm over all devices
+        sync_batchnorm: BatchNorm statistics over the batches of all devices instead of each device's own
         log_every_n_steps: how often train/loss_step is logged and the loss checked for NaN
     """
 

@@ -129,6 +129,11 @@ def signals_as_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM until the end of `signals_as_interrupts`, so that an end that is already known can be written."""
+    _Arrived.told = True
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold a signal back until the block ends; a second one breaks in if the first has waited for `HOLD_SECONDS`.

@@ -256,6 +256,11 @@ class Run:
         path.write_text(text, encoding="utf-8")
         self.log_file(name)
 
+    def close(self, status: str, reason: str) -> None:
+        """Write the run's end where the thread that runs `start_run` cannot, before the process is ended."""
+        self.client.set_tag(self.run_id, "status_reason", reason)
+        self.client.set_terminated(self.run_id, status)
+
     def _beat(self) -> None:
         # a heartbeat is for those who look from other hosts: a failing one must not end the run
         while not self._stop.wait(HEARTBEAT_SECONDS):

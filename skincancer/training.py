@@ -21,10 +21,10 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from skincancer.errors import ConfigError, RunError
+from skincancer.errors import ConfigError
+from skincancer.models.sync_batchnorm import SyncedBatchNorm
 from skincancer.models.task import Task
 from skincancer.schema import Experiment, TrainerConfig
-from skincancer.terminal import Interrupted
 from skincancer.tracking import BEST_CHECKPOINT, LAST_CHECKPOINT, Run
 from skincancer.trial import TrialLink
 
@@ -60,29 +60,6 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never shrink it
 
 
-def is_rank_zero() -> bool:
-    """Say whether this process is the one that writes the run (Lightning, torchrun and SLURM set these)."""
-    return all(
-        int(os.environ.get(name) or 0) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    )
-
-
-def check_launcher(trainer: TrainerConfig) -> None:
-    """Check that several devices are started by fit's own command line, torchrun or SLURM: DDP runs the caller's script again.
-
-    Raises:
-        RunError: called from a notebook or another script.
-    """
-    several = str(trainer.devices) not in ("1", "auto") or trainer.num_nodes > 1
-    own = getattr(sys.modules["__main__"], "__spec__", None)
-    launched = any(name in os.environ for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS"))
-    if several and not launched and (own is None or own.name != "skincancer.fit"):
-        raise RunError(
-            f"trainer.devices is {trainer.devices}: several devices start the calling script again, once each. Use the command "
-            "line (python -m skincancer.fit …), torchrun or SLURM; from a notebook or a script, use one device."
-        )
-
-
 def check_devices(trainer: TrainerConfig) -> None:
     """Check that the machine has what the experiment asks for.
 
@@ -112,7 +89,7 @@ def check_devices(trainer: TrainerConfig) -> None:
 class OwnSignals(Callback):
     """Puts the SIGTERM handler back that was there before the Trainer.
 
-    Lightning's calls a collective inside the handler, which waits for ever when ranks are elsewhere. Rank 0 passes the end on instead.
+    Lightning's calls a collective inside the handler, which waits for ever when ranks are elsewhere. `Ranks` ends them instead.
     """
 
     def __init__(self) -> None:
@@ -123,12 +100,6 @@ class OwnSignals(Callback):
             signal.signal(signal.SIGTERM, self.handler)
 
     on_train_start = on_validation_start = on_test_start = _restore
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """End the other ranks with this one."""
-        launcher = trainer.strategy.launcher
-        if isinstance(exception, Interrupted) and launcher is not None:
-            launcher.kill(signal.SIGTERM)
 
 
 class EpochRecord(Callback):
@@ -280,8 +251,9 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
         options.pop("gradient_clip_algorithm")
     if str(options["devices"]).isdigit():
         options["devices"] = int(options["devices"])
+    plugins = SyncedBatchNorm() if options.pop("sync_batchnorm") else None
     return pl.Trainer(
-        **options, callbacks=callbacks, logger=False, default_root_dir=folder, enable_progress_bar=progress_bar,
+        **options, callbacks=callbacks, plugins=plugins, logger=False, default_root_dir=folder, enable_progress_bar=progress_bar,
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
     )  # fmt: skip
 

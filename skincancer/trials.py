@@ -22,6 +22,7 @@ from optuna.trial import Trial
 
 from skincancer import config
 from skincancer.errors import ConfigError, RunError
+from skincancer.launching import without_launcher
 from skincancer.storage import storage_errors
 from skincancer.study import HEARTBEAT_SECONDS, RUN_ID, THREADS, Ended, Sweep
 from skincancer.trial import GO, PRUNE, STATE_TAG
@@ -162,7 +163,7 @@ class TrialProcess:
         ]  # fmt: skip
 
     def _environment(self, slot: int) -> dict[str, str]:
-        environment = dict(os.environ)
+        environment = without_launcher(os.environ)  # a trial is no rank, whatever started its worker
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
         else:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY_FIT, all_runs
 
+from skincancer.config import load_yaml
+
 PAGE = Path(__file__).parents[1] / "CLUSTER.md"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.S | re.M)
 SCRIPTS = {re.search(r"--job-name=(\w+)", block)[1]: block for block in BLOCKS if block.startswith("#!/bin/bash")}
@@ -57,3 +59,24 @@ def test_the_array_of_workers_runs_one_sweep(tmp_path, tiny_demo, store):
     kinds = [run.data.tags["kind"] for run in all_runs()]
     assert sorted(kinds) == ["sweep", "trial", "trial"]
     assert {run.info.status for run in all_runs()} == {"FINISHED"}
+
+
+def test_the_run_on_several_nodes_parses(tmp_path):
+    """Srun is not here: a stand-in runs what it is given; fit takes the line and says what it would do."""
+    (tmp_path / "srun").write_text('#!/bin/bash\nshift\n"$@" --dry_run\n')
+    (tmp_path / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    for name in ("srun", "python"):
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job.sh").write_text(SCRIPTS["densenet"])
+    environment = {
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HEAD": "head", "SLURM_NTASKS_PER_NODE": "4",
+        "SLURM_JOB_NUM_NODES": "2",
+    }  # fmt: skip
+    done = subprocess.run(["bash", tmp_path / "job.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    config = done.stdout[done.stdout.index("\nname:") :]  # below the line on the study's values
+    (tmp_path / "printed.yaml").write_text(config)
+    printed = load_yaml(tmp_path / "printed.yaml")
+    assert printed["trainer"]["devices"] == 4
+    assert printed["trainer"]["num_nodes"] == 2
+    assert printed["trainer"]["strategy"] == "ddp"

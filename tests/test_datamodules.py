@@ -1,35 +1,22 @@
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TINY_FIT
-from mlflow.tracking import MlflowClient
 from torch import Tensor
 
 from skincancer.data.balance import epoch_order
 from skincancer.data.datamodules import Draw, EvaluationSampler, LesionDataModule, StoreDataset, TrainSampler
 from skincancer.data.prepared import ROLES, PreparedData, prepare_data
 from skincancer.data.store import Store
-from skincancer.evaluation.metrics import classification_metrics
 from skincancer.images.policies import AugmentConfig
-from skincancer.models.loading import load_task
 from skincancer.schema import DataConfig
 
 Batch = dict[str, Any]
@@ -282,93 +269,3 @@ def test_a_real_trainer_shows_epochs_in_their_order_and_augments_training_alone(
             torch.testing.assert_close(batch["image"], stored(data, batch["index"].numpy()))
         index = torch.cat([batch["index"] for batch in model.seen[role]])
         assert sorted(index.tolist()) == sorted(np.flatnonzero(data.index["role"] == role).tolist() * times)
-
-
-@contextlib.contextmanager
-def two_processes(root: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a fit over two ranks; whatever is left of it at the end of the block is ended."""
-    command = [
-        sys.executable, "-m", "skincancer.fit", "--experiment", "densenet169_undersample", *TINY_FIT,
-        "--data.dataset=demo", f"--data.root={root}", "--trainer.devices=2", "--trainer.strategy=ddp", *flags,
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[1],
-    )  # fmt: skip
-    ranks = [psutil.Process(process.pid)]
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            ranks += ranks[0].children(recursive=True)
-        for rank in ranks:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                rank.kill()
-        process.communicate()
-
-
-@pytest.mark.slow
-def test_two_processes_leave_one_complete_run(data: PreparedData, tiny_demo: Path, places: Path) -> None:
-    with two_processes(tiny_demo) as process:
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    assert out.count("browse it:") == 1  # rank 0 alone speaks
-
-    client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert len(runs) == 1
-    run = runs[0]
-    assert run.info.status == "FINISHED"
-    assert run.data.params["devices"] == "2"
-    assert sorted(item.path for item in client.list_artifacts(run.info.run_id)) == [
-        "attention.csv", "checkpoints", "classes.json", "config.yaml", "digests.csv", "dropped.csv", "environment.txt", "epochs.csv",
-        "errors.csv", "figures", "intervals.csv", "predictions", "report.html", "split.csv", "subgroups.csv",
-    ]  # fmt: skip
-    assert not any((places / "work").iterdir())
-    artifacts = Path(client.download_artifacts(run.info.run_id, ""))
-
-    smallest = data.rows("train")["label"].value_counts().min()
-    epochs = pd.read_csv(artifacts / "epochs.csv")
-    assert epochs["images_seen"].tolist() == [7 * smallest, 14 * smallest]
-    steps = math.ceil(math.ceil(7 * smallest / 2) / 8)
-    assert epochs["optimizer_steps"].tolist() == [steps, 2 * steps]
-    history = client.get_metric_history(run.info.run_id, "train/loss")
-    assert [point.step for point in history] == [1, 2]
-
-    task = load_task(artifacts / "checkpoints/best.ckpt")
-    for role, prefix in (("val", "best"), ("test", "test")):
-        rows = np.flatnonzero(data.index["role"] == role)
-        with torch.no_grad():
-            probability = torch.softmax(task(stored(data, rows)).double(), 1).numpy()
-        table = pd.read_csv(artifacts / "predictions" / f"{role}.csv", dtype={"image_id": str})
-        assert table["image_id"].tolist() == data.index["image_id"].iloc[rows].tolist()
-        np.testing.assert_allclose(table[[f"p_{name}" for name in data.classes]], probability, atol=1e-5)
-        metrics = classification_metrics(data.index["label"].to_numpy()[rows], probability, data.classes)
-        logged = {name: value for name, value in metrics.items() if np.isfinite(value)}
-        assert len(logged) > 5
-        assert {name: run.data.metrics[f"{prefix}/{name}"] for name in logged} == pytest.approx(logged, abs=1e-5)
-
-
-@pytest.mark.slow
-def test_two_processes_end_together_when_the_first_is_told_to(
-    data: PreparedData, tiny_demo: Path, places: Path
-) -> None:
-    with two_processes(tiny_demo, "--trainer.max_epochs=1000") as process:
-        give_up = time.monotonic() + 120
-        while not list(places.glob("work/*/epochs.csv")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < give_up
-            time.sleep(0.2)
-        other = [child for child in psutil.Process(process.pid).children() if "skincancer.fit" in child.cmdline()]
-        assert len(other) == 1
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 143, out + err
-        _, alive = psutil.wait_procs(other, timeout=30)
-        for child in alive:
-            child.kill()
-        assert not alive
-    client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
-    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert run.info.status == "KILLED"
-    assert run.data.tags["status_reason"] == "interrupted by SIGTERM"

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from skincancer import training
-from skincancer.errors import ConfigError, RunError
+from skincancer.errors import ConfigError
 from skincancer.schema import TrainerConfig
 
 
@@ -21,12 +21,6 @@ def test_monitors_are_maximised_but_for_losses_calibration_error_and_distances()
     names = ("loss", "ece", "hd95", "balanced_accuracy", "auroc_macro", "jaccard")
     modes = [training.monitor_mode(f"val/{name}") for name in names]
     assert modes == ["min", "min", "min", "max", "max", "max"]
-
-
-def test_several_devices_from_a_script_stop_with_a_word():
-    with pytest.raises(RunError, match=r"from a notebook or a script, use one device"):
-        training.check_launcher(TrainerConfig(devices=2))
-    training.check_launcher(TrainerConfig(devices=1))
 
 
 def test_half_precision_of_gpus_is_refused_on_a_cpu():

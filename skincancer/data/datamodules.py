@@ -16,9 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from skincancer.data.balance import deal, epoch_order
-from skincancer.data.prepared import PreparedData
+from skincancer.data.prepared import ROLES, PreparedData
 from skincancer.data.randomness import AUGMENT_STREAM, step_seed
 from skincancer.data.store import Store
+from skincancer.errors import ConfigError
 from skincancer.images.augment import Augment
 from skincancer.images.policies import AugmentConfig
 
@@ -54,6 +55,21 @@ class StoreDataset(Dataset[dict[str, Any]]):
             batch["mask"] = torch.from_numpy(self.store.masks[rows])[:, None].float()
             batch["has_mask"] = torch.from_numpy(self.has_mask[rows])
         return batch
+
+
+def check_shares(data: PreparedData, batch_size: int, balance: str, ranks: int) -> None:
+    """Check that every part has images for each rank in every step, before any rank is started.
+
+    Raises:
+        ConfigError: names the part, its images and the ranks.
+    """
+    for role in ROLES:
+        labels = data.rows(role)["label"].to_numpy(np.int64)
+        images = len(epoch_order(labels, balance, seed=0, epoch=0)) if role == "train" else len(labels)
+        try:
+            deal(np.arange(images), batch_size, rank=0, world_size=ranks)
+        except ConfigError as error:
+            raise ConfigError(f"the {role} part: {error}") from error
 
 
 class TrainSampler(Sampler[Draw]):

@@ -21,6 +21,7 @@ OWN_PARAMS = (
     "seed",
     "split",
     "devices",
+    "ranks",
     "train_images",
     "val_images",
     "test_images",
