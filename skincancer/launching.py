@@ -10,8 +10,6 @@ import os
 import sys
 from collections.abc import Mapping
 
-import torch
-
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import TrainerConfig
 
@@ -31,6 +29,8 @@ def count_ranks(trainer: TrainerConfig) -> int:
     """Return how many processes train together: devices × nodes. Devices `auto` are the GPUs of this machine, 1 without."""
     devices = str(trainer.devices)
     if devices == "auto":
+        import torch
+
         gpus = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") else 0
         return max(1, gpus) * trainer.num_nodes
     return int(devices) * trainer.num_nodes
