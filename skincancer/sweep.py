@@ -142,6 +142,8 @@ def join(request: Request, console: Console | None = None) -> None:
             )
     record = SweepRecord(opened, request.study, data, console, _places(request, client.tracking_uri))
     _run_trials(opened, request, record, started)
+    left = "; the sweep goes on elsewhere" if not opened.is_over() else ""
+    console.print(f"no trial is left for this worker{left}; the sweep's run is {opened.parent}")
 
 
 def _places(request: Request, uri: str) -> dict[str, Any]:
