@@ -116,6 +116,7 @@ def measure_storage(kind: str, trials: int, workers: int, kills: int) -> None:
     """Run trials that do nothing by many processes; kill some at random and start others instead."""
     with storage(kind) as url:
         sweep = create(url, "one", PLAN, trials, "maximize")
+        sweep.begin(trials)
         sweep.study.set_user_attr("parent_run", "parent")
         start = time.perf_counter()
         running = [worker(url) for _ in range(workers)]

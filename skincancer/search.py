@@ -26,6 +26,7 @@ FIXED = (
 )  # fmt: skip
 # keys that say where, not what: each machine of a sweep may have its own
 PLACE_KEYS = ("data.root", "data.workers", "tracking.uri", "tracking.system_metrics", "trainer.accelerator")
+LARGEST_GRID = 10_000
 SAMPLERS, PRUNERS = ("tpe", "random", "grid"), ("median", "hyperband", "none")
 _RANGE = "{low, high} with log or step where wanted, or {choices}"
 
@@ -113,7 +114,7 @@ def distributions(search: Space, types: Mapping[str, Any]) -> dict[str, BaseDist
     return found
 
 
-def ends(space: Mapping[str, Any]) -> list[Any]:
+def ends_of(space: Mapping[str, Any]) -> list[Any]:
     """Return the values that show whether a space fits its key: every choice, or both ends."""
     return list(space["choices"]) if "choices" in space else [space["low"], space["high"]]
 
@@ -122,7 +123,7 @@ def grid(search: Space, types: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return every point of a space, the last key's values changing fastest.
 
     Raises:
-        ConfigError: a range without steps.
+        ConfigError: a range without steps, or too many points.
     """
     values: list[Sequence[Any]] = []
     for key, space in search.items():
@@ -136,4 +137,8 @@ def grid(search: Space, types: Mapping[str, Any]) -> list[dict[str, Any]]:
             )
         count = round((space["high"] - space["low"]) / (step or 1)) + 1
         values.append([space["low"] + number * (step or 1) for number in range(count)])
+    if (count := math.prod(map(len, values))) > LARGEST_GRID:
+        raise ConfigError(
+            f"--sampler grid: the space has {count:,} points; at most {LARGEST_GRID:,} are queued. Give fewer choices, or --sampler random."
+        )
     return [dict(zip(search, point, strict=True)) for point in itertools.product(*values)]

@@ -6,6 +6,9 @@ import contextlib
 import errno
 import json
 import os
+import random
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,16 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from skincancer.errors import RunError
 
-_DRIVERS = {"postgresql": "postgresql+psycopg"}
+_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_TRIES = 8  # of workers that make the tables of a new database at once
+_RAISED = (
+    OSError,
+    SQLAlchemyError,
+    ImportError,
+    optuna.exceptions.StorageInternalError,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+)
 _WAIT_SECONDS = 60  # for a locked SQLite file, or a server that does not answer
 
 
@@ -72,11 +84,41 @@ def open_storage(url: str) -> BaseStorage:
         if url.startswith("journal://"):
             path = Path(url.removeprefix("journal://"))
             path.parent.mkdir(parents=True, exist_ok=True)
+            _check_journal(path)
             return JournalStorage(WholeJournal(path))
         if url.startswith("sqlite"):
             Path(_parse(url).database or "").parent.mkdir(parents=True, exist_ok=True)
-            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _WAIT_SECONDS}})
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}})
+            return _open_database(url, {"connect_args": {"timeout": _WAIT_SECONDS}})
+        return _open_database(url, {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}})
+
+
+def _open_database(url: str, options: dict[str, Any]) -> RDBStorage:
+    for attempt in range(_TRIES):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except SQLAlchemyError as error:
+            # Optuna makes its tables without a lock: another worker was in the middle of it
+            made = re.search(r"already exists|UNIQUE constraint|duplicate key|no such table|does not exist", str(error))
+            if not made or attempt == _TRIES - 1:
+                raise
+            time.sleep(random.uniform(0.2, 1.0))
+    raise AssertionError("the loop returns or raises")
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse a file that is no journal, for what is appended would follow its last whole line."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with open(path, "rb") as file:
+        first = file.readline(2**20)
+    try:
+        ours = "op_code" in json.loads(first)
+    except ValueError:
+        ours = not first.endswith(b"\n") and first.startswith(b'{"op_code"')  # its very first write was broken off
+    if not ours:
+        raise RunError(
+            f"--storage journal://{path}: this file is no journal of Optuna's. Give another path; nothing was changed."
+        )
 
 
 @contextlib.contextmanager
@@ -84,13 +126,7 @@ def storage_errors(url: str) -> Iterator[None]:
     """Turn what a storage raises into one RunError that holds no password."""
     try:
         yield
-    except (
-        OSError,
-        SQLAlchemyError,
-        ImportError,
-        optuna.exceptions.StorageInternalError,
-        json.JSONDecodeError,
-    ) as error:
+    except _RAISED as error:
         cause = error.__cause__ or error
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())
         password = None if url.startswith("journal://") else _parse(url).password

@@ -15,7 +15,7 @@ import random
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -34,12 +34,15 @@ from skincancer.tracking import owner_alive, owner_tags
 
 HEARTBEAT_SECONDS = 30.0
 SILENT_SECONDS = 600.0  # after which a worker that cannot be seen from here is taken for dead
-UNOWNED_SECONDS = 20.0  # a trial is asked for and signed in two steps
+UNOWNED_SECONDS = 120.0  # a trial is asked for and signed in two steps
 FIRST_FAILURES = 3  # of a sweep in which nothing has succeeded
+FAILURES_ON_END = 10  # one after the other, where something had succeeded: a disk is full, or a server gone
+JOIN_SECONDS = 1800.0  # the sweep may have to prepare its data first
 STARTUP_TRIALS = 5  # finished before the median prunes
 
 REASON, RUN_ID, THREADS = "reason", "run_id", "threads"  # a trial's own words
-_OWNER, _HEARTBEAT, _ENDED, _PLANNED = "owner", "heartbeat", "ended", "planned"
+ENDED = "ended"  # why a trial does not count
+_OWNER, _HEARTBEAT, _PLANNED = "owner", "heartbeat", "planned"
 _UNCOUNTED = ("interrupted", "dead", "surplus")
 
 
@@ -92,7 +95,7 @@ class Plan:
 
     def _identity(self) -> dict[str, Any]:
         own = config.flatten(self.resolve({}, {}).to_dict())
-        kept = {key: value for key, value in own.items() if key not in PLACE_KEYS and key != "search"}
+        kept = {key: value for key, value in own.items() if key not in (*PLACE_KEYS, "search", "description")}
         space = {f"search {key}": value for key, value in self.search.items()}
         rest = {name: getattr(self, name) for name in ("sampler", "pruner", "split_hash", "index_hash")}
         return {**kept, **space, **rest}
@@ -156,8 +159,8 @@ class Sweep:
             self.study.sampler = build_sampler(
                 self.plan.sampler, int(np.random.SeedSequence(entropy).generate_state(1)[0])
             )
-            trial = self.study.ask(self.distributions)
             try:
+                trial = self.study.ask(self.distributions)
                 trial.set_user_attr(_OWNER, self._owner)
             except optuna.exceptions.UpdateFinishedTrialError:
                 return None  # so slow that another worker has taken it for dead
@@ -217,19 +220,45 @@ class Sweep:
         """Close a running trial that does not count, and queue its point again; False where another worker was quicker."""
         try:
             # Optuna has no public way to write to another worker's trial
-            self.study._storage.set_trial_user_attr(trial._trial_id, _ENDED, why)
+            self.study._storage.set_trial_user_attr(trial._trial_id, ENDED, why)
             self.study.tell(trial.number, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             return False
-        drawn = why != "surplus" or trial.user_attrs.get(_PLANNED) is not None
-        if drawn and trial.params:
-            self.study.enqueue_trial(trial.params, user_attrs={_PLANNED: trial.number})
+        if why != "surplus" or trial.user_attrs.get(_PLANNED) is not None:
+            self._queue_again(next(known for known in self.trials() if known.number == trial.number))
         return True
 
-    def reap(self) -> list[int]:
-        """Close the running trials of dead workers, queue their points again, and return their numbers."""
+    def _queue_again(self, trial: FrozenTrial) -> None:
+        """Queue a trial's point; one that was broken off while its point was drawn has none, and another is drawn instead."""
+        point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if set(point) == set(self.distributions):
+            self.study.enqueue_trial(point, user_attrs={_PLANNED: trial.number})
+
+    def reap(self) -> list[FrozenTrial]:
+        """Close the running trials of dead workers, queue their points again, and return them."""
         running = [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
-        return [trial.number for trial in running if not self._is_alive(trial) and self.release(trial, "dead")]
+        return [trial for trial in running if not self._is_alive(trial) and self.release(trial, "dead")]
+
+    def begin(self, trials: int) -> None:
+        """Set how many trials there are to be, and queue what is to be tried: a grid, and points that were cut off and lost.
+
+        Raises:
+            ConfigError: a grid of too many points.
+        """
+        points = search.grid(self.plan.search, config.TYPES) if self.plan.sampler == "grid" else []
+        for point in points:
+            self.study.enqueue_trial(point, user_attrs={_PLANNED: -1}, skip_if_exists=True)
+        known = self.trials()
+        repeated = {trial.user_attrs.get(_PLANNED) for trial in known}
+        for trial in known:
+            if trial.user_attrs.get(ENDED) in ("dead", "interrupted") and trial.number not in repeated:
+                self._queue_again(trial)  # a worker was killed between closing it and queueing it
+        self.study.set_user_attr("trials", min(trials, len(points)) if points else trials)
+
+    def should_prune(self, trial: Trial) -> bool:
+        """Say whether the pruner wants no more of a trial; one thread at a time, for Hyperband makes its brackets at the first call."""
+        with self._asking:
+            return trial.should_prune()
 
     def _is_alive(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get(_OWNER)
@@ -244,15 +273,17 @@ class Sweep:
         return datetime.now(UTC) - last < timedelta(seconds=SILENT_SECONDS)
 
     def hopeless(self) -> str | None:
-        """Return why the sweep had better stop: all that ended since its start failed, as did all before; None otherwise."""
+        """Return why the sweep had better stop: its first trials, or many on end, failed since this process began; None otherwise."""
         ended = [trial for trial in self.trials() if trial.state.is_finished() and counts(trial)]
-        if any(trial.state != TrialState.FAIL for trial in ended):
-            return None
         # those before this start may have had a reason that is mended
         since = [trial for trial in ended if trial.number not in self._ended_before]
-        if len(since) < min(FIRST_FAILURES, self.total - len(ended) + len(since)) or not since:
+        since.sort(key=lambda trial: trial.datetime_complete or datetime.min)
+        never = all(trial.state == TrialState.FAIL for trial in ended)
+        enough = min(FIRST_FAILURES, self.total - len(ended) + len(since)) if never else FAILURES_ON_END
+        last = since[-enough:]
+        if not last or len(last) < enough or any(trial.state != TrialState.FAIL for trial in last):
             return None
-        return str(since[-1].user_attrs.get(REASON, "no reason was given"))
+        return f"the last {len(last)} trials all failed, the last one with: {last[-1].user_attrs.get(REASON, 'no reason given')}"
 
     def is_over(self) -> bool:
         """Say whether as many trials as asked for have ended."""
@@ -267,7 +298,7 @@ class Sweep:
 
 def counts(trial: FrozenTrial) -> bool:
     """Say whether a trial counts against the total: it runs, or it ended by itself, be it in failure."""
-    return trial.state != TrialState.WAITING and trial.user_attrs.get(_ENDED) not in _UNCOUNTED
+    return trial.state != TrialState.WAITING and trial.user_attrs.get(ENDED) not in _UNCOUNTED
 
 
 def build_sampler(name: str, seed: int) -> BaseSampler:
@@ -289,7 +320,7 @@ def build_pruner(name: str, max_epochs: int) -> BasePruner:
 
 
 def create(url: str, name: str, plan: Plan, trials: int, direction: Literal["minimize", "maximize"]) -> Sweep:
-    """Open the study `name`, creating it where it is not there.
+    """Open the study `name`, creating it where it is not there; `Sweep.begin` then starts it.
 
     Args:
         url: of the storage.
@@ -326,34 +357,40 @@ def create(url: str, name: str, plan: Plan, trials: int, direction: Literal["min
             raise ConfigError(
                 f"--trials is {trials}, a total, but {done} trials of the study {name} have ended already. Give {done} or more."
             )
-        points = search.grid(plan.search, config.TYPES) if plan.sampler == "grid" else []
-        for point in points:
-            study.enqueue_trial(point, user_attrs={_PLANNED: -1}, skip_if_exists=True)
-        study.set_user_attr("trials", min(trials, len(points)) if points else trials)
         return Sweep(study, url)
 
 
-def join(url: str, name: str, wait_seconds: float = 60.0) -> Sweep:
+def join(
+    url: str, name: str, wait_seconds: float = JOIN_SECONDS, tell: Callable[[str], None] = lambda text: None
+) -> Sweep:
     """Open a study that a sweep has started, waiting for it where workers start before the sweep.
 
+    Args:
+        url: of the storage.
+        name: of the study.
+        wait_seconds: how long.
+        tell: told once that it waits, and which studies there are.
+
     Raises:
-        RunError: it does not come, or the storage cannot be used.
+        RunError: it does not come, is not one of ours, or the storage cannot be used.
     """
     storage = open_storage(url)
-    until = time.monotonic() + wait_seconds
+    until, told = time.monotonic() + wait_seconds, False
     with storage_errors(url):
         while True:
-            try:
+            names: Sequence[str] = optuna.get_all_study_names(storage)
+            if name in names:
                 study = optuna.load_study(study_name=name, storage=storage)
-                if "parent_run" in study.user_attrs:
+                if {"parent_run", "trials"} <= set(study.user_attrs):
                     return Sweep(study, url, joined=True)
-            except KeyError:
-                pass
+            there = f"there is no started study {name} in {shown(url)} (there: {', '.join(names) or 'none'})"
             if time.monotonic() >= until:
                 break
+            if not told:
+                tell(f"waiting up to {wait_seconds / 60:.0f} minutes: {there}")
+                told = True
             time.sleep(min(1.0, wait_seconds / 10))
-        names: Sequence[str] = optuna.get_all_study_names(storage)
     raise RunError(
-        f"--worker: there is no study {name} in {shown(url)} (there: {', '.join(names) or 'none'}), and none came in "
-        f"{wait_seconds:.0f} s. Start the sweep first: python -m skincancer.sweep --experiment NAME --trials N --study {name} --storage URL"
+        f"--worker: {there}, and none came in {wait_seconds / 60:.1f} minutes. Start the sweep first: python -m skincancer.sweep "
+        f"--experiment NAME --trials N --study {name} --storage URL"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from skincancer import config, paths
 from skincancer.errors import ConfigError, RunError, nearest
 from skincancer.schema import Experiment
-from skincancer.search import PLACE_KEYS, PRUNERS, SAMPLERS, ends, grid
-from skincancer.terminal import make_console, progress_bars, run_verb, signals_as_interrupts
+from skincancer.search import PLACE_KEYS, PRUNERS, SAMPLERS, ends_of, grid
+from skincancer.terminal import make_console, make_table, progress_bars, run_verb, signals_as_interrupts
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -61,7 +62,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
     """
     assert request.experiment is not None
     started = time.monotonic()
-    experiment, content, notes = _check(request)
+    experiment, content, points, notes = _check(request)
     from skincancer import study, tracking
     from skincancer.data.prepared import prepare_data
     from skincancer.models.building import check_network
@@ -69,7 +70,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
     from skincancer.sweep_record import SweepRecord
     from skincancer.training import monitor_mode
 
-    for point in _network_points(experiment, request):
+    for point in points:
         check_network(point)
     console = console or make_console()
     for note in notes:
@@ -88,8 +89,8 @@ def sweep(request: Request, console: Console | None = None) -> str:
     )  # fmt: skip
     direction = "maximize" if monitor_mode(experiment.training.monitor) == "max" else "minimize"
     opened = study.create(url, name, plan, request.trials, direction)  # type: ignore[arg-type]
-    record = SweepRecord(opened, name, data, console, _places(request, client.tracking_uri))
-    with record.start(client) as run:
+    record = SweepRecord(opened, name, data, console, _places(request), client.tracking_uri)
+    with record.start(client, request.trials) as run:
         console.print(
             f"study {name} in {shown(url)}; other machines join by: {join_command(name, shown(url))}", markup=False
         )
@@ -122,7 +123,7 @@ def join(request: Request, console: Console | None = None) -> None:
     console = console or make_console()
     client = tracking.connect(request.flags.get("tracking.uri"))
     url = storage_url(request.storage, paths.sweeps_folder(client.tracking_uri) / f"{request.study}.journal")
-    opened = study.join(url, request.study)
+    opened = study.join(url, request.study, tell=lambda text: console.print(text, markup=False))
     try:
         client.get_run(opened.parent)
     except MlflowException as error:
@@ -130,9 +131,9 @@ def join(request: Request, console: Console | None = None) -> None:
             f"--worker: the sweep's run {opened.parent} is not in {client.tracking_uri}. Give --tracking.uri (or "
             "MLFLOW_TRACKING_URI) of the store that the sweep writes to."
         ) from error
-    here = opened.plan.resolve({}, request.flags)
+    here = opened.plan.resolve({}, _places(request))
     with progress_bars(console) as bars:
-        data = prepare_data(here.data, bars, task=here.task, uri=here.tracking.uri)
+        data = prepare_data(here.data, bars, task=here.task, uri=client.tracking_uri)
     for what, ours in (("index_hash", data.index_hash), ("split_hash", data.split_hash)):
         theirs = getattr(opened.plan, what)
         if ours != theirs:
@@ -140,26 +141,28 @@ def join(request: Request, console: Console | None = None) -> None:
                 f"--worker: the images here are not those of the sweep: {what} is {ours}, and the study has {theirs}. Give "
                 "--data.root of the same data."
             )
-    record = SweepRecord(opened, request.study, data, console, _places(request, client.tracking_uri))
+    record = SweepRecord(opened, request.study, data, console, _places(request), client.tracking_uri)
     _run_trials(opened, request, record, started)
     left = "; the sweep goes on elsewhere" if not opened.is_over() else ""
     console.print(f"no trial is left for this worker{left}; the sweep's run is {opened.parent}")
 
 
-def _places(request: Request, uri: str) -> dict[str, Any]:
-    return {key: value for key, value in request.flags.items() if key in PLACE_KEYS} | {"tracking.uri": uri}
+def _places(request: Request) -> dict[str, Any]:
+    return {key: value for key, value in request.flags.items() if key in PLACE_KEYS and key != "tracking.uri"}
 
 
 def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: float) -> None:
     from skincancer import tracking, trials
 
-    devices = trials.visible_devices() if opened.base.trainer.accelerator in ("auto", "gpu", "cuda") else []
+    accelerator = record.places.get("trainer.accelerator", opened.base.trainer.accelerator)
+    devices = trials.visible_devices() if accelerator in ("auto", "gpu", "cuda") else []
     workers = request.workers or max(1, len(devices))
-    client = tracking.connect(record.places["tracking.uri"])
-    runner = trials.TrialProcess(opened, record.places, client, record.folder, workers, devices)
+    if 0 < len(devices) < workers:
+        record.console.print(f"{workers} workers share {len(devices)} GPUs")
+    runner = trials.TrialProcess(opened, record.places, tracking.connect(record.uri), record.folder, workers, devices)
     deadline = None if request.minutes is None else started + 60 * request.minutes
     with record.live(workers) as tick:
-        trials.work(opened, runner, workers, deadline=deadline, tick=tick)
+        trials.work(opened, runner, workers, deadline=deadline, tick=tick, bury=runner.bury)
 
 
 def default_name(experiment: Experiment) -> str:
@@ -169,11 +172,15 @@ def default_name(experiment: Experiment) -> str:
 
 def join_command(name: str, url: str) -> str:
     """Return the command that a worker joins by."""
-    return f"python -m skincancer.sweep --worker --study {name} --storage {url}"
+    return shlex.join(["python", "-m", "skincancer.sweep", "--worker", "--study", name, "--storage", url])
 
 
-def _check(request: Request) -> tuple[Experiment, dict[str, Any], list[str]]:
-    """Resolve the experiment, and every end of its space, as far as can be known without torch."""
+def _check(request: Request) -> tuple[Experiment, dict[str, Any], list[Experiment], list[str]]:
+    """Resolve the experiment, and every end of its space, as far as can be known without torch.
+
+    Returns:
+        The experiment, what its file holds, points whose networks are still to be checked, and notes to print.
+    """
     assert request.experiment is not None
     if request.trials < 1:
         raise ConfigError(f"--trials is {request.trials}; give how many there are to be in all, 1 or more.")
@@ -193,12 +200,12 @@ def _check(request: Request) -> tuple[Experiment, dict[str, Any], list[str]]:
             raise ConfigError(
                 f"--{key} is given, and search: has {key} too. Leave the flag out, or take the key out of the search: block."
             )
-    for _ in _points(experiment, request):
-        pass
+    ends = _points(experiment, request)
     if request.sampler == "grid":
         grid(experiment.search, config.TYPES)
     content = config.load_yaml(config.find_experiment(request.experiment))
-    return experiment, content, notes
+    networks = [point for key, point in ends if key.startswith("model.") or key == "data.size"]
+    return experiment, content, [experiment, *networks], notes
 
 
 def _points(experiment: Experiment, request: Request) -> list[tuple[str, Experiment]]:
@@ -206,19 +213,13 @@ def _points(experiment: Experiment, request: Request) -> list[tuple[str, Experim
     parser = config.build_parser("skincancer", "")
     found = []
     for key, space in experiment.search.items():
-        for value in ends(space):
+        for value in ends_of(space):
             try:
                 found.append((key, config.resolve(request.experiment, {**request.flags, key: value}, parser)[0]))
             except ConfigError as error:
                 text = re.sub(r"^command line: ", "", str(error))
                 raise ConfigError(f"search: {key} may be {value!r}, which is no experiment: {text}") from error
     return found
-
-
-def _network_points(experiment: Experiment, request: Request) -> list[Experiment]:
-    return [experiment] + [
-        point for key, point in _points(experiment, request) if key.startswith("model.") or key == "data.size"
-    ]
 
 
 def _add_flags(parser: ArgumentParser) -> None:
@@ -241,6 +242,14 @@ def _verb(argv: Sequence[str]) -> None:
     parser.usage = "%(prog)s --experiment NAME --trials N [--workers W] [--study NAME] [--storage URL] [--KEY VALUE …]"
     _add_flags(parser)
     flags, own = config.parse_flags(parser, argv)
+    if own.get("list"):
+        rows = [
+            (name, ", ".join(config.load_yaml(config.find_experiment(name))["search"]))
+            for name in config.list_experiments()
+            if config.load_yaml(config.find_experiment(name)).get("search")
+        ]
+        make_console().print(make_table("experiments with a search: block", ["name", "what is searched"], rows))
+        return
     for name, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
         if own.get(name, allowed[0]) not in allowed:
             raise ConfigError(

@@ -25,7 +25,7 @@ from skincancer.evaluation import figures
 from skincancer.evaluation.sweep_figures import sweep_figures
 from skincancer.recording import best_name, data_tags
 from skincancer.storage import shown
-from skincancer.study import REASON, RUN_ID, THREADS, Sweep, counts
+from skincancer.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts
 from skincancer.terminal import make_table
 
 BEST_FILE, TRIALS_FILE = "best.yaml", "trials.csv"
@@ -40,14 +40,15 @@ class SweepRecord:
         name: of its study.
         data: prepared.
         console: where to print.
-        places: PLACE_KEYS of this machine, the MLflow store among them.
+        places: PLACE_KEYS of this machine, but the MLflow store.
+        uri: of the MLflow store.
     """
 
     def __init__(
-        self, sweep: Sweep, name: str, data: PreparedData, console: Console, places: Mapping[str, Any]
+        self, sweep: Sweep, name: str, data: PreparedData, console: Console, places: Mapping[str, Any], uri: str
     ) -> None:
-        self.sweep, self.name, self.data, self.console, self.places = sweep, name, data, console, places
-        self.folder = paths.sweeps_folder(places["tracking.uri"]) / name
+        self.sweep, self.name, self.data, self.console, self.places, self.uri = sweep, name, data, console, places, uri
+        self.folder = paths.sweeps_folder(uri) / name
         self.objective = best_name(sweep.base.training.monitor)
         self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
         self.run: tracking.Run | None = None
@@ -55,8 +56,8 @@ class SweepRecord:
         self._told = {trial.number for trial in sweep.trials() if trial.state.is_finished()}
 
     @contextlib.contextmanager
-    def start(self, client: MlflowClient) -> Iterator[tracking.Run]:
-        """Start the sweep's MLflow run, or go on with it.
+    def start(self, client: MlflowClient, trials: int) -> Iterator[tracking.Run]:
+        """Start the sweep's MLflow run, or go on with it; `trials` are to be in all.
 
         Raises:
             RunError: another process is at it, or the run is gone.
@@ -65,6 +66,7 @@ class SweepRecord:
         before = self.sweep.study.user_attrs.get("parent_run")
         if before:
             _check_parent(client, before, self.name)
+        self.sweep.begin(trials)
         tags = {"kind": "sweep", **tracking.git_tags(), **data_tags(self.data), "trials": str(self.sweep.total)}
         group = f"{self.data.entry.name}-{base.task}"
         with tracking.start_run(client, group, f"sweep {self.name}", tags, system_metrics=False, resume=before) as run:
@@ -99,7 +101,8 @@ class SweepRecord:
                 if live:
                     live.update(self.table(trials, workers, time.monotonic() - started), refresh=True)
                 self._tell(trials)
-                self._keep_best()
+                with contextlib.suppress(MlflowException, OSError):  # the next look tries again, and the end must
+                    self._keep_best()
 
             yield tick
             last = 0.0
@@ -116,7 +119,7 @@ class SweepRecord:
         table.add_row(
             f"{done} of {self.sweep.total}", str(state[TrialState.RUNNING]), str(state[TrialState.PRUNED]),
             str(state[TrialState.FAIL]), f"{best.value:.4f} (trial {best.number})" if best else "–", _clock(seconds),
-            _clock(_seconds_left(trials, self.sweep.total - done, workers)),
+            _clock(_seconds_left(trials, self.sweep.total - done, max(workers, state[TrialState.RUNNING]))),
         )  # fmt: skip
         for trial in trials:
             if trial.state == TrialState.RUNNING and counts(trial):
@@ -137,7 +140,9 @@ class SweepRecord:
                 continue
             self._told.add(trial.number)
             if not counts(trial):
-                what = "did not count, and is repeated" if trial.params else "did not count"
+                what = f"{trial.user_attrs.get(ENDED)}: does not count" + (
+                    "" if trial.user_attrs.get(ENDED) == "surplus" else ", is repeated"
+                )
             elif trial.state == TrialState.COMPLETE:
                 what = f"{self.objective} {trial.value:.4f}"
             elif trial.state == TrialState.PRUNED:
@@ -151,13 +156,13 @@ class SweepRecord:
         best = self.sweep.best()
         if self.run is None or best is None or best.number == self._best:
             return
-        self._best = best.number
         text = self.best_yaml(best)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / BEST_FILE).write_text(text, encoding="utf-8")
         self.run.write_text(BEST_FILE, text)
         self.run.log_metrics({self.objective: float(best.value or 0)}, step=best.number)
         self.run.set_tags({"best_trial": str(best.number), "best_run": str(best.user_attrs.get(RUN_ID, ""))})
+        self._best = best.number
 
     def best_yaml(self, best: FrozenTrial) -> str:
         """Return a complete experiment file that repeats a trial."""
@@ -201,13 +206,15 @@ class SweepRecord:
                 markup=False,
             )
         assert self.run is not None
-        self.console.print(f"sweep {self.run.run_id} in {self.places['tracking.uri']}", markup=False)
+        self.console.print(f"sweep {self.run.run_id} in {shown(self.uri)}", markup=False)
 
 
 def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
-    """Return a row a trial: trial state counts objective start end minutes epochs last_epoch_value run_id reason, and its point.
+    """Return a row a trial, with its point.
 
-    A pruned trial has no objective, but the monitored value of its last epoch. Start and end are local times of the worker.
+    Columns: trial state counts ended (why it does not count) objective start end minutes epochs last_epoch_value run_id reason, and the
+    keys of the space. A pruned trial has no objective, but the monitored value of its last epoch. Start and end are local times of
+    the worker.
     """
     rows = []
     for trial in sweep.trials():
@@ -216,7 +223,7 @@ def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
         start, end = trial.datetime_start, trial.datetime_complete
         last = max(trial.intermediate_values, default=0)
         row = {
-            "trial": trial.number, "state": trial.state.name, "counts": counts(trial),
+            "trial": trial.number, "state": trial.state.name, "counts": counts(trial), "ended": trial.user_attrs.get(ENDED, ""),
             objective: trial.value if trial.state == TrialState.COMPLETE else None,
             "start": start, "end": end, "minutes": (end - start).total_seconds() / 60 if start and end else None,
             "epochs": last, "last_epoch_value": trial.intermediate_values.get(last),
@@ -224,7 +231,7 @@ def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
         }  # fmt: skip
         rows.append(row | trial.params)
     columns = [
-        "trial", "state", "counts", objective, "start", "end", "minutes", "epochs", "last_epoch_value", "run_id", "reason",
+        "trial", "state", "counts", "ended", objective, "start", "end", "minutes", "epochs", "last_epoch_value", "run_id", "reason",
         *sweep.plan.search,
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns).astype({objective: float})
@@ -243,11 +250,19 @@ def _check_parent(client: MlflowClient, run_id: str, name: str) -> None:
             f"the run {run_id} of the sweep {name} is deleted; bring it back (mlflow runs restore "
             f"--run-id {run_id}), or give another --study."
         )
-    if run.info.status == "RUNNING" and tracking.owner_alive(run.data.tags) is not False:
-        owner = f"process {run.data.tags.get('pid')} on {run.data.tags.get('host')}"
+    if run.info.status != "RUNNING" or (alive := tracking.owner_alive(run.data.tags)) is False:
+        return
+    owner = f"process {run.data.tags.get('pid')} on {run.data.tags.get('host')}"
+    silent = tracking.silent_seconds(run)
+    if alive:
         raise RunError(
-            f"the sweep {name} is being run by {owner}. Join it with --worker (and --study, --storage), or stop it first; if that "
-            "machine is gone: python -m skincancer.fit --reap --older-than 0h."
+            f"the sweep {name} is being run by {owner}. Join it with --worker (and --study, --storage), or stop it first."
+        )
+    # of another machine, or of this one before it was started anew
+    if silent < SILENT_SECONDS:
+        raise RunError(
+            f"the sweep {name} was being run by {owner}, which cannot be seen from here; its last sign of life is {silent:.0f} s old. "
+            f"Join it with --worker, or start this command again when there has been none for {SILENT_SECONDS / 60:.0f} minutes."
         )
 
 

@@ -136,7 +136,7 @@ def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[st
         alive = owner_alive(run.data.tags)
         reason = "its process is gone"
         if alive is None and older_than_hours is not None:
-            silent = _silent_hours(run)
+            silent = silent_seconds(run) / 3600
             alive = silent < older_than_hours
             reason = f"no heartbeat for {silent:.1f} hours"
         if alive is False:
@@ -146,10 +146,11 @@ def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[st
     return closed
 
 
-def _silent_hours(run: MlflowRun) -> float:
+def silent_seconds(run: MlflowRun) -> float:
+    """Return how long ago a run's owner gave its last sign of life."""
     heartbeat = run.data.tags.get("heartbeat")
     last = datetime.fromisoformat(heartbeat).timestamp() if heartbeat else run.info.start_time / 1000
-    return (time.time() - last) / 3600
+    return time.time() - last
 
 
 def device_name(accelerator: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,17 +19,21 @@ from typing import IO, Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from optuna.trial import Trial
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial
 
 from skincancer import config
-from skincancer.errors import ConfigError, RunError
+from skincancer.errors import ConfigError, RunError, SkinCancerError
 from skincancer.launching import without_launcher
+from skincancer.paths import work_root
 from skincancer.storage import storage_errors
 from skincancer.study import HEARTBEAT_SECONDS, RUN_ID, THREADS, Ended, Sweep
+from skincancer.terminal import uninterrupted
 from skincancer.trial import GO, PRUNE, STATE_TAG
 
 GRACE_SECONDS = 30.0  # for a trial to write its end
 _TICK = 0.5
+_SAME_SIGNAL_SECONDS = 2.0
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "interrupted": "INTERRUPTED"}
 
 Runner = Callable[[Trial, int, threading.Event], Ended]
@@ -41,6 +46,7 @@ def work(
     *,
     deadline: float | None = None,
     tick: Callable[[], None] = lambda: None,
+    bury: Callable[[FrozenTrial], None] = lambda trial: None,
 ) -> None:
     """Run trials with `workers` at once until the sweep has its total, the deadline is past, or every trial fails.
 
@@ -50,9 +56,10 @@ def work(
         workers: threads of this process.
         deadline: of `time.monotonic`; trials that run then are finished, and none is started.
         tick: called by this thread between looks, such as to draw a table.
+        bury: called with each trial whose worker was found dead.
 
     Raises:
-        RunError: the storage is lost, or the first trials all failed.
+        RunError: the storage is lost, or the first trials, or many on end, failed.
         Interrupted: after the running trials have been ended and queued again.
     """
     stop = threading.Event()
@@ -60,8 +67,7 @@ def work(
 
     def loop(slot: int) -> None:
         try:
-            with storage_errors(sweep.url):
-                _claim_and_run(sweep, run_trial, slot, stop, deadline)
+            _claim_and_run(sweep, run_trial, slot, stop, deadline, bury)
         except BaseException as error:
             problems.append(error)
             stop.set()
@@ -71,10 +77,9 @@ def work(
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            with storage_errors(sweep.url):
+            with storage_errors(sweep.url), uninterrupted():
                 tick()
-            stop.wait(_TICK)
-            if stop.is_set():
+            if stop.wait(_TICK):
                 break
     finally:
         stop.set()
@@ -82,28 +87,49 @@ def work(
             thread.join()
     if problems:
         raise problems[0]
+    with storage_errors(sweep.url):
+        _stop_if_hopeless(sweep)  # also where the last trial was one of those
 
 
-def _claim_and_run(sweep: Sweep, run_trial: Runner, slot: int, stop: threading.Event, deadline: float | None) -> None:
-    while not stop.is_set() and not sweep.is_over():
-        sweep.reap()
-        if reason := sweep.hopeless():
-            raise RunError(
-                f"the sweep stops: every trial has failed so far, the last one with: {reason}\nMend it, and start the same "
-                "command again."
-            )
-        late = deadline is not None and time.monotonic() >= deadline
-        trial = None if late else sweep.claim(slot)
-        if trial is None:
-            if late:
+def _claim_and_run(
+    sweep: Sweep,
+    run_trial: Runner,
+    slot: int,
+    stop: threading.Event,
+    deadline: float | None,
+    bury: Callable[[FrozenTrial], None],
+) -> None:
+    while not stop.is_set():
+        with storage_errors(sweep.url):
+            if sweep.is_over():
                 return
+            for dead in sweep.reap():
+                bury(dead)
+            _stop_if_hopeless(sweep)
+            late = deadline is not None and time.monotonic() >= deadline
+            trial = None if late else sweep.claim(slot)
+        if late:
+            return
+        if trial is None:
             stop.wait(2 * _TICK)  # for the trials of other workers: one that dies is repeated here
             continue
         ended = Ended("interrupted")
         try:
             ended = run_trial(trial, slot, stop)
+        except UpdateFinishedTrialError:
+            continue  # silent for so long that another worker has taken it for dead, and repeats it
+        except SkinCancerError:
+            raise  # the storage
+        except Exception as error:
+            ended = Ended("failed", reason=f"{type(error).__name__}: {error}")
         finally:
-            sweep.end(trial, ended)
+            with storage_errors(sweep.url):
+                sweep.end(trial, ended)
+
+
+def _stop_if_hopeless(sweep: Sweep) -> None:
+    if reason := sweep.hopeless():
+        raise RunError(f"the sweep stops: {reason}\nMend it, and start the same command again.")
 
 
 def visible_devices() -> list[str]:
@@ -123,7 +149,7 @@ class TrialProcess:
 
     Args:
         sweep: whose trials.
-        places: PLACE_KEYS of this machine.
+        places: PLACE_KEYS of this machine, but the MLflow store.
         client: of the MLflow store.
         folder: for the trials' files.
         workers: of this process.
@@ -147,14 +173,26 @@ class TrialProcess:
         stem = self.folder / f"trial_{trial.number:04d}"
         stem.with_suffix(".yaml").write_text(config.dump_yaml({**experiment.to_dict(), "search": {}}), encoding="utf-8")
         if not self.devices:
-            trial.set_user_attr(THREADS, self.threads)
+            with storage_errors(self.sweep.url):
+                trial.set_user_attr(THREADS, self.threads)
         talk = _Talk(self.sweep, trial)
         with _start(self._command(stem, trial), stem.with_suffix(".log"), self._environment(slot)) as (process, pipe):
             ended = talk.listen(process, pipe, stop)
+        if ended is None and process.returncode in (130, 143) and stop.wait(_SAME_SIGNAL_SECONDS):
+            ended = Ended("interrupted")  # a signal to all processes reached the trial first
         if ended is None:
             ended = Ended("failed", reason=_why(process.returncode, stem.with_suffix(".log")))
-        self._close_run(talk.run_id, ended, stem.with_suffix(".log"))
+        self._close_run(trial.number, talk.run_id, ended, stem.with_suffix(".log"))
         return ended
+
+    def bury(self, trial: FrozenTrial) -> None:
+        """Write down in MLflow that a trial's worker died; the trial is repeated."""
+        if run_id := trial.user_attrs.get(RUN_ID):
+            with contextlib.suppress(MlflowException, OSError):
+                self.client.set_tag(run_id, STATE_TAG, "DEAD")
+                if self.client.get_run(run_id).info.status == "RUNNING":
+                    self.client.set_tag(run_id, "status_reason", "the worker of this trial died; it is repeated")
+                    self.client.set_terminated(run_id, "KILLED")
 
     def _command(self, stem: Path, trial: Trial) -> list[str]:
         return [
@@ -164,6 +202,7 @@ class TrialProcess:
 
     def _environment(self, slot: int) -> dict[str, str]:
         environment = without_launcher(os.environ)  # a trial is no rank, whatever started its worker
+        environment["MLFLOW_TRACKING_URI"] = self.client.tracking_uri  # not in its file, for it may hold a password
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
         else:
@@ -172,20 +211,38 @@ class TrialProcess:
 
     @property
     def threads(self) -> int:
-        """How many threads a trial computes with on a CPU, where OMP_NUM_THREADS does not say."""
-        return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // self.workers))
+        """How many threads a trial computes with on a CPU: those that OMP_NUM_THREADS says, else its share of the cores."""
+        given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+        return int(given) if given.isdigit() and int(given) else max(1, usable_cores() // self.workers)
 
-    def _close_run(self, run_id: str | None, ended: Ended, log: Path) -> None:
-        """Write down in MLflow what a process that died could not."""
-        if run_id is None:
-            return
-        with contextlib.suppress(MlflowException):  # the study has it too
+    def _close_run(self, number: int, run_id: str | None, ended: Ended, log: Path) -> None:
+        """Write down in MLflow what a process that died could not, and remove what it left."""
+        with contextlib.suppress(MlflowException, OSError):  # the study has it too
+            if run_id is None and ended.state == "failed":
+                run_id = self._make_run(number)
+            if run_id is None:
+                return
             self.client.set_tag(run_id, STATE_TAG, _STATES[ended.state])
             if self.client.get_run(run_id).info.status == "RUNNING":
                 self.client.set_tag(run_id, "status_reason", ended.reason[:4000] or ended.state)
                 self.client.set_terminated(run_id, "KILLED" if ended.state == "interrupted" else "FAILED")
             if ended.state == "failed":
                 self.client.log_artifact(run_id, str(log))
+            # a trial is repeated from its start, never resumed
+            shutil.rmtree(work_root(self.client.tracking_uri) / run_id, ignore_errors=True)
+
+    def _make_run(self, number: int) -> str:
+        """Make the run of a trial that failed before it had one."""
+        parent = self.client.get_run(self.sweep.parent)
+        tags = {"kind": "trial", "mlflow.parentRunId": self.sweep.parent, "mlflow.runName": f"trial {number}"}
+        run: Any = self.client.create_run(parent.info.experiment_id, tags=tags)
+        self.client.log_param(run.info.run_id, "trial", number)
+        return str(run.info.run_id)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: those that SLURM or a container gave it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -235,7 +292,8 @@ class _Talk:
                 ready = selector.select(_TICK)
                 if not ready and process.poll() is None:
                     continue
-                chunk = pipe.read(65536) if ready else b""
+                # it may have spoken and ended since
+                chunk = pipe.read(65536) if ready or selector.select(0) else b""
                 if not chunk:
                     process.wait()  # its end of the pipe is closed when it ends
                     return self.ended if process.returncode == 0 else None
@@ -246,17 +304,21 @@ class _Talk:
 
     def _beat(self) -> None:
         if time.monotonic() - self._beaten > HEARTBEAT_SECONDS:
-            self.sweep.beat(self.trial)
+            with storage_errors(self.sweep.url):
+                self.sweep.beat(self.trial)
             self._beaten = time.monotonic()
 
     def _take(self, message: Mapping[str, Any], process: subprocess.Popen[bytes]) -> None:
         if "run" in message:
             self.run_id = message["run"]
-            self.trial.set_user_attr(RUN_ID, self.run_id)
+            with storage_errors(self.sweep.url):
+                self.trial.set_user_attr(RUN_ID, self.run_id)
         elif "epoch" in message:
-            self.trial.report(message["value"], message["epoch"])
+            with storage_errors(self.sweep.url):
+                self.trial.report(message["value"], message["epoch"])
+                prune = not message["last"] and self.sweep.should_prune(self.trial)
             if not message["last"]:
-                answer = PRUNE if self.trial.should_prune() else GO
+                answer = PRUNE if prune else GO
                 assert process.stdin is not None
                 with contextlib.suppress(OSError):
                     process.stdin.write(f"{answer}\n".encode())

@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from skincancer.config import TYPES
 from skincancer.errors import ConfigError
-from skincancer.search import check_search, distributions, ends, grid
+from skincancer.search import check_search, distributions, ends_of, grid
 
 SPACE = {
     "model.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
@@ -27,7 +27,7 @@ def test_numbers_are_whole_where_the_key_is():
         "augment.policy": CategoricalDistribution(("none", "light")),
         "model.freeze": CategoricalDistribution(("none", "all")),
     }
-    assert [ends(space) for space in SPACE.values()][:2] == [[1e-4, 1e-2], [0, 0.5]]
+    assert [ends_of(space) for space in SPACE.values()][:2] == [[1e-4, 1e-2], [0, 0.5]]
 
 
 def test_the_grid_has_every_point_once():
@@ -36,6 +36,9 @@ def test_the_grid_has_every_point_once():
     assert len({tuple(point.items()) for point in points}) == len(points)
     assert sorted({point["model.dropout"] for point in points}) == [0, 0.25, 0.5]
     assert points[0] == {"model.dropout": 0, "data.batch_size": 8, "augment.policy": "none"}
+    many = {name: {"choices": list(range(100))} for name in ("model.dropout", "data.batch_size", "data.size")}
+    with pytest.raises(ConfigError, match="1,000,000 points"):
+        grid(many, TYPES)
     with pytest.raises(ConfigError, match=r"grid: model.optimizer.lr .* has no steps"):
         grid(SPACE, TYPES)
 

@@ -40,6 +40,7 @@ def objective(trial: optuna.Trial, slot: int = 0, stop: object = None) -> Ended:
 
 def create(url: str, count: int, plan: Plan = PLAN, name: str = "one") -> study.Sweep:
     sweep = study.create(url, name, plan, count, "maximize")
+    sweep.begin(count)
     sweep.study.set_user_attr("parent_run", "parent")
     return sweep
 
@@ -152,11 +153,55 @@ def test_failed_trials_count_and_say_why(journal):
 
 def test_a_sweep_in_which_everything_fails_stops_early_and_can_go_on(journal):
     sweep = create(journal, 40)
-    with pytest.raises(RunError, match="every trial has failed so far, the last one with: no CUDA"):
+    with pytest.raises(RunError, match="the last 3 trials all failed, the last one with: no CUDA"):
         trials.work(sweep, lambda *_: Ended("failed", reason="no CUDA"), 1)
     assert len(sweep.trials()) == study.FIRST_FAILURES
     trials.work(create(journal, 5), objective, 1)
     assert len(points(sweep)) == 5
+
+
+def test_a_sweep_of_two_trials_that_both_fail_is_no_success(journal):
+    with pytest.raises(RunError, match="the last 2 trials all failed, the last one with: no CUDA"):
+        trials.work(create(journal, 2), lambda *_: Ended("failed", reason="no CUDA"), 1)
+
+
+def test_a_sweep_in_which_nothing_succeeds_any_more_stops(journal):
+    sweep = create(journal, 40)
+
+    def disk_full_after_two(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+        return objective(trial) if trial.number < 2 else Ended("failed", reason="no space left")
+
+    with pytest.raises(RunError, match="the last 10 trials all failed, the last one with: no space left"):
+        trials.work(sweep, disk_full_after_two, 1)
+    assert len(sweep.trials()) == 12
+
+
+def test_an_error_of_ours_in_a_trial_costs_one_trial(journal):
+    sweep = create(journal, 3)
+
+    def broken(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+        if trial.number == 1:
+            raise OSError("Cannot allocate memory")
+        return objective(trial)
+
+    trials.work(sweep, broken, 1)
+    assert [trial.state.name for trial in sweep.trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert sweep.trials()[1].user_attrs["reason"] == "OSError: Cannot allocate memory"
+
+
+def test_a_trial_that_was_taken_for_dead_while_it_ran_ends_nothing_else(journal):
+    sweep, other = create(journal, 3), study.join(journal, "one")
+
+    def paused(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+        if trial.number == 0:
+            other.release(trial, "dead")
+            sweep.beat(trial)
+        return objective(trial)
+
+    trials.work(sweep, paused, 1)
+    found = sweep.trials()
+    assert [trial.state.name for trial in found] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert found[0].params == found[1].params, "repeated"
 
 
 def test_a_total_below_what_is_done_is_refused(journal):
@@ -209,6 +254,47 @@ def test_a_grid_has_each_point_once(journal):
     assert len(sweep.trials()) == 6, "a second start adds none"
 
 
+def test_a_point_of_a_grid_survives_its_worker_at_every_moment(journal, monkeypatch):
+    plan = replace(PLAN, search={"model.dropout": {"choices": [0.1, 0.2, 0.3]}}, sampler="grid")
+    sweep = create(journal, 3, plan)
+    # killed after the point was taken from the queue, and before it was drawn
+    number = sweep.study._pop_waiting_trial_id()
+    assert number is not None
+    assert sweep.trials()[0].params == {}
+    monkeypatch.setattr(study, "UNOWNED_SECONDS", 0.0)
+    (dead,) = sweep.reap()
+    # and the next one before the point was queued again
+    monkeypatch.setattr(study.Sweep, "_queue_again", lambda *_: None)
+    other = sweep.claim(0)
+    sweep.release(other, "dead")
+    monkeypatch.undo()
+    again = create(journal, 3, plan)
+    trials.work(again, objective_of_dropout, 1)
+    assert sorted(point["model.dropout"] for point in points(again)) == [0.1, 0.2, 0.3]
+    assert dead.number == 0
+
+
+def objective_of_dropout(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+    return Ended("complete", trial.params["model.dropout"])
+
+
+@pytest.mark.parametrize(("sampler", "pruner"), [("random", "hyperband"), ("tpe", "none")])
+def test_the_other_samplers_and_pruners(journal, sampler, pruner):
+    sweep = create(journal, 12, replace(PLAN, sampler=sampler, pruner=pruner))
+
+    def with_epochs(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+        for epoch in range(1, 16):
+            trial.report(-trial.number + epoch / 100, epoch)
+            if sweep.should_prune(trial):
+                return Ended("pruned")
+        return objective(trial)
+
+    trials.work(sweep, with_epochs, 2)
+    pruned = sum(trial.state == TrialState.PRUNED for trial in sweep.trials())
+    assert (pruned > 0) == (pruner == "hyperband")
+    assert len(points(sweep)) == 12
+
+
 # ----------------------------------------------------------------------------------------------------------------- whose study
 
 
@@ -246,8 +332,11 @@ def test_a_study_that_is_not_ours_is_refused(journal):
 
 def test_a_worker_waits_for_its_study_and_says_which_there_are(journal):
     create(journal, 3, name="other")
-    with pytest.raises(RunError, match=r"there is no study one .*\(there: other\)"):
-        study.join(journal, "one", wait_seconds=0.2)
+    told: list[str] = []
+    with pytest.raises(RunError, match=r"there is no started study one .*\(there: other\)"):
+        study.join(journal, "one", wait_seconds=0.2, tell=told.append)
+    assert len(told) == 1
+    assert "waiting up to" in told[0]
     timer = threading.Timer(1.0, create, (journal, 3))
     timer.start()
     assert study.join(journal, "one", wait_seconds=60).total == 3
@@ -284,7 +373,7 @@ def test_many_workers_have_the_total_and_no_trial_twice(url):
     while sum(trial.state.is_finished() for trial in sweep.trials()) < 5:
         time.sleep(0.02)
     workers[0].kill()
-    assert [worker.wait(120) for worker in workers] == [-signal.SIGKILL, 0, 0]
+    assert [worker.wait(300) for worker in workers] == [-signal.SIGKILL, 0, 0]
     found = sweep.trials()
     assert sum(trial.state == TrialState.COMPLETE for trial in found) == 30
     assert not any(trial.state == TrialState.RUNNING for trial in found)
@@ -327,7 +416,7 @@ def test_a_worker_of_another_machine_is_dead_when_it_has_been_silent(journal, mo
     sweep.beat(trial)
     assert sweep.reap() == []
     monkeypatch.setattr(study, "SILENT_SECONDS", -1.0)
-    assert sweep.reap() == [trial.number]
+    assert [dead.number for dead in sweep.reap()] == [trial.number]
     sweep.end(trial, Ended("complete", 1.0))
     assert sweep.trials()[trial.number].state == TrialState.FAIL, "what it says afterwards is not taken"
 
@@ -387,6 +476,22 @@ def test_a_storage_that_cannot_be_used(given):
     with pytest.raises(RunError, match=r"the storage .* cannot be used") as caught:
         storage.open_storage(given)
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path):
+    path = tmp_path / "thesis.txt"
+    for words in (b"precious words, and no newline", b"\xff\xfe\x00binary", b'{"a": 1}\n{"b":'):
+        path.write_bytes(words)
+        with pytest.raises(RunError, match="is no journal of Optuna's"):
+            storage.open_storage(f"journal://{path}")
+        assert path.read_bytes() == words
+
+
+def test_workers_that_start_together_on_an_empty_database(tmp_path, server):
+    for place in (f"sqlite:///{tmp_path}/new.db", new_database(server)):
+        code = "import sys; from skincancer.storage import open_storage; open_storage(sys.argv[1]); print('opened')"
+        workers = [subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE) for _ in range(4)]
+        assert [worker.communicate(timeout=120)[0] for worker in workers] == [b"opened\n"] * 4
 
 
 def test_a_half_written_line_is_cut_off(journal, tmp_path):

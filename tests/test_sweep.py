@@ -102,7 +102,7 @@ def test_the_objective_is_that_of_the_validation_part(there):
 def test_figures(there):
     (parent,) = by_kind("sweep")
     names = {Path(item.path).stem for item in tracking.connect(None).list_artifacts(parent.info.run_id, "figures")}
-    assert {"history", "learning_curves", "slice", "parallel_coordinate"} <= names
+    assert names == {"history", "learning_curves", "slice", "parallel_coordinate", "importance"}
 
 
 def test_the_best_configuration_repeats_the_best_trial_exactly(there, new_store):
@@ -116,7 +116,8 @@ def test_the_best_configuration_repeats_the_best_trial_exactly(there, new_store)
     assert content["search"] == {}
     assert content["name"] == "tiny_best"
     new_store("again")
-    assert fit.main([f"--experiment={path}", f"--tracking.uri={os.environ['MLFLOW_TRACKING_URI']}"]) == 0
+    assert content["tracking"]["uri"] is None, "it may hold a password"
+    assert fit.main([f"--experiment={path}"]) == 0
     again = only_run()
     assert again.data.metrics["best/balanced_accuracy"] == best
     assert "test/balanced_accuracy" in again.data.metrics
@@ -133,8 +134,20 @@ def test_a_second_start_adds_nothing_and_a_larger_total_goes_on(there, tiny_demo
     assert again.info.run_id == parent.info.run_id
     assert again.info.status == "FINISHED"
     assert len(pd.read_csv(artifact(again, "trials.csv"))) == 4
+    capsys.readouterr()
     assert sweep.main([*same, "--trials=3"]) == 2
     assert "4 trials of the study three have ended" in capsys.readouterr().err
+    # another machine, or this one before it lost its power, is at it; or was, a long while ago
+    client = tracking.connect(None)
+    client.update_run(parent.info.run_id, status="RUNNING")
+    tags = {"boot_id": "another", "heartbeat": "2020-01-01T00:00:00+00:00"}
+    client.set_tag(parent.info.run_id, "boot_id", tags["boot_id"])
+    assert sweep.main([*same, "--trials=5"]) == 1
+    assert "which cannot be seen from here" in capsys.readouterr().err
+    assert len(pd.read_csv(artifact(again, "trials.csv"))) == 4
+    client.set_tag(parent.info.run_id, "heartbeat", tags["heartbeat"])
+    assert sweep.main([*same, "--trials=5"]) == 0
+    assert len(pd.read_csv(artifact(again, "trials.csv"))) == 5
     other = [flag for flag in same if not flag.startswith("--trainer.max_epochs")]
     assert sweep.main([*other, "--trainer.max_epochs=3", "--trials=9"]) == 2
     assert "trainer.max_epochs: the study has 2, asked is 3" in capsys.readouterr().err
@@ -165,6 +178,7 @@ def one(tmp_path: Path) -> study.Sweep:
         "x", {"task": "classification"}, {}, {"model.dropout": {"low": 0.0, "high": 0.5}}, "tpe", "median", "", ""
     )
     found = study.create(f"journal://{tmp_path}/one.journal", "one", plan, 9, "maximize")
+    found.begin(9)
     found.study.set_user_attr("parent_run", "parent")
     return found
 
@@ -206,6 +220,32 @@ def test_a_trial_that_does_not_end_is_ended(one, tmp_path, monkeypatch, store):
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_trial_that_failed_before_its_run_began_has_one_nevertheless(one, tmp_path, monkeypatch, store):
+    client = tracking.connect(None)
+    parent = client.create_run(client.create_experiment("demo")).info.run_id
+    one.study.set_user_attr("parent_run", parent)
+    trial = one.claim(0)
+    assert runner(one, tmp_path, TRIALS["segfault"][0], monkeypatch)(trial, 0, threading.Event()).state == "failed"
+    (child,) = [run for run in all_runs() if run.info.run_id != parent]
+    assert child.info.status == "FAILED"
+    assert child.data.tags["mlflow.parentRunId"] == parent
+    assert child.data.tags["trial_state"] == "FAIL"
+    assert "SIGSEGV" in child.data.tags["status_reason"]
+    assert child.data.params["trial"] == "0"
+
+
+def test_the_run_of_a_dead_workers_trial_says_so(one, tmp_path, monkeypatch, store):
+    client = tracking.connect(None)
+    child = client.create_run(client.create_experiment("demo"), tags={"kind": "trial", "trial_state": "RUNNING"})
+    trial = one.claim(0)
+    trial.set_user_attr("run_id", child.info.run_id)
+    trial.set_user_attr("owner", {**tracking.owner_tags(), "pid": "1", "process_start": "0"})
+    trials.work(one, lambda *_: study.Ended("complete", 0.5), 1, bury=runner(one, tmp_path, COMPLETE, monkeypatch).bury)
+    found = client.get_run(child.info.run_id)
+    assert found.info.status == "KILLED"
+    assert found.data.tags["trial_state"] == "DEAD"
+
+
 def test_each_worker_has_its_own_gpu(one, tmp_path, monkeypatch, store):
     code = SAY + "print(os.environ['CUDA_VISIBLE_DEVICES'])\nsay(objective=0.5)"
     run = runner(one, tmp_path, code, monkeypatch, ("4", "7"))
@@ -218,12 +258,14 @@ def test_each_worker_has_its_own_gpu(one, tmp_path, monkeypatch, store):
 
 def test_workers_share_the_cores(one, tmp_path, monkeypatch, store):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(trials, "usable_cores", lambda: 8)
     code = SAY + "print(os.environ['OMP_NUM_THREADS'])\nsay(objective=0.5)"
     trial = one.claim(0)
     runner(one, tmp_path, code, monkeypatch)(trial, 0, threading.Event())
     assert (tmp_path / "logs/trial_0000.log").read_text().strip() == "4"
     assert one.trials()[0].user_attrs["threads"] == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert runner(one, tmp_path, code, monkeypatch).threads == 3
 
 
 def test_a_point_that_is_no_experiment_fails_with_its_reason(one, tmp_path, monkeypatch, store):
@@ -283,6 +325,21 @@ def test_a_space_whose_ends_are_no_experiments_is_refused(space, said, tmp_path,
     assert sweep.main([f"--experiment={tmp_path / 'bad.yaml'}", "--trials=3"]) == 2
     assert said in capsys.readouterr().err
     assert not (places / "sweeps").exists()
+
+
+def test_what_can_be_swept_is_listed(capsys):
+    assert sweep.main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert "efficientnet_lite0" in shown
+    assert "model.optimizer.lr" in shown
+    assert "vgg16_frozen" not in shown
+
+
+def test_a_worker_with_other_images_is_refused(one, tiny_demo, store, capsys):
+    client = tracking.connect(None)
+    one.study.set_user_attr("parent_run", client.create_run(client.create_experiment("demo")).info.run_id)
+    assert sweep.main(["--worker", "--study=one", f"--storage={one.url}", f"--data.root={tiny_demo}"]) == 1
+    assert "the images here are not those of the sweep: index_hash is" in capsys.readouterr().err
 
 
 def test_a_worker_without_the_sweeps_store_is_refused(one, tmp_path, store, capsys):

@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from skincancer.evaluation.figures import INK, PALETTE, finish_axes, legend_of_panels, new_figure
+from skincancer.study import counts
 
 _PRUNED, _BEST = "#b8b8b8", PALETTE[1]
 # from grey and not from white: the worst must be seen too
@@ -53,7 +54,8 @@ def history(study: optuna.Study, complete: Sequence[FrozenTrial], objective: str
     axes.step(numbers, best, where="post", color=_BEST, linewidth=1.6, label="best so far")
     axes.plot(numbers, values, "o", color=PALETTE[0], markersize=5, label="complete")
     for state, mark in ((TrialState.PRUNED, "pruned"), (TrialState.FAIL, "failed")):
-        where = [trial.number for trial in study.get_trials(deepcopy=False, states=(state,))]
+        ended = study.get_trials(deepcopy=False, states=(state,))
+        where = [trial.number for trial in ended if counts(trial)]
         if where:
             low = np.full(len(where), axes.get_ylim()[0])
             axes.plot(where, low, "|" if mark == "pruned" else "x", color=INK, markersize=7, label=f"{mark} (no value)")
