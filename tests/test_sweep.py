@@ -111,7 +111,7 @@ def test_figures_follow_from_what_the_trials_allow():
     drawn = []
     for values in ([], [0.5], [0.5, 0.5], [0.5, 0.6, 0.7]):
         found = optuna.create_study(direction="maximize")
-        for number, value in enumerate(values):
+        for value in values:
             trial = found.ask({"model.dropout": optuna.distributions.FloatDistribution(0.0, 0.5)})
             trial.report(value, 1)
             found.tell(trial, value)
