@@ -160,7 +160,9 @@ class SweepRecord:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / BEST_FILE).write_text(text, encoding="utf-8")
         self.run.write_text(BEST_FILE, text)
-        self.run.log_metrics({self.objective: float(best.value or 0)}, step=best.number)
+        # of a metric MLflow shows the value of the highest step, and trials do not end in the order of their numbers
+        ended = sum(trial.state.is_finished() for trial in self.sweep.trials())
+        self.run.log_metrics({self.objective: float(best.value or 0)}, step=ended)
         self.run.set_tags({"best_trial": str(best.number), "best_run": str(best.user_attrs.get(RUN_ID, ""))})
         self._best = best.number
 
