@@ -239,7 +239,7 @@ def test_a_trial_that_does_not_end_is_ended(one, tmp_path, monkeypatch, store):
 
 def test_a_trial_that_failed_before_its_run_began_has_one_nevertheless(one, tmp_path, monkeypatch, store):
     client = tracking.connect(None)
-    parent = client.create_run(client.create_experiment("demo")).info.run_id
+    parent = client.create_run(tracking.experiment_id(client, "demo")).info.run_id
     one.study.set_user_attr("parent_run", parent)
     trial = one.claim(0)
     assert runner(one, tmp_path, TRIALS["segfault"][0], monkeypatch)(trial, 0, threading.Event()).state == "failed"
@@ -253,7 +253,7 @@ def test_a_trial_that_failed_before_its_run_began_has_one_nevertheless(one, tmp_
 
 def test_the_run_of_a_dead_workers_trial_says_so(one, tmp_path, monkeypatch, store):
     client = tracking.connect(None)
-    child = client.create_run(client.create_experiment("demo"), tags={"kind": "trial", "trial_state": "RUNNING"})
+    child = client.create_run(tracking.experiment_id(client, "demo"), tags={"kind": "trial", "trial_state": "RUNNING"})
     trial = one.claim(0)
     trial.set_user_attr("run_id", child.info.run_id)
     trial.set_user_attr("owner", {**tracking.owner_tags(), "pid": "1", "process_start": "0"})
@@ -354,7 +354,7 @@ def test_what_can_be_swept_is_listed(capsys):
 
 def test_a_worker_with_other_images_is_refused(one, tiny_demo, store, capsys):
     client = tracking.connect(None)
-    one.study.set_user_attr("parent_run", client.create_run(client.create_experiment("demo")).info.run_id)
+    one.study.set_user_attr("parent_run", client.create_run(tracking.experiment_id(client, "demo")).info.run_id)
     assert sweep.main(["--worker", "--study=one", f"--storage={one.url}", f"--data.root={tiny_demo}"]) == 1
     assert "the images here are not those of the sweep: index_hash is" in capsys.readouterr().err
 
