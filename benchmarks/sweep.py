@@ -42,7 +42,8 @@ trials.work(sweep, lambda trial, slot, stop: trials.Ended("complete", trial.para
 def measure_trials(trials: int, epochs: int, flags: list[str]) -> None:
     """Time sweeps of real trials of one thread, by one worker and by two in turn, and what of it is training."""
     import pandas as pd
-    from mlflow.tracking import MlflowClient
+
+    from skincancer.tracking import connect
 
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
@@ -59,8 +60,8 @@ def measure_trials(trials: int, epochs: int, flags: list[str]) -> None:
             ]  # fmt: skip
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, cwd=CHECKOUT)
             if workers:
-                seconds[workers].append(span(MlflowClient(uri), f"s{number}", pd))
-        client = MlflowClient(uri)
+                seconds[workers].append(span(connect(uri), f"s{number}", pd))
+        client = connect(uri)
         overheads = list(overhead(client, pd))
     each = statistics.median(overheads)
     print(
@@ -115,7 +116,7 @@ def storage(kind: str) -> Iterator[str]:
 def measure_storage(kind: str, trials: int, workers: int, kills: int) -> None:
     """Run trials that do nothing by many processes; kill some at random and start others instead."""
     with storage(kind) as url:
-        sweep = create(url, "one", PLAN, trials, "maximize")
+        sweep = create(url, "one", PLAN, trials, maximize=True)
         sweep.begin(trials)
         sweep.study.set_user_attr("parent_run", "parent")
         start = time.perf_counter()

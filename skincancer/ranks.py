@@ -86,7 +86,7 @@ class _Line:
         with contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def read(self) -> dict[str, object] | None:
+    def read(self) -> dict[str, Any] | None:
         """Return the message that has arrived, {} for less than one, None for the end of the line."""
         try:
             data = self.connection.recv(65536)
@@ -182,7 +182,7 @@ class Ranks(Callback):
                 line = _Line(server.accept()[0])
                 hello = line.read() or {}
                 if secrets.compare_digest(str(hello.get("token")), token):
-                    line.rank, line.who = int(str(hello["rank"])), str(hello["who"])
+                    line.rank, line.who = hello["rank"], hello["who"]
                     self._lines.append(line)
 
     # ------------------------------------------------------------------------------------------------------------- watching
@@ -214,7 +214,7 @@ class Ranks(Callback):
         elif message.get("kind") == "done":
             ready.done = True
         elif message:
-            self._end_with(Ending(**message))  # type: ignore[arg-type]
+            self._end_with(Ending(**message))
 
     def _look(self, gone: Mapping[int, int | None]) -> None:
         """Look at the processes that were started here, or at the one that started this one."""

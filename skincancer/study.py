@@ -142,8 +142,13 @@ class Sweep:
         return int(self.study.user_attrs["trials"])
 
     def trials(self) -> list[FrozenTrial]:
-        """Return every trial, also those that do not count."""
-        return self.study.get_trials(deepcopy=False)
+        """Return every trial, also those that do not count.
+
+        Raises:
+            RunError: the storage is lost.
+        """
+        with storage_errors(self.url):
+            return self.study.get_trials(deepcopy=False)
 
     def claim(self, slot: int) -> Trial | None:
         """Start a trial that is this worker's own, or return None where no more are to be started now.
@@ -244,16 +249,18 @@ class Sweep:
 
         Raises:
             ConfigError: a grid of too many points.
+            RunError: the storage is lost.
         """
         points = search.grid(self.plan.search, config.TYPES) if self.plan.sampler == "grid" else []
-        for point in points:
-            self.study.enqueue_trial(point, user_attrs={_PLANNED: -1}, skip_if_exists=True)
-        known = self.trials()
-        repeated = {trial.user_attrs.get(_PLANNED) for trial in known}
-        for trial in known:
-            if trial.user_attrs.get(ENDED) in ("dead", "interrupted") and trial.number not in repeated:
-                self._queue_again(trial)  # a worker was killed between closing it and queueing it
-        self.study.set_user_attr("trials", min(trials, len(points)) if points else trials)
+        with storage_errors(self.url):
+            for point in points:
+                self.study.enqueue_trial(point, user_attrs={_PLANNED: -1}, skip_if_exists=True)
+            known = self.trials()
+            repeated = {trial.user_attrs.get(_PLANNED) for trial in known}
+            for trial in known:
+                if trial.user_attrs.get(ENDED) in ("dead", "interrupted") and trial.number not in repeated:
+                    self._queue_again(trial)  # a worker was killed between closing it and queueing it
+            self.study.set_user_attr("trials", min(trials, len(points)) if points else trials)
 
     def should_prune(self, trial: Trial) -> bool:
         """Say whether the pruner wants no more of a trial; one thread at a time, for Hyperband makes its brackets at the first call."""
@@ -319,7 +326,7 @@ def build_pruner(name: str, max_epochs: int) -> BasePruner:
     return NopPruner()
 
 
-def create(url: str, name: str, plan: Plan, trials: int, direction: Literal["minimize", "maximize"]) -> Sweep:
+def create(url: str, name: str, plan: Plan, trials: int, *, maximize: bool) -> Sweep:
     """Open the study `name`, creating it where it is not there; `Sweep.begin` then starts it.
 
     Args:
@@ -327,7 +334,7 @@ def create(url: str, name: str, plan: Plan, trials: int, direction: Literal["min
         name: of the study.
         plan: what it is to be of.
         trials: how many it is to have in all.
-        direction: minimize or maximize.
+        maximize: the objective, else minimize it.
 
     Raises:
         ConfigError: it is of something else (both are shown), or has more trials already.
@@ -336,7 +343,9 @@ def create(url: str, name: str, plan: Plan, trials: int, direction: Literal["min
     storage = open_storage(url)
     with storage_errors(url):
         try:
-            study = optuna.create_study(study_name=name, storage=storage, direction=direction)
+            study = optuna.create_study(
+                study_name=name, storage=storage, direction="maximize" if maximize else "minimize"
+            )
             study.set_user_attr("plan", asdict(plan))
         except optuna.exceptions.DuplicatedStudyError:
             study = optuna.load_study(study_name=name, storage=storage)

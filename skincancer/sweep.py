@@ -87,8 +87,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
     plan = study.Plan(
         experiment.name, content, flags, dict(experiment.search), request.sampler, request.pruner, data.split_hash, data.index_hash,
     )  # fmt: skip
-    direction = "maximize" if monitor_mode(experiment.training.monitor) == "max" else "minimize"
-    opened = study.create(url, name, plan, request.trials, direction)  # type: ignore[arg-type]
+    opened = study.create(url, name, plan, request.trials, maximize=monitor_mode(experiment.training.monitor) == "max")
     record = SweepRecord(opened, name, data, console, _places(request), client.tracking_uri)
     with record.start(client, request.trials) as run:
         console.print(
@@ -116,7 +115,7 @@ def join(request: Request, console: Console | None = None) -> None:
 
     from skincancer import study, tracking
     from skincancer.data.prepared import prepare_data
-    from skincancer.storage import storage_url
+    from skincancer.storage import shown, storage_url
     from skincancer.sweep_record import SweepRecord
 
     assert request.study is not None
@@ -128,7 +127,7 @@ def join(request: Request, console: Console | None = None) -> None:
         client.get_run(opened.parent)
     except MlflowException as error:
         raise RunError(
-            f"--worker: the sweep's run {opened.parent} is not in {client.tracking_uri}. Give --tracking.uri (or "
+            f"--worker: the sweep's run {opened.parent} is not in {shown(client.tracking_uri)}. Give --tracking.uri (or "
             "MLFLOW_TRACKING_URI) of the store that the sweep writes to."
         ) from error
     here = opened.plan.resolve({}, _places(request))

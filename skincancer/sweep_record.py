@@ -244,8 +244,8 @@ def _check_parent(client: MlflowClient, run_id: str, name: str) -> None:
         run = client.get_run(run_id)
     except MlflowException as error:
         raise RunError(
-            f"the study {name} belongs to the sweep {run_id}, which is not in {client.tracking_uri}. Give the MLflow store that it was "
-            "started with, or another --study."
+            f"the study {name} belongs to the sweep {run_id}, which is not in {shown(client.tracking_uri)}. Give the MLflow store that "
+            "it was started with, or another --study."
         ) from error
     if run.info.lifecycle_stage == "deleted":
         raise RunError(

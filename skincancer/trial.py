@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from skincancer import config
-from skincancer.terminal import run_verb, signals_as_interrupts
+from skincancer.terminal import Interrupted, run_verb, signals_as_interrupts
 
 GO, PRUNE = "go", "prune"
 STATE_TAG = "trial_state"
@@ -75,7 +75,10 @@ class TrialLink:
         self._tell(**({"pruned": True} if objective is None else {"objective": objective}))
 
     def _tell(self, **message: Any) -> None:
-        os.write(self.pipe, (json.dumps(message) + "\n").encode())
+        try:
+            os.write(self.pipe, (json.dumps(message) + "\n").encode())
+        except BrokenPipeError:
+            raise Interrupted(signal.SIGTERM) from None  # the worker is gone
 
 
 def _verb(argv: Sequence[str]) -> None:

@@ -264,10 +264,8 @@ def _start(
             assert process.stdin is not None
             with contextlib.suppress(OSError):
                 process.stdin.close()  # a trial that is still there takes this for its end
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and its loaders
             process.wait()

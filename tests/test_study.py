@@ -17,6 +17,7 @@ import optuna
 import postgres
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from skincancer import storage, study, trials
 from skincancer.errors import ConfigError, RunError
@@ -39,7 +40,7 @@ def objective(trial: optuna.Trial, slot: int = 0, stop: object = None) -> Ended:
 
 
 def create(url: str, count: int, plan: Plan = PLAN, name: str = "one") -> study.Sweep:
-    sweep = study.create(url, name, plan, count, "maximize")
+    sweep = study.create(url, name, plan, count, maximize=True)
     sweep.begin(count)
     sweep.study.set_user_attr("parent_run", "parent")
     return sweep
@@ -476,6 +477,20 @@ def test_a_storage_that_cannot_be_used(given):
     with pytest.raises(RunError, match=r"the storage .* cannot be used") as caught:
         storage.open_storage(given)
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_storage_that_is_lost_on_the_way_is_told_without_the_password(journal, monkeypatch):
+    sweep = create(journal, 3)
+    sweep.url = "postgresql+psycopg://me:s3cr3t@db/sweeps"
+
+    def lost(**_: object) -> None:
+        raise OperationalError("SELECT 1", {}, Exception("server closed the connection, password s3cr3t"))
+
+    monkeypatch.setattr(sweep.study, "get_trials", lost)
+    for use in (sweep.trials, sweep.is_over, lambda: sweep.begin(4), lambda: trials.work(sweep, objective, 1)):
+        with pytest.raises(RunError, match="cannot be used: server closed the connection") as caught:
+            use()
+        assert "s3cr3t" not in str(caught.value)
 
 
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path):

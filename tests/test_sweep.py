@@ -1,5 +1,6 @@
 """A whole sweep: its runs, figures and best configuration; trials that crash; every way of ending and going on."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,10 +17,12 @@ import pytest
 from conftest import TINY_FIT, all_runs, make_store, only_run
 from sklearn.metrics import balanced_accuracy_score
 
-from skincancer import fit, paths, study, sweep, tracking, trials
+from skincancer import config, fit, paths, study, sweep, tracking, trials
 from skincancer.config import load_yaml
 from skincancer.evaluation.sweep_figures import sweep_figures
 from skincancer.study import Plan
+from skincancer.terminal import Interrupted
+from skincancer.trial import TrialLink
 
 SPACE = """
 task: classification
@@ -169,6 +172,42 @@ def test_a_second_start_adds_nothing_and_a_larger_total_goes_on(there, tiny_demo
     assert "trainer.max_epochs: the study has 2, asked is 3" in capsys.readouterr().err
 
 
+def link(answer: str) -> tuple[TrialLink, int]:
+    """A trial's end of its line to a worker that always gives this answer, and the worker's."""
+    reading, writing = os.pipe()
+    found = TrialLink(7, "parent", {"model.dropout": 0.1}, writing)
+    found._answers.put(answer)
+    return found, reading
+
+
+def test_a_pruned_fit_ends_after_its_epoch_and_tells_no_objective(tmp_path, tiny_demo, store):
+    (tmp_path / "tiny.yaml").write_text(SPACE)
+    flags = {"data.root": str(tiny_demo), **dict(flag.removeprefix("--").split("=") for flag in TINY_FIT)}
+    parser = config.build_parser("test", "")
+    given, _ = config.parse_flags(parser, [f"--{key}={value}" for key, value in flags.items()])
+    experiment, _ = config.resolve(str(tmp_path / "tiny.yaml"), {**given, "trainer.max_epochs": 3})
+    line, reading = link("prune")
+    run_id = fit.fit(experiment, trial=line)
+    run = only_run()
+    assert run.info.run_id == run_id
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["trial_state"] == "PRUNED"
+    assert run.data.params["trial"] == "7"
+    assert len(pd.read_csv(artifact(run, "epochs.csv"))) == 1
+    assert not [name for name in run.data.metrics if name.startswith(("best/", "test/"))]
+    told = [json.loads(line) for line in os.read(reading, 65536).splitlines()]
+    assert [next(iter(message)) for message in told] == ["run", "epoch", "pruned"]
+    assert told[1]["value"] == run.data.metrics["val/balanced_accuracy"]
+
+
+def test_a_trial_whose_worker_is_gone_is_interrupted():
+    line, reading = link("go")
+    os.close(reading)
+    with pytest.raises(Interrupted) as caught:
+        line.report(1, 0.5, last=False)
+    assert caught.value.exit_code == 143
+
+
 # ------------------------------------------------------------------------------------------------------- what trials may do
 
 SAY = "import json, os, sys\npipe = int(sys.argv[-1])\ndef say(**words): os.write(pipe, (json.dumps(words) + chr(10)).encode())\n"
@@ -193,7 +232,7 @@ def one(tmp_path: Path) -> study.Sweep:
     plan = Plan(
         "x", {"task": "classification"}, {}, {"model.dropout": {"low": 0.0, "high": 0.5}}, "tpe", "median", "", ""
     )
-    found = study.create(f"journal://{tmp_path}/one.journal", "one", plan, 9, "maximize")
+    found = study.create(f"journal://{tmp_path}/one.journal", "one", plan, 9, maximize=True)
     found.begin(9)
     found.study.set_user_attr("parent_run", "parent")
     return found
