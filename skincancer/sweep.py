@@ -160,7 +160,7 @@ def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: f
         record.console.print(f"{workers} workers share {len(devices)} GPUs")
     runner = trials.TrialProcess(opened, record.places, tracking.connect(record.uri), record.folder, workers, devices)
     deadline = None if request.minutes is None else started + 60 * request.minutes
-    with record.live(workers) as tick:
+    with contextlib.closing(runner), record.live(workers) as tick:
         trials.work(opened, runner, workers, deadline=deadline, tick=tick, bury=runner.bury)
 
 

@@ -1,7 +1,8 @@
 """One trial of a sweep, in a process of its own: `python -m skincancer.trial` is what a sweep's worker starts, not people.
 
-The worker writes the experiment's file and reads lines of JSON from a pipe: the run's id, `val/<monitor>` of each epoch, and the
-objective at the end. To each epoch it answers `go` or `prune` on standard input; where that ends, the worker is gone, and so is the trial.
+It imports what training needs and waits for its order, a line of JSON on standard input: the experiment's file and the trial's number.
+The worker reads such lines from a pipe: the run's id, `val/<monitor>` of each epoch, and the objective at the end. To each epoch it
+answers "go" or "prune" on standard input; where that ends, the worker is gone or has no more trials, and so the process ends.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from skincancer import config
@@ -49,7 +49,7 @@ class TrialLink:
 
     def _listen(self) -> None:
         for line in sys.stdin:
-            self._answers.put(line.strip())
+            self._answers.put(json.loads(line))
         os.kill(os.getpid(), signal.SIGTERM)
 
     def tags(self) -> dict[str, str]:
@@ -83,18 +83,21 @@ class TrialLink:
 
 def _verb(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m skincancer.trial", description=__doc__)
-    parser.add_argument("config", type=Path)
-    for name in ("--number", "--pipe"):
-        parser.add_argument(name, type=int, required=True)
-    for name in ("--parent", "--params"):
-        parser.add_argument(name, required=True)
-    given = parser.parse_args(argv)
-    experiment, _ = config.resolve(str(given.config), {})
-    link = TrialLink(given.number, given.parent, json.loads(given.params), given.pipe)
+    parser.add_argument("--pipe", type=int, required=True)
+    pipe = parser.parse_args(argv).pipe
     with signals_as_interrupts():
-        link.listen()
+        from skincancer import ranks, recording, training  # noqa: F401
+        from skincancer.data import datamodules  # noqa: F401
         from skincancer.fit import fit
+        from skincancer.models import building  # noqa: F401
 
+        order = sys.stdin.readline()
+        if not order:
+            return
+        given = json.loads(order)
+        experiment, _ = config.resolve(given.pop("config"), {})
+        link = TrialLink(**given, pipe=pipe)
+        link.listen()
         fit(experiment, trial=link)
 
 

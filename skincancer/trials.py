@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -147,6 +147,9 @@ def visible_devices() -> list[str]:
 class TrialProcess:
     """Runs a trial as a process of its own (see `skincancer.trial`), so that it frees its GPU, and a crash costs one trial.
 
+    While a trial trains, the process of the next one in its slot starts, imports and waits: half of what a trial costs beside its
+    training is that. `close` ends those that wait.
+
     Args:
         sweep: whose trials.
         places: PLACE_KEYS of this machine, but the MLflow store.
@@ -162,6 +165,7 @@ class TrialProcess:
     folder: Path
     workers: int
     devices: Sequence[str]
+    _waiting: dict[int, _Started] = field(default_factory=dict)
 
     def __call__(self, trial: Trial, slot: int, stop: threading.Event) -> Ended:
         """Run a trial to its end."""
@@ -175,9 +179,22 @@ class TrialProcess:
         if not self.devices:
             with storage_errors(self.sweep.url):
                 trial.set_user_attr(THREADS, self.threads)
-        talk = _Talk(self.sweep, trial)
-        with _start(self._command(stem, trial), stem.with_suffix(".log"), self._environment(slot)) as (process, pipe):
-            ended = talk.listen(process, pipe, stop)
+        talk = _Talk(self.sweep, trial, lambda: self._start_next(slot))
+        started = self._waiting.pop(slot, None)
+        if started is None or started.process.poll() is not None:
+            if started is not None:
+                started.end()
+            started = self._start(slot)
+        process = started.process
+        try:
+            started.log.rename(stem.with_suffix(".log"))
+            started.say({
+                "config": str(stem.with_suffix(".yaml")), "number": trial.number, "parent": self.sweep.parent,
+                "params": trial.params,
+            })  # fmt: skip
+            ended = talk.listen(started, stop)
+        finally:
+            started.end()
         if ended is None and process.returncode in (130, 143) and stop.wait(_SAME_SIGNAL_SECONDS):
             ended = Ended("interrupted")  # a signal to all processes reached the trial first
         if ended is None:
@@ -194,11 +211,27 @@ class TrialProcess:
                     self.client.set_tag(run_id, "status_reason", "the worker of this trial died; it is repeated")
                     self.client.set_terminated(run_id, "KILLED")
 
-    def _command(self, stem: Path, trial: Trial) -> list[str]:
-        return [
-            sys.executable, "-m", "skincancer.trial", str(stem.with_suffix(".yaml")), "--number", str(trial.number),
-            "--parent", self.sweep.parent, "--params", json.dumps(trial.params),
-        ]  # fmt: skip
+    def close(self) -> None:
+        """End the processes that wait for a trial."""
+        while self._waiting:
+            _, started = self._waiting.popitem()
+            started.process.kill()
+            started.end()
+            started.log.unlink(missing_ok=True)
+
+    def _start(self, slot: int) -> _Started:
+        log = self.folder / f"waiting_{os.getpid()}_{slot}.log"  # renamed when it gets its trial
+        return _Started(self._command(), log, self._environment(slot))
+
+    def _start_next(self, slot: int) -> None:
+        with storage_errors(self.sweep.url):
+            more = not self.sweep.is_claimed()
+        if more and slot not in self._waiting:
+            with contextlib.suppress(OSError):  # no room for it now: then the next trial starts its own
+                self._waiting[slot] = self._start(slot)
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "skincancer.trial"]
 
     def _environment(self, slot: int) -> dict[str, str]:
         environment = without_launcher(os.environ)  # a trial is no rank, whatever started its worker
@@ -245,44 +278,63 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextlib.contextmanager
-def _start(
-    command: Sequence[str], log: Path, environment: Mapping[str, str]
-) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """Start a trial's process in a session of its own, and leave nothing of it behind."""
-    reading, writing = os.pipe()
-    with open(reading, "rb", buffering=0) as pipe:
-        with open(log, "wb") as output:
-            process = subprocess.Popen(
-                [*command, "--pipe", str(writing)], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
-                env=dict(environment), pass_fds=(writing,), start_new_session=True,
-            )  # fmt: skip
-        os.close(writing)
+class _Started:
+    """A trial's process, in a session of its own: it waits for its order on standard input, and answers through a pipe.
+
+    Args:
+        command: gets `--pipe` and the pipe's number.
+        log: takes what it prints.
+        environment: of it.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        reading, writing = os.pipe()
+        self.pipe: IO[bytes] = open(reading, "rb", buffering=0)
+        self.log = log
         try:
-            yield process, pipe
+            with open(log, "wb") as output:
+                self.process = subprocess.Popen(
+                    [*command, "--pipe", str(writing)], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+                    env=dict(environment), pass_fds=(writing,), start_new_session=True,
+                )  # fmt: skip
+        except BaseException:
+            self.pipe.close()
+            raise
         finally:
-            assert process.stdin is not None
-            with contextlib.suppress(OSError):
-                process.stdin.close()  # a trial that is still there takes this for its end
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and its loaders
-            process.wait()
+            os.close(writing)
+
+    def say(self, words: Any) -> None:
+        """Send a line; a process that has ended does not hear it."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.write((json.dumps(words) + "\n").encode())
+            self.process.stdin.flush()
+
+    def end(self) -> None:
+        """Leave nothing of it behind; one that is still there is asked first."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()  # which it takes for its end
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # and its loaders
+        self.process.wait()
+        self.pipe.close()
 
 
 class _Talk:
     """What a trial's process says, and what it is answered."""
 
-    def __init__(self, sweep: Sweep, trial: Trial) -> None:
-        self.sweep, self.trial = sweep, trial
+    def __init__(self, sweep: Sweep, trial: Trial, begun: Callable[[], None]) -> None:
+        self.sweep, self.trial, self.begun = sweep, trial, begun
         self.run_id: str | None = None
         self.ended: Ended | None = None
         self._beaten = 0.0
 
-    def listen(self, process: subprocess.Popen[bytes], pipe: IO[bytes], stop: threading.Event) -> Ended | None:
+    def listen(self, started: _Started, stop: threading.Event) -> Ended | None:
         """Follow a trial to its end; None where it died without a word."""
-        rest = b""
+        process, pipe, rest = started.process, started.pipe, b""
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
             while not stop.is_set():
@@ -297,7 +349,7 @@ class _Talk:
                     return self.ended if process.returncode == 0 else None
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
-                    self._take(json.loads(line), process)
+                    self._take(json.loads(line), started)
         return Ended("interrupted")
 
     def _beat(self) -> None:
@@ -306,21 +358,18 @@ class _Talk:
                 self.sweep.beat(self.trial)
             self._beaten = time.monotonic()
 
-    def _take(self, message: Mapping[str, Any], process: subprocess.Popen[bytes]) -> None:
+    def _take(self, message: Mapping[str, Any], started: _Started) -> None:
         if "run" in message:
             self.run_id = message["run"]
             with storage_errors(self.sweep.url):
                 self.trial.set_user_attr(RUN_ID, self.run_id)
+            self.begun()
         elif "epoch" in message:
             with storage_errors(self.sweep.url):
                 self.trial.report(message["value"], message["epoch"])
                 prune = not message["last"] and self.sweep.should_prune(self.trial)
             if not message["last"]:
-                answer = PRUNE if prune else GO
-                assert process.stdin is not None
-                with contextlib.suppress(OSError):
-                    process.stdin.write(f"{answer}\n".encode())
-                    process.stdin.flush()
+                started.say(PRUNE if prune else GO)
         elif "objective" in message:
             self.ended = Ended("complete", float(message["objective"]))
         elif message.get("pruned"):

@@ -210,12 +210,27 @@ def test_a_trial_whose_worker_is_gone_is_interrupted():
 
 # ------------------------------------------------------------------------------------------------------- what trials may do
 
-SAY = "import json, os, sys\npipe = int(sys.argv[-1])\ndef say(**words): os.write(pipe, (json.dumps(words) + chr(10)).encode())\n"
+SAY = """
+import json, os, sys
+
+pipe = int(sys.argv[-1])
+order = json.loads(input())
+
+
+def say(**words):
+    os.write(pipe, (json.dumps(words) + chr(10)).encode())
+
+
+def hear():
+    return json.loads(input())
+
+
+"""
 COMPLETE = SAY + "say(objective=0.25)"
 TRIALS = {
-    "complete": (SAY + "say(epoch=1, value=0.5, last=False)\nassert input() == 'go'\nsay(objective=0.5)", "complete", ""),
+    "complete": (SAY + "say(epoch=1, value=0.5, last=False)\nassert hear() == 'go'\nsay(objective=0.5)", "complete", ""),
     "pruned": (
-        SAY + "for epoch in range(1, 99):\n say(epoch=epoch, value=0.0, last=False)\n if input() == 'prune': break\nsay(pruned=True)",
+        SAY + "for epoch in range(1, 99):\n say(epoch=epoch, value=0.0, last=False)\n if hear() == 'prune': break\nsay(pruned=True)",
         "pruned",
         "",
     ),
@@ -241,7 +256,7 @@ def one(tmp_path: Path) -> study.Sweep:
 def runner(
     found: study.Sweep, folder: Path, code: str, monkeypatch, devices: tuple[str, ...] = ()
 ) -> trials.TrialProcess:
-    monkeypatch.setattr(trials.TrialProcess, "_command", lambda self, stem, trial: [sys.executable, "-c", code])
+    monkeypatch.setattr(trials.TrialProcess, "_command", lambda self: [sys.executable, "-c", code])
     return trials.TrialProcess(found, {}, tracking.connect(None), folder / "logs", 2, devices)
 
 
@@ -259,6 +274,41 @@ def test_what_a_trials_process_says_or_does_is_how_it_ended(one, tmp_path, monke
     assert ended.reason.startswith(reason)
     if state == "failed":
         assert "trial_0000.log" in ended.reason
+
+
+def test_the_next_trials_process_waits_while_one_trains(one, tmp_path, monkeypatch, store):
+    one.begin(3)
+    code = SAY + "say(run='run')\nsay(epoch=os.getpid(), value=0.5, last=True)\nsay(objective=0.5)"
+    run = runner(one, tmp_path, code, monkeypatch)
+    waited = []
+    for number in range(3):
+        trial = one.claim(0)
+        assert run(trial, 0, threading.Event()).state == "complete"
+        one.end(trial, study.Ended("complete", 0.5))
+        assert (tmp_path / f"logs/trial_{number:04d}.log").is_file()
+        waited.append(run._waiting[0].process.pid if run._waiting else None)
+        if number == 1:  # killed while it waits, so the last trial starts another
+            run._waiting[0].process.kill()
+            run._waiting[0].process.wait()
+    pids = [next(iter(trial.intermediate_values)) for trial in one.trials()]
+    assert pids[1] == waited[0]
+    assert pids[2] not in waited
+    assert waited[2] is None  # there is no fourth
+
+
+def test_a_process_that_waits_ends_with_its_worker(one, tmp_path, monkeypatch, store):
+    run = runner(one, tmp_path, SAY + "say(run='run')\nsay(objective=0.5)", monkeypatch)
+    run(one.claim(0), 0, threading.Event())
+    waiting = run._waiting[0]
+    run.close()
+    assert waiting.process.returncode is not None
+    assert [path.name for path in (tmp_path / "logs").glob("*.log")] == ["trial_0000.log"]
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe:
+        command = [sys.executable, "-m", "skincancer.trial", "--pipe", str(writing)]
+        assert subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=(writing,), check=False).returncode == 0
+        os.close(writing)
+        assert pipe.read() == b""
 
 
 def test_a_trial_that_does_not_end_is_ended(one, tmp_path, monkeypatch, store):
