@@ -170,8 +170,10 @@ def _verb(argv: Sequence[str]) -> None:
     name = argv[0] if argv and not argv[0].startswith("-") else None
     flags, own = config.parse_flags(parser, argv[1:] if name else argv)
     if own.get("list"):
-        rows = [[entry.name, entry.title, entry.licence] for entry in DATASETS.values()]
-        console.print(make_table("data sets", ["name", "what", "licence"], rows))
+        rows = [
+            [entry.name, entry.title, entry.licence, "yes" if entry.downloads else ""] for entry in DATASETS.values()
+        ]
+        console.print(make_table("data sets", ["name", "what", "licence", "--download"], rows))
         return
     name = name or flags.get("data.dataset")
     if not name:

@@ -40,7 +40,7 @@ def mirrored(url: str) -> str:
     """Return the URL to ask: the publisher's, or the same path and query under $SKINCANCER_MIRROR where that is set.
 
     Raises:
-        ConfigError: the mirror is no http or https URL.
+        ConfigError: the mirror is no http or https URL, or holds a password.
     """
     base = mirror()
     if base is None:
@@ -49,6 +49,10 @@ def mirrored(url: str) -> str:
         raise ConfigError(
             f"SKINCANCER_MIRROR is {base!r}; it must be the http:// or https:// address of a server that holds the "
             "publisher's paths."
+        )
+    if "@" in urlsplit(base).netloc:  # addresses are printed and recorded
+        raise ConfigError(
+            "SKINCANCER_MIRROR holds a user or password; put them into ~/.netrc, which is used for its host."
         )
     parts = urlsplit(url)
     return base.rstrip("/") + parts.path + (f"?{parts.query}" if parts.query else "")
@@ -69,6 +73,8 @@ def read_json(url: str) -> Any:
                 return response.json()
             except requests.exceptions.JSONDecodeError as error:
                 raise DataError(f"{url} answered something else than JSON.") from error
+            except requests.exceptions.RequestException as error:
+                raise _Passing(_reason(error)) from error
 
     return _persist(url, step)
 
