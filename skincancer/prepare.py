@@ -1,4 +1,7 @@
-"""A data set into its prepared store: `python -m skincancer.prepare NAME`; says what was found, or how to get what is missing."""
+"""A data set into its prepared store: `python -m skincancer.prepare NAME`; says what was found, or how to get what is missing.
+
+With `--download` the data set is first fetched from its publisher, where that lets anyone.
+"""
 
 from __future__ import annotations
 

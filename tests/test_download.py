@@ -5,6 +5,7 @@ import io
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -206,13 +207,26 @@ def test_what_came_before_is_what_may_come_again(server, tmp_path):
     with pytest.raises(DataError, match=r"another file than the one of 20.*take its entry out of downloads.json"):
         fetch(ISIC, tmp_path)
     assert not (tmp_path / source.target).exists()
+    new = server.files[path_of(source.url)]
     server.files[path_of(source.url)] = old
     server.log.clear()
     fetch(ISIC, tmp_path)
     assert len(server.asked("GET")) == 1
+    record = json.loads((tmp_path / "downloads.json").read_text())
+    assert len(record) == 6
     assert sorted(path.name for path in kept.iterdir()) == sorted(
         path.name for path in (tmp_path / source.target).iterdir()
     )
+
+    shutil.rmtree(
+        tmp_path / source.target
+    )  # whoever wants the publisher's new file takes the old one out of the record
+    server.files[path_of(source.url)] = new
+    del record[source.file]
+    (tmp_path / "downloads.json").write_text(json.dumps(record))
+    fetch(ISIC, tmp_path)
+    record = json.loads((tmp_path / "downloads.json").read_text())
+    assert (len(record), record[source.file]["sha256"]) == (6, hashlib.sha256(new).hexdigest())
 
 
 def test_files_that_no_download_put_there_are_left_alone(server, tmp_path):

@@ -140,15 +140,14 @@ def _fetch_all(
         raise ConfigError(f"{entry.title} is given under the terms above. If you agree, add --accept-licence.")
     missing = [dataclasses.replace(source, url=mirrored(source.url)) for source in missing]
     waiting.mkdir(exist_ok=True)
-    record = _read(waiting / RECORD) or _read(root / RECORD)
+    before, fetched = _read(root / RECORD), _read(waiting / RECORD)
     todo = [source for source in missing if not (waiting / "ready" / source.target).exists()]
     _check_room(todo, waiting)
     for number, source in enumerate(todo, start=1):
-        _fetch(source, f"({number}/{len(todo)}) {source.file}", waiting, record, progress)
+        _fetch(source, f"({number}/{len(todo)}) {source.file}", waiting, before.get(source.file), fetched, progress)
     for source in missing:
         os.rename(waiting / "ready" / source.target, root / source.target)
-    if (waiting / RECORD).is_file():
-        os.replace(waiting / RECORD, root / RECORD)
+    _write(root / RECORD, before | fetched)
     shutil.rmtree(waiting)
     say(f"{entry.title} is in {root}; what came is recorded in {RECORD} there")
 
@@ -162,9 +161,15 @@ def _check_room(todo: list[Source], waiting: Path) -> None:
     )
 
 
-def _fetch(source: Source, title: str, waiting: Path, record: dict[str, Any], progress: ProgressBar) -> None:
-    """Fetch one file, check and unpack it; it then stands in the folder `ready`."""
-    before = record.get(source.file, {})
+def _fetch(
+    source: Source,
+    title: str,
+    waiting: Path,
+    before: dict[str, Any] | None,
+    fetched: dict[str, Any],
+    progress: ProgressBar,
+) -> None:
+    """Fetch one file, check and unpack it; it then stands in the folder `ready`, and in the record of what was fetched."""
     known = source.checksum or (f"sha256:{before['sha256']}" if before else None)
     part = waiting / f"{source.file}.part"
     pooch.get_logger().setLevel(logging.WARNING)  # it would name temporary files
@@ -173,7 +178,7 @@ def _fetch(source: Source, title: str, waiting: Path, record: dict[str, Any], pr
     try:
         fetcher.fetch(source.file, downloader=ResumingDownloader(part, source.size, progress(f"fetching {title} (MB)")))
     except ValueError as error:
-        raise _wrong(source, f"its checksum is not {known}", "published" if source.checksum else before) from error
+        raise _wrong(source, f"its checksum is not {known}", None if source.checksum else before) from error
     file = waiting / source.file
     digest, size = pooch.file_hash(str(file)), file.stat().st_size
     if before and digest != before["sha256"]:
@@ -189,22 +194,20 @@ def _fetch(source: Source, title: str, waiting: Path, record: dict[str, Any], pr
         except BadArchive as error:
             file.unlink()
             raise DataError(f"{error} ({source.url}). It was deleted; run again to fetch it anew.") from error
-    record[source.file] = {
+    fetched[source.file] = {
         "url": source.url,
         "bytes": size,
         "sha256": digest,
         "published_checksum": source.checksum,
         "fetched": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    draft = waiting / f"{RECORD}.tmp"
-    draft.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(draft, waiting / RECORD)
+    _write(waiting / RECORD, fetched)
     os.rename(unpacked if unpacked.is_dir() else file, ready)
     file.unlink(missing_ok=True)
 
 
-def _wrong(source: Source, what: str, before: Any) -> DataError:
-    if before == "published":
+def _wrong(source: Source, what: str, before: dict[str, Any] | None) -> DataError:
+    if before is None:
         return DataError(
             f"{source.file} from {source.url} is not what its publisher describes: {what}. It was deleted; run again to fetch it anew."
         )
@@ -212,6 +215,12 @@ def _wrong(source: Source, what: str, before: Any) -> DataError:
         f"{source.file} from {source.url} is another file than the one of {before['fetched']}: {what}. It was deleted. If its "
         f"publisher has changed it and you want the new one, take its entry out of {RECORD} and run again."
     )
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(draft, path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -253,10 +253,10 @@ def _refusal(response: requests.Response) -> Refused:
     words = ""
     if "json" in response.headers.get("Content-Type", ""):
         try:
-            words = str(response.json().get("message", ""))[:500]
+            words = str(response.json().get("message", "")).strip().removesuffix(".")[:500]
         except (requests.exceptions.RequestException, AttributeError):
             pass
-    told = f": {words}" if words else "."
+    told = f": {words}." if words else "."
     return Refused(f"{response.url.split('?')[0]} answered {response.status_code} ({response.reason}){told}")
 
 
