@@ -63,14 +63,14 @@ def isic2018() -> dict[str, bytes]:
     return files
 
 
-def ham10000(licence: object = "CC BY-NC 4.0", terms: str = "") -> dict[str, bytes]:
+def ham10000(licence: object = "CC BY-NC 4.0", terms: str = "", shift: int = 0) -> dict[str, bytes]:
     """HAM10000 of 42 images: the listing of the Dataverse API, and its files by id; images lie flat in their archives."""
     rows, images = ["lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"], [{}, {}]
     masks = {}
     for number in range(42):
         image_id, dx = f"ISIC_{number:07d}", HAM.classes[number % 7]
         rows.append(f"HAM_{number:07d},{image_id},{dx},histo,50.0,male,back,vidir")
-        images[number % 2][f"{image_id}.jpg"] = picture("JPEG", number * 5)
+        images[number % 2][f"{image_id}.jpg"] = picture("JPEG", number * 5 + shift)
         masks[f"{image_id}_segmentation.png"] = picture("PNG", number)
     metadata = "\n".join(rows).encode()
     contents = {
@@ -227,6 +227,16 @@ def test_what_came_before_is_what_may_come_again(server, tmp_path):
     fetch(ISIC, tmp_path)
     record = json.loads((tmp_path / "downloads.json").read_text())
     assert (len(record), record[source.file]["sha256"]) == (6, hashlib.sha256(new).hexdigest())
+
+
+def test_a_file_that_its_publisher_replaced_is_told(server, tmp_path):
+    server.files |= ham10000()
+    fetch(HAM, tmp_path)
+    shutil.rmtree(tmp_path / "HAM10000_images_part_1")
+    server.files |= ham10000(shift=1)  # other files, and a listing that agrees with them
+    with pytest.raises(DataError, match=r"part_1\.zip .* is another file than the one of 20"):
+        fetch(HAM, tmp_path)
+    assert not list(tmp_path.rglob("*part_1*"))
 
 
 def test_files_that_no_download_put_there_are_left_alone(server, tmp_path):

@@ -61,6 +61,12 @@ def test_what_breaks_off_goes_on_with_range(server, fetch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
 
 
+def test_a_line_that_breaks_often_but_brings_something_is_not_given_up(server, fetch):
+    server.cuts["/x.zip"] = [K * 4] * 6
+    assert fetch().read_bytes() == CONTENT
+    assert len(server.log) == 7
+
+
 def test_a_later_call_goes_on_from_what_an_earlier_one_kept(server, fetch, monkeypatch):
     server.cuts["/x.zip"] = [K * 32, 0, 0, 0]
     with pytest.raises(DataError, match=r"broke off, 4 times in a row.*2\.1 MB\) is kept"):
