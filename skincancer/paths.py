@@ -1,6 +1,6 @@
 """Where things lie: experiments, the run store, the cache. The only module that reads the environment.
 
-Exactly three variables count: SKINCANCER_DATA, SKINCANCER_CACHE and MLFLOW_TRACKING_URI.
+Exactly four variables count: SKINCANCER_DATA, SKINCANCER_CACHE, SKINCANCER_MIRROR and MLFLOW_TRACKING_URI.
 """
 
 from __future__ import annotations
@@ -32,6 +32,30 @@ def store_folder() -> Path:
 def data_folder() -> str | None:
     """Return $SKINCANCER_DATA, or None where it is unset or empty."""
     return os.environ.get("SKINCANCER_DATA") or None
+
+
+def data_places(name: str, root: str | None, env: str | None) -> dict[str, Path]:
+    """Return where a data set is looked for, in order, by what names the place: `root` alone, else `env`/<name>, then data/<name>."""
+    if root:
+        places = {"--data.root": Path(root)}
+    else:
+        places = {"$SKINCANCER_DATA": Path(env) / name} if env else {}
+        places["default"] = Path("data") / name
+    return {source: place.expanduser().absolute() for source, place in places.items()}
+
+
+def holds_files(folder: Path) -> bool:
+    """Say whether a folder is there and holds anything that is not hidden."""
+    return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def mirror() -> str | None:
+    """Return $SKINCANCER_MIRROR, or None where it is unset or empty.
+
+    It is the address of a server that stands in for every publisher's: `https://HOST/PATH?QUERY` is fetched from
+    `$SKINCANCER_MIRROR/PATH?QUERY`.
+    """
+    return os.environ.get("SKINCANCER_MIRROR") or None
 
 
 def cache_folder() -> Path:

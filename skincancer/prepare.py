@@ -1,4 +1,7 @@
-"""A data set into its prepared store: `python -m skincancer.prepare NAME`; says what was found, or how to get what is missing."""
+"""A data set into its prepared store: `python -m skincancer.prepare NAME`; says what was found, or how to get what is missing.
+
+With `--download` the data set is first fetched from its publisher, where that lets anyone.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from skincancer import config
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError
+from skincancer.paths import data_folder
 from skincancer.schema import Experiment
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb
 
@@ -69,6 +73,26 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     return data
 
 
+def download(experiment: Experiment, console: Console | None = None, accept: bool = False) -> None:
+    """Fetch what is missing of an experiment's data set into the folder where `prepare` then finds it.
+
+    Args:
+        experiment: its `data.dataset` and `data.root` count.
+        console: to print to.
+        accept: the user agrees to the publisher's terms of use, where there are some.
+
+    Raises:
+        ConfigError, DataError: as `skincancer.data.download.download`.
+    """
+    from skincancer.data import download as fetch
+
+    entry, console = catalog_entry(experiment.data.dataset), console or make_console()
+    fetch.check_downloadable(entry)
+    root = fetch.download_root(entry, experiment.data.root, data_folder())
+    with progress_bars(console) as bars:
+        fetch.download(entry, root, accept=accept, say=lambda line: console.print(line, markup=False), progress=bars)
+
+
 def show_augment(data: PreparedData, experiment: Experiment, path: Path) -> Path:
     """Write a contact sheet of training images beside augmented ones, one image of each class first.
 
@@ -124,6 +148,10 @@ def _shown(data: PreparedData) -> tuple[npt.NDArray[np.int64], list[str]]:
 
 
 def _add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--download", action="store_true", help="first fetch the data set from its publisher")
+    parser.add_argument(
+        "--accept-licence", action="store_true", help="agree to the terms of use that --download prints"
+    )
     parser.add_argument(
         "--show",
         type=str,
@@ -145,8 +173,10 @@ def _verb(argv: Sequence[str]) -> None:
     name = argv[0] if argv and not argv[0].startswith("-") else None
     flags, own = config.parse_flags(parser, argv[1:] if name else argv)
     if own.get("list"):
-        rows = [[entry.name, entry.title, entry.licence] for entry in DATASETS.values()]
-        console.print(make_table("data sets", ["name", "what", "licence"], rows))
+        rows = [
+            [entry.name, entry.title, entry.licence, "yes" if entry.downloads else ""] for entry in DATASETS.values()
+        ]
+        console.print(make_table("data sets", ["name", "what", "licence", "--download"], rows))
         return
     name = name or flags.get("data.dataset")
     if not name:
@@ -156,6 +186,8 @@ def _verb(argv: Sequence[str]) -> None:
         raise ConfigError(f"--show is {show!r}; it can show: {', '.join(SHEETS)}.")
     if own.get("out") and not show:
         raise ConfigError("--out goes with --show.")
+    if own.get("accept_licence") and not own.get("download"):
+        raise ConfigError("--accept-licence goes with --download.")
     flags["data.dataset"] = name
     if not own.get("experiment") and "task" not in flags and "classification" not in catalog_entry(name).tasks:
         flags |= {"task": "segmentation"}
@@ -166,6 +198,8 @@ def _verb(argv: Sequence[str]) -> None:
         console.print(note, markup=False)
     if show == "crop" and not experiment.data.crop:
         raise ConfigError("--show crop shows what --data.crop true cuts out; give that too.")
+    if own.get("download"):
+        download(experiment, console, accept=bool(own.get("accept_licence")))
     data = prepare(experiment, console)
     if show:
         path = SHEETS[show](data, experiment, Path(own.get("out") or f"{name}_{show}.png"))

@@ -149,13 +149,14 @@ def new_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 @pytest.fixture(autouse=True)
 def places(session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Point the three environment variables at temporary folders; return the folder of the run store.
+    """Point the environment variables at temporary folders; return the folder of the run store.
 
     The store is made at its first use; `store` gives one that is there already.
     """
     monkeypatch.setenv("SKINCANCER_CACHE", str(session_cache))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     monkeypatch.delenv("SKINCANCER_DATA", raising=False)
+    monkeypatch.delenv("SKINCANCER_MIRROR", raising=False)
     return tmp_path / "mlruns"
 
 

@@ -42,6 +42,33 @@ PH2_CITATION = (
 )
 
 
+ISIC_HOST = "https://isic-challenge-data.s3.amazonaws.com"
+HAM10000_DOI = "doi:10.7910/DVN/DBW86T"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file that `prepare NAME --download` fetches.
+
+    Attributes:
+        url: Its address, or the `doi:` of a Harvard Dataverse data set that lists it; the listing then gives address, length and md5.
+        file: Its name there; an archive where it ends in .zip.
+        target: What it becomes in the root: the folder that an archive is unpacked into, or the name that any other file is kept under.
+        checksum: "md5:…" or "sha256:…" where the publisher gives one outside a Dataverse; the ISIC challenges do not.
+        size: Length in bytes, where it is published likewise.
+    """
+
+    url: str
+    file: str
+    target: str
+    checksum: str | None = None
+    size: int | None = None
+
+
+def _isic(year: int, *files: str) -> tuple[Source, ...]:
+    return tuple(Source(f"{ISIC_HOST}/{year}/{file}", file, file.removesuffix(".zip")) for file in files)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """One data set of the catalog.
@@ -59,6 +86,7 @@ class Dataset:
         layout: What the reader expects to find in the root folder.
         defaults: Dotted config keys whose schema defaults this data set replaces.
         synthetic: True where the images are drawn and not photographed.
+        downloads: What the publisher lets anyone fetch; empty where an account or a request is needed, or nothing is.
         copies: Other data sets of which it holds images under other names and in another encoding, so that neither ids nor pixels tell.
     """
 
@@ -74,6 +102,7 @@ class Dataset:
     layout: str
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     synthetic: bool = False
+    downloads: tuple[Source, ...] = ()
     copies: tuple[str, ...] = ()
 
 
@@ -116,6 +145,17 @@ DATASETS: dict[str, Dataset] = {
             "HAM10000_images_part_1/ and HAM10000_images_part_2/, or all in HAM10000_images/, images/ or the root "
             "itself; optionally HAM10000_segmentations_lesion_tschandl/<image id>_segmentation.png"
         ),
+        downloads=(
+            Source(HAM10000_DOI, "HAM10000_metadata", "HAM10000_metadata.csv"),
+            *(
+                Source(HAM10000_DOI, f"{name}.zip", name)
+                for name in (
+                    "HAM10000_segmentations_lesion_tschandl",
+                    "HAM10000_images_part_1",
+                    "HAM10000_images_part_2",
+                )
+            ),
+        ),
     ),
     "isic2018_task3": Dataset(
         name="isic2018_task3",
@@ -137,6 +177,15 @@ DATASETS: dict[str, Dataset] = {
             "ISIC2018_Task3_Training_LesionGroupings.csv; optionally Input and GroundTruth of Validation and of Test. "
             "The CSV files may also lie in the root"
         ),
+        downloads=_isic(
+            2018,
+            "ISIC2018_Task3_Training_LesionGroupings.csv",
+            *(
+                f"ISIC2018_Task3_{part}_{kind}.zip"
+                for part in ("Training", "Validation", "Test")
+                for kind in ("GroundTruth", "Input")
+            ),
+        ),
     ),
     "isic2018_task1": Dataset(
         name="isic2018_task1",
@@ -154,6 +203,14 @@ DATASETS: dict[str, Dataset] = {
         layout=(
             "ISIC2018_Task1-2_Training_Input/<image id>.jpg and "
             "ISIC2018_Task1_Training_GroundTruth/<image id>_segmentation.png; optionally the same of Validation and Test"
+        ),
+        downloads=_isic(
+            2018,
+            *(
+                f"ISIC2018_{kind.format(part)}.zip"
+                for part in ("Training", "Validation", "Test")
+                for kind in ("Task1_{}_GroundTruth", "Task1-2_{}_Input")
+            ),
         ),
     ),
     "isic2017_task1": Dataset(
@@ -175,6 +232,14 @@ DATASETS: dict[str, Dataset] = {
             "ISIC-2017_Training_Part1_GroundTruth/<image id>_segmentation.png; optionally the same of Validation and "
             "Test_v2; for classification and joint also ISIC-2017_<Part>_Part3_GroundTruth.csv of each part that is there"
         ),
+        downloads=_isic(
+            2017,
+            *(
+                f"ISIC-2017_{part}_{kind}"
+                for part in ("Training", "Validation", "Test_v2")
+                for kind in ("Part3_GroundTruth.csv", "Part1_GroundTruth.zip", "Data.zip")
+            ),
+        ),
     ),
     "isic2016_task1": Dataset(
         name="isic2016_task1",
@@ -192,6 +257,14 @@ DATASETS: dict[str, Dataset] = {
         layout=(
             "ISBI2016_ISIC_Part1_Training_Data/<image id>.jpg and "
             "ISBI2016_ISIC_Part1_Training_GroundTruth/<image id>_Segmentation.png; optionally the same of Test"
+        ),
+        downloads=_isic(
+            2016,
+            *(
+                f"ISBI2016_ISIC_Part1_{part}_{kind}.zip"
+                for part in ("Training", "Test")
+                for kind in ("GroundTruth", "Data")
+            ),
         ),
     ),
     "ph2": Dataset(

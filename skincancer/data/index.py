@@ -6,6 +6,7 @@ import csv
 import hashlib
 import importlib
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ import pandas as pd
 
 from skincancer.data.catalog import Dataset
 from skincancer.errors import ConfigError, DataError, nearest
+from skincancer.paths import data_places, holds_files
 
 COLUMNS = ("image_id", "image", "mask", "diagnosis", "lesion_id", "part", "age", "sex", "site", "dx_type")
 
@@ -172,15 +174,9 @@ def find_root(dataset: Dataset, root: str | None, env: str | None) -> Path:
     Raises:
         DataError: If no place holds anything; names every place, how to get the data, and the layout expected.
     """
-    if root:
-        places = {"--data.root": Path(root)}
-    else:
-        places = {"$SKINCANCER_DATA": Path(env) / dataset.name} if env else {}
-        places["default"] = Path("data") / dataset.name
     looked = []
-    for source, given in places.items():
-        place = given.expanduser().absolute()
-        if place.is_dir() and any(not entry.name.startswith(".") for entry in place.iterdir()):
+    for source, place in data_places(dataset.name, root, env).items():
+        if holds_files(place):
             return place
         if place.is_file() and dataset.name == "csv":
             return place
@@ -188,10 +184,14 @@ def find_root(dataset: Dataset, root: str | None, env: str | None) -> Path:
         looked.append(f"  {place} ({source}) {state}")
     if not root and not env:
         looked.append(f"  $SKINCANCER_DATA/{dataset.name}: SKINCANCER_DATA is not set")
+    command = f"python -m skincancer.prepare {dataset.name} --download" + (
+        f" --data.root {shlex.quote(root)}" if root else ""
+    )
+    fetch = f"Or let it be fetched: {command}\n" if dataset.downloads else ""
     raise DataError(
         f"{dataset.title} ({dataset.name}) was not found. Looked at\n"
         + "\n".join(looked)
-        + f"\nTo get it: {dataset.how_to_get}\nExpected there: {dataset.layout}."
+        + f"\nTo get it: {dataset.how_to_get}\n{fetch}Expected there: {dataset.layout}."
     )
 
 

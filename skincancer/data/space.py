@@ -1,0 +1,43 @@
+"""Room on a disk: looked at before gigabytes are written, and told in GB."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+from skincancer.errors import DataError
+
+GB = 1e9
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Check that the disk of a folder has room.
+
+    Args:
+        folder: an existing folder.
+        needed: bytes.
+        what: that needs them, for the message.
+
+    Raises:
+        DataError: there is less; says how much is needed and free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"the disk under {folder} has {free / GB:.2f} GB free; {what} needs {needed / GB:.2f} GB. Free some space, or "
+            "name a folder on another disk with --data.root."
+        )
+
+
+def disk_full(error: OSError, folder: Path, doing: str) -> Exception:
+    """Return what to raise for a failed write: a DataError that names the cause."""
+    free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DataError(
+            f"the disk under {folder} is full ({free / GB:.2f} GB free): {doing}. Free some space and run again: it goes "
+            "on from what has come; or name a folder on another disk with --data.root."
+        )
+    return DataError(
+        f"{folder} cannot be written: {error.strerror or error}. Name a folder that can, with --data.root."
+    )
