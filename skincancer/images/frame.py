@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -43,17 +45,16 @@ def frame_box(image: RGB) -> Box:
     if right - left < LEAST * small_width or bottom - top < LEAST * small_height:
         return 0, 0, width, height
     across, down = width / small_width, height / small_height
-    # inwards, so that no line of the frame stays
-    return int(np.ceil(left * across)), int(np.ceil(top * down)), int(right * across), int(bottom * down)
+    if scale < 1:  # a pixel that is partly frame is hardly dark: one more
+        left, top = left + (left > 0), top + (top > 0)
+        right, bottom = right - (right < small_width), bottom - (bottom < small_height)
+    return math.ceil(left * across), math.ceil(top * down), int(right * across), int(bottom * down)
 
 
 def _frame(brightest: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Return what is dark and hangs together with the edge, bool (H, W)."""
-    limit = (
-        min(DARKEST, BLACK * float(np.median(brightest[brightest > DARKEST // 2])))
-        if (brightest > DARKEST // 2).any()
-        else 0
-    )
+    lit = brightest[brightest > DARKEST // 2]
+    limit = min(DARKEST, BLACK * float(np.median(lit))) if len(lit) else 0
     dark = np.pad((brightest < limit).astype(np.uint8), 1, constant_values=1)
     _, component = cv2.connectedComponents(dark, connectivity=4)
     return np.asarray((component == component[0, 0])[1:-1, 1:-1])
