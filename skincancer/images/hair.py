@@ -22,12 +22,16 @@ PEAK, PART = (
     0.3,
 )  # of the strongest response nearby, which a pixel needs a part of: the blurred edge of a hair is no hair
 STRAIGHT, DIRECTIONS = 23, 16  # a hair is straight for so long, in one of so many directions
-STRAIGHT_SHARE = 0.45  # of what hangs together; in a pigment network, or in scales, it is less
+STRAIGHT_SHARE = 0.45  # of what hangs together; in a pigment network, or in scales, it is less …
+MUCH, STRAIGHT_SHARE_OF_MUCH = (
+    0.15,
+    0.65,
+)  # … but may come near where they fill the image: candidates that do have to be straighter
 SMALLEST = 9  # px of the shorter side: in less than a straight piece of hair is long, nothing is found
 GROW = 3  # px, whatever the size: the sides of a hair are replaced with it
 WIDEST = 40  # what is looked across
 MEDIAN = 5  # px, whatever the size
-MOST = 0.2  # of an image: more is a texture that covers it, and is left as it is
+MOST = 0.3  # of an image: more is a texture that covers it, and is left as it is
 
 HAT, HAT_THRESHOLD, HAT_RADIUS = 17, 10, 1
 
@@ -55,8 +59,8 @@ def dull_razor(image: RGB) -> tuple[RGB, Mask]:
         image: uint8 (H, W, 3), RGB.
 
     Returns:
-        The repaired image, and the hair, bool (H, W); one pixel on each side of it was replaced with it. Where more than a fifth of
-        the image looks like hair, nothing is replaced.
+        The repaired image, and the hair, bool (H, W); one pixel on each side of it was replaced with it. Where more than three tenths
+        of the image look like hair, nothing is replaced.
 
     Raises:
         TypeError, ValueError: as `check_rgb`.
@@ -78,7 +82,7 @@ def black_hat(image: RGB) -> tuple[RGB, Mask]:
         image: uint8 (H, W, 3), RGB.
 
     Returns:
-        The repaired image, and what was replaced, bool (H, W); nothing where that is more than a fifth of the image.
+        The repaired image, and what was replaced, bool (H, W); nothing where that is more than three tenths of the image.
 
     Raises:
         TypeError, ValueError: as `check_rgb`.
@@ -102,7 +106,7 @@ def find_hair(image: RGB) -> Mask:
         image: uint8 (H, W, 3), RGB.
 
     Returns:
-        bool (H, W); empty where more than a fifth of the image looks like hair.
+        bool (H, W); empty where more than three tenths of the image look like hair.
 
     Raises:
         TypeError, ValueError: as `check_rgb`.
@@ -162,7 +166,8 @@ def _verify(candidates: Grey, image: RGB) -> Mask:
     found: Mask = near.view(np.bool_)
     labels = component[found]
     area, long = np.bincount(labels, minlength=count), np.bincount(labels, weights=straight[found], minlength=count)
-    found[found] = (long > STRAIGHT_SHARE * area)[labels]
+    needed = STRAIGHT_SHARE if found.mean() <= MUCH else STRAIGHT_SHARE_OF_MUCH
+    found[found] = (long > needed * area)[labels]
     return found
 
 
@@ -194,15 +199,16 @@ def _replace_across(image: RGB, mask: Mask) -> RGB:
         return image.copy()
     height, width = mask.shape
     covered = np.flatnonzero(mask)
-    near = _nearest_free(mask)[covered]
+    near = _nearest_free(mask, covered)
     y, x = np.divmod(covered, width)
     down, right = y - near // width, x - near % width
-    distance = np.hypot(down, right)
-    far, across = near.copy(), np.full(len(covered), np.inf)
+    distance = np.hypot(down, right).astype(np.float32)
+    down, right = down / distance, right / distance
+    far, across = near.copy(), np.full(len(covered), np.inf, np.float32)
     going, flat = np.arange(len(covered)), mask.ravel()
     for step in range(1, scaled(WIDEST, image, 9)):
-        row = np.rint(y[going] + step * down[going] / distance[going]).astype(np.int64)
-        column = np.rint(x[going] + step * right[going] / distance[going]).astype(np.int64)
+        row = np.rint(y[going] + step * down[going]).astype(np.int64)
+        column = np.rint(x[going] + step * right[going]).astype(np.int64)
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         going, place = going[inside], (row * width + column)[inside]
         free = ~flat[place]
@@ -218,12 +224,12 @@ def _replace_across(image: RGB, mask: Mask) -> RGB:
     return repaired
 
 
-def _nearest_free(mask: Mask) -> npt.NDArray[np.int64]:
-    """Return for every pixel the place of the nearest one outside the mask, int64 (H * W,), counted along the rows."""
+def _nearest_free(mask: Mask, covered: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return for every covered pixel the nearest one outside the mask; both are places counted along the rows."""
     _, labels = cv2.distanceTransformWithLabels(
         mask.view(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )  # each free pixel has a label of its own
     free = np.flatnonzero(~mask)
     place = np.zeros(int(labels.max()) + 1, np.int64)
     place[labels.ravel()[free]] = free
-    return place[labels.ravel()]
+    return place[labels.ravel()[covered]]
