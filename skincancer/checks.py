@@ -15,6 +15,7 @@ from skincancer.errors import ConfigError, nearest
 from skincancer.evaluation.masks import MASK_METRICS
 from skincancer.evaluation.metrics import METRICS
 from skincancer.images import policies
+from skincancer.images.cleaning import check_clean
 from skincancer.models.losses import LOSSES
 from skincancer.models.mask_losses import mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
@@ -113,6 +114,7 @@ def _check_data(experiment: Experiment) -> None:
             f"For {experiment.task}: {', '.join(fitting)}."
         )
     parse_split(data.split)
+    check_clean(data.clean)
     _one_of("data.balance", data.balance, BALANCES)
     _require(experiment.seed >= 0, "seed", experiment.seed, "0 or more")
     _require(data.split_seed >= 0, "data.split_seed", data.split_seed, "0 or more")

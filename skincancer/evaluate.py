@@ -30,7 +30,7 @@ def evaluate(
 ) -> str:
     """Evaluate a finished run, or an ensemble of classifiers, without any training; return the id of the new MLflow run.
 
-    The data come to the model by the run's own recipe (size, resize, crop, views). Images that a run was trained or chosen on are
+    The data come to the model by the run's own recipe (size, resize, cleaning, crop, views). Images that a run was trained or chosen on are
     left out: by their pixels, and where the data set is the same by id and lesion.
 
     Args:
@@ -108,7 +108,7 @@ def _parser() -> ArgumentParser:
         prog="python -m skincancer.evaluate",
         usage="%(prog)s --run RUN_ID [RUN_ID …] --data.dataset NAME [--part all|test] [--data.KEY VALUE …]",
         description="A finished run on other data: external validation, operating point, calibration, subgroups. What is not said of the "
-        "data is as the run had it; data.size, resize, crop and crop_margin always are.",
+        "data is as the run had it; data.size, resize, clean, crop and crop_margin always are.",
         exit_on_error=False, allow_abbrev=False, default_env=False,
     )  # fmt: skip
     parser.add_argument("--run", type=str, nargs="+", metavar="RUN_ID", help="a finished fit; several: their ensemble")

@@ -15,6 +15,7 @@ from skincancer import config
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError
+from skincancer.images.cleaning import STEPS
 from skincancer.paths import data_folder
 from skincancer.schema import Experiment
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from skincancer.data.prepared import PreparedData
 
-SHOWN_IMAGES = 6
+SHOWN_IMAGES, CLEANED_IMAGES = 6, 12
 
 
 def prepare(experiment: Experiment, console: Console | None = None) -> PreparedData:
@@ -61,6 +62,8 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
         ["licence", entry.licence],
         ["citation", entry.citation],
     ]
+    if experiment.data.clean:
+        facts.append(["cleaned by", ", ".join(f"{name} ({STEPS[name].source})" for name in experiment.data.clean)])
     if experiment.data.crop:
         facts.append(["crops", describe_crops(data.store.table, experiment.data)])
     console.print(make_table(entry.title, ["", "found"], facts))
@@ -128,17 +131,40 @@ def show_crop(data: PreparedData, experiment: Experiment, path: Path) -> Path:
     return crop_sheet(originals, boxes, data.store.images[rows], path, titles)
 
 
-SHEETS: dict[str, Callable[[PreparedData, Experiment, Path], Path]] = {"augment": show_augment, "crop": show_crop}
+def show_clean(data: PreparedData, experiment: Experiment, path: Path) -> Path:
+    """Write a sheet of training images before and after cleaning, and between these what each step found.
+
+    Args:
+        data: prepared.
+        experiment: its `data.clean` is shown.
+        path: the PNG to write.
+    """
+    import numpy as np
+
+    from skincancer.data.index import image_root
+    from skincancer.images.decode import read_image
+    from skincancer.images.sheets import clean_sheet
+
+    rows, titles = _shown(data, CLEANED_IMAGES)
+    originals = [np.asarray(read_image(image_root(data.root) / name)) for name in data.index["image"].iloc[rows]]
+    return clean_sheet(originals, experiment.data.clean, path, titles)
 
 
-def _shown(data: PreparedData) -> tuple[npt.NDArray[np.int64], list[str]]:
+SHEETS: dict[str, Callable[[PreparedData, Experiment, Path], Path]] = {
+    "augment": show_augment,
+    "crop": show_crop,
+    "clean": show_clean,
+}
+
+
+def _shown(data: PreparedData, count: int = SHOWN_IMAGES) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Choose training images, one of each class first; return their rows and titles."""
     import numpy as np
 
     train = data.rows("train")
     first_of_class = train.drop_duplicates("label").sort_values("label")
     chosen = list(first_of_class.index) + [row for row in train.index if row not in first_of_class.index]
-    rows = np.array(chosen[:SHOWN_IMAGES], dtype=np.int64)
+    rows = np.array(chosen[:count], dtype=np.int64)
     picked = data.index.loc[rows]
     titles = [
         f"{image_id} ({diagnosis})" if diagnosis else image_id
@@ -156,10 +182,10 @@ def _add_flags(parser: ArgumentParser) -> None:
         "--show",
         type=str,
         metavar="|".join(SHEETS),
-        help="write a contact sheet: augmented images, or crops, beside the originals",
+        help="write a contact sheet: augmented or cleaned images, or crops, beside the originals",
     )
     parser.add_argument(
-        "--out", type=str, metavar="PNG", help="where --show writes (default: NAME_augment.png or NAME_crop.png here)"
+        "--out", type=str, metavar="PNG", help="where --show writes (default: NAME_augment.png and so on, here)"
     )
 
 
@@ -198,6 +224,10 @@ def _verb(argv: Sequence[str]) -> None:
         console.print(note, markup=False)
     if show == "crop" and not experiment.data.crop:
         raise ConfigError("--show crop shows what --data.crop true cuts out; give that too.")
+    if show == "clean" and not experiment.data.clean:
+        raise ConfigError(
+            f"--show clean shows what --data.clean does; give its steps, such as [hair,colour]: {', '.join(STEPS)}."
+        )
     if own.get("download"):
         download(experiment, console, accept=bool(own.get("accept_licence")))
     data = prepare(experiment, console)

@@ -31,6 +31,7 @@ from skincancer.evaluation.predictions import write_predictions
 from skincancer.evaluation.report import REPORT_FILE, write_report
 from skincancer.evaluation.run_files import store_thumbnails
 from skincancer.evaluation.subgroups import write_subgroups
+from skincancer.images.cleaning import describe_clean
 from skincancer.inputs import log_dataset
 from skincancer.models import serving
 from skincancer.models.weights import Loaded
@@ -189,7 +190,7 @@ class FitRecorder:
         return {
             "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "split": e.data.split,
             "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.backbone,
-            "crop": e.data.crop, **(self._crop_params() if e.data.crop else {}),
+            "clean": describe_clean(e.data.clean), "crop": e.data.crop, **(self._crop_params() if e.data.crop else {}),
             "target": e.data.target, "balance": e.data.balance, **self.outcome.params(e.model),
             "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
             "max_epochs": e.trainer.max_epochs, "precision": e.trainer.precision, "lr": e.model.optimizer.lr,

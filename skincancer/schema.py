@@ -29,6 +29,8 @@ class DataConfig:
         leaks: what to do when a known lesion is on two sides of the publisher's parts: stop, drop_from_train or allow
         size: side of the square network input, pixels
         resize: stretch, pad or crop to the square
+        clean: steps done on every image before it is cut and resized, in this order, such as [hair, colour]: hair, hair_blackhat, glare,
+            colour, colour_grey_world, colour_max_rgb, contrast, contrast_clahe, frame
         crop: cut every image to its lesion before resizing it, for a classifier
         crop_margin: around the lesion's box, on each side, as a share of its longer side
         masks: whose masks crop: truth, otsu, run:RUN_ID (a finished segmenter, or a folder of its artifacts), or auto (truth, else otsu)
@@ -51,6 +53,7 @@ class DataConfig:
     leaks: Literal["stop", "drop_from_train", "allow"] = "stop"
     size: int = 224
     resize: Literal["stretch", "pad", "crop"] = "stretch"
+    clean: list[str] = field(default_factory=list)
     crop: bool = False
     crop_margin: float = 0.2
     masks: str = "auto"

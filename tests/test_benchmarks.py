@@ -31,3 +31,14 @@ def test_an_epoch_is_measured(network, tiny_demo):
     )
     assert done.returncode == 0, done.stderr
     assert "light" in done.stdout
+
+
+def test_hair_removal_is_measured():
+    flags = ["--images=2", "--rounds=1", "--width=120", "--height=90"]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "hair.py"), *flags], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    dice = {tuple(line.split()[:-7]): float(line.split()[-6]) for line in done.stdout.splitlines() if "dB" in line}
+    assert len(dice) == 6
+    assert dice["hair", "dark"] > 0.5

@@ -214,7 +214,7 @@ def test_empty_and_full_masks_of_any_shape_come_through_the_square(
 ) -> None:
     Image.new("RGB", box, (255, 255, 255)).save(tmp_path / "i.png")
     Image.new("L", box, value).save(tmp_path / "m.png")
-    pixels, truth, width, height = decode(tmp_path / "i.png", tmp_path / "m.png", 24, resize)
+    pixels, truth, width, height, _ = decode(tmp_path / "i.png", tmp_path / "m.png", 24, resize)
     assert truth is not None
     assert (width, height) == box
     assert set(np.unique(truth)) <= {0, 1}

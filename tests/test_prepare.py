@@ -64,7 +64,7 @@ def test_show_crop_writes_a_sheet_of_boxes_beside_crops(tiny_demo, tmp_path):
     [
         (["hma10000"], "Did you mean 'ham10000'?"),
         ([], "give the name of a data set"),
-        (["demo", "--show", "clean"], "it can show: augment, crop"),
+        (["demo", "--show", "clear"], "it can show: augment, crop, clean"),
         (["demo", "--show", "crop"], "--show crop shows what --data.crop true cuts out"),
         (["demo", "--out", "x.png"], "--out goes with --show"),
         (["demo", "--data.sise", "3"], "Did you mean '--data.size'?"),

@@ -13,7 +13,8 @@ import pandas as pd
 from skincancer.data.catalog import Dataset
 from skincancer.data.store import Progress, open_store
 from skincancer.errors import DataError
-from skincancer.images.crops import EMPTY, Box, Crop, crop_box
+from skincancer.images.cleaning import Box
+from skincancer.images.crops import EMPTY, Crop, mask_extent
 from skincancer.paths import cache_folder
 from skincancer.schema import DataConfig
 
@@ -84,20 +85,20 @@ def describe_crops(table: pd.DataFrame, config: DataConfig) -> str:
 
 
 def predicted_boxes(
-    segmenter: TrainedModel, index: pd.DataFrame, root: Path, margin: float,
-    progress: Callable[[str], Progress] | None, jobs: int,
+    segmenter: TrainedModel, index: pd.DataFrame, root: Path, progress: Callable[[str], Progress] | None, jobs: int,
 ) -> list[Box | None]:  # fmt: skip
-    """Segment every image and return the boxes to crop it to, from masks of its original size.
+    """Segment every image, prepared as the segmenter's own were, and return the extents of its masks of the original size.
 
     Returns:
-        A box a row of the index; None where the mask is empty, or the image cannot be read.
+        An extent a row of the index; None where the mask is empty, or the image cannot be read.
     """
     store = open_store(
-        index, root, cache_folder(), size=segmenter.size, resize=segmenter.resize,
+        index, root, cache_folder(), size=segmenter.size, resize=segmenter.resize, clean=segmenter.clean,
         progress=progress(f"preparing the images at {segmenter.size} px for the segmenter") if progress else None, jobs=jobs,
     )  # fmt: skip
     told = progress("segmenting") if progress else None
     sizes = list(zip(store.table["width"].astype(int), store.table["height"].astype(int), strict=True))
+    shown = store.boxes
     boxes: list[Box | None] = [None] * len(index)
     good = np.flatnonzero(store.table["error"].to_numpy() == "")
     for start in range(0, len(good), segmenter.batch_size):
@@ -105,7 +106,8 @@ def predicted_boxes(
         lesions = segmenter.answer(store.images[rows]).lesion
         assert lesions is not None
         for row, lesion in zip(rows, lesions, strict=True):
-            boxes[row] = crop_box(segmenter.mask(lesion, *sizes[row]), margin)
+            width, height = sizes[row]
+            boxes[row] = mask_extent(segmenter.mask(lesion, width, height, shown[row] if shown else None))
         if told:
             told(start + len(rows), len(good))
     return boxes

@@ -19,7 +19,7 @@ from skincancer.data.seen import count_seen
 from skincancer.data.splits import Roles, assign_roles, merge_groups, parse_split, split_hash
 from skincancer.data.store import Progress, Store, open_store
 from skincancer.errors import DataError
-from skincancer.images.crops import Box
+from skincancer.images.cleaning import Box
 from skincancer.paths import cache_folder, data_folder
 from skincancer.schema import DataConfig
 
@@ -112,11 +112,11 @@ def prepare_data(
 
     def find_boxes() -> list[Box | None]:
         assert segmenter is not None
-        return predicted_boxes(segmenter, index, image_root(root), config.crop_margin, progress, jobs)
+        return predicted_boxes(segmenter, index, image_root(root), progress, jobs)
 
     store = open_store(
         index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=masks, crop=crop,
-        find_boxes=find_boxes if segmenter else None,
+        find_boxes=find_boxes if segmenter else None, clean=config.clean,
         progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
     if len(store.bad) and not config.skip_bad:

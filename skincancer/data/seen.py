@@ -1,7 +1,7 @@
 """Which images a run has seen: by the pixels that it was given, by id, and by lesion; for what must be new to it.
 
-A digest is of an image as the store holds it, after resizing: a renamed copy of a file has the same one, at the same size, resizing and
-crop. A copy that was encoded or cut anew has another: that takes an audit of near-duplicates.
+A digest is of an image as the store holds it, after resizing: a renamed copy of a file has the same one, at the same size, resizing,
+cleaning and crop. A copy that was encoded or cut anew has another: that takes an audit of near-duplicates.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The prepared store: every image decoded and resized once, into a memory-mapped array.
 
 A store is a folder under the cache, named by its key: `images.npy` uint8 (N, S, S, 3), `masks.npy` uint8 (N, S, S) in {0, 1}
-where asked for, `images.csv` (image_id, width, height, error; of crops also left, top, right, bottom, masks), `recipe.json`.
+where asked for, `images.csv` (image_id, width, height, error; of what was cut also left, top, right, bottom; of crops masks),
+`recipe.json`.
 It is built in a temporary folder, under a lock, and renamed when complete: a killed build leaves nothing that looks finished,
 and two at once build one.
 """
@@ -13,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ import pandas as pd
 from filelock import FileLock
 
 from skincancer.errors import DataError
-from skincancer.images.crops import Box, Crop, decode_crop
+from skincancer.images import cleaning
+from skincancer.images.cleaning import Box
+from skincancer.images.crops import Crop, decode_crop
 from skincancer.images.decode import BadImage, decode
 
 FORMAT = 1  # raised whenever decoding or resizing gives other pixels
 CHUNK = 64  # images per task of a worker
-CROP_COLUMNS = ["left", "top", "right", "bottom", "masks"]
+BOX_COLUMNS = ["left", "top", "right", "bottom"]
+CROP_COLUMNS = [*BOX_COLUMNS, "masks"]
 Progress = Callable[[int, int], None]
 FindBoxes = Callable[[], list[Box | None]]
 
@@ -48,6 +52,13 @@ class Store:
         """Images that could not be read: image_id, error."""
         return self.table.loc[self.table["error"] != "", ["image_id", "error"]]
 
+    @property
+    def boxes(self) -> list[Box] | None:
+        """What each image shows of its original, px; None where all show the whole."""
+        if "left" not in self.table:
+            return None
+        return [(left, top, right, bottom) for left, top, right, bottom in self.table[BOX_COLUMNS].to_numpy().tolist()]
+
 
 def open_store(
     index: pd.DataFrame,
@@ -59,6 +70,7 @@ def open_store(
     masks: bool = False,
     crop: Crop | None = None,
     find_boxes: FindBoxes | None = None,
+    clean: Sequence[str] = (),
     progress: Progress | None = None,
     jobs: int = -1,
 ) -> Store:
@@ -72,7 +84,8 @@ def open_store(
         resize: stretch, pad or crop.
         masks: store masks too; an image without one gets an empty one. Not of crops.
         crop: cut images to their lesions first.
-        find_boxes: called once, while building, where `crop.masks` names a segmenter: a box a row, None for an empty mask.
+        find_boxes: called once, while building, where `crop.masks` names a segmenter: the extent of a mask a row, None for an empty one.
+        clean: steps of `cleaning.STEPS`, done on the decoded original.
         progress: called with (done, total) while building.
         jobs: worker processes; -1 for one a core.
 
@@ -82,6 +95,8 @@ def open_store(
     recipe: dict[str, Any] = {"format": FORMAT, "size": size, "resize": resize, "masks": masks}
     if crop is not None:
         recipe["crop"] = asdict(crop)
+    if clean:
+        recipe |= {"clean": list(clean), "clean_format": cleaning.FORMAT}
     folder = cache / "stores" / _key(index, root, recipe)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +125,11 @@ def open_store(
 
 def _reads_masks(recipe: dict[str, Any]) -> bool:
     return bool(recipe["masks"]) or recipe.get("crop", {}).get("masks") in ("truth", "auto")
+
+
+def _cut_columns(recipe: dict[str, Any]) -> list[str]:
+    """Return the columns that say what an image shows of its original."""
+    return CROP_COLUMNS if "crop" in recipe else BOX_COLUMNS if cleaning.cuts(recipe.get("clean", ())) else []
 
 
 def _key(index: pd.DataFrame, root: Path, recipe: dict[str, Any]) -> str:
@@ -170,8 +190,7 @@ def _build(
                     progress(len(rows), total)
         if pooled:  # idle workers would live on for minutes, and hold the run's output open
             get_reusable_executor().shutdown(wait=True)
-        columns = ["width", "height", "error", *(CROP_COLUMNS if "crop" in recipe else [])]
-        table = pd.DataFrame(rows, columns=columns)
+        table = pd.DataFrame(rows, columns=["width", "height", "error", *_cut_columns(recipe)])
         table.insert(0, "image_id", index["image_id"].to_numpy())
         table.to_csv(building / "images.csv", index=False)
         (building / "recipe.json").write_text(json.dumps(recipe, indent=1))
@@ -203,9 +222,10 @@ def _write_chunk(
     building: Path, start: int, pairs: list[tuple[Path, Path | None]], boxes: list[Box | None],
     offsets: dict[str, int], recipe: dict[str, Any],
 ) -> list[tuple[Any, ...]]:  # fmt: skip
-    """Decode some images into their rows; return (width, height, error) of each, and of a crop its box and whose mask it was."""
+    """Decode some images into their rows; return (width, height, error) of each, and what `_cut_columns` names."""
     size, resize = recipe["size"], recipe["resize"]
     crop = Crop(**recipe["crop"]) if "crop" in recipe else None
+    steps, cut = recipe.get("clean", ()), _cut_columns(recipe)
     rows: list[tuple[Any, ...]] = []
     files = {name: os.open(building / f"{name}.npy", os.O_WRONLY) for name in offsets}
     try:
@@ -213,14 +233,14 @@ def _write_chunk(
             truth = None
             try:
                 if crop is None:
-                    pixels, truth, width, height = decode(image, mask, size, resize)
-                    rows.append((width, height, ""))
+                    pixels, truth, width, height, shown = decode(image, mask, size, resize, steps)
+                    rows.append((width, height, "", *(shown if cut else ())))
                 else:
-                    found = decode_crop(image, mask, size, resize, crop, box)
+                    found = decode_crop(image, mask, size, resize, crop, box, steps)
                     pixels = found.pixels
                     rows.append((found.width, found.height, "", *found.box, found.masks))
             except BadImage as error:
-                rows.append((0, 0, f"{image} {error}") + ((0, 0, 0, 0, "") if crop else ()))
+                rows.append((0, 0, f"{image} {error}", *(0, 0, 0, 0, "")[: len(cut)]))
                 continue
             # plain writes, since writing through a map kills the process when the disk is full
             _write(files["images"], pixels.tobytes(), offsets["images"] + row * pixels.nbytes)

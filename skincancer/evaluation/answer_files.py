@@ -14,9 +14,10 @@ from PIL import Image
 from skincancer.errors import ConfigError
 from skincancer.evaluation.mask_figures import draw_overlay
 from skincancer.evaluation.predictions import DIGITS
+from skincancer.images.cleaning import Mask
 from skincancer.images.decode import read_image
 from skincancer.models.answering import Answer
-from skincancer.models.trained import Mask, TrainedModel
+from skincancer.models.trained import TrainedModel
 
 TABLE = "predictions.csv"
 TASK3 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")  # columns of ISIC 2018 Task 3

@@ -13,10 +13,11 @@ from skincancer.evaluation.scores import ClassScores, Scores, pool
 
 # params and tags that make figures hard to compare where they differ, and how they are called
 WATCHED = {
-    "dataset": "data set", "target": "target", "split_seed": "split seed", "size": "image size", "resize": "resize",
+    "dataset": "data set", "target": "target", "split_seed": "split seed", "size": "image size", "resize": "resize", "clean": "cleaning",
     "weights": "first weights", "crop": "crop", "masks": "masks of the crop", "leaks": "handling of leaks",
     "dropped_images": "images left out",
 }  # fmt: skip
+UNNAMED = {"clean": "none"}  # what it means that an older run lacks a param
 OWN_PARAMS = (
     "seed",
     "split",
@@ -112,7 +113,7 @@ def find_differences(cells: Sequence[Cell]) -> list[str]:
             changed.setdefault(f"{cell.experiment} is not as its file says: {said}", []).append(cell.split)
     lines = [f"{said} ({', '.join(splits)})" for said, splits in changed.items()]
     runs = [(f"{cell.experiment} {cell.split} s{run.seed}", run) for cell in cells for run in cell.runs]
-    facts = [(label, [run.params.get(name) for _, run in runs]) for name, label in WATCHED.items()]
+    facts = [(label, [run.params.get(name, UNNAMED.get(name)) for _, run in runs]) for name, label in WATCHED.items()]
     facts += [(label, [run.tags.get(name) for _, run in runs]) for name, label in WATCHED_TAGS.items()]
     facts.append(("classes", [" ".join(run.classes) for _, run in runs]))
     for label, found in facts:

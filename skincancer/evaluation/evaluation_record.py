@@ -26,6 +26,7 @@ from skincancer.evaluation.operating import FEW_POSITIVES, SENSITIVITY, operatin
 from skincancer.evaluation.predictions import predictions_table, read_predictions, write_predictions
 from skincancer.evaluation.report import REPORT_FILE
 from skincancer.evaluation.subgroups import write_subgroups
+from skincancer.images.cleaning import describe_clean
 from skincancer.inputs import log_dataset
 from skincancer.outcomes import OUTCOMES
 from skincancer.recording import SPLIT_COLUMNS, classes_json, data_tags, intervals_table
@@ -138,7 +139,8 @@ class EvaluationRecorder:
             key: ", ".join(dict.fromkeys(str(value(experiment)) for experiment in evaluation.experiments))
             for key, value in {
                 "backbone": lambda e: e.model.backbone, "size": lambda e: e.data.size, "resize": lambda e: e.data.resize,
-                "crop": lambda e: e.data.crop, "tta": lambda e: e.model.tta, "precision": lambda e: e.trainer.precision,
+                "clean": lambda e: describe_clean(e.data.clean), "crop": lambda e: e.data.crop,
+                "tta": lambda e: e.model.tta, "precision": lambda e: e.trainer.precision,
             }.items()
         }  # fmt: skip
         return {

@@ -32,7 +32,7 @@ from skincancer.models.segmenting import Segmenting
 from skincancer.schema import Experiment
 
 OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power")
-OF_RUN = ("data.size", "data.resize", "data.crop", "data.crop_margin", *OF_TRAINING)
+OF_RUN = ("data.size", "data.resize", "data.clean", "data.crop", "data.crop_margin", *OF_TRAINING)
 OF_DATASET = ("data.root", "data.groups", "data.malignant", "data.leaks", "data.skip_bad")
 OF_ALL = (
     *OF_DATASET,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import pandas as pd
 from skincancer.data.index import image_root
 from skincancer.errors import DataError
 from skincancer.evaluation.masks import Mask, binarise, mask_metrics
+from skincancer.images.cleaning import Box
 from skincancer.images.decode import BadImage, read_mask
 from skincancer.images.geometry import from_square
 from skincancer.images.postprocess import clean_mask
@@ -30,14 +32,31 @@ class MaskRecipe:
     largest_component: bool
     fill_holes: bool
 
-    def probability(self, square: npt.NDArray[np.float32], width: int, height: int) -> npt.NDArray[np.float32]:
-        """Bring probabilities float32 (S, S) to the original size, float32 (height, width)."""
-        # bilinear weights may sum to a little more than 1
-        return from_square(square, width, height, self.resize).clip(0, 1)
+    def probability(
+        self, square: npt.NDArray[np.float32], width: int, height: int, box: Box | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Bring probabilities float32 (S, S) to the original size, float32 (height, width).
 
-    def mask(self, square: npt.NDArray[np.float32], width: int, height: int, threshold: float) -> Mask:
-        """Bring probabilities float32 (S, S) to the original size, cut them, clean the mask: bool (height, width)."""
-        mask = binarise(self.probability(square, width, height), threshold)
+        Args:
+            square: the probabilities.
+            width: of the original, px.
+            height: of the original, px.
+            box: of the original that the square shows, px, 0 outside it; None for all of it.
+        """
+        left, top, right, bottom = box or (0, 0, width, height)
+        # bilinear weights may sum to a little more than 1
+        inside = from_square(square, right - left, bottom - top, self.resize).clip(0, 1)
+        if inside.shape == (height, width):
+            return inside
+        original = np.zeros((height, width), np.float32)
+        original[top:bottom, left:right] = inside
+        return original
+
+    def mask(
+        self, square: npt.NDArray[np.float32], width: int, height: int, threshold: float, box: Box | None = None
+    ) -> Mask:
+        """Bring probabilities, as `probability` does, to the original size, cut them, clean the mask: bool (height, width)."""
+        mask = binarise(self.probability(square, width, height, box), threshold)
         return clean_mask(mask, largest=self.largest_component, fill=self.fill_holes)
 
 
@@ -48,10 +67,12 @@ class MaskScorer:
         index: the table: `mask`, `width`, `height` (px), by row.
         root: folder that the paths are relative to.
         recipe: how probabilities become masks.
+        boxes: what of its original an image shows (`Store.boxes`).
     """
 
-    def __init__(self, index: pd.DataFrame, root: Path, recipe: MaskRecipe) -> None:
+    def __init__(self, index: pd.DataFrame, root: Path, recipe: MaskRecipe, boxes: Sequence[Box] | None = None) -> None:
         self.root, self.recipe = root, recipe
+        self._boxes: Sequence[Box | None] = boxes or [None] * len(index)
         self._paths = index["mask"].to_list()
         self._sizes = list(zip(index["width"].astype(int), index["height"].astype(int), strict=True))
 
@@ -69,11 +90,11 @@ class MaskScorer:
 
     def probability(self, row: int, square: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Bring probabilities float32 (S, S) of an image to its size."""
-        return self.recipe.probability(square, *self._sizes[row])
+        return self.recipe.probability(square, *self._sizes[row], self._boxes[row])
 
     def mask(self, row: int, square: npt.NDArray[np.float32], threshold: float) -> Mask:
         """Return the predicted mask of an image at its size."""
-        return self.recipe.mask(square, *self._sizes[row], threshold)
+        return self.recipe.mask(square, *self._sizes[row], threshold, self._boxes[row])
 
     def score(self, row: int, square: npt.NDArray[np.float32], threshold: float) -> dict[str, float]:
         """Return every mask metric of an image."""
@@ -84,4 +105,4 @@ def build_scorer(data: PreparedData, experiment: Experiment) -> MaskScorer:
     """Return the scorer of prepared data, whose masks are made as an experiment says."""
     mask = experiment.model.mask
     recipe = MaskRecipe(experiment.data.resize, mask.largest_component, mask.fill_holes)
-    return MaskScorer(data.index, image_root(data.root), recipe)
+    return MaskScorer(data.index, image_root(data.root), recipe, data.store.boxes)

@@ -15,6 +15,7 @@ from skincancer.data.prepared import ROLES
 from skincancer.data.splits import VALIDATION_PERCENT, parse_split
 from skincancer.evaluation.pages import Cell, Code, Part, Section, Table, Text
 from skincancer.evaluation.run_files import RunFiles, count
+from skincancer.images.cleaning import STEPS
 from skincancer.schema import DataConfig, Experiment
 
 BALANCE = {
@@ -95,7 +96,9 @@ def data_section(run: RunFiles) -> Section:
     columns = ["class", *(f"{role} {what}" for role in ROLES for what in ("images", "lesions"))]
     size = settings["size"]
     parts: list[Part] = [
-        Text(f"{run.entry.title}; the network sees {size} × {size} px (resize: {settings['resize']}).{_crops(run)}"),
+        Text(
+            f"{run.entry.title}; the network sees {size} × {size} px (resize: {settings['resize']}).{_cleaned(run)}{_crops(run)}"
+        ),
         Table("Images and lesions of each role", columns, counts),
         Text(split_in_words(settings["split"], int(settings["split_seed"]))),
     ]
@@ -116,6 +119,14 @@ def data_section(run: RunFiles) -> Section:
         more = f"and {len(reasons) - 10} other reasons: dropped.csv" if len(reasons) > 10 else ""
         parts.append(Table("Images that take no part", ["reason", "images"], rows, more))
     return Section("Data", parts)
+
+
+def _cleaned(run: RunFiles) -> str:
+    steps = run.settings["data"].get("clean", [])
+    if not steps:
+        return ""
+    done = "; ".join(f"{name}: {STEPS[name].description} ({STEPS[name].source})" for name in steps if name in STEPS)
+    return f" Images are cleaned first: {done}."
 
 
 def _crops(run: RunFiles) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from skincancer.images.decode import ImageFile, read_image, read_truth
+from skincancer.images.cleaning import Box, Mask
+from skincancer.images.decode import ImageFile, clean_picture, read_image, read_truth
 from skincancer.images.geometry import to_square
 from skincancer.images.postprocess import clean_mask
-
-Box = tuple[int, int, int, int]
-Mask = npt.NDArray[np.bool_]
 
 EMPTY = "empty"  # in place of whose mask it was, of an image without any lesion in it
 SMALLEST_SHARE = 1 / 8  # of the image's shorter side
@@ -45,28 +44,48 @@ class Cropped:
     masks: str
 
 
-def crop_box(mask: Mask, margin: float) -> Box | None:
-    """Return the box of a mask with a margin: square, so that a lesion keeps its shape, wherever the image has room for it.
+def mask_extent(mask: Mask) -> Box | None:
+    """Return the smallest box that holds a mask, bool (H, W); None if it is empty."""
+    columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
+    if not len(columns):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
-    A square that goes over an edge is moved into the image; one that is longer than a side of the image is cut to that side. None
-    is smaller than an eighth of the image's shorter side: a segmenter's stray spot, enlarged, would show nothing.
+
+def crop_box(mask: Mask, margin: float) -> Box | None:
+    """Return the box of a mask with a margin, as `widen`; None if the mask is empty.
 
     Args:
         mask: bool (H, W).
         margin: on each side, as a share of the longer side of the mask's box.
+    """
+    extent = mask_extent(mask)
+    return widen(extent, (0, 0, mask.shape[1], mask.shape[0]), margin) if extent else None
+
+
+def widen(extent: Box, frame: Box, margin: float) -> Box | None:
+    """Return the box of a lesion with a margin: square, so that a lesion keeps its shape, wherever there is room for it.
+
+    A square that goes over an edge is moved inside; one that is longer than a side of the frame is cut to that side. None
+    is smaller than an eighth of the frame's shorter side: a segmenter's stray spot, enlarged, would show nothing.
+
+    Args:
+        extent: of the lesion; what lies outside the frame does not count.
+        frame: the part of the image that is shown; its whole, where none was cut away.
+        margin: on each side, as a share of the longer side of the extent.
 
     Returns:
-        None if the mask is empty.
+        None if the lesion lies outside the frame.
     """
-    spans = [np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1)]  # columns, rows
-    if not len(spans[0]):
+    ends = [(max(extent[side], frame[side]), min(extent[side + 2], frame[side + 2])) for side in (0, 1)]
+    if any(high <= low for low, high in ends):
         return None
-    ends = [(int(span[0]), int(span[-1]) + 1) for span in spans]
-    side = max(round(max(high - low for low, high in ends) * (1 + 2 * margin)), round(min(mask.shape) * SMALLEST_SHARE))
+    room = [frame[2] - frame[0], frame[3] - frame[1]]
+    side = max(round(max(high - low for low, high in ends) * (1 + 2 * margin)), round(min(room) * SMALLEST_SHARE))
     starts, lengths = [], []
-    for (low, high), extent in zip(ends, mask.shape[::-1], strict=True):
-        length = min(side, extent)
-        starts.append(min(max((low + high - length) // 2, 0), extent - length))
+    for (low, high), first, extents in zip(ends, frame, room, strict=False):
+        length = min(side, extents)
+        starts.append(first + min(max((low + high - 2 * first - length) // 2, 0), extents - length))
         lengths.append(length)
     return starts[0], starts[1], starts[0] + lengths[0], starts[1] + lengths[1]
 
@@ -98,7 +117,13 @@ def otsu_mask(image: Image.Image) -> Mask:
 
 
 def decode_crop(
-    image: ImageFile, mask: Path | None, size: int, resize: str, crop: Crop, given: Box | None = None
+    image: ImageFile,
+    mask: Path | None,
+    size: int,
+    resize: str,
+    crop: Crop,
+    given: Box | None = None,
+    steps: Sequence[str] = (),
 ) -> Cropped:
     """Decode one image and cut it to its lesion, then bring that to the square; an image whose mask is empty stays whole.
 
@@ -108,22 +133,26 @@ def decode_crop(
         size: side of the square, px.
         resize: stretch, pad or crop, of what was cut out.
         crop: whose mask, and the margin.
-        given: the box from a segmenter, where `crop.masks` names one; None if its mask is empty.
+        given: the extent of a segmenter's mask of the original, where `crop.masks` names one; None if that is empty.
+        steps: of `cleaning.STEPS`, done first; what `frame` cut away is not in any crop.
 
     Raises:
-        BadImage: unreadable, or a mask of another size than its image.
+        BadImage: unreadable, a mask of another size than its image, or a step of cleaning that failed.
     """
-    picture = read_image(image)
+    original = read_image(image)
     source = crop.masks
     if source == "auto":
         source = "otsu" if mask is None else "truth"
+    extent = given
     if source == "truth":
         assert mask is not None, "checked before a store is built"
-        box = crop_box(np.asarray(read_truth(mask, picture)) > 0, crop.margin)
-    elif source == "otsu":
-        box = crop_box(otsu_mask(picture), crop.margin)
-    else:
-        box = given
-    whole = (0, 0, picture.width, picture.height)
-    square = np.asarray(to_square(picture.crop(box) if box else picture, size, resize))
-    return Cropped(square, picture.width, picture.height, box or whole, source if box else EMPTY)
+        extent = mask_extent(np.asarray(read_truth(mask, original)) > 0)
+    picture, frame = clean_picture(original, steps)
+    left, top = frame[:2]
+    if source == "otsu":
+        inside = mask_extent(otsu_mask(picture))
+        extent = (inside[0] + left, inside[1] + top, inside[2] + left, inside[3] + top) if inside else None
+    box = widen(extent, frame, crop.margin) if extent else None
+    shown = picture.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top)) if box else picture
+    square = np.asarray(to_square(shown, size, resize))
+    return Cropped(square, original.width, original.height, box or frame, source if box else EMPTY)

@@ -1,15 +1,18 @@
-"""Image files to arrays. Imports Pillow and numpy alone: the store's worker processes start with this module."""
+"""Image files to arrays. Imports Pillow and numpy alone until an image is cleaned: the store's worker processes start with this module."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
+from skincancer.images.cleaning import Box, CleaningError, clean
 from skincancer.images.geometry import to_square
 
 ImageFile = Path | bytes  # where a file lies, or what it holds
@@ -23,6 +26,16 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 class BadImage(Exception):
     """A file that cannot be used; the text says why."""
+
+
+class Decoded(NamedTuple):
+    """One image: uint8 (S, S, 3) RGB; its mask, uint8 (S, S) in {0, 1}; the original's width and height, and the box of it shown, px."""
+
+    pixels: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.uint8] | None
+    width: int
+    height: int
+    box: Box
 
 
 def read_image(path: ImageFile) -> Image.Image:
@@ -156,23 +169,40 @@ def count_pixels(file: ImageFile) -> int:
         return 0
 
 
-def decode(
-    image: ImageFile, mask: Path | None, size: int, resize: str
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None, int, int]:
+def decode(image: ImageFile, mask: Path | None, size: int, resize: str, steps: Sequence[str] = ()) -> Decoded:
     """Decode one image, and its mask, to the square.
 
-    Returns:
-        uint8 (S, S, 3) RGB; uint8 (S, S) in {0, 1} or None; the original's width and height, px.
+    Args:
+        image: file.
+        mask: file of its mask.
+        size: side of the square, px.
+        resize: stretch, pad or crop.
+        steps: of `cleaning.STEPS`, done first; a mask is cut where the image is.
 
     Raises:
-        BadImage: unreadable, or a mask of another size than its image.
+        BadImage: unreadable, a mask of another size than its image, or a step that failed.
     """
-    picture = read_image(image)
+    original = read_image(image)
+    truth = None if mask is None else read_truth(mask, original)
+    picture, box = clean_picture(original, steps)
     square = np.asarray(to_square(picture, size, resize))
-    if mask is None:
-        return square, None, picture.width, picture.height
-    truth = read_truth(mask, picture)
-    return square, np.asarray(to_square(truth, size, resize)) // 255, picture.width, picture.height
+    inside = None if truth is None else np.asarray(to_square(truth.crop(box), size, resize)) // 255
+    return Decoded(square, inside, original.width, original.height, box)
+
+
+def clean_picture(picture: Image.Image, steps: Sequence[str]) -> tuple[Image.Image, Box]:
+    """Do steps of cleaning; return the image and the box of the original that it shows.
+
+    Raises:
+        BadImage: a step failed.
+    """
+    if not steps:
+        return picture, (0, 0, picture.width, picture.height)
+    try:
+        pixels, box = clean(np.asarray(picture), steps)
+    except CleaningError as error:
+        raise BadImage(str(error)) from error
+    return Image.fromarray(pixels), box
 
 
 def read_truth(mask: Path, picture: Image.Image) -> Image.Image:

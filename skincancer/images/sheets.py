@@ -1,4 +1,4 @@
-"""Contact sheets, for eyes: what an augmentation does to real images, and where crops were cut."""
+"""Contact sheets, for eyes: what an augmentation or cleaning does to real images, and where crops were cut."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from skincancer.images.augment import Augment
-from skincancer.images.crops import Box
+from skincancer.images.cleaning import Box, clean_stages
 from skincancer.images.policies import AugmentConfig, describe
 
 _CELL = 1.7  # inches, the height of one image
@@ -140,6 +140,64 @@ def crop_sheet(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
+
+
+def clean_sheet(
+    originals: Sequence[NDArray[np.uint8]], steps: Sequence[str], path: Path, titles: Sequence[str]
+) -> Path:
+    """Draw each image before and after cleaning, and between these what each step found, or made where it looks for nothing.
+
+    Args:
+        originals: N images, uint8 (H, W, 3), of any sizes.
+        steps: of `cleaning.STEPS`, in order; one or more.
+        path: the PNG to write; its folder is made.
+        titles: N row titles.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: counts that do not fit together, or nothing to draw.
+    """
+    if not originals or not steps or len(titles) != len(originals):
+        raise ValueError(
+            f"{len(originals)} images, {len(titles)} titles, {len(steps)} steps: give one title an image, one step or more."
+        )
+    aspect = max(image.shape[1] / image.shape[0] for image in originals)
+    rows, columns = len(originals), len(steps) + 2
+    figure = Figure(figsize=(1.9 + columns * _CELL * aspect, rows * _CELL + 0.35), dpi=130)
+    FigureCanvasAgg(figure)
+    width, height = figure.get_size_inches()
+    grid = figure.add_gridspec(
+        rows, columns, left=1.8 / width, right=1 - 0.05 / width, top=1 - 0.3 / height, bottom=0.01, wspace=0.03, hspace=0.05
+    )  # fmt: skip
+    for row, original in enumerate(originals):
+        before, cells = original, [("original", original)]
+        for stage in clean_stages(original, steps):
+            if stage.found is None:
+                cells.append((stage.name, stage.image))
+            else:
+                cells.append((f"found by {stage.name}", _mark(before, stage.found)))
+            before = stage.image
+        for column, (heading, shown) in enumerate([*cells, ("result", before)]):
+            axes = figure.add_subplot(grid[row, column])
+            axes.imshow(shown)
+            axes.set(xticks=[], yticks=[])
+            if column == 0:
+                axes.set_ylabel(
+                    _shorten(titles[row]), rotation=0, ha="right", va="center", fontsize=9, parse_math=False
+                )
+            if row == 0:
+                axes.set_title(heading, fontsize=9, parse_math=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def _mark(image: NDArray[np.uint8], found: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    marked = image.copy()
+    marked[found] = (0, 229, 255)
+    return marked
 
 
 def _draw(axes: Axes, image: torch.Tensor, mask: torch.Tensor | None) -> None:

@@ -20,9 +20,10 @@ import pandas as pd
 from skincancer.artifacts import CROPS_FILE, MODEL_FILES, SEGMENTER, fetch_run
 from skincancer.data.boxes import RUN, own_masks
 from skincancer.errors import ConfigError
-from skincancer.images.crops import Crop, crop_box, decode_crop
+from skincancer.images.cleaning import Box, Mask
+from skincancer.images.crops import Crop, decode_crop, mask_extent
 from skincancer.images.decode import BadImage, ImageFile, count_pixels, decode
-from skincancer.models.trained import Mask, TrainedModel, load_segmenter
+from skincancer.models.trained import TrainedModel, load_segmenter
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,7 +38,8 @@ _large = threading.Lock()
 class Answer:
     """What a run says of one image; `error` says why it says nothing.
 
-    `pixels` uint8 (S, S, 3), what the model sees; `width` and `height` of the original as its EXIF orientation shows it, px;
+    `pixels` uint8 (S, S, 3), what the model sees; `width` and `height` of the original as its EXIF orientation shows it, px, and
+    the `box` of it that `pixels` show;
     `lesion` float32 (S, S), `logits` float32 (C,) and `probability` float64 (C,): see `trained.Answers`.
     """
 
@@ -46,6 +48,7 @@ class Answer:
     pixels: npt.NDArray[np.uint8] | None = None
     width: int = 0
     height: int = 0
+    box: Box | None = None
     lesion: npt.NDArray[np.float32] | None = None
     logits: npt.NDArray[np.float32] | None = None
     probability: npt.NDArray[np.float64] | None = None
@@ -76,29 +79,23 @@ class Answerer:
     def mask(self, answer: Answer) -> Mask:
         """Return the mask of an answer, bool (height, width)."""
         assert answer.lesion is not None, "whoever asks looks at `model.segments`"
-        return self.model.mask(answer.lesion, answer.width, answer.height)
+        return self.model.mask(answer.lesion, answer.width, answer.height, answer.box)
 
     def _read(self, file: ImageFile) -> Answer:
         model = self.model
 
         def read() -> Answer:
             if self.crop is None:
-                pixels, _, width, height = decode(file, None, model.size, model.resize)
-                return Answer(file, "", pixels, width, height)
-            cut = decode_crop(file, None, model.size, model.resize, self.crop)
-            return Answer(file, "", cut.pixels, cut.width, cut.height)
+                return _read_whole(file, model)
+            cut = decode_crop(file, None, model.size, model.resize, self.crop, steps=model.clean)
+            return Answer(file, "", cut.pixels, cut.width, cut.height, cut.box)
 
         return _told(file, count_pixels(file), read)
 
     def _read_for_segmenter(self, file: ImageFile) -> Answer:
-        assert self.segmenter is not None
-        size, resize = self.segmenter.size, self.segmenter.resize
-
-        def read() -> Answer:
-            pixels, _, width, height = decode(file, None, size, resize)
-            return Answer(file, "", pixels, width, height)
-
-        return _told(file, count_pixels(file), read)
+        segmenter = self.segmenter
+        assert segmenter is not None
+        return _told(file, count_pixels(file), lambda: _read_whole(file, segmenter))
 
     def _read_crop(self, seen: Answer) -> Answer:
         """Read an image a second time, and cut it by the mask that the segmenter gave: kept meanwhile, images would fill the memory."""
@@ -109,11 +106,18 @@ class Answerer:
             assert self.segmenter is not None
             assert self.crop is not None
             assert seen.lesion is not None
-            box = crop_box(self.segmenter.mask(seen.lesion, seen.width, seen.height), self.crop.margin)
-            cut = decode_crop(seen.file, None, self.model.size, self.model.resize, self.crop, box)
-            return Answer(seen.file, "", cut.pixels, cut.width, cut.height)
+            extent = mask_extent(self.segmenter.mask(seen.lesion, seen.width, seen.height, seen.box))
+            model = self.model
+            cut = decode_crop(seen.file, None, model.size, model.resize, self.crop, extent, model.clean)
+            return Answer(seen.file, "", cut.pixels, cut.width, cut.height, cut.box)
 
         return _told(seen.file, seen.width * seen.height, read)
+
+
+def _read_whole(file: ImageFile, model: TrainedModel) -> Answer:
+    """Read an image as a model's own were, but for crops."""
+    found = decode(file, None, model.size, model.resize, model.clean)
+    return Answer(file, "", found.pixels, found.width, found.height, found.box)
 
 
 def load_answerer(run: str, uri: str | None = None, masks: str | None = None) -> Answerer:

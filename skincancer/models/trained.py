@@ -15,11 +15,10 @@ from skincancer.artifacts import MODEL_FILES, fetch_run
 from skincancer.config import load_yaml
 from skincancer.errors import RunError
 from skincancer.evaluation.mask_scoring import MaskRecipe
+from skincancer.images.cleaning import Box, Mask, check_clean
 from skincancer.models.joint import JointTask
 from skincancer.models.loading import load_task
 from skincancer.models.tasks import ClassificationTask, SegmentationTask
-
-Mask = npt.NDArray[np.bool_]
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -45,6 +44,7 @@ class TrainedModel:
         classes: names in the order of the probabilities; of a segmenter none.
         segments: whether it gives masks.
         size, resize: of the square that it takes, px, and how images come to it.
+        clean: steps of cleaning that its images went through first.
         batch_size: that of the run's own test: another may round otherwise in the last digit.
         digest: of the weights and of what turns their answer into a mask.
 
@@ -52,7 +52,7 @@ class TrainedModel:
         folder: holds config.yaml and checkpoints/best.ckpt.
 
     Raises:
-        ConfigError: the config cannot be read.
+        ConfigError: the config cannot be read, or names steps of cleaning that there are not.
         WeightsError: no checkpoint of a run, or one that would have to be unpickled.
     """
 
@@ -65,6 +65,8 @@ class TrainedModel:
         self.segments = not isinstance(self.task, ClassificationTask)
         data = self.settings["data"]
         self.size, self.resize = int(data["size"]), str(data["resize"])
+        self.clean: tuple[str, ...] = tuple(data.get("clean", ()))  # runs of older versions have none
+        check_clean(self.clean)
         self.batch_size = int(data["batch_size"])
         self._half = _HALF.get(str(self.settings["trainer"]["precision"]))
 
@@ -92,12 +94,15 @@ class TrainedModel:
             None if logits is None else torch.softmax(logits.double(), dim=1).numpy(),
         )
 
-    def mask(self, lesion: npt.NDArray[np.float32], width: int, height: int) -> Mask:
-        """Bring probabilities of one image, float32 (S, S), to its mask, bool (height, width) of the original size, px."""
+    def mask(self, lesion: npt.NDArray[np.float32], width: int, height: int, box: Box | None = None) -> Mask:
+        """Bring probabilities of one image, float32 (S, S), to its mask, bool (height, width) of the original size, px.
+
+        Outside the box of the original that the image showed, px, there is no lesion.
+        """
         assert not isinstance(self.task, ClassificationTask), "whoever asks looks at `segments`"
         mask = self.settings["model"]["mask"]
         recipe = MaskRecipe(self.resize, mask["largest_component"], mask["fill_holes"])
-        return recipe.mask(lesion, width, height, threshold=self.task.threshold)
+        return recipe.mask(lesion, width, height, threshold=self.task.threshold, box=box)
 
 
 def load_trained(run: str, uri: str | None) -> TrainedModel:
