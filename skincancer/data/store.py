@@ -82,7 +82,7 @@ def open_store(
     recipe: dict[str, Any] = {"format": FORMAT, "size": size, "resize": resize, "masks": masks}
     if crop is not None:
         recipe["crop"] = asdict(crop)
-    folder = cache / "stores" / _key(index, root, recipe)
+    folder = cache / "stores" / file_key(index, root, recipe)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
@@ -112,8 +112,8 @@ def _reads_masks(recipe: dict[str, Any]) -> bool:
     return bool(recipe["masks"]) or recipe.get("crop", {}).get("masks") in ("truth", "auto")
 
 
-def _key(index: pd.DataFrame, root: Path, recipe: dict[str, Any]) -> str:
-    """Hash ids, paths, file sizes and times, and the recipe."""
+def file_key(index: pd.DataFrame, root: Path, recipe: dict[str, Any]) -> str:
+    """Hash ids, paths, file sizes and times, and the recipe, which says whether masks are read."""
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     columns = ["image", "mask"] if _reads_masks(recipe) else ["image"]
     gone = []
