@@ -129,6 +129,7 @@ def _check_data(experiment: Experiment) -> None:
     _only_with(experiment, "data.masks", "data.crop true", crop)
     _only_with(experiment, "data.crop_margin", "data.crop true", crop)
     quality_rules.check(data.quality_rules)
+    _only_with(experiment, "data.quality_rules", "data.quality drop_flagged", [f"data.quality {data.quality}"])
     if data.balance_fixed and data.balance != "undersample":
         raise ConfigError(f"data.balance_fixed is for data.balance undersample; balance is {data.balance!r}.")
     if data.class_weight_power != 1 and data.balance != "class_weights":

@@ -20,10 +20,12 @@ from skincancer import config, launching, tracking, training
 from skincancer.artifacts import SEGMENTER, SEGMENTER_FILES, fetch_run
 from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.catalog import malignant_classes
+from skincancer.data.index import image_root
 from skincancer.data.prepared import ROLES, PreparedData
 from skincancer.data.seen import DIGESTS_FILE, digest_table
 from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
+from skincancer.data.verdict import verdict_line
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
 from skincancer.evaluation.explain import attention_means, explain_run, read_attention
@@ -101,7 +103,8 @@ class FitRecorder:
                 f"{data.leaking_groups} lesions ({data.leaking_images} images) stand on two sides of the publisher's parts; "
                 f"data.leaks is {settings.leaks}",
             )  # fmt: skip
-
+        if line := verdict_line(data.index, image_root(data.root)):
+            self.console.print(Text(line))
         self._announce_crops()
 
     def _announce_crops(self) -> None:
@@ -196,7 +199,7 @@ class FitRecorder:
             "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name, "tta": e.model.tta,
             "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
             "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
-            "dropped_images": len(data.dropped), "devices": e.trainer.devices, "ranks": together,
+            "dropped_images": len(data.dropped), "quality": e.data.quality, "quality_dropped_images": data.flagged, "devices": e.trainer.devices, "ranks": together,
             "effective_batch_size": e.data.batch_size * together * e.trainer.accumulate_grad_batches, **counts,
         }  # fmt: skip
 

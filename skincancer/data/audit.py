@@ -181,8 +181,7 @@ def _told_copies(
     name = own.index["image_id"].to_numpy(dtype=object)
     group_of = {row: number for number, members in enumerate(linked, 1) for row in members}
     for finding, one, other, value in pairs:
-        same = own.index["lesion_id"].iloc[one] == own.index["lesion_id"].iloc[other]
-        lesion = "one lesion" if same else "different lesions"
+        lesion = _lesions(own, one, other)
         yield finding, group_of[one], name[one], name[other], value, lesion
         yield finding, group_of[one], name[other], name[one], value, lesion
     for number, members in enumerate(linked, 1):
@@ -193,6 +192,14 @@ def _told_copies(
             if values.nunique() > 1:
                 for image_id, value in zip(shown["image_id"], shown[column], strict=True):
                     yield finding, number, image_id, "", np.nan, str(value)
+
+
+def _lesions(own: Examined, one: int, other: int) -> str:
+    """Say whether two images are of one lesion by their publisher; "" where nobody knows."""
+    first, second = own.index.iloc[one], own.index.iloc[other]
+    if first["lesion_id"] == first["image_id"] and second["lesion_id"] == second["image_id"]:
+        return ""
+    return "one lesion" if first["lesion_id"] == second["lesion_id"] else "different lesions"
 
 
 def _told_parts(own: Examined) -> Iterator[Row]:

@@ -169,7 +169,7 @@ def _listed(found: Audit, finding: str) -> list[Part]:
 
 
 def _shown(count: int, most: int, what: str) -> str:
-    return f"{count} {what}" + (f", of which {most} are shown" if count > most else "")
+    return f"{count} {what if count > 1 else what.removesuffix('s')}" + (f", of which {most} are shown" if count > most else "")
 
 
 def _picture(own: Examined, image_id: str) -> Picture | str:

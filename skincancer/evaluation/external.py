@@ -40,6 +40,8 @@ OF_ALL = (
     "data.split",
     "data.split_seed",
     "data.target",
+    "data.quality",
+    "data.quality_rules",
 )  # the same for every run of an ensemble
 OWN_FILES = ("demo", "folder", "csv")  # one name, other images in every folder
 _FEWEST = 1e-12  # a mean of probabilities of nine digits, below which its logarithm says nothing
