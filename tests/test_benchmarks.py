@@ -31,3 +31,16 @@ def test_an_epoch_is_measured(network, tiny_demo):
     )
     assert done.returncode == 0, done.stderr
     assert "light" in done.stdout
+
+
+@pytest.mark.slow
+def test_planted_copies_are_counted(tiny_demo):
+    flags = ["--root", str(tiny_demo), "--counts", "30", "--planted=1"]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "audit.py"), *flags], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "37 images" in done.stdout
+    recall = {line[:16].strip(): line[16:].split()[1:3] for line in done.stdout.splitlines() if line[:4] in ("flip", "all ")}
+    assert recall["flip"] == ["1.000", "1.000"]
+    assert float(recall["all"][0]) > 0.8
