@@ -158,7 +158,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="demo")
     parser.add_argument("--root", help="its folder")
-    parser.add_argument("--counts", type=int, nargs="+", default=[200, 400], help="numbers of images, without the planted")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[200, 400], help="numbers of images, without the planted"
+    )
     parser.add_argument("--planted", type=int, default=40, help="copies of each kind of edit")
     parser.add_argument("--keep", type=Path, help="folder for the tables and pages of each audit")
     given = parser.parse_args()

@@ -22,7 +22,7 @@ from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.index import image_root
 from skincancer.data.prepared import ROLES, PreparedData
-from skincancer.data.seen import DIGESTS_FILE, digest_table
+from skincancer.data.seen import DIGESTS_FILE, FINGERPRINTS_FILE, digest_table, write_fingerprints
 from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
 from skincancer.data.verdict import verdict_line
@@ -218,6 +218,8 @@ class FitRecorder:
         run.write_text("split.csv", data.index[SPLIT_COLUMNS].to_csv(index=False))
         run.write_text("dropped.csv", data.dropped.to_csv(index=False))
         run.write_text(DIGESTS_FILE, digest_table(data.index, data.store.images).to_csv(index=False))
+        write_fingerprints(run.folder / FINGERPRINTS_FILE, data.index, data.store.images)
+        run.log_file(FINGERPRINTS_FILE)
         run.write_text("environment.txt", tracking.environment_text())
         if settings.crop:
             run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))

@@ -41,6 +41,8 @@ def test_planted_copies_are_counted(tiny_demo):
     )
     assert done.returncode == 0, done.stderr
     assert "37 images" in done.stdout
-    recall = {line[:16].strip(): line[16:].split()[1:3] for line in done.stdout.splitlines() if line[:4] in ("flip", "all ")}
+    recall = {
+        line[:16].strip(): line[16:].split()[1:3] for line in done.stdout.splitlines() if line[:4] in ("flip", "all ")
+    }
     assert recall["flip"] == ["1.000", "1.000"]
     assert float(recall["all"][0]) > 0.8

@@ -175,9 +175,7 @@ def _copies(own: Examined, progress: ProgressBar | None) -> list[tuple[str, int,
 Row = tuple[str, int, str, str, float, str]
 
 
-def _told_copies(
-    own: Examined, pairs: list[tuple[str, int, int, float]], linked: list[list[int]]
-) -> Iterator[Row]:
+def _told_copies(own: Examined, pairs: list[tuple[str, int, int, float]], linked: list[list[int]]) -> Iterator[Row]:
     name = own.index["image_id"].to_numpy(dtype=object)
     group_of = {row: number for number, members in enumerate(linked, 1) for row in members}
     for finding, one, other, value in pairs:
@@ -269,5 +267,7 @@ def write_groups(found: Audit, path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows, columns=["image_id", "group"]).to_csv(path, index=False)
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}. Give another place with --write-groups.") from error
+        raise DataError(
+            f"{path} cannot be written: {error.strerror}. Give another place with --write-groups."
+        ) from error
     return len(found.groups)

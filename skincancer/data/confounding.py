@@ -98,7 +98,11 @@ def measure_confounding(
         probability[np.ix_(test, model.classes_)] = model.predict_proba(values[test])
     rows = bootstrap_intervals(label, probability, lesions, usable, n_resamples=RESAMPLES).set_index("metric")
     area = rows.loc["auroc_macro"].astype(float)
-    alone = [(name, what, _alone(table[name].to_numpy(), label, len(usable))) for name, what in FEATURES.items() if table[name].nunique() > 1]
+    alone = [
+        (name, what, _alone(table[name].to_numpy(), label, len(usable)))
+        for name, what in FEATURES.items()
+        if table[name].nunique() > 1
+    ]
     features = pd.DataFrame(alone, columns=["feature", "what", "auroc"])
     features = features.sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
     return Confounding(area["value"], area["low"], area["high"], len(label), features), ""

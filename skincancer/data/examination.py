@@ -79,7 +79,9 @@ def examine(
                     _build(index, root, folder, progress, jobs)
     except OSError as error:
         if error.filename and str(error.filename).startswith(str(root)):
-            raise DataError(f"{error.filename} cannot be read: {error.strerror}. Make it readable and run again.") from error
+            raise DataError(
+                f"{error.filename} cannot be read: {error.strerror}. Make it readable and run again."
+            ) from error
         raise DataError(
             f"the facts about the files under {root} cannot be kept under {cache}: {error}. Set SKINCANCER_CACHE to a writable folder."
         ) from error

@@ -115,9 +115,7 @@ def _pairs(found: Audit, finding: str) -> list[Part]:
     shown = []
     for row in rows.sort_values("value").head(SHOWN_PAIRS).itertuples():
         detail = row.detail if finding == "in_other" else _labels(found.own, row)
-        shown.append(
-            [_picture(found.own, row.image_id), _picture(theirs, row.other_id), f"{row.value:.3f}", detail]
-        )
+        shown.append([_picture(found.own, row.image_id), _picture(theirs, row.other_id), f"{row.value:.3f}", detail])
     return [
         Table(
             _shown(len(rows), SHOWN_PAIRS, "pairs"),
@@ -169,7 +167,9 @@ def _listed(found: Audit, finding: str) -> list[Part]:
 
 
 def _shown(count: int, most: int, what: str) -> str:
-    return f"{count} {what if count > 1 else what.removesuffix('s')}" + (f", of which {most} are shown" if count > most else "")
+    return f"{count} {what if count > 1 else what.removesuffix('s')}" + (
+        f", of which {most} are shown" if count > most else ""
+    )
 
 
 def _picture(own: Examined, image_id: str) -> Picture | str:

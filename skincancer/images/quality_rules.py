@@ -23,17 +23,17 @@ class Rule:
         return values < threshold if self.side == "below" else values > threshold
 
 
-# thresholds: chosen by eye on HAM10000, so that each flags what a reader would call out and all together a few per cent
+# thresholds: chosen by eye on HAM10000, so that each flags what a reader would call out and all together some 4 %
 RULES: dict[str, Rule] = {
     "resolution": Rule("quality_resolution", "below", 64, "too few pixels"),
-    "blurred": Rule("quality_sharpness", "below", 8, "blurred"),
-    "dark": Rule("quality_exposure", "below", 0.33, "too dark"),
-    "bright": Rule("quality_exposure", "above", 0.88, "too bright"),
+    "blurred": Rule("quality_sharpness", "below", 7, "blurred"),
+    "dark": Rule("quality_exposure", "below", 0.24, "too dark"),
+    "bright": Rule("quality_exposure", "above", 0.9, "too bright"),
     "flat": Rule("quality_contrast", "below", 0.11, "hardly any contrast"),
     "grey": Rule("quality_saturation", "below", 0.07, "hardly any colour"),
-    "cast": Rule("quality_cast", "above", 47, "a strong colour cast"),
+    "cast": Rule("quality_cast", "above", 50, "a strong colour cast"),
     "border": Rule("quality_border", "above", 0.1, "a wide black border"),
-    "hair": Rule("quality_hair", "above", 0.08, "covered by hair"),
+    "hair": Rule("quality_hair", "above", 0.12, "covered by hair"),
     "ink": Rule("quality_ink", "above", 0.01, "ink or a coloured object"),
     "ruler": Rule("quality_ruler", "above", 0.5, "a ruler at the edge"),
 }
