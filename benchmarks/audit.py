@@ -30,8 +30,7 @@ import psutil
 from PIL import Image
 from side_by_side import machine
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer.data.audit import COPIES
 from skincancer.data.index import image_root, load_index
@@ -39,6 +38,7 @@ from skincancer.data.prepared import locate
 from skincancer.images.decode import read_image
 from skincancer.schema import DataConfig
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.1
 PLANTED = "planted/"
 

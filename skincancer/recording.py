@@ -199,7 +199,8 @@ class FitRecorder:
             "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name, "tta": e.model.tta,
             "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
             "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
-            "dropped_images": len(data.dropped), "quality": e.data.quality, "quality_dropped_images": data.flagged, "devices": e.trainer.devices, "ranks": together,
+            "dropped_images": len(data.dropped),
+            "quality": e.data.quality, "quality_dropped_images": data.flagged, "devices": e.trainer.devices, "ranks": together,
             "effective_batch_size": e.data.batch_size * together * e.trainer.accumulate_grad_batches, **counts,
         }  # fmt: skip
 

@@ -70,8 +70,8 @@ class Audit:
     Attributes:
         own: the data set.
         other: the one that it was compared with, or None.
-        findings: a row an image and finding: finding (a key of `FINDINGS`), group (a number that images found together share, from 1, in each
-            finding; 0 where an image stands alone), image_id, other_id (the image that it is a copy of, where there is one), value
+        findings: a row an image and finding: finding (a key of `FINDINGS`), group (a number that images found together share, from 1, in
+            each finding; 0 where an image stands alone), image_id, other_id (the image that it is a copy of, where there is one), value
             (correlation, share of a mask, age …), detail.
         groups: image ids of each group of copies, of whatever kind; sorted.
         confounding: how well the classes are told by what is no lesion; None where it cannot be measured, for the reason `unmeasured`.

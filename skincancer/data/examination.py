@@ -42,10 +42,10 @@ class Examination:
 
     Attributes:
         key: of the files; what else is kept about them is named by it.
-        table: image_id, error ("" or why the image cannot be read; then all else is empty or NaN), file_digest, pixel_digest (32 hex digits),
-            width, height (px), bytes_per_pixel, jpeg_table (mean entry of the quantisation tables: the larger the coarser; 0 of other
-            formats), frame_red, frame_green, frame_blue (mean of the outermost pixels, 0–255), mask_digest, mask_share (0–1), and the columns
-            of `skincancer.images.quality`.
+        table: image_id, error ("" or why the image cannot be read; then all else is empty or NaN), file_digest, pixel_digest (32 hex
+            digits), width, height (px), bytes_per_pixel, jpeg_table (mean entry of the quantisation tables: the larger the coarser;
+            0 of other formats), frame_red, frame_green, frame_blue (mean of the outermost pixels, 0–255), mask_digest, mask_share
+            (0–1), and the columns of `skincancer.images.quality`.
         thumbnails: uint8 (N, SIDE, SIDE), black where the image cannot be read.
     """
 

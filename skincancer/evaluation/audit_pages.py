@@ -50,9 +50,9 @@ def confounding_text(found: Audit) -> str:
     one = found.confounding
     strongest = ", ".join(f"{what} {area:.2f}" for what, area in one.features[["what", "auroc"]].head(3).values)
     return (
-        f"Class and source: from file, size, frame and colour of the edge alone, without looking at the lesion, the classes are told with an "
-        f"area under the curve of {one.auroc:.3f} ({one.low:.3f} – {one.high:.3f}; 0.5 is chance; {one.images} images, cross-validated by "
-        f"lesion). Strongest by themselves: {strongest}."
+        "Class and source: from file, size, frame and colour of the edge alone, without looking at the lesion, the classes are told "
+        f"with an area under the curve of {one.auroc:.3f} ({one.low:.3f} – {one.high:.3f}; 0.5 is chance; {one.images} images, "
+        f"cross-validated by lesion). Strongest by themselves: {strongest}."
     )
 
 

@@ -52,8 +52,8 @@ class Evaluation:
     """All that an evaluation is made of before anything is predicted; a tuple has an entry a run.
 
     `data` are the same images, each by its run's recipe: those to evaluate have the role test, all others none. `mappings` are empty
-    of segmenters. `seen`: image_id and reason (a key of `seen.REASONS`) of the images left out. `similar`: image_id, like (an image that a run
-    used) and correlation of the near-duplicates that are no more than that; `keeps_similar`: they are evaluated all the same.
+    of segmenters. `seen`: image_id and reason (a key of `seen.REASONS`) of the images left out. `similar`: image_id, like (an image that a
+    run used) and correlation of the near-duplicates that are no more than that; `keeps_similar`: they are evaluated all the same.
     """
 
     runs: tuple[FinishedRun, ...]

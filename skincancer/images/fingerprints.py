@@ -7,6 +7,8 @@ part of it by its local contrast, since otherwise a dark vignette or one thick h
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +46,7 @@ def thumbnail(image: npt.NDArray[np.uint8], side: int) -> Thumbnails:
     return _scaled(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY), side)
 
 
-def _scaled(image: npt.NDArray[np.uint8], side: int) -> Thumbnails:
+def _scaled(image: Any, side: int) -> Thumbnails:
     return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
@@ -88,7 +90,7 @@ def describe(thumbs: Thumbnails) -> Floats:
 
 
 def coarse_detail(thumbs: Thumbnails) -> Floats:
-    """Return the detail of thumbnails uint8 (N, COARSE, COARSE) as vectors of length 1, float32 (N, COARSE²): a product is a correlation."""
+    """Return the detail of thumbnails uint8 (N, COARSE, COARSE) as unit vectors, float32 (N, COARSE²): products are correlations."""
     detail = np.stack([_detail(thumb) for thumb in thumbs]).reshape(len(thumbs), -1)
     detail -= detail.mean(axis=1, keepdims=True)
     return np.asarray(detail / (np.linalg.norm(detail, axis=1, keepdims=True) + 1e-6), dtype=np.float32)
