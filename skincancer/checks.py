@@ -14,7 +14,7 @@ from skincancer.data.splits import parse_split
 from skincancer.errors import ConfigError, nearest
 from skincancer.evaluation.masks import MASK_METRICS
 from skincancer.evaluation.metrics import METRICS
-from skincancer.images import policies
+from skincancer.images import policies, quality_rules
 from skincancer.images.cleaning import check_clean
 from skincancer.models.losses import LOSSES
 from skincancer.models.mask_losses import mask_loss
@@ -130,6 +130,8 @@ def _check_data(experiment: Experiment) -> None:
     crop = ["data.crop true" if data.crop else "data.crop false"]
     _only_with(experiment, "data.masks", "data.crop true", crop)
     _only_with(experiment, "data.crop_margin", "data.crop true", crop)
+    quality_rules.check(data.quality_rules)
+    _only_with(experiment, "data.quality_rules", "data.quality drop_flagged", [f"data.quality {data.quality}"])
     if data.balance_fixed and data.balance != "undersample":
         raise ConfigError(f"data.balance_fixed is for data.balance undersample; balance is {data.balance!r}.")
     if data.class_weight_power != 1 and data.balance != "class_weights":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 PARTS = ("all", "test")
+NEAR_DUPLICATES = ("exclude", "keep")
 
 
 def evaluate(
@@ -26,12 +28,13 @@ def evaluate(
     part: str = "all",
     mapping: Mapping[str, Sequence[str]] | None = None,
     prevalence: float | None = None,
+    near_duplicates: str = "exclude",
     uri: str | None = None,
 ) -> str:
     """Evaluate a finished run, or an ensemble of classifiers, without any training; return the id of the new MLflow run.
 
     The data come to the model by the run's own recipe (size, resize, cleaning, crop, views). Images that a run was trained or chosen on are
-    left out: by their pixels, and where the data set is the same by id and lesion.
+    left out: by their pixels, as near-duplicates, and where the data set is the same by id and lesion.
 
     Args:
         runs: ids of finished fits, or folders of their artifacts; of several the probabilities are averaged.
@@ -39,6 +42,8 @@ def evaluate(
         part: all images, or the test part of the split.
         mapping: target class to classes of the run and of the data (`class_mapping.map_classes`); None finds one by the names.
         prevalence: share of positives where a threshold would be used; None for that of the images.
+        near_duplicates: exclude images that are nearly the same picture as one that a run was trained or chosen on, or keep them; they are
+            counted either way.
         uri: the tracking store.
 
     Raises:
@@ -47,7 +52,7 @@ def evaluate(
         RunError: a run is unknown, unfinished, of another kind, or lacks files.
         WeightsError: a checkpoint cannot be used.
     """
-    _check(runs, data, part, prevalence)
+    _check(runs, data, part, prevalence, near_duplicates)
     from skincancer import tracking, training
     from skincancer.evaluation.evaluation_record import EvaluationRecorder
     from skincancer.evaluation.external import mapped_predictions, predict_test, prepare_evaluation
@@ -67,7 +72,9 @@ def evaluate(
         if mapping is not None and tasks == {"segmentation"}:
             raise ConfigError("--map is for classes, and a segmenter has none. Leave it out.")
         with progress_bars(console) as bars:
-            evaluation = prepare_evaluation(finished, data, part == "all", mapping, uri, bars)
+            evaluation = prepare_evaluation(
+                finished, data, part == "all", mapping, uri, bars, near_duplicates == "keep"
+            )
         recorder = EvaluationRecorder(evaluation, console, prevalence)
         recorder.announce()
         for title, text in evaluation.notes:
@@ -83,7 +90,9 @@ def evaluate(
     return recorder.run_id
 
 
-def _check(runs: Sequence[str], data: Mapping[str, Any], part: str, prevalence: float | None) -> None:
+def _check(
+    runs: Sequence[str], data: Mapping[str, Any], part: str, prevalence: float | None, near_duplicates: str
+) -> None:
     if not runs:
         raise ConfigError(
             "give --run RUN_ID, the run of a finished fit (or several: an ensemble), and --data.dataset NAME."
@@ -93,6 +102,8 @@ def _check(runs: Sequence[str], data: Mapping[str, Any], part: str, prevalence: 
         raise ConfigError(f"--run names {twice[0]} twice; an ensemble needs different runs.")
     if part not in PARTS:
         raise ConfigError(f"--part is {part!r}; choose one of {', '.join(PARTS)}.")
+    if near_duplicates not in NEAR_DUPLICATES:
+        raise ConfigError(f"--near-duplicates is {near_duplicates!r}; choose one of {', '.join(NEAR_DUPLICATES)}.")
     if part == "all":
         for key in ("data.split", "data.split_seed", "data.leaks"):
             if key in data:
@@ -119,6 +130,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--prevalence", type=float, metavar="0.1", help="of the positive class (default: of the images themselves)"
     )
+    parser.add_argument(
+        "--near_duplicates", type=str, metavar="exclude|keep", help="nearly the same pictures as the run was trained on"
+    )
     parser.add_argument("--tracking.uri", type=str, metavar="URI", help="the tracking store of the runs")
     parser.add_class_arguments(DataConfig, "data", fail_untyped=True)
     return parser
@@ -127,13 +141,14 @@ def _parser() -> ArgumentParser:
 def _verb(argv: Sequence[str]) -> None:
     from skincancer.evaluation.class_mapping import parse_map
 
+    argv = [re.sub(r"^--near-duplicates(?==|$)", "--near_duplicates", flag) for flag in argv]
     flags, own = config.parse_flags(_parser(), argv)
     uri = flags.pop("tracking.uri", None)
     given = own.get("map")
     with signals_as_interrupts():
         evaluate(
             own.get("run") or [], flags, part=own.get("part") or "all", mapping=parse_map(given) if given else None,
-            prevalence=own.get("prevalence"), uri=uri,
+            prevalence=own.get("prevalence"), near_duplicates=own.get("near_duplicates") or "exclude", uri=uri,
         )  # fmt: skip
 
 

@@ -20,10 +20,12 @@ from skincancer import config, launching, tracking, training
 from skincancer.artifacts import SEGMENTER, SEGMENTER_FILES, fetch_run
 from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.catalog import malignant_classes
+from skincancer.data.index import image_root
 from skincancer.data.prepared import ROLES, PreparedData
-from skincancer.data.seen import DIGESTS_FILE, digest_table
+from skincancer.data.seen import DIGESTS_FILE, FINGERPRINTS_FILE, digest_table, write_fingerprints
 from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
+from skincancer.data.verdict import verdict_line
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
 from skincancer.evaluation.explain import attention_means, explain_run, read_attention
@@ -102,7 +104,8 @@ class FitRecorder:
                 f"{data.leaking_groups} lesions ({data.leaking_images} images) stand on two sides of the publisher's parts; "
                 f"data.leaks is {settings.leaks}",
             )  # fmt: skip
-
+        if line := verdict_line(data.index, image_root(data.root)):
+            self.console.print(Text(line))
         self._announce_crops()
 
     def _announce_crops(self) -> None:
@@ -197,7 +200,8 @@ class FitRecorder:
             "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name, "tta": e.model.tta,
             "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
             "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
-            "dropped_images": len(data.dropped), "devices": e.trainer.devices, "ranks": together,
+            "dropped_images": len(data.dropped),
+            "quality": e.data.quality, "quality_dropped_images": data.flagged, "devices": e.trainer.devices, "ranks": together,
             "effective_batch_size": e.data.batch_size * together * e.trainer.accumulate_grad_batches, **counts,
         }  # fmt: skip
 
@@ -216,6 +220,8 @@ class FitRecorder:
         run.write_text("split.csv", data.index[SPLIT_COLUMNS].to_csv(index=False))
         run.write_text("dropped.csv", data.dropped.to_csv(index=False))
         run.write_text(DIGESTS_FILE, digest_table(data.index, data.store.images).to_csv(index=False))
+        write_fingerprints(run.folder / FINGERPRINTS_FILE, data.index, data.store.images)
+        run.log_file(FINGERPRINTS_FILE)
         run.write_text("environment.txt", tracking.environment_text())
         if settings.crop:
             run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from skincancer.images.policies import AugmentConfig
+from skincancer.images.quality_rules import default_rules
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class DataConfig:
             accumulate_grad_batches images (the param effective_batch_size)
         workers: loader processes; the store is memory-mapped, so 0 is fast on a CPU
         skip_bad: leave unreadable images out and record them instead of stopping
+        quality: keep every image, or drop_flagged: leave those out that break a rule of quality_rules, and record them
+        quality_rules: rule to threshold, those that count (`skincancer.images.quality_rules`)
     """
 
     dataset: str = "demo"
@@ -60,6 +63,8 @@ class DataConfig:
     batch_size: int = 32
     workers: int = 0
     skip_bad: bool = False
+    quality: Literal["keep", "drop_flagged"] = "keep"
+    quality_rules: dict[str, float] = field(default_factory=default_rules)
 
 
 @dataclass(frozen=True)

@@ -42,3 +42,18 @@ def test_hair_removal_is_measured():
     dice = {tuple(line.split()[:-6]): float(line.split()[-6]) for line in done.stdout.splitlines() if "dB" in line}
     assert len(dice) == 6
     assert all(0 <= value <= 1 for value in dice.values())
+
+
+@pytest.mark.slow
+def test_planted_copies_are_counted(tiny_demo):
+    flags = ["--root", str(tiny_demo), "--counts", "30", "--planted=1"]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "audit.py"), *flags], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "37 images" in done.stdout
+    recall = {
+        line[:16].strip(): line[16:].split()[1:3] for line in done.stdout.splitlines() if line[:4] in ("flip", "all ")
+    }
+    assert recall["flip"] == ["1.000", "1.000"]
+    assert float(recall["all"][0]) > 0.8

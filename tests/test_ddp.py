@@ -332,7 +332,7 @@ def check_complete(run: Run, places: Path, data: PreparedData) -> Path:
     top = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert top == {
         "attention.csv", "checkpoints", "classes.json", "config.yaml", "digests.csv", "dropped.csv", "environment.txt", "epochs.csv",
-        "errors.csv", "figures", "intervals.csv", "predictions", "report.html", "split.csv", "subgroups.csv",
+        "errors.csv", "figures", "fingerprints.npz", "intervals.csv", "predictions", "report.html", "split.csv", "subgroups.csv",
     }  # fmt: skip
     assert not any((places / "work").iterdir())
     artifacts = Path(client.download_artifacts(run.info.run_id, ""))

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY_FIT, all_runs, finished_run
+from PIL import Image, ImageOps
 from scipy.special import logsumexp
 
 from skincancer import config, evaluate
 from skincancer.data import demo
 from skincancer.data.catalog import HAM10000_CLASSES, HAM10000_MALIGNANT
-from skincancer.data.seen import find_seen
+from skincancer.data.seen import find_seen, read_fingerprints
 from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation import external
 from skincancer.evaluation.finished import FinishedRun, load_finished
@@ -43,6 +44,19 @@ def copies(tiny_demo, tmp_path_factory) -> Path:
     names = [f"copy_{number:03}.png" for number in range(len(table))]
     for name, image in zip(names, table["image"], strict=True):
         shutil.copy(tiny_demo / image, root / name)
+    pd.DataFrame({"image": names, "diagnosis": table["diagnosis"]}).to_csv(root / "index.csv", index=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def edited(tiny_demo, tmp_path_factory) -> Path:
+    """The demo's images mirrored, a little brighter and compressed anew, as a table of its own."""
+    root = tmp_path_factory.mktemp("edited")
+    table = demo.read(tiny_demo)
+    names = [f"edited_{number:03}.jpg" for number in range(len(table))]
+    for name, image in zip(names, table["image"], strict=True):
+        with Image.open(tiny_demo / image) as found:
+            ImageOps.mirror(found).point(lambda value: min(255, round(value * 1.05))).save(root / name, quality=80)
     pd.DataFrame({"image": names, "diagnosis": table["diagnosis"]}).to_csv(root / "index.csv", index=False)
     return root
 
@@ -122,6 +136,53 @@ def test_a_fit_leaves_digests_and_subgroups(run, artifacts):
     subgroups = pd.read_csv(artifacts / "subgroups.csv", dtype=str, keep_default_na=False)
     assert set(subgroups["attribute"]) <= {"age", "sex", "site", "dx_type"}
     assert len(subgroups)
+
+
+def test_a_fit_leaves_small_grey_copies_of_what_it_used(run, artifacts):
+    split = pd.read_csv(artifacts / "split.csv", dtype=str, keep_default_na=False)
+    kept = read_fingerprints(artifacts / "fingerprints.npz")
+    assert kept.image_id.tolist() == split.loc[split["role"].isin(["train", "val"]), "image_id"].tolist()
+    assert kept.thumbnails.shape == (len(kept.image_id), 36, 36)
+    assert (artifacts / "fingerprints.npz").stat().st_size < 1500 * len(kept.image_id) + 2000
+    (artifacts.parent / "other.npz").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="holds no fingerprints"):
+        read_fingerprints(artifacts.parent / "other.npz")
+
+
+def test_edited_copies_of_training_images_are_found_by_their_looks(run, artifacts, edited, tiny_demo, capsys):
+    argv = [f"--run={run.info.run_id}", "--data.dataset=csv", f"--data.root={edited}"]
+    found, folder = evaluated(*argv)
+    printed = capsys.readouterr().out
+    split = pd.read_csv(artifacts / "split.csv", dtype=str, keep_default_na=False).set_index("image_id")
+    original = demo.read(tiny_demo)["image_id"].to_numpy()
+    used = np.flatnonzero(split["role"][original].isin(["train", "val"]))
+    left_out = pd.read_csv(folder / "near_duplicates.csv", dtype={"image_id": str, "like": str})
+    names = {f"edited_{number:03}": original[number] for number in used}
+    right = left_out[left_out["image_id"].isin(names)]
+    assert len(right) >= 0.95 * len(names)
+    assert len(right) >= 0.95 * len(left_out)
+    assert (right["like"] == right["image_id"].map(names)).mean() > 0.9
+    params = found.data.params
+    assert int(params["excluded_by_near"]) == int(params["near_duplicate_images"]) == len(left_out)
+    assert (params["near_duplicates"], params["fingerprints"], params["excluded_by_pixels"]) == ("exclude", "true", "0")
+    assert not set(table_of(folder)["image_id"]) & set(left_out["image_id"])
+    assert f"left out: {len(left_out)} images (nearly the same picture" in printed
+
+    kept, folder = evaluated(*argv, "--near-duplicates=keep")
+    assert (kept.data.params["near_duplicates"], kept.data.params["excluded_images"]) == ("keep", "0")
+    assert kept.data.params["near_duplicate_images"] == params["near_duplicate_images"]
+    assert len(table_of(folder)) == len(original)
+    assert "near-duplicates of training images are evaluated" in capsys.readouterr().out
+
+
+def test_a_run_of_an_older_version_is_told_loudly(run, artifacts, edited, tmp_path, capsys):
+    older = tmp_path / "older"
+    shutil.copytree(artifacts, older)
+    (older / "fingerprints.npz").unlink()
+    found, folder = evaluated(f"--run={older}", "--data.dataset=csv", f"--data.root={edited}")
+    assert "near-duplicates cannot be found" in capsys.readouterr().out
+    assert (found.data.params["fingerprints"], found.data.params["near_duplicate_images"]) == ("false", "0")
+    assert not (folder / "near_duplicates.csv").exists()
 
 
 def test_renamed_copies_of_training_images_are_left_out_and_classes_summed(run, artifacts, copies, tiny_demo, capsys):

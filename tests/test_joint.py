@@ -94,7 +94,7 @@ def test_run_contract(run, artifacts, index):
     assert params["monitor"] == "val/balanced_accuracy"
     assert {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()} == {
         "config.yaml", "classes.json", "split.csv", "dropped.csv", "environment.txt", "epochs.csv", "intervals.csv",
-        "digests.csv", "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv",
+        "digests.csv", "fingerprints.npz", "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv",
         "figures/learning_curves.png", "figures/jaccard_histogram.png", "figures/overlays.png",
         "figures/confusion_matrix.png", "figures/roc.png",
         "figures/precision_recall.png", "figures/reliability.png",

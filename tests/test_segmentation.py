@@ -49,7 +49,8 @@ def test_run_contract(run, artifacts):
     assert run.data.params["monitor"] == "val/jaccard"
     assert {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()} == {
         "config.yaml", "classes.json", "split.csv", "dropped.csv", "environment.txt", "epochs.csv", "intervals.csv",
-        "digests.csv", "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv", "figures/learning_curves.png",
+        "digests.csv", "fingerprints.npz", "checkpoints/best.ckpt", "predictions/val.csv", "predictions/test.csv",
+        "figures/learning_curves.png",
         "figures/jaccard_histogram.png", "figures/overlays.png",
         "report.html",
     }  # fmt: skip

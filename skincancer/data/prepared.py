@@ -14,6 +14,7 @@ from skincancer.data import demo
 from skincancer.data.boxes import find_crop, find_segmenter, predicted_boxes
 from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
+from skincancer.data.examination import examine, find_flagged
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.seen import count_seen
 from skincancer.data.splits import Roles, assign_roles, merge_groups, parse_split, split_hash
@@ -33,7 +34,7 @@ class PreparedData:
 
     `index` has a row an image of the store, in its order: the columns of the index, `label`, `role` ('' for none), `width`
     and `height` of the original (px). `dropped` names images that take no part: image_id, reason. `segmenter_saw` counts test images
-    that the segmenter behind their crops learned from, or was chosen on.
+    that the segmenter behind their crops learned from, or was chosen on; `flagged` those that `data.quality` left out.
     """
 
     entry: Dataset
@@ -48,6 +49,7 @@ class PreparedData:
     split_hash: str
     groups_hash: str
     segmenter_saw: int = 0
+    flagged: int = 0
 
     def rows(self, role: str) -> pd.DataFrame:
         """Return the rows of one role."""
@@ -129,6 +131,13 @@ def prepare_data(
     identity = index_hash(index), split_hash(index, roles)
     index = index.assign(role=roles.role, width=store.table["width"], height=store.table["height"])
     dropped = _dropped(index, roles, store, task)
+    flagged = 0
+    if config.quality == "drop_flagged":
+        told = progress(f"looking at the quality of {entry.name}") if progress else None
+        poor = find_flagged(examine(index, image_root(root), cache_folder(), told, jobs), config.quality_rules)
+        poor = poor[~poor["image_id"].isin(dropped["image_id"])]
+        flagged = len(poor)
+        dropped = pd.concat([dropped, poor.assign(reason="flagged: " + poor["reason"])], ignore_index=True)
     index.loc[index["image_id"].isin(dropped["image_id"]), "role"] = ""
     if whole:
         _check_whole(index, entry, task)
@@ -139,6 +148,7 @@ def prepare_data(
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
         segmenter_saw=count_seen(index, found[1], found[0].settings["data"]["dataset"] == entry.name) if found else 0,
+        flagged=flagged,
     )  # fmt: skip
 
 

@@ -1,18 +1,28 @@
 """Which images a run has seen: by the pixels that it was given, by id, and by lesion; for what must be new to it.
 
 A digest is of an image as the store holds it, after resizing: a renamed copy of a file has the same one, at the same size, resizing,
-cleaning and crop. A copy that was encoded or cut anew has another: that takes an audit of near-duplicates.
+cleaning and crop. A copy that was encoded or cut anew has another; it is found by small grey copies of the images (`data.duplicates`),
+which a run keeps of those that it used, so that no training image is needed where it is evaluated.
 """
 
 from __future__ import annotations
 
 import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from skincancer.data.duplicates import Progress, find_near
+from skincancer.images.fingerprints import thumbnail
+
 DIGESTS_FILE = "digests.csv"
+FINGERPRINTS_FILE = "fingerprints.npz"  # image_id (M,) and thumbnails uint8 (M, 36, 36), grey: 1.3 KB an image
+FINGERPRINT_SIDE = 36
+THUMBNAIL_SIDE = 96  # of the images that are compared with them
 USED = ("train", "val")  # what a run learned from, and what chose its best epoch
 SHARED_IDS = "ISIC_"  # an image of the ISIC archive has the same id in every data set that took it
 SHARED_LESIONS = "HAM_"  # and a lesion of HAM10000
@@ -20,7 +30,77 @@ REASONS = {
     "pixels": "the same pixels as an image that the run was trained or chosen on",
     "image": "the run was trained or chosen on this image",
     "lesion": "the run was trained or chosen on another image of this lesion",
+    "near": "nearly the same picture as an image that the run was trained or chosen on",
 }
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Small grey copies of the images that a run used: `image_id` (M,) and `thumbnails` uint8 (M, 36, 36)."""
+
+    image_id: npt.NDArray[np.str_]
+    thumbnails: npt.NDArray[np.uint8]
+
+
+def write_fingerprints(path: Path, index: pd.DataFrame, images: npt.NDArray[np.uint8]) -> None:
+    """Write small grey copies of the images that a run learns from or is chosen on.
+
+    Args:
+        path: the file.
+        index: with roles; row i belongs to image i.
+        images: uint8 (N, S, S, 3), of the store.
+    """
+    rows = np.flatnonzero(index["role"].isin(USED).to_numpy())
+    ids = index["image_id"].to_numpy()[rows].astype(str)
+    np.savez_compressed(path, image_id=ids, thumbnails=_thumbnails(images, rows, FINGERPRINT_SIDE))
+
+
+def read_fingerprints(path: Path) -> Fingerprints:
+    """Read what `write_fingerprints` wrote.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            found = Fingerprints(content["image_id"], content["thumbnails"])
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path.name} holds no fingerprints: {error}") from error
+    if found.thumbnails.ndim != 3 or found.thumbnails.dtype != np.uint8 or len(found.image_id) != len(found.thumbnails):
+        raise ValueError(f"{path.name} holds thumbnails {found.thumbnails.dtype} {found.thumbnails.shape}")
+    return found
+
+
+def find_similar(
+    images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], used: Fingerprints, progress: Progress | None = None
+) -> pd.DataFrame:
+    """Find the near-duplicates of images that a run used.
+
+    Args:
+        images: uint8 (N, S, S, 3), of a store by the run's recipe.
+        rows: int64 (M,) those asked about.
+        used: by the run.
+        progress: called with (done, total).
+
+    Returns:
+        A row an image of which there are any: row, like (image_id of the most similar), correlation.
+    """
+    near = find_near(_thumbnails(images, rows, THUMBNAIL_SIDE), used.thumbnails, progress=progress)
+    best = near.sort_values("correlation", ascending=False, kind="stable").drop_duplicates("first").sort_values("first")
+    return pd.DataFrame(
+        {
+            "row": rows[best["first"].to_numpy()],
+            "like": used.image_id[best["second"].to_numpy()],
+            "correlation": best["correlation"].to_numpy(),
+        }
+    )
+
+
+def _thumbnails(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], side: int) -> npt.NDArray[np.uint8]:
+    found = np.zeros((len(rows), side, side), np.uint8)
+    for number, row in enumerate(rows):
+        found[number] = thumbnail(images[row], side)
+    return found
 
 
 def pixel_digests(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[str]:

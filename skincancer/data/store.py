@@ -97,7 +97,7 @@ def open_store(
         recipe["crop"] = asdict(crop)
     if clean:
         recipe |= {"clean": list(clean), "clean_format": cleaning.FORMAT}
-    folder = cache / "stores" / _key(index, root, recipe)
+    folder = cache / "stores" / file_key(index, root, recipe)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
@@ -132,8 +132,8 @@ def _cut_columns(recipe: dict[str, Any]) -> list[str]:
     return CROP_COLUMNS if "crop" in recipe else BOX_COLUMNS if cleaning.cuts(recipe.get("clean", ())) else []
 
 
-def _key(index: pd.DataFrame, root: Path, recipe: dict[str, Any]) -> str:
-    """Hash ids, paths, file sizes and times, and the recipe."""
+def file_key(index: pd.DataFrame, root: Path, recipe: dict[str, Any]) -> str:
+    """Hash ids, paths, file sizes and times, and the recipe, which says whether masks are read."""
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     columns = ["image", "mask"] if _reads_masks(recipe) else ["image"]
     gone = []

@@ -82,6 +82,19 @@ class EvaluationRecorder:
             self.console.print(Text(f"left out: {count} images ({REASONS[reason]})"))
         if len(data.dropped):
             self.console.print(Text(f"left out: {len(data.dropped)} images that cannot be used (dropped.csv)"))
+        similar = len(evaluation.similar)
+        if similar and evaluation.keeps_similar:
+            warn(
+                self.console, "near-duplicates of training images are evaluated",
+                f"{similar} images are nearly the same picture as one that the run was trained or chosen on; they are kept, as asked.",
+            )  # fmt: skip
+        unlike = [run.run for run in evaluation.runs if run.fingerprints is None]
+        if unlike:
+            warn(
+                self.console, "near-duplicates cannot be found",
+                f"run {', '.join(unlike)} holds no fingerprints.npz (it is of an older version): copies of images that it was trained on, "
+                "in another encoding, size or position, are not found and not left out.",
+            )  # fmt: skip
         blind = [run.run for run in evaluation.runs if not run.has_digests]
         if blind:
             warn(
@@ -151,6 +164,8 @@ class EvaluationRecorder:
             "evaluated_runs": len(evaluation.runs),
             **({"mapping": evaluation.mappings[0].describe(), "mapping_kind": evaluation.mappings[0].kind} if self.data.classes else {}),
             "excluded_images": len(evaluation.seen), **{f"excluded_by_{reason}": excluded.get(reason, 0) for reason in REASONS},
+            "near_duplicates": "keep" if evaluation.keeps_similar else "exclude", "near_duplicate_images": len(evaluation.similar),
+            "fingerprints": str(all(run.fingerprints is not None for run in evaluation.runs)).lower(),
             "digests": str(all(run.has_digests for run in evaluation.runs)).lower(), "dropped_images": len(data.dropped),
             "segmenter_saw_test_images": data.segmenter_saw,
             "test_images": len(rows), "test_lesions": rows["lesion_id"].nunique(),
@@ -169,6 +184,8 @@ class EvaluationRecorder:
         run.write_text("split.csv", index[SPLIT_COLUMNS].to_csv(index=False))
         dropped = pd.concat([data.dropped, seen.assign(reason=seen["reason"].map(REASONS))])
         run.write_text("dropped.csv", dropped.to_csv(index=False))
+        if len(self.evaluation.similar):
+            run.write_text("near_duplicates.csv", self.evaluation.similar.to_csv(index=False))
         run.write_text("environment.txt", tracking.environment_text())
         log_dataset(data, "test", self.split)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from skincancer.data.catalog import malignant_classes
 from skincancer.data.datamodules import LesionDataModule
 from skincancer.data.index import add_target, load_index
 from skincancer.data.prepared import PreparedData, ProgressBar, locate, prepare_data
-from skincancer.data.seen import find_seen, pixel_digests
+from skincancer.data.seen import find_seen, find_similar, pixel_digests
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
 from skincancer.evaluation.finished import FinishedRun, Validation
@@ -40,6 +40,8 @@ OF_ALL = (
     "data.split",
     "data.split_seed",
     "data.target",
+    "data.quality",
+    "data.quality_rules",
 )  # the same for every run of an ensemble
 OWN_FILES = ("demo", "folder", "csv")  # one name, other images in every folder
 _FEWEST = 1e-12  # a mean of probabilities of nine digits, below which its logarithm says nothing
@@ -50,7 +52,8 @@ class Evaluation:
     """All that an evaluation is made of before anything is predicted; a tuple has an entry a run.
 
     `data` are the same images, each by its run's recipe: those to evaluate have the role test, all others none. `mappings` are empty
-    of segmenters. `seen`: image_id and reason (a key of `seen.REASONS`) of the images left out.
+    of segmenters. `seen`: image_id and reason (a key of `seen.REASONS`) of the images left out. `similar`: image_id, like (an image that a
+    run used) and correlation of the near-duplicates that are no more than that; `keeps_similar`: they are evaluated all the same.
     """
 
     runs: tuple[FinishedRun, ...]
@@ -59,6 +62,8 @@ class Evaluation:
     mappings: tuple[ClassMapping, ...]
     seen: pd.DataFrame
     whole: bool
+    similar: pd.DataFrame = field(default_factory=pd.DataFrame)
+    keeps_similar: bool = False
 
     @property
     def notes(self) -> list[tuple[str, str]]:
@@ -67,10 +72,14 @@ class Evaluation:
         for run, experiment in zip(self.runs, self.experiments, strict=True):
             before, now = catalog_entry(run.stored["data.dataset"]), catalog_entry(experiment.data.dataset)
             if before.name in now.copies or now.name in before.copies:
-                text = (
-                    f"run {run.run} was trained on {before.name}, and {now.name} holds images of the same lesions under other names and in "
-                    "another encoding, which are not found and not left out: the numbers are better than on new images."
-                )
+                text = f"run {run.run} was trained on {before.name}, and {now.name} holds images of the same lesions under other names. "
+                if self.keeps_similar or run.fingerprints is None:
+                    text += "Copies in another encoding are not left out: the numbers are better than on new images."
+                else:
+                    text += (
+                        "Copies are found by their looks and left out; other photographs of the same lesions are not, and the numbers may "
+                        "be better than on new lesions."
+                    )
                 notes.append(("this is no external validation", text))
             precision = str(run.stored["trainer.precision"])
             if precision != experiment.trainer.precision:
@@ -132,7 +141,7 @@ def _masks(run: FinishedRun) -> str:
 
 def prepare_evaluation(
     runs: Sequence[FinishedRun], flags: Mapping[str, Any], whole: bool, given: Mapping[str, Sequence[str]] | None,
-    uri: str | None, progress: ProgressBar | None = None,
+    uri: str | None, progress: ProgressBar | None = None, keep_similar: bool = False,
 ) -> Evaluation:  # fmt: skip
     """Prepare the data by each run's recipe, map the classes, and leave out what any of the runs has seen.
 
@@ -143,6 +152,7 @@ def prepare_evaluation(
         given: a mapping of classes (`class_mapping.map_classes`).
         uri: the tracking store.
         progress: makes progress callbacks by title.
+        keep_similar: near-duplicates of images that a run used are counted, but evaluated all the same.
 
     Raises:
         ConfigError: flags or mapping do not fit.
@@ -159,6 +169,7 @@ def prepare_evaluation(
     )
     test = data[0].rows("test")
     reasons = np.full(len(test), "", dtype=object)
+    looks: list[pd.DataFrame] = []
     for run, experiment, prepared in zip(runs, experiments, data, strict=True):
         rows = prepared.rows("test")
         if not rows["image_id"].equals(test["image_id"]):
@@ -169,6 +180,15 @@ def prepare_evaluation(
             rows = rows.assign(pixels=pixel_digests(prepared.store.images, rows.index.to_numpy()))
         found = find_seen(rows, run.split, same_files(run, experiment))
         reasons = np.where(reasons == "", found, reasons)
+        if run.fingerprints is not None:
+            told = progress(f"comparing the images with those of run {run.run}") if progress else None
+            looks.append(find_similar(prepared.store.images, rows.index.to_numpy(), run.fingerprints, told))
+    similar = pd.concat(looks) if looks else pd.DataFrame(columns=["row", "like", "correlation"])
+    similar = similar.sort_values("correlation", ascending=False, kind="stable").drop_duplicates("row")
+    similar = similar[similar["row"].isin(test.index[reasons == ""])].sort_values("row", ignore_index=True)
+    if not keep_similar:
+        reasons[test.index.isin(similar["row"])] = "near"
+    similar = similar.assign(image_id=test["image_id"].reindex(similar["row"]).to_numpy())
     left_out = test.index[reasons != ""]
     if len(left_out) == len(test):
         raise DataError(
@@ -186,7 +206,16 @@ def prepare_evaluation(
         )
         for prepared in data
     )  # fmt: skip
-    return Evaluation(tuple(runs), experiments, data, mappings, seen, whole)
+    return Evaluation(
+        tuple(runs),
+        experiments,
+        data,
+        mappings,
+        seen,
+        whole,
+        similar[["image_id", "like", "correlation"]],
+        keep_similar,
+    )
 
 
 def map_runs(

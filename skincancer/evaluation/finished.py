@@ -25,7 +25,7 @@ from skincancer.artifacts import (
 )
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
-from skincancer.data.seen import DIGESTS_FILE
+from skincancer.data.seen import DIGESTS_FILE, FINGERPRINTS_FILE, Fingerprints, read_fingerprints
 from skincancer.errors import DataError, RunError
 from skincancer.evaluation.predictions import read_predictions
 from skincancer.schema import Experiment
@@ -53,6 +53,7 @@ class FinishedRun:
 
     `stored` is its config.yaml in dotted keys. `split`: image_id, lesion_id, role, and pixels where the run holds digests. `segmenter`
     is the folder of its copy of the segmenter behind its crops, `cropped_by` whose masks these were. `validation` is None of a segmenter.
+    `fingerprints` is None of a run of an older version.
     """
 
     run: str
@@ -64,6 +65,7 @@ class FinishedRun:
     segmenter: Path | None
     cropped_by: frozenset[str]
     validation: Validation | None
+    fingerprints: Fingerprints | None = None
 
     @property
     def task(self) -> str:
@@ -95,7 +97,7 @@ def load_finished(run: str, folder: Path, uri: str | None) -> FinishedRun:
     if not Path(run).expanduser().is_dir():
         _check_kind(run, uri)
     there = list_files(run, uri)
-    optional = [name for name in (DIGESTS_FILE, CROPS_FILE) if name in there]
+    optional = [name for name in (DIGESTS_FILE, CROPS_FILE, FINGERPRINTS_FILE) if name in there]
     segmenter = [f"{SEGMENTER}/{name}" for name in SEGMENTER_FILES] if SEGMENTER in there else []
     settings, *_ = fetch_run(run, folder, uri, (*MODEL_FILES, CLASSES_FILE, SPLIT_FILE, *optional, *segmenter))
     # a run of an older version lacks keys that were added since, and that it therefore had the defaults of
@@ -109,6 +111,7 @@ def load_finished(run: str, folder: Path, uri: str | None) -> FinishedRun:
         if DIGESTS_FILE in optional:
             digests = pd.read_csv(folder / DIGESTS_FILE, dtype=str)
             split = split.merge(digests, on="image_id", how="left", validate="1:1").fillna({"pixels": ""})
+        fingerprints = read_fingerprints(folder / FINGERPRINTS_FILE) if FINGERPRINTS_FILE in optional else None
         cropped_by: set[str] = set(pd.read_csv(folder / CROPS_FILE)["masks"]) if CROPS_FILE in optional else set()
     except (KeyError, ValueError) as error:
         raise RunError(f"run {run}: its files cannot be read: {type(error).__name__}: {error}") from error
@@ -119,6 +122,7 @@ def load_finished(run: str, folder: Path, uri: str | None) -> FinishedRun:
     return FinishedRun(
         run=run, folder=folder, stored=stored, classes=classes, malignant=known, split=split,
         segmenter=folder / SEGMENTER if segmenter else None, cropped_by=frozenset(cropped_by), validation=validation,
+        fingerprints=fingerprints,
     )  # fmt: skip
 
 

@@ -1,0 +1,195 @@
+"""An audit of a data set at several numbers of images: seconds, peak memory, and whether planted near-duplicates are found.
+
+    python benchmarks/audit.py --dataset ham10000 --root FOLDER --counts 2500 5000 10015
+
+Among so many images of the data set, copies of some are planted, edited in one way each, no original twice. The command
+`python -m skincancer.prepare csv --audit` runs in a process of its own with an empty cache, so that everything is decoded; memory is
+that of the process and its workers together, polled from outside (resident, so that what they share counts more than once).
+
+Recall: planted copies that are found beside their original. Precision: those among all pairs that hold a planted copy, but for pairs with
+an image of the original's own lesion, and with one that the audit finds to be a near-duplicate of the original itself: they are
+counted apart. Growth: the ratio of the times of two counts divided by that of n log n; 1 or less is no faster than n log n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+from PIL import Image
+from side_by_side import machine
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+
+from skincancer.data.audit import COPIES
+from skincancer.data.index import image_root, load_index
+from skincancer.data.prepared import locate
+from skincancer.images.decode import read_image
+from skincancer.schema import DataConfig
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+POLL_SECONDS = 0.1
+PLANTED = "planted/"
+
+
+def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Cut 5 % of each side's length, somewhere between its two ends."""
+    width, height = (round(0.95 * side) for side in image.size)
+    left, top = (int(rng.integers(0, side - kept + 1)) for side, kept in zip(image.size, (width, height), strict=True))
+    return image.crop((left, top, left + width, top + height))
+
+
+def compress(image: Image.Image, quality: int) -> Image.Image:
+    """Write and read as a JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+EDITS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
+    "flip": lambda image, _: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "quarter turn": lambda image, _: image.transpose(Image.Transpose.ROTATE_90),
+    "JPEG 50": lambda image, _: compress(image, 50),
+    "resize to 2/3": lambda image, _: image.resize([max(1, side * 2 // 3) for side in image.size]),
+    "crop 5 %": crop,
+    "brighter 10 %": lambda image, _: image.point(lambda value: min(255, round(1.1 * value))),
+    "darker 10 %": lambda image, _: image.point(lambda value: round(0.9 * value)),
+}
+
+
+def make_data(dataset: str, root: str | None, count: int, planted: int, folder: Path) -> pd.DataFrame:
+    """Make a `csv` data set of so many images and the planted copies; return image_id, lesion_id, original and edit ("" where none)."""
+    entry, place = locate(DataConfig(dataset=dataset, root=root))
+    index, _ = load_index(entry, place)
+    if count > len(index):
+        raise SystemExit(f"--counts {count}: {dataset} has {len(index)} images")
+    rng = np.random.default_rng(0)
+    index = index.iloc[np.sort(rng.permutation(len(index))[:count])]
+    (folder / PLANTED).mkdir(parents=True)
+    (folder / "images").symlink_to(image_root(place).absolute(), target_is_directory=True)
+    table = index[["image_id", "image", "diagnosis", "lesion_id"]].assign(original="", edit="")
+    table["image"] = "images/" + table["image"]
+    chosen = table.iloc[rng.permutation(count)[: planted * len(EDITS)]]
+    rows = []
+    for number, row in enumerate(chosen.itertuples()):
+        edit = list(EDITS)[number % len(EDITS)]
+        name = f"{PLANTED}{number:05d}"
+        copy = EDITS[edit](read_image(folder / row.image), rng)
+        copy.save(folder / f"{name}.jpg", quality=90)
+        rows.append([name, f"{name}.jpg", row.diagnosis, name, row.image_id, edit])
+    table = pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
+    table[["image_id", "image", "diagnosis", "lesion_id"]].to_csv(folder / "index.csv", index=False)
+    return table
+
+
+def run_audit(folder: Path) -> tuple[float, float]:
+    """Audit a folder; return seconds and peak memory, GB."""
+    command = [sys.executable, "-m", "skincancer.prepare", "csv", f"--data.root={folder}", "--audit", f"--out={folder}"]
+    places = {"SKINCANCER_CACHE": str(folder / "cache"), "PYTHONPATH": str(CHECKOUT)}
+    start, peak = time.perf_counter(), 0
+    with open(folder / "log.txt", "w") as log:
+        process = psutil.Popen(command, stdout=log, stderr=log, env={**os.environ, **places})
+        while process.poll() is None:
+            peak = max(peak, resident(process))
+            time.sleep(POLL_SECONDS)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit((folder / "log.txt").read_text())
+    return seconds, peak / 1e9
+
+
+def resident(process: psutil.Process) -> int:
+    """Return the resident memory of a process and those that it started, bytes."""
+    total = 0
+    try:
+        for one in (process, *process.children(recursive=True)):
+            total += one.memory_info().rss
+    except psutil.Error:  # one of them has just ended
+        pass
+    return total
+
+
+def judge(table: pd.DataFrame, found: pd.DataFrame) -> tuple[list[list[object]], int]:
+    """Count by kind of edit what was found; return rows to print, and the pairs of unplanted images of different lesions."""
+    copies = found[found["finding"].isin(COPIES)]
+    pairs = {frozenset(pair) for pair in zip(copies["image_id"], copies["other_id"], strict=True)}
+    known = table.set_index("image_id")
+    lesion, original, edit = known["lesion_id"], known["original"], known["edit"]
+    hits, false, lesions, before = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    unplanted = 0
+    for pair in pairs:
+        one, other = sorted(pair, key=lambda name: not original[name])  # the planted one first
+        if not original[one]:
+            unplanted += lesion[one] != lesion[other]
+            continue
+        source, partner = original[one], original[other] or other
+        if partner == source:
+            hits[edit[one]] += 1
+        elif lesion[source] == lesion[partner]:
+            lesions[edit[one]] += 1
+        elif frozenset((source, partner)) in pairs:
+            before[edit[one]] += 1
+        else:
+            false[edit[one]] += 1
+    rows: list[list[object]] = []
+    for name in (*EDITS, "all"):
+        counted = [name] if name != "all" else list(EDITS)
+        planted = int(edit.isin(counted).sum())
+        right, wrong = (sum(counts[one] for one in counted) for counts in (hits, false))
+        apart = sum(lesions[one] for one in counted), sum(before[one] for one in counted)
+        share = f"{right / (right + wrong):.3f}" if right + wrong else "–"
+        rows.append([name, planted, f"{right / planted:.3f}" if planted else "–", share, *apart])
+    return rows, unplanted
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="demo")
+    parser.add_argument("--root", help="its folder")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[200, 400], help="numbers of images, without the planted"
+    )
+    parser.add_argument("--planted", type=int, default=40, help="copies of each kind of edit")
+    parser.add_argument("--keep", type=Path, help="folder for the tables and pages of each audit")
+    given = parser.parse_args()
+
+    print(f"{machine()}; {given.dataset}")
+    before: tuple[int, float] | None = None
+    for count in given.counts:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / str(count)
+            table = make_data(given.dataset, given.root, count, given.planted, folder)
+            seconds, memory = run_audit(folder)
+            found = pd.read_csv(folder / "csv_audit.csv", keep_default_na=False)
+            if given.keep:
+                given.keep.mkdir(parents=True, exist_ok=True)
+                for path in folder.glob("csv_audit.*"):
+                    (given.keep / f"{count}_{path.name}").write_bytes(path.read_bytes())
+        n = len(table)
+        growth = ""
+        if before:
+            expected = n * math.log(n) / (before[0] * math.log(before[0]))
+            growth = f"; growth {seconds / before[1] / expected:.2f} of n log n"
+        before = n, seconds
+        print(f"\n{n} images: {seconds:.0f} s ({seconds / 60:.1f} min), peak memory {memory:.2f} GB{growth}")
+        rows, unplanted = judge(table, found)
+        print(f"{'edit':<16} planted  recall  precision  (apart: same lesion, near-duplicates before)")
+        for name, planted, recall, precision, lesions, known in rows:
+            print(f"{name:<16} {planted:>7}  {recall:>6}  {precision:>9}  {lesions:>20} {known:>10}")
+        print(f"pairs of unplanted images of different lesions: {unplanted}")
+
+
+if __name__ == "__main__":
+    main()

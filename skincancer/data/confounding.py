@@ -1,0 +1,116 @@
+"""How well the classes of a data set are told by what is no lesion: size, file, frame, colour of the skin around.
+
+A model that is good at this has learned where an image comes from. Its area under the curve is what any accuracy published on the data
+has to be held against: a network can use the same signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+FEATURES = {
+    "width": "width, px",
+    "height": "height, px",
+    "bytes_per_pixel": "file size, bytes a pixel",
+    "jpeg_table": "JPEG compression",
+    "quality_border": "black border",
+    "frame_red": "red at the edge",
+    "frame_green": "green at the edge",
+    "frame_blue": "blue at the edge",
+    "frame_light": "brightness at the edge",
+    "frame_warmth": "red against blue at the edge",
+}
+FOLDS = 5
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Confounding:
+    """The classes told by nuisance features alone.
+
+    Attributes:
+        auroc: of a small model, cross-validated; mean over the classes, each against the others.
+        low: of the 95 % interval over lesions, folds and model as they are.
+        high: see low.
+        images: how many it is of.
+        features: a row a feature, the strongest first: feature, what, auroc (of the feature's value alone, without any model: mean over the
+            classes of the larger of the area and 1 − the area).
+    """
+
+    auroc: float
+    low: float
+    high: float
+    images: int
+    features: pd.DataFrame
+
+
+def nuisance_table(facts: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of `FEATURES` from the facts about files (`Examination.table`)."""
+    sides = facts[["frame_red", "frame_green", "frame_blue"]].mean(axis=1)
+    warmth = (facts["frame_red"] - facts["frame_blue"]) / (sides + 1)
+    return facts.assign(frame_light=sides, frame_warmth=warmth)[list(FEATURES)].astype(np.float64)
+
+
+def measure_confounding(
+    diagnosis: pd.Series, facts: pd.DataFrame, groups: Sequence[str] | npt.NDArray[np.object_], classes: Sequence[str]
+) -> tuple[Confounding | None, str]:
+    """Cross-validate a small model of the classes on nuisance features alone, no group on two sides.
+
+    Gradient-boosted trees (scikit-learn's `HistGradientBoostingClassifier`) in five grouped, stratified folds; pooled out-of-fold
+    probabilities; the interval is a bootstrap over groups (`evaluation.statistics`).
+
+    Args:
+        diagnosis: (N,) of each image, None where unknown.
+        facts: (N) rows of `Examination.table`.
+        groups: (N,) lesion of each image, copies merged.
+        classes: the diagnoses, in order.
+
+    Returns:
+        The result, and ""; or None, and why it cannot be measured.
+    """
+    known = (diagnosis.notna() & (facts["error"] == "")).to_numpy()
+    lesions = np.asarray(groups, dtype=object)[known].astype(str)
+    found = diagnosis[known].astype(str).to_numpy()
+    counts = pd.DataFrame({"class": found, "lesion": lesions}).groupby("class")["lesion"].nunique()
+    usable = [name for name in classes if counts.get(name, 0) >= FOLDS]
+    kept = np.isin(found, usable)
+    if len(usable) < 2:
+        return None, f"fewer than two classes have {FOLDS} lesions or more"
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    from skincancer.evaluation.statistics import bootstrap_intervals
+
+    table = nuisance_table(facts[known])[kept]
+    values, lesions = table.to_numpy(), lesions[kept]
+    label = np.array([usable.index(name) for name in found[kept]])
+    probability = np.zeros((len(label), len(usable)))
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    for train, test in folds.split(values, label, lesions):
+        model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, random_state=0)
+        model.fit(values[train], label[train])
+        # a class that a fold did not learn has probability 0 there
+        probability[np.ix_(test, model.classes_)] = model.predict_proba(values[test])
+    rows = bootstrap_intervals(label, probability, lesions, usable, n_resamples=RESAMPLES).set_index("metric")
+    area = rows.loc["auroc_macro"].astype(float)
+    alone = [
+        (name, what, _alone(table[name].to_numpy(), label, len(usable)))
+        for name, what in FEATURES.items()
+        if table[name].nunique() > 1
+    ]
+    features = pd.DataFrame(alone, columns=["feature", "what", "auroc"])
+    features = features.sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
+    return Confounding(area["value"], area["low"], area["high"], len(label), features), ""
+
+
+def _alone(values: npt.NDArray[np.float64], label: npt.NDArray[np.int64], classes: int) -> float:
+    """Return the mean over classes of how well one feature's value separates each from the others, 0.5 to 1."""
+    from sklearn.metrics import roc_auc_score
+
+    areas = [float(roc_auc_score(label == number, values)) for number in range(classes)]
+    return float(np.mean([max(area, 1 - area) for area in areas]))

@@ -1,0 +1,153 @@
+"""How good a photograph is: one number each for what makes it hard to read (the rules that flag images: `quality_rules`).
+
+Every measure is taken from the image at `SIDE` px (its longer side), so that images of different sizes can be compared. None of them is a
+diagnosis of the photograph: a rule says what is suspicious, and a person looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+SIDE = 256  # longer side, px, at which everything but the resolution is measured
+BLACK = 40  # grey value below which a pixel at the edge is frame
+HAIR_WIDTH, HAIR_LENGTH = 9, 20  # px at SIDE: thinner is hair, shorter is not
+HAIR_CONTRAST = 14  # grey levels
+INK_EDGE = 0.2  # share of a side in which ink is looked for
+EDGE = 0.14  # share of a side in which rulers are looked for
+TICKS = (4, 24)  # distance of a ruler's ticks, px at SIDE
+
+Pixels = npt.NDArray[np.uint8]
+Frame = npt.NDArray[np.bool_]  # (H, W): the black border
+
+
+def measure(image: Pixels) -> dict[str, float]:
+    """Measure an RGB image uint8 (H, W, 3); return every column of `COLUMNS`."""
+    scale = SIDE / max(image.shape[:2])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    sides = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    small = np.asarray(cv2.resize(np.ascontiguousarray(image), sides, interpolation=method), dtype=np.uint8)
+    frame = border(small)
+    values = {column: function(small, frame) for column, function in _MEASURES.items()}
+    return {"quality_resolution": float(min(image.shape[:2])), **values}
+
+
+def sharpness(image: Pixels, frame: Frame) -> float:
+    """Return the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000), of grey values 0–255."""
+    return float(cv2.Laplacian(_grey(image), cv2.CV_32F).var())
+
+
+def exposure(image: Pixels, frame: Frame) -> float:
+    """Return the median grey value inside a black border, 0 to 1."""
+    inside = _grey(image)[~frame]
+    return float(np.median(inside)) / 255 if inside.size else 0.0
+
+
+def contrast(image: Pixels, frame: Frame) -> float:
+    """Return the distance between the 2nd and the 98th percentile of grey inside a black border, 0 to 1."""
+    inside = _grey(image)[~frame]
+    low, high = np.percentile(inside, (2, 98)) if inside.size else (0, 0)
+    return float(high - low) / 255
+
+
+def saturation(image: Pixels, frame: Frame) -> float:
+    """Return the mean saturation (HSV) inside a black border, 0 to 1."""
+    inside = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[..., 1][~frame]
+    return float(inside.mean()) / 255 if inside.size else 0.0
+
+
+def cast(image: Pixels, frame: Frame) -> float:
+    """Return how far the mean colour lies from grey: its chroma in CIELAB, 0 to about 130. Skin itself has 10 to 30."""
+    inside = image[~frame]
+    if not inside.size:
+        return 0.0
+    mean = inside.mean(axis=0, dtype=np.float32).reshape(1, 1, 3) / 255
+    return float(np.linalg.norm(cv2.cvtColor(mean, cv2.COLOR_RGB2LAB)[0, 0, 1:]))
+
+
+def border(image: Pixels) -> Frame:
+    """Return the black frame or vignette, (H, W): dark parts that hold a corner of the image."""
+    dark = (image.max(axis=2) < BLACK).astype(np.uint8)
+    count, parts = cv2.connectedComponents(dark, connectivity=4)
+    framing = np.zeros(count, dtype=bool)
+    framing[parts[[0, 0, -1, -1], [0, -1, 0, -1]]] = True
+    framing[0] = False
+    return framing[parts]
+
+
+def border_share(image: Pixels, frame: Frame) -> float:
+    """Return the share of the image that `border` takes."""
+    return float(frame.mean())
+
+
+def hair_share(image: Pixels) -> float:
+    """Return the share of the image that thin, long, dark structures cover: a closing's excess over grey, by its components."""
+    grey = _grey(image)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (HAIR_WIDTH, HAIR_WIDTH))
+    thin = (cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, kernel) > HAIR_CONTRAST).astype(np.uint8)
+    thin[border(image)] = 0
+    _, _, found, _ = cv2.connectedComponentsWithStats(thin, connectivity=8)
+    length = np.hypot(found[:, cv2.CC_STAT_WIDTH], found[:, cv2.CC_STAT_HEIGHT])
+    area = found[:, cv2.CC_STAT_AREA]
+    # a hair is as many pixels as it is long, times its few pixels of width; a net of hairs fills little of its box, a blob much
+    box = found[:, cv2.CC_STAT_WIDTH] * found[:, cv2.CC_STAT_HEIGHT]
+    hairs = (length >= HAIR_LENGTH) & ((area <= 4 * length) | (area <= 0.3 * box))
+    return float(area[1:][hairs[1:]].sum() / grey.size)
+
+
+def ink_share(image: Pixels, frame: Frame) -> float:
+    """Return the share of pixels near the edges of a strong blue, green or violet: a pen's ink, plasters, stickers; no skin has these.
+
+    Not in the middle, where lesions may be blue.
+    """
+    hue, strength, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+    coloured = (hue > 35) & (hue < 145) & (strength > 90) & (value > 60)
+    top, left = (int(INK_EDGE * side) for side in coloured.shape)
+    coloured[top : coloured.shape[0] - top, left : coloured.shape[1] - left] = False
+    return float(coloured.mean())
+
+
+def ruler_score(image: Pixels, frame: Frame) -> float:
+    """Return how regularly thin dark marks follow each other along the image's edges: an autocorrelation, 0 to 1."""
+    grey = _grey(image)
+    if min(grey.shape) < 4 * TICKS[1]:
+        return 0.0
+    marks = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, np.ones((5, 5), np.uint8)).astype(np.float32)
+    marks[frame] = 0
+    best = 0.0
+    for turned in range(4):
+        side = np.rot90(marks, turned)
+        profile = side[: int(EDGE * len(side))].mean(axis=0)
+        profile -= cv2.blur(profile.reshape(1, -1), (2 * TICKS[1] + 1, 1))[0]
+        energy = float((profile**2).mean())
+        if energy < 0.3:  # nothing but noise
+            continue
+        lags = range(1, TICKS[1] + 1)
+        repeated = np.array([float((profile[lag:] * profile[:-lag]).mean()) / energy for lag in lags])
+        for lag in range(TICKS[0], TICKS[1]):
+            peak = repeated[lag - 1]
+            # a peak, and a valley before it: what only varies slowly repeats itself at every small lag
+            if peak >= repeated[lag - 2] and peak >= repeated[lag] and repeated[: lag - 1].min() < 0.5 * peak:
+                best = max(best, float(peak))
+    return min(best, 1.0)
+
+
+def _grey(image: Pixels) -> Pixels:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+
+
+_MEASURES: dict[str, Callable[[Pixels, Frame], float]] = {
+    "quality_sharpness": sharpness,
+    "quality_exposure": exposure,
+    "quality_contrast": contrast,
+    "quality_saturation": saturation,
+    "quality_cast": cast,
+    "quality_border": border_share,
+    "quality_hair": lambda image, _: hair_share(image),
+    "quality_ink": ink_share,
+    "quality_ruler": ruler_score,
+}
+COLUMNS = ("quality_resolution", *_MEASURES)

@@ -1,0 +1,76 @@
+"""The rules by which images are flagged for their quality; imports nothing heavy, as the schema holds their thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from skincancer.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Flag an image whose `column` is below, or above, a threshold; `says` is the reason in words."""
+
+    column: str
+    side: Literal["below", "above"]
+    threshold: float
+    says: str
+
+    def breaks(self, values: Any, threshold: float) -> Any:
+        """Say whether values (a number, an array) break the rule; a value that is missing breaks none."""
+        return values < threshold if self.side == "below" else values > threshold
+
+
+# thresholds: chosen by eye on HAM10000, so that each flags what a reader would call out and all together some 4 %
+RULES: dict[str, Rule] = {
+    "resolution": Rule("quality_resolution", "below", 64, "too few pixels"),
+    "blurred": Rule("quality_sharpness", "below", 7, "blurred"),
+    "dark": Rule("quality_exposure", "below", 0.24, "too dark"),
+    "bright": Rule("quality_exposure", "above", 0.9, "too bright"),
+    "flat": Rule("quality_contrast", "below", 0.11, "hardly any contrast"),
+    "grey": Rule("quality_saturation", "below", 0.07, "hardly any colour"),
+    "cast": Rule("quality_cast", "above", 50, "a strong colour cast"),
+    "border": Rule("quality_border", "above", 0.1, "a wide black border"),
+    "hair": Rule("quality_hair", "above", 0.12, "covered by hair"),
+    "ink": Rule("quality_ink", "above", 0.01, "ink or a coloured object"),
+    "ruler": Rule("quality_ruler", "above", 0.5, "a ruler at the edge"),
+}
+
+
+def default_rules() -> dict[str, float]:
+    """Return each rule's name and threshold, as `data.quality_rules` holds them."""
+    return {name: rule.threshold for name, rule in RULES.items()}
+
+
+def flags(values: Mapping[str, Any], rules: Mapping[str, float]) -> list[str]:
+    """Return why an image is flagged: a text a broken rule, such as "blurred (sharpness 4.2, below 8)".
+
+    Args:
+        values: the columns of `measure`.
+        rules: threshold of each rule that counts.
+    """
+    found = []
+    for name, threshold in rules.items():
+        rule = RULES[name]
+        value = float(values[rule.column])
+        if rule.breaks(value, threshold):
+            measured = rule.column.removeprefix("quality_")
+            found.append(f"{rule.says} ({measured} {value:.3g}, {rule.side} {threshold:g})")
+    return found
+
+
+def check(rules: Mapping[str, float]) -> None:
+    """Check `data.quality_rules`.
+
+    Raises:
+        ConfigError: there is none, or one that is not known.
+    """
+    if not rules:
+        raise ConfigError(f"data.quality_rules is empty; name rules with their thresholds: {', '.join(RULES)}.")
+    for name in rules:
+        if name not in RULES:
+            raise ConfigError(
+                f"data.quality_rules names {name!r}, which is no rule.{nearest(name, RULES)} The rules are {', '.join(RULES)}."
+            )

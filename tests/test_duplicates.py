@@ -1,0 +1,134 @@
+"""Copies: pictures that were edited are found, other pictures are not, and groups link what belongs together."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from skincancer.data.duplicates import exact_pairs, find_near, link
+from skincancer.images.fingerprints import COARSE, coarse_detail, correlate, describe, is_flat, thumbnail, turn
+
+SIDE = 96
+
+
+def picture(seed: int, size: tuple[int, int] = (160, 160)) -> Image.Image:
+    """A blob with a skin of its own texture."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    grey = sum(
+        scale * cv2.resize(rng.normal(size=(scale, scale)), size, interpolation=cv2.INTER_CUBIC) for scale in (4, 9, 20)
+    )
+    y, x = np.mgrid[:height, :width]
+    centre, radius = rng.uniform(0.4, 0.6, 2) * (width, height), rng.uniform(0.2, 0.3) * height
+    blob = 60 / (1 + np.exp((np.hypot(x - centre[0], y - centre[1]) - radius) / 3))
+    values = 150 + 1.2 * grey - blob
+    return Image.fromarray(np.stack([values + 40, values, values - 10], axis=2).clip(0, 255).astype(np.uint8))
+
+
+def compressed(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+EDITS = {
+    "flip": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "turn": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "flip and turn": lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    "jpeg 50": lambda image: compressed(image, 50),
+    "resize": lambda image: image.resize((100, 100), Image.Resampling.BICUBIC),
+    "crop in the middle": lambda image: image.crop((4, 4, 156, 156)),
+    "crop at a corner": lambda image: image.crop((0, 8, 152, 160)),
+    "brighter": lambda image: image.point(lambda value: min(255, round(value * 1.1))),
+    "darker": lambda image: image.point(lambda value: round(value * 0.9)),
+    "flip, crop and jpeg": lambda image: compressed(image.crop((8, 0, 160, 152)).transpose(Image.Transpose.ROTATE_180), 60),
+}  # fmt: skip
+
+
+def thumbs(images: list[Image.Image], side: int = SIDE) -> np.ndarray:
+    return np.stack([thumbnail(np.asarray(image), side) for image in images])
+
+
+def pairs(found) -> set[tuple[int, int]]:
+    return set(zip(found["first"], found["second"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def originals() -> list[Image.Image]:
+    return [picture(seed) for seed in range(30)]
+
+
+def test_every_edit_is_found_and_nothing_else(originals):
+    edited = [edit(originals[number]) for number, edit in enumerate(EDITS.values())]
+    found = find_near(thumbs([*originals, *edited]))
+    assert pairs(found) == {(number, len(originals) + number) for number in range(len(EDITS))}
+    assert (found["correlation"] >= 0.9).all()
+
+
+def test_the_copies_in_another_list_are_found(originals):
+    edited = [edit(originals[number]) for number, edit in enumerate(EDITS.values())]
+    other = [picture(1000 + seed) for seed in range(20)] + edited
+    found = find_near(thumbs(originals), thumbs(other))
+    assert pairs(found) == {(number, 20 + number) for number in range(len(EDITS))}
+    assert pairs(find_near(thumbs(other), thumbs(originals))) == {(b, a) for a, b in pairs(found)}
+
+
+def test_small_copies_such_as_a_run_keeps_suffice(originals):
+    edited = [edit(originals[number]) for number, edit in enumerate(EDITS.values())]
+    found = find_near(thumbs(edited), thumbs(originals, 36))
+    assert pairs(found) == {(number, number) for number in range(len(EDITS))}
+
+
+def test_the_centre_of_a_picture_is_found_in_the_whole_squeezed_to_a_square():
+    whole = [picture(seed, (240, 180)) for seed in range(12)]
+    centre = [image.crop((30, 0, 210, 180)) for image in whole]
+    squeezed = [image.resize((112, 112), Image.Resampling.BILINEAR) for image in whole]
+    expected = {(number, number) for number in range(12)}
+    assert pairs(find_near(thumbs(squeezed), thumbs(centre))) == expected
+    assert pairs(find_near(thumbs(centre), thumbs(squeezed))) == expected
+
+
+def test_pictures_that_show_nothing_are_no_copies_of_one_another(originals):
+    flat = [Image.new("RGB", (40, 40), colour) for colour in ("black", "black", "white", "grey")]
+    one_pixel = [Image.new("RGB", (1, 1), (9, 90, 20))] * 2
+    found = thumbs([*flat, *one_pixel])
+    assert is_flat(found).all()
+    assert find_near(found).empty
+    assert find_near(found, thumbs(originals)).empty
+    assert find_near(found[:0], found).empty
+    assert correlate(found[0], found[1]) == 0
+
+
+def test_one_image_has_no_copy(originals):
+    assert find_near(thumbs(originals[:1])).empty
+
+
+def test_what_candidates_are_found_by_ignores_turns_and_brightness(originals):
+    small = thumbs(originals[:5], COARSE)
+    turned = np.stack([turn(one, number) for one, number in zip(small, (1, 2, 5, 6, 7), strict=True)])
+    np.testing.assert_allclose(describe(turned), describe(small), atol=1e-4)
+    assert np.abs(describe(np.round(small * 0.8).astype(np.uint8)) - describe(small)).max() < 0.1
+    assert np.abs(describe(small[:1]) - describe(small[1:2])).max() > 0.5
+
+
+def test_coarse_detail_gives_the_correlation_that_numpy_gives(originals):
+    detail = coarse_detail(thumbs(originals[:2], COARSE))
+    grey = [one.astype(np.float32) for one in thumbs(originals[:2], COARSE)]
+    fine = [(one - cv2.GaussianBlur(one, (0, 0), COARSE / 16)).ravel() for one in grey]
+    assert detail[0] @ detail[1] == pytest.approx(np.corrcoef(*fine)[0, 1], abs=1e-4)
+
+
+def test_correlation_is_that_of_the_same_picture_and_not_of_another(originals):
+    one, other = thumbs(originals[:2], 64)
+    assert correlate(one, one) == pytest.approx(1, abs=1e-4)
+    assert correlate(turn(one, 3), one, 1) == pytest.approx(1, abs=1e-3)
+    assert correlate(one, 255 - one) <= 0
+    assert correlate(one, other) < 0.5
+
+
+def test_exact_pairs_and_groups():
+    assert exact_pairs(["a", "b", "a", "", "", "a"]) == [(0, 2), (0, 5)]
+    assert link(6, [(0, 2), (2, 5), (3, 4)]) == [[0, 2, 5], [3, 4]]
+    assert link(3, []) == []

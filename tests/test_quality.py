@@ -1,0 +1,168 @@
+"""Quality: each measure says of drawn images what it should, rules flag with reasons, and flagged images can be left out."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+from skimage.color import rgb2lab
+from test_duplicates import picture
+
+from skincancer import config
+from skincancer.data.catalog import dataset
+from skincancer.data.examination import examine
+from skincancer.data.index import load_index
+from skincancer.data.prepared import prepare_data
+from skincancer.errors import ConfigError
+from skincancer.images.quality import COLUMNS, border, hair_share, measure
+from skincancer.images.quality_rules import RULES, default_rules, flags
+from skincancer.schema import DataConfig
+
+
+def measured(image: Image.Image) -> dict[str, float]:
+    return measure(np.asarray(image))
+
+
+def reasons(image: Image.Image) -> str:
+    return "; ".join(flags(measured(image), default_rules()))
+
+
+@pytest.fixture(scope="module")
+def skin() -> Image.Image:
+    smooth = np.asarray(picture(3, (256, 256))).astype(float)
+    grain = np.random.default_rng(0).normal(scale=2, size=(256, 256, 1))
+    return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+
+
+def test_a_good_photograph_is_not_flagged(skin):
+    values = measured(skin)
+    assert tuple(values) == COLUMNS
+    assert values["quality_resolution"] == 256
+    assert reasons(skin) == ""
+
+
+def test_each_fault_is_flagged_for_its_own_reason(skin):
+    hairy, ruled, inked, framed = skin.copy(), skin.copy(), skin.copy(), skin.copy()
+    draw = ImageDraw.Draw(hairy)
+    for start in range(0, 256, 8):
+        draw.line([(start, 0), (start + 60, 255)], fill=(40, 25, 20), width=2)
+    draw = ImageDraw.Draw(ruled)
+    for tick in range(5, 250, 10):
+        draw.line([(2, tick), (16, tick)], fill=(20, 20, 20), width=2)
+    ImageDraw.Draw(inked).ellipse([0, 0, 50, 50], fill=(60, 40, 190))
+    ImageDraw.Draw(framed).rectangle([0, 0, 60, 255], fill=(2, 2, 2))
+    assert "covered by hair" in reasons(hairy)
+    assert "a ruler at the edge" in reasons(ruled)
+    assert "ink or a coloured object" in reasons(inked)
+    assert "a wide black border" in reasons(framed)
+    assert "blurred (sharpness" in reasons(skin.filter(ImageFilter.GaussianBlur(6)))
+    assert "too dark" in reasons(skin.point(lambda value: value // 5 + 12))
+    assert "too bright" in reasons(skin.point(lambda value: min(255, value + 110)))
+    assert "hardly any colour" in reasons(skin.convert("L").convert("RGB"))
+    assert "too few pixels" in reasons(skin.resize((40, 40)))
+    assert "a strong colour cast" in reasons(
+        Image.merge(
+            "RGB", [band.point(lambda v, k=k: v * k // 10) for band, k in zip(skin.split(), (12, 4, 3), strict=True)]
+        )
+    )
+
+
+def test_measures_agree_with_their_definitions(skin):
+    values, pixels = measured(skin), np.asarray(skin)
+    laplacian = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], float)
+    from scipy.ndimage import convolve
+
+    grey = np.asarray(skin.convert("L"), float)
+    assert values["quality_sharpness"] == pytest.approx(convolve(grey, laplacian, mode="mirror").var(), rel=0.05)
+    assert values["quality_exposure"] == pytest.approx(np.median(grey) / 255, abs=0.01)
+    low, high = np.percentile(grey, (2, 98))
+    assert values["quality_contrast"] == pytest.approx((high - low) / 255, abs=0.01)
+    lab = rgb2lab(pixels.mean(axis=(0, 1)).reshape(1, 1, 3) / 255)[0, 0]
+    assert values["quality_cast"] == pytest.approx(np.hypot(lab[1], lab[2]), rel=0.02)
+    assert values["quality_saturation"] == pytest.approx(np.asarray(skin.convert("HSV"))[..., 1].mean() / 255, abs=0.01)
+
+
+def test_the_border_is_the_dark_part_at_a_corner_and_not_the_lesion():
+    image = np.full((100, 100, 3), 180, np.uint8)
+    image[:, :10] = 5
+    image[40:60, 40:60] = 5
+    found = border(image)
+    assert found.sum() == 1000
+    assert found[:, :10].all()
+
+
+def test_hair_is_thin_and_long():
+    image = np.full((256, 256, 3), 180, np.uint8)
+    image[100:130, 100:130] = 60  # a lesion
+    assert hair_share(image) == 0
+    image[:, 50:53] = 60
+    assert hair_share(image) == pytest.approx(3 / 256, abs=0.005)
+
+
+@pytest.mark.parametrize("image", [
+    np.zeros((1, 1, 3), np.uint8), np.zeros((40, 30, 3), np.uint8), np.full((30, 40, 3), 255, np.uint8), np.zeros((1, 500, 3), np.uint8),
+])  # fmt: skip
+def test_strange_images_are_measured_too(image):
+    assert all(np.isfinite(value) for value in measure(image).values())
+
+
+def test_rules_and_thresholds_come_from_the_config():
+    values = dict.fromkeys(COLUMNS, 0.5) | {"quality_sharpness": 50.0}
+    assert flags(values, {"blurred": 60}) == ["blurred (sharpness 50, below 60)"]
+    assert flags(values, {"blurred": 40}) == []
+    assert flags(values | {"quality_sharpness": float("nan")}, {"blurred": 60}) == []
+    assert set(default_rules()) == set(RULES)
+    assert {rule.column for rule in RULES.values()} <= set(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"data.quality": "drop_flagged", "data.quality_rules": {"blury": 3.0}}, "Did you mean 'blurred'?"),
+        ({"data.quality": "drop_flagged", "data.quality_rules": {}}, "data.quality_rules is empty"),
+        ({"data.quality_rules": {"blurred": 3.0}}, "it is for data.quality drop_flagged"),
+        ({"data.quality": "drop"}, "keep"),
+    ],
+)
+def test_wrong_choices_are_told(flags, told):
+    with pytest.raises(ConfigError, match=told.replace("?", r"\?")):
+        config.resolve("resnet50", flags)
+
+
+def test_flagged_images_are_left_out_and_nobody_else_moves(tmp_path):
+    rows = []
+    for number in range(24):
+        image = picture(200 + number)
+        if number in (4, 5):
+            image = image.filter(ImageFilter.GaussianBlur(9))
+        image.save(tmp_path / f"{number:02}.png")
+        rows.append([f"{number:02}.png", "mel" if number % 2 else "nv"])
+    pd.DataFrame(rows, columns=["image", "diagnosis"]).to_csv(tmp_path / "index.csv", index=False)
+    given = {"dataset": "csv", "root": str(tmp_path), "size": 16}
+    kept = prepare_data(DataConfig(**given), jobs=1)
+    assert (kept.flagged, len(kept.dropped)) == (0, 0)
+    left = prepare_data(DataConfig(**given, quality="drop_flagged", quality_rules={"blurred": 2.0}), jobs=1)
+    assert left.flagged == 2
+    assert left.dropped["image_id"].tolist() == ["04", "05"]
+    assert left.dropped["reason"].str.startswith("flagged: blurred (sharpness").all()
+    others = ~kept.index["image_id"].isin(["04", "05"])
+    assert (left.index["role"] == kept.index["role"])[others].all()
+    assert (left.index["role"][~others] == "").all()
+    assert left.split_hash == kept.split_hash
+
+
+def test_what_is_found_out_about_files_is_kept(tmp_path):
+    for number in range(3):
+        picture(number).save(tmp_path / f"{number}.jpg", quality=70)
+    (tmp_path / "index.csv").write_text("image,diagnosis\n0.jpg,nv\n1.jpg,nv\n2.jpg,mel\n")
+    index, _ = load_index(dataset("csv"), tmp_path)
+    first = examine(index, tmp_path, tmp_path / "cache", jobs=1)
+    told = []
+    again = examine(index, tmp_path, tmp_path / "cache", progress=lambda *done: told.append(done), jobs=1)
+    assert not told  # nothing was read again
+    pd.testing.assert_frame_equal(first.table, again.table)
+    size = (tmp_path / "1.jpg").stat().st_size
+    assert first.table["bytes_per_pixel"][1] == pytest.approx(size / 160**2)
+    with Image.open(tmp_path / "1.jpg") as image:
+        assert first.table["jpeg_table"][1] == pytest.approx(np.mean([*image.quantization[0], *image.quantization[1]]))
+    picture(7).save(tmp_path / "1.jpg", quality=71)
+    assert examine(index, tmp_path, tmp_path / "cache", jobs=1).key != first.key
