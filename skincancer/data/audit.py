@@ -204,8 +204,8 @@ def _told_parts(own: Examined) -> Iterator[Row]:
     known = own.index[own.index["part"] != ""]
     parts = known.groupby("lesion_id")["part"].nunique()
     for number, lesion in enumerate(parts.index[parts > 1], 1):
-        for row in known[known["lesion_id"] == lesion].itertuples():
-            yield "lesion_across_parts", number, row.image_id, "", np.nan, f"{lesion}: {row.part}"
+        for row in known[known["lesion_id"] == lesion].to_dict("records"):
+            yield "lesion_across_parts", number, row["image_id"], "", np.nan, f"{lesion}: {row['part']}"
 
 
 def _told_gaps(own: Examined) -> Iterator[Row]:
@@ -224,13 +224,13 @@ def _told_gaps(own: Examined) -> Iterator[Row]:
 def _told_masks(own: Examined) -> Iterator[Row]:
     masked = own.readable[own.readable["mask_digest"] != ""]
     for finding, found in (("empty_mask", masked["mask_share"] == 0), ("full_mask", masked["mask_share"] > FULL)):
-        for row in masked[found].itertuples():
-            yield finding, 0, row.image_id, "", row.mask_share, ""
+        for row in masked[found].to_dict("records"):
+            yield finding, 0, row["image_id"], "", row["mask_share"], ""
     drawn = masked[masked["mask_share"] > 0]  # empty masks are all alike, and told already
     copied = drawn[drawn["mask_digest"].duplicated(keep=False)]
     for number, (_, members) in enumerate(copied.groupby("mask_digest", sort=False), 1):
-        for row in members.itertuples():
-            yield "same_mask", number, row.image_id, "", row.mask_share, f"{len(members)} images"
+        for row in members.to_dict("records"):
+            yield "same_mask", number, row["image_id"], "", row["mask_share"], f"{len(members)} images"
 
 
 def _told_against(own: Examined, other: Examined, progress: ProgressBar | None) -> Iterator[Row]:

@@ -97,7 +97,7 @@ def measure_confounding(
         # a class that a fold did not learn has probability 0 there
         probability[np.ix_(test, model.classes_)] = model.predict_proba(values[test])
     rows = bootstrap_intervals(label, probability, lesions, usable, n_resamples=RESAMPLES).set_index("metric")
-    area = rows.loc["auroc_macro"].astype(float)
+    area, low, high = (float(rows[name].to_dict()["auroc_macro"]) for name in ("value", "low", "high"))
     alone = [
         (name, what, _alone(table[name].to_numpy(), label, len(usable)))
         for name, what in FEATURES.items()
@@ -105,7 +105,7 @@ def measure_confounding(
     ]
     features = pd.DataFrame(alone, columns=["feature", "what", "auroc"])
     features = features.sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
-    return Confounding(area["value"], area["low"], area["high"], len(label), features), ""
+    return Confounding(area, low, high, len(label), features), ""
 
 
 def _alone(values: npt.NDArray[np.float64], label: npt.NDArray[np.int64], classes: int) -> float:

@@ -78,11 +78,11 @@ def find_near(
     best = best[best["likely"] >= LIKELY]
     side = min(first.shape[1], others.shape[1], FINE)
     scores = []
-    for number, row in enumerate(best.astype({"likely": float}).itertuples(index=False), 1):
-        own, other = first[int(row.first)], others[int(row.second)]
-        if row.queried:
+    for number, row in enumerate(best.to_dict("records"), 1):
+        own, other = first[int(row["first"])], others[int(row["second"])]
+        if row["queried"]:
             own, other = other, own
-        scores.append(correlate(cut(own, int(row.view), side), cut(other, 0, side), int(row.turn)))
+        scores.append(correlate(cut(own, int(row["view"]), side), cut(other, 0, side), int(row["turn"])))
         if progress and (number % 500 == 0 or number == len(best)):
             progress(len(best) + number, 2 * len(best))
     result = best[["first", "second"]].astype(np.int64).assign(correlation=np.array(scores, dtype=np.float64))

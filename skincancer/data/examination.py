@@ -165,7 +165,7 @@ def _examine_image(content: bytes) -> tuple[dict[str, Any], Image.Image]:
     pixels = np.asarray(image)
     height, width = pixels.shape[:2]
     digest = hashlib.blake2b(f"{width}×{height}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(pixels.tobytes())
     red, green, blue = _frame(pixels)
     return {
         "error": "",
@@ -201,7 +201,7 @@ def _examine_mask(path: Path | None, image: Image.Image) -> dict[str, Any]:
         return {"mask_digest": "", "mask_share": float("nan")}
     mask = np.asarray(read_truth(path, image)) > 0
     digest = hashlib.blake2b(f"{mask.shape}".encode(), digest_size=16)
-    digest.update(np.packbits(mask))
+    digest.update(np.packbits(mask).tobytes())
     return {"mask_digest": digest.hexdigest(), "mask_share": float(mask.mean())}
 
 
@@ -213,5 +213,8 @@ def find_flagged(examination: Examination, rules: Mapping[str, float]) -> pd.Dat
         rules: threshold of each rule that counts (`data.quality_rules`).
     """
     readable = examination.table[examination.table["error"] == ""]
-    found = [(str(row["image_id"]), "; ".join(flags(row, rules))) for row in readable.to_dict("records")]
+    found = [
+        (str(row["image_id"]), "; ".join(flags({str(name): value for name, value in row.items()}, rules)))
+        for row in readable.to_dict("records")
+    ]
     return pd.DataFrame([one for one in found if one[1]], columns=["image_id", "reason"])

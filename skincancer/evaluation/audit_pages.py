@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,9 +114,11 @@ def _pairs(found: Audit, finding: str) -> list[Part]:
         return []
     theirs = found.other if finding == "in_other" and found.other is not None else found.own
     shown = []
-    for row in rows.sort_values("value").head(SHOWN_PAIRS).itertuples():
-        detail = row.detail if finding == "in_other" else _labels(found.own, row)
-        shown.append([_picture(found.own, row.image_id), _picture(theirs, row.other_id), f"{row.value:.3f}", detail])
+    for row in rows.sort_values("value").head(SHOWN_PAIRS).to_dict("records"):
+        detail = row["detail"] if finding == "in_other" else _labels(found.own, row)
+        shown.append(
+            [_picture(found.own, row["image_id"]), _picture(theirs, row["other_id"]), f"{row['value']:.3f}", detail]
+        )
     return [
         Table(
             _shown(len(rows), SHOWN_PAIRS, "pairs"),
@@ -126,13 +129,13 @@ def _pairs(found: Audit, finding: str) -> list[Part]:
     ]
 
 
-def _labels(own: Examined, row: object) -> str:
+def _labels(own: Examined, row: Mapping[Hashable, Any]) -> str:
     known = own.index.set_index("image_id")
-    labels = [known.at[getattr(row, name), "diagnosis"] for name in ("image_id", "other_id")]
-    parts = [known.at[getattr(row, name), "part"] for name in ("image_id", "other_id")]
+    labels: list[Any] = [known.at[row[name], "diagnosis"] for name in ("image_id", "other_id")]
+    parts: list[str] = [str(known.at[row[name], "part"]) for name in ("image_id", "other_id")]
     said = " and ".join(dict.fromkeys(str(label) for label in labels if not pd.isna(label)))
     where = " and ".join(dict.fromkeys(part for part in parts if part))
-    return ", ".join(text for text in (str(getattr(row, "detail", "")), said, where) if text)
+    return ", ".join(text for text in (str(row["detail"]), said, where) if text)
 
 
 def _groups(found: Audit, finding: str) -> list[Part]:
@@ -141,7 +144,7 @@ def _groups(found: Audit, finding: str) -> list[Part]:
         return []
     parts: list[Part] = [Text(_shown(rows["group"].nunique(), SHOWN_PAIRS, "groups"))]
     for _, members in list(rows.groupby("group"))[:SHOWN_PAIRS]:
-        cells = [[_picture(found.own, row.image_id), row.detail] for row in members.head(6).itertuples()]
+        cells = [[_picture(found.own, row["image_id"]), row["detail"]] for row in members.head(6).to_dict("records")]
         parts.append(Table("", ["image", _HEADINGS[finding].split(", ")[-1]], cells))
     return parts
 
@@ -151,8 +154,8 @@ def _images(found: Audit, finding: str) -> list[Part]:
     if rows.empty:
         return []
     cells = [
-        [_picture(found.own, row.image_id), "" if np.isnan(row.value) else f"{row.value:.3f}", row.detail]
-        for row in rows.head(SHOWN_IMAGES).itertuples()
+        [_picture(found.own, row["image_id"]), "" if np.isnan(row["value"]) else f"{row['value']:.3f}", row["detail"]]
+        for row in rows.head(SHOWN_IMAGES).to_dict("records")
     ]
     title = f"{FINDINGS[finding]}: {_shown(len(rows), SHOWN_IMAGES, 'images')}"
     return [Table(title, ["image", "value", "why"], cells)]
@@ -162,7 +165,7 @@ def _listed(found: Audit, finding: str) -> list[Part]:
     rows = found.of(finding)
     if rows.empty:
         return []
-    cells = [[row.image_id, row.detail] for row in rows.head(200).itertuples()]
+    cells = [[row["image_id"], row["detail"]] for row in rows.head(200).to_dict("records")]
     return [Table(_shown(len(rows), 200, "images"), ["image", "what"], cells)]
 
 
