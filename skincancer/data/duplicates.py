@@ -6,12 +6,14 @@ Near-duplicates are looked for among each image's nearest neighbours by a descri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from joblib import Parallel, delayed
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
@@ -77,12 +79,17 @@ def find_near(
     best = pairs.sort_values("likely", ascending=False, kind="stable").drop_duplicates(["first", "second"])
     best = best[best["likely"] >= LIKELY]
     side = min(first.shape[1], others.shape[1], FINE)
-    scores = []
-    for number, row in enumerate(best.to_dict("records"), 1):
-        own, other = first[int(row["first"])], others[int(row["second"])]
-        if row["queried"]:
+
+    def verify(pair: Mapping[Hashable, Any]) -> float:
+        own, other = first[int(pair["first"])], others[int(pair["second"])]
+        if pair["queried"]:
             own, other = other, own
-        scores.append(correlate(cut(own, int(row["view"]), side), cut(other, 0, side), int(row["turn"])))
+        return correlate(cut(own, int(pair["view"]), side), cut(other, 0, side), int(pair["turn"]))
+
+    scores = []
+    verified = Parallel(n_jobs=-1, prefer="threads", return_as="generator")  # OpenCV works outside Python's lock
+    for number, score in enumerate(verified(delayed(verify)(pair) for pair in best.to_dict("records")), 1):
+        scores.append(score)
         if progress and (number % 500 == 0 or number == len(best)):
             progress(len(best) + number, 2 * len(best))
     result = best[["first", "second"]].astype(np.int64).assign(correlation=np.array(scores, dtype=np.float64))
