@@ -79,6 +79,18 @@ def check_experiment(experiment: Experiment, types: Mapping[str, Any]) -> None:
     check_search(experiment.search, types)
 
 
+def check_masks(masks: str) -> None:
+    """Check what `data.masks` says.
+
+    Raises:
+        ConfigError: it names no source of masks.
+    """
+    _require(
+        masks in MASK_SOURCES or (masks.startswith("run:") and len(masks) > 4), "data.masks", masks,
+        f"{', '.join(MASK_SOURCES)}, or run:RUN_ID",
+    )  # fmt: skip
+
+
 def _value(experiment: Experiment, key: str) -> Any:
     found: Any = experiment
     for name in key.split("."):
@@ -120,10 +132,7 @@ def _check_data(experiment: Experiment) -> None:
     _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more")
     _require(data.workers >= 0, "data.workers", data.workers, "0 or more")
     _require(0 < data.class_weight_power <= 2, "data.class_weight_power", data.class_weight_power, "above 0, at most 2")
-    _require(
-        data.masks in MASK_SOURCES or (data.masks.startswith("run:") and len(data.masks) > 4), "data.masks", data.masks,
-        f"{', '.join(MASK_SOURCES)}, or run:RUN_ID",
-    )  # fmt: skip
+    check_masks(data.masks)
     _require(0 <= data.crop_margin <= 5, "data.crop_margin", data.crop_margin, "from 0 to 5")
     crop = ["data.crop true" if data.crop else "data.crop false"]
     _only_with(experiment, "data.masks", "data.crop true", crop)

@@ -329,7 +329,7 @@ def resolve_content(
             resolved.data,
             root=_absolute(resolved.data.root),
             groups=_absolute(resolved.data.groups),
-            masks=_absolute_run(resolved.data.masks),
+            masks=absolute_run(resolved.data.masks),
         ),
         trainer=dataclasses.replace(resolved.trainer, precision=str(resolved.trainer.precision)),
         model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
@@ -360,7 +360,7 @@ def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
 
 
-def _absolute_run(masks: str) -> str:
+def absolute_run(masks: str) -> str:
     """Make the folder of `run:FOLDER` absolute; an id, or another source of masks, stays."""
     run = masks.removeprefix("run:")
     folder = Path(run).expanduser()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from skincancer.data import demo
-from skincancer.data.boxes import find_crop, find_segmenter, predicted_boxes
+from skincancer.data.boxes import find_segmenter, mask_source, predicted
 from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
@@ -19,7 +19,7 @@ from skincancer.data.seen import count_seen
 from skincancer.data.splits import Roles, assign_roles, merge_groups, parse_split, split_hash
 from skincancer.data.store import Progress, Store, open_store
 from skincancer.errors import DataError
-from skincancer.images.crops import Box
+from skincancer.images.crops import Box, Crop, crop_box
 from skincancer.paths import cache_folder, data_folder
 from skincancer.schema import DataConfig
 
@@ -91,7 +91,7 @@ def prepare_data(
         DataError: the data are missing, laid out differently, unreadable, or leak.
         RunError: `data.masks` names a run that is no finished segmenter's.
     """
-    found = find_segmenter(config, uri)
+    found = find_segmenter(config, uri) if config.crop else None
     segmenter = found[0] if found else None
     entry, root = locate(config, progress)
     index, diagnoses = load_index(entry, root)
@@ -104,7 +104,7 @@ def prepare_data(
     masks = task != "classification"
     if masks and index["mask"].isna().all():
         raise DataError(f"{entry.name} in {root} has no masks, which {task} needs. To get them: {entry.how_to_get}")
-    crop = find_crop(config, index, segmenter, entry)
+    crop = Crop(mask_source(config, index, segmenter, entry), config.crop_margin) if config.crop else None
     if whole:
         roles = Roles(np.full(len(index), "test", dtype=object))
     else:
@@ -112,7 +112,9 @@ def prepare_data(
 
     def find_boxes() -> list[Box | None]:
         assert segmenter is not None
-        return predicted_boxes(segmenter, index, image_root(root), config.crop_margin, progress, jobs)
+        return predicted(
+            segmenter, index, image_root(root), lambda mask: crop_box(mask, config.crop_margin), progress, jobs
+        )
 
     store = open_store(
         index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=masks, crop=crop,

@@ -97,6 +97,25 @@ def otsu_mask(image: Image.Image) -> Mask:
     return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
 
 
+def find_mask(picture: Image.Image, mask: Path | None, source: str) -> tuple[Mask, str]:
+    """Return the lesion's mask in a picture, bool (H, W), and whose it is.
+
+    Args:
+        picture: RGB.
+        mask: file of the true mask, where there is one.
+        source: truth, otsu, or auto (truth, and otsu where there is none).
+
+    Raises:
+        BadImage: the mask cannot be read, or is of another size than its picture.
+    """
+    if source == "auto":
+        source = "otsu" if mask is None else "truth"
+    if source == "otsu":
+        return otsu_mask(picture), source
+    assert mask is not None, "checked before anything is built"
+    return np.asarray(read_truth(mask, picture)) > 0, source
+
+
 def decode_crop(
     image: ImageFile, mask: Path | None, size: int, resize: str, crop: Crop, given: Box | None = None
 ) -> Cropped:
@@ -114,16 +133,10 @@ def decode_crop(
         BadImage: unreadable, or a mask of another size than its image.
     """
     picture = read_image(image)
-    source = crop.masks
-    if source == "auto":
-        source = "otsu" if mask is None else "truth"
-    if source == "truth":
-        assert mask is not None, "checked before a store is built"
-        box = crop_box(np.asarray(read_truth(mask, picture)) > 0, crop.margin)
-    elif source == "otsu":
-        box = crop_box(otsu_mask(picture), crop.margin)
-    else:
-        box = given
+    source, box = crop.masks, given
+    if source in ("auto", "truth", "otsu"):
+        lesion, source = find_mask(picture, mask, source)
+        box = crop_box(lesion, crop.margin)
     whole = (0, 0, picture.width, picture.height)
     square = np.asarray(to_square(picture.crop(box) if box else picture, size, resize))
     return Cropped(square, picture.width, picture.height, box or whole, source if box else EMPTY)
