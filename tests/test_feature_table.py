@@ -105,10 +105,7 @@ def test_masks_of_a_segmenter(few, monkeypatch):
 
     split = pd.DataFrame({"image_id": [], "lesion_id": [], "role": []}, dtype=str)
     monkeypatch.setattr(features, "find_segmenter", lambda config, uri: (Segmenter(), split))
-    monkeypatch.setattr(features, "count_seen", lambda *arguments: 2)
-    found = opened(few, "run:somewhere")
-    assert found.segmenter_saw == 2
-    table = found.table.set_index("image_id")
+    table = opened(few, "run:somewhere").table.set_index("image_id")
     assert list(table["masks"]) == ["run:0123"] * 5 + [""]
     assert table.loc["i0", "abcd_diameter_share_of_image"] == pytest.approx(np.hypot(127, 191) / 256, abs=0.01)
     assert boxes.RUN == "run:"

@@ -22,7 +22,6 @@ from PIL import Image
 from skincancer.data.boxes import find_segmenter, mask_source, predicted
 from skincancer.data.catalog import Dataset
 from skincancer.data.index import image_root
-from skincancer.data.seen import count_seen
 from skincancer.data.store import Progress, build_once, file_pairs, files_key, in_processes
 from skincancer.images.crops import EMPTY, Mask, find_mask
 from skincancer.images.decode import BadImage, ImageFile, read_image
@@ -45,11 +44,10 @@ FEATURES_FILE = "features.csv"
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """An opened table: its folder, a row an image in the order of the index, and how many test images its segmenter has learned from."""
+    """An opened table: its folder, and a row an image in the order of the index."""
 
     folder: Path
     table: pd.DataFrame
-    segmenter_saw: int = 0
 
     @property
     def file(self) -> Path:
@@ -112,18 +110,24 @@ def open_features(
     table = pd.read_csv(
         folder / FEATURES_FILE, dtype={**texts, **numbers}, keep_default_na=False, na_values=dict.fromkeys(numbers, "")
     )
-    saw = count_seen(index, found[1], found[0].settings["data"]["dataset"] == entry.name) if found else 0
-    return FeatureTable(folder, table, saw)
+    return FeatureTable(folder, table)
 
 
-def measure(file: ImageFile, mask: Path | None, source: str, given: Mask | None = None) -> dict[str, Any]:
-    """Measure one image file: width and height (px), whose mask it was (`empty` of an empty one), `mask_empty`, and every feature.
+def measure(
+    file: ImageFile,
+    mask: Path | None,
+    source: str,
+    given: Mask | None = None,
+    families: Sequence[str] = tuple(FAMILIES),
+) -> dict[str, Any]:
+    """Measure one image file: width and height (px), whose mask it was (`empty` of an empty one), `mask_empty`, and a number a feature.
 
     Args:
         file: of the image.
         mask: file of its true mask, where there is one.
         source: truth, otsu, auto, or the segmenter's name whose mask is `given`.
         given: bool (H, W), of a segmenter.
+        families: of features.
 
     Raises:
         BadImage: image or mask cannot be used.
@@ -133,7 +137,7 @@ def measure(file: ImageFile, mask: Path | None, source: str, given: Mask | None 
         lesion, source = find_mask(picture, mask, source)
     else:
         lesion = given
-    measured = image_features(bring_to_working_size(picture, lesion))
+    measured = image_features(bring_to_working_size(picture, lesion), families)
     masks = EMPTY if measured[MASK_EMPTY] else source
     return {"width": picture.width, "height": picture.height, "masks": masks, "error": "", **measured}
 

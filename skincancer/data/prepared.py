@@ -33,7 +33,7 @@ class PreparedData:
 
     `index` has a row an image of the store, in its order: the columns of the index, `label`, `role` ('' for none), `width`
     and `height` of the original (px). `dropped` names images that take no part: image_id, reason. `segmenter_saw` counts test images
-    that the segmenter behind their crops learned from, or was chosen on.
+    that the segmenter behind their crops or features learned from, or was chosen on.
     """
 
     entry: Dataset
@@ -71,7 +71,7 @@ def locate(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dat
 
 def prepare_data(
     config: DataConfig, progress: ProgressBar | None = None, jobs: int = -1, task: str = "classification",
-    uri: str | None = None, whole: bool = False,
+    uri: str | None = None, whole: bool = False, hand_made: bool = False,
 ) -> PreparedData:  # fmt: skip
     """Read a data set, give every image a role and a label, and open its store.
 
@@ -85,13 +85,14 @@ def prepare_data(
             store masks.
         uri: tracking store of the segmenter that `data.masks` may name.
         whole: every image is a test image, whatever the split; for a model that is finished.
+        hand_made: features will be measured in masks; of a segmenter behind them it is counted which images it has seen.
 
     Raises:
         ConfigError: the split or target does not fit the data.
         DataError: the data are missing, laid out differently, unreadable, or leak.
         RunError: `data.masks` names a run that is no finished segmenter's.
     """
-    found = find_segmenter(config, uri) if config.crop else None
+    found = find_segmenter(config, uri) if config.crop or hand_made else None
     segmenter = found[0] if found else None
     entry, root = locate(config, progress)
     index, diagnoses = load_index(entry, root)
@@ -118,7 +119,7 @@ def prepare_data(
 
     store = open_store(
         index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=masks, crop=crop,
-        find_boxes=find_boxes if segmenter else None,
+        find_boxes=find_boxes if segmenter and crop else None,
         progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
     if len(store.bad) and not config.skip_bad:
