@@ -106,7 +106,7 @@ def fit_pipeline(
     weights = None
     if settings.balance == "class_weights":
         weights = class_weights(label, int(label.max()) + 1, settings.class_weight_power)[chosen]
-    estimator = _CLASSIFIERS[classifier](options, seed, chosen, drawn)
+    estimator = CLASSIFIERS[classifier](options, seed, chosen, drawn)
     pipeline = Pipeline(
         [
             # a feature that no training image has is 0 for every image
@@ -149,7 +149,7 @@ def _random_forest(options: ClassicalConfig, seed: int, label: Labels, groups: n
     return RandomForestClassifier(options.trees, min_samples_leaf=LEAF, random_state=seed, n_jobs=-1)
 
 
-_CLASSIFIERS: dict[str, Callable[[ClassicalConfig, int, Labels, npt.NDArray[Any]], Any]] = {
+CLASSIFIERS: dict[str, Callable[[ClassicalConfig, int, Labels, npt.NDArray[Any]], Any]] = {
     "svm": _svm, "knn": _knn, "kmeans": _kmeans, "random_forest": _random_forest,
 }  # fmt: skip
 
