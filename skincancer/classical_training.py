@@ -14,7 +14,7 @@ import pandas as pd
 from skincancer.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT
 from skincancer.data.features import FeatureTable, open_features
 from skincancer.data.prepared import ROLES, PreparedData, ProgressBar
-from skincancer.errors import RunError
+from skincancer.errors import DataError, RunError
 from skincancer.models.classical import fit_pipeline, save_pipeline
 from skincancer.models.classical_trained import ClassicalModel
 from skincancer.models.classifying import Predictions
@@ -72,15 +72,27 @@ def find_inputs(experiment: Experiment, data: PreparedData, progress: ProgressBa
     """Measure what a classifier learns from, or open what has been measured.
 
     Raises:
-        DataError, RunError: as `open_features`.
+        DataError: a class has too few lesions for the SVM's calibration, or as `open_features`.
+        RunError: as `open_features`.
         WeightsError: the backbone's weights cannot be had.
     """
+    _check_lesions(experiment, data)
     families = experiment.model.classical.features
     if experiment.model.is_hand_made:
         table = open_features(data.index, data.root, data.entry, experiment.data, experiment.tracking.uri, progress)
         return Inputs(table.columns(families), table)
     backbone, loaded = first_backbone(experiment)
     return Inputs(_deep(backbone, data, ROLES, experiment.data.batch_size, progress), None, backbone, loaded)
+
+
+def _check_lesions(experiment: Experiment, data: PreparedData) -> None:
+    lesions = data.rows("train").groupby("label")["lesion_id"].nunique()
+    if experiment.model.classifier == "svm" and (lesions < 2).any():
+        rare = ", ".join(data.classes[int(label)] for label in lesions.index[lesions < 2])
+        raise DataError(
+            f"the training part has one lesion alone of {rare}; to calibrate its probabilities the SVM needs two or more of every "
+            "class, as none may be on both sides. Choose another --data.split, or another --model.classifier."
+        )
 
 
 def _deep(

@@ -125,7 +125,7 @@ def test_calibration_uses_as_many_folds_as_the_rarest_class_has_lesions():
     label = np.array([0] * 12 + [1] * 6)
     groups = np.array([*range(12), 20, 20, 20, 20, 21, 22]).astype(str)
     assert len(lesion_folds(label, groups, seed=0)) == 3
-    with pytest.raises(DataError, match=r"the training part has 1 lesions of the class with label 1"):
+    with pytest.raises(DataError, match=r"the 1 lesions of the class with label 1 cannot be dealt"):
         lesion_folds(label, np.array([*range(12), *[20] * 6]).astype(str), seed=0)
 
 

@@ -1,14 +1,15 @@
 """A run of a classical classifier: the same contract as a network's, from fit to predict, evaluate, report and the served model."""
 
+import io
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import finished_run
+from conftest import all_runs, finished_run, only_run
 from PIL import Image
 
-from skincancer import evaluate, fit
+from skincancer import evaluate, fit, sweep
 from skincancer.artifacts import CLASSICAL_CHECKPOINT, fetch_run
 from skincancer.config import load_yaml
 from skincancer.data.seen import DIGESTS_FILE
@@ -17,11 +18,12 @@ from skincancer.evaluation.explain import explain_run
 from skincancer.evaluation.predictions import read_predictions
 from skincancer.models.answering import load_answerer
 from skincancer.models.classical_trained import ClassicalModel
-from skincancer.models.serving import Model
+from skincancer.models.serving import Model, input_example
 from skincancer.models.trained import load_segmenter, load_trained
 from skincancer.predict import predict
+from skincancer.tracking import connect
 
-FIT = ["--experiment=svm_features", "--data.size=32", "--data.split=40:60", "--tracking.system_metrics=false"]
+FIT = ["--experiment=svm_features", "--data.size=32", "--tracking.system_metrics=false"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_run_keeps_the_contract(run, artifacts):
     params, metrics = run.data.params, run.data.metrics
     assert {key: params[key] for key in ("backbone", "features", "C", "gamma", "weights", "masks", "split", "balance")} == {
         "backbone": "svm", "features": "abcd+lbp", "C": "1.0", "gamma": "scale", "weights": "none", "masks": "auto",
-        "split": "40:60", "balance": "class_weights",
+        "split": "80:20", "balance": "class_weights",
     }  # fmt: skip
     assert int(params["masks_truth"]) == len(pd.read_csv(artifacts / "masks.csv"))
     assert not {"lr", "max_epochs", "trees", "loss", "augment"} & set(params), "what it has not"
@@ -57,7 +59,7 @@ def test_run_keeps_the_contract(run, artifacts):
     assert load_yaml(artifacts / "config.yaml")["model"]["classifier"] == "svm"
 
 
-def test_predictions_are_the_kept_models(run, artifacts, session_cache):
+def test_predictions_are_those_of_the_test_part(artifacts):
     classes = json.loads((artifacts / "classes.json").read_text())["classes"]
     table, label, probability = read_predictions(artifacts / "predictions/test.csv", classes)
     logits = table[[f"logit_{name}" for name in classes]].to_numpy()
@@ -103,8 +105,6 @@ def test_predict_of_files_that_show_nothing(run, tmp_path):
 
 
 def test_evaluate_on_the_runs_own_test_part_gives_the_runs_own_metrics(run, artifacts, tiny_demo):
-    from skincancer.tracking import connect
-
     again = evaluate.evaluate([run.info.run_id], {"data.root": str(tiny_demo)}, part="test")
     client = connect(None)
     found = client.get_run(again).data
@@ -117,10 +117,8 @@ def test_evaluate_on_the_runs_own_test_part_gives_the_runs_own_metrics(run, arti
 def test_served_model_answers(run, artifacts):
     served = Model()
     served.load_context(type("Context", (), {"artifacts": {"run": str(artifacts)}}))
-    from skincancer.models.serving import input_example
-
     images, params = input_example(takes_masks=True)
-    assert list(served.predict(None, images, params))[0] == "prediction"
+    assert served.predict(None, images, params).columns[0] == "prediction"
 
 
 def test_logged_model_takes_the_parameter_masks(run):
@@ -129,11 +127,8 @@ def test_logged_model_takes_the_parameter_masks(run):
     (model,) = mlflow.search_logged_models(experiment_ids=[run.info.experiment_id], output_format="list")
     loaded = mlflow.pyfunc.load_model(model.model_uri)
     assert "masks" in str(loaded.metadata.signature.params)
-    image = Image.new("RGB", (40, 30), (200, 150, 140))
-    import io
-
     stream = io.BytesIO()
-    image.save(stream, "png")
+    Image.new("RGB", (40, 30), (200, 150, 140)).save(stream, "png")
     answer = loaded.predict(pd.DataFrame({"image": [stream.getvalue()]}), params={"masks": "otsu"})
     assert answer.filter(like="p_").to_numpy().sum() == pytest.approx(1)
 
@@ -157,17 +152,19 @@ def test_model_of_other_features_is_refused(run, artifacts, tmp_path):
         ClassicalModel(tmp_path)
 
 
-def test_run_is_not_resumed(run, capsys):
+def test_class_of_one_training_lesion_is_told_before_the_run_starts(tiny_demo, store, capsys):
+    assert fit.main([*FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]) == 2
+    assert "the training part has one lesion alone of akiec, df" in capsys.readouterr().err.replace("\n", " ")
+    assert not all_runs()
+
+
+def test_run_is_not_resumed():
     experiment = fit.config.resolve("svm_features", {})[0]
     with pytest.raises(RunError, match=r"--resume 0123: svm is fitted at once and has no point to go on from"):
         fit.fit(experiment, resume="0123")
 
 
 def test_the_same_twice_gives_the_same_predictions(run, artifacts, tiny_demo, new_store):
-    from conftest import only_run
-
-    from skincancer.tracking import connect
-
     new_store("again")
     assert fit.main([*FIT, f"--data.root={tiny_demo}", "--model.classical.features=[abcd,lbp]"]) == 0
     again = connect(None).download_artifacts(only_run().info.run_id, "predictions/test.csv")
@@ -177,10 +174,6 @@ def test_the_same_twice_gives_the_same_predictions(run, artifacts, tiny_demo, ne
 
 @pytest.mark.slow
 def test_sweep_over_its_own_space(tiny_demo, store):
-    from conftest import all_runs
-
-    from skincancer import sweep
-
     arguments = [f"--data.root={tiny_demo}", "--data.size=32", "--tracking.system_metrics=false", "--trials=2"]
     assert sweep.main(["--experiment=svm_features", *arguments]) == 0
     trials = [run for run in all_runs() if run.data.tags.get("kind") == "trial"]

@@ -166,7 +166,7 @@ def lesion_folds(label: Labels, groups: npt.NDArray[Any], seed: int) -> list[tup
         For each fold the rows to learn from and those to calibrate on; fewer than five folds where a class has fewer lesions.
 
     Raises:
-        DataError: a class has images of one lesion alone.
+        DataError: there is no way to deal them so.
     """
     lesions = {int(number): len(np.unique(groups[label == number])) for number in np.unique(label)}
     rarest = min(lesions, key=lambda number: lesions[number])
@@ -175,8 +175,8 @@ def lesion_folds(label: Labels, groups: npt.NDArray[Any], seed: int) -> list[tup
         if all(len(np.unique(label[learn])) == len(lesions) for learn, _ in dealt):
             return dealt
     raise DataError(
-        f"the training part has {lesions[rarest]} lesions of the class with label {rarest}; to calibrate the SVM's probabilities "
-        "it needs two or more of every class, as none may be on both sides. Choose another --data.split, or another classifier."
+        f"the {lesions[rarest]} lesions of the class with label {rarest} cannot be dealt so that the SVM's calibration learns from "
+        "every class and none is on both sides. Choose another --data.split, or another classifier."
     )
 
 
