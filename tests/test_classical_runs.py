@@ -14,8 +14,11 @@ from skincancer.artifacts import CLASSICAL_CHECKPOINT, fetch_run
 from skincancer.config import load_yaml
 from skincancer.data.seen import DIGESTS_FILE
 from skincancer.errors import ConfigError, RunError, WeightsError
+from skincancer.evaluation.cells import Cell
+from skincancer.evaluation.comparison import Resamples, cells_table
 from skincancer.evaluation.explain import explain_run
 from skincancer.evaluation.predictions import read_predictions
+from skincancer.evaluation.runs import load_run
 from skincancer.models.answering import load_answerer
 from skincancer.models.classical_trained import ClassicalModel
 from skincancer.models.serving import Model, input_example
@@ -83,7 +86,7 @@ def test_report_says_what_was_fitted(artifacts):
 
 
 def test_predict_asks_whose_masks_and_answers_as_the_fit_did(run, artifacts, tiny_demo, tmp_path):
-    with pytest.raises(ConfigError, match=r"was trained on images measured in their true masks \(data.masks auto\)"):
+    with pytest.raises(ConfigError, match=r"was trained on images measured in their true masks \(data.masks truth\)"):
         predict(run.info.run_id, [tiny_demo / "images"], tmp_path / "out")
     said = predict(run.info.run_id, [tiny_demo / "images"], tmp_path / "out", masks="otsu")
     assert said.bad == 0
@@ -112,6 +115,16 @@ def test_evaluate_on_the_runs_own_test_part_gives_the_runs_own_metrics(run, arti
         assert found.metrics[f"test/{name}"] == pytest.approx(run.data.metrics[f"test/{name}"], abs=1e-9)
     assert found.params["backbone"] == "svm"
     assert found.params["masks"] == "truth", "those of the run's own images"
+
+
+def test_run_is_compared_without_epochs(run):
+    found = load_run(connect(None), run, "balanced_accuracy")
+    assert found.epochs.empty
+    cell = Cell("svm_features", "80:20", (found,))
+    assert len(found.scores) == int(run.data.params["test_images"])
+    assert cells_table([cell], "balanced_accuracy", Resamples(20))["value"].item() == pytest.approx(
+        run.data.metrics["test/balanced_accuracy"]
+    )
 
 
 def test_served_model_answers(run, artifacts):
@@ -154,7 +167,7 @@ def test_model_of_other_features_is_refused(run, artifacts, tmp_path):
 
 def test_class_of_one_training_lesion_is_told_before_the_run_starts(tiny_demo, store, capsys):
     assert fit.main([*FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]) == 2
-    assert "the training part has one lesion alone of akiec, df" in capsys.readouterr().err.replace("\n", " ")
+    assert "the training part has one lesion alone of akiec" in capsys.readouterr().err.replace("\n", " ")
     assert not all_runs()
 
 
