@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from conftest import all_runs, finished_run, only_run
 from PIL import Image
 
 from skincancer import evaluate, fit, sweep
-from skincancer.artifacts import CLASSICAL_CHECKPOINT, fetch_run
+from skincancer.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT, fetch_run
 from skincancer.config import load_yaml
 from skincancer.data.seen import DIGESTS_FILE
 from skincancer.errors import ConfigError, RunError, WeightsError
@@ -183,6 +184,25 @@ def test_the_same_twice_gives_the_same_predictions(run, artifacts, tiny_demo, ne
     again = connect(None).download_artifacts(only_run().info.run_id, "predictions/test.csv")
     with open(again, "rb") as file:
         assert file.read() == (artifacts / "predictions/test.csv").read_bytes()
+
+
+def test_deep_features_come_with_their_backbone(tiny_demo, store):
+    deep = ["--experiment=svm_deep", "--data.size=32", "--model.backbone=test_efficientnet", "--model.weights=none"]
+    assert fit.main([*deep, f"--data.root={tiny_demo}", "--data.batch_size=8", "--tracking.system_metrics=false"]) == 0
+    run = only_run()
+    assert run.data.params["features"] == "deep: test_efficientnet"
+    assert run.data.params["weights"] == "random"
+    assert "masks" not in run.data.params
+    folder = Path(connect(None).download_artifacts(run.info.run_id, ""))
+    # the weights were drawn at random, so none but those that the run kept give the same answers
+    test = pd.read_csv(folder / "predictions/test.csv").set_index("image_id")
+    files = {path.stem: path for path in (tiny_demo / "images").iterdir()}
+    answers = load_answerer(run.info.run_id).answers([files[name] for name in test.index])
+    answered = np.stack([answer.probability for answer in answers])
+    assert answered == pytest.approx(test.filter(like="p_").to_numpy(), abs=1e-6)
+    (folder / BACKBONE_FILE).write_bytes(b"no weights")
+    with pytest.raises(WeightsError, match=r"backbone.safetensors: these are not the weights of test_efficientnet"):
+        load_answerer(str(folder))
 
 
 @pytest.mark.slow
