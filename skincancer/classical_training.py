@@ -45,29 +45,6 @@ class Inputs:
         return self.loaded.source if self.loaded else "none"
 
 
-def check_fit(experiment: Experiment, resume: str | None) -> None:
-    """Check what can be known of a classical fit before any data is read.
-
-    Args:
-        experiment: resolved.
-        resume: a run to go on with.
-
-    Raises:
-        ConfigError: the backbone of deep features does not exist.
-        RunError: a run is to be gone on with.
-    """
-    classifier = experiment.model.classifier
-    if resume:
-        raise RunError(
-            f"--resume {resume}: {classifier} is fitted at once and has no point to go on from. Start a new run: "
-            f"python -m skincancer.fit --experiment {experiment.name} …"
-        )
-    if not experiment.model.is_hand_made:
-        from skincancer.models.backbones import check_backbone
-
-        check_backbone(experiment.model.backbone, experiment.data.size)
-
-
 def find_inputs(experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None) -> Inputs:
     """Measure what a classifier learns from, or open what has been measured.
 

@@ -42,14 +42,14 @@ def fit(
     # what can be wrong is told in the order of what it costs to find out
     target = registry.parse_target(register) if register is not None else None
     network = experiment.model.is_network
-    if network:
-        from skincancer.models.building import check_network
+    if resume and not network:
+        raise RunError(
+            f"--resume {resume}: {experiment.model.classifier} is fitted at once and has no point to go on from. Start a new run: "
+            f"python -m skincancer.fit --experiment {experiment.name} …"
+        )
+    from skincancer.models.building import check_network
 
-        check_network(experiment)
-    else:
-        from skincancer.classical_training import check_fit
-
-        check_fit(experiment, resume)
+    check_network(experiment)
     from skincancer import launching, tracking, training
 
     training.quiet_lightning()
