@@ -12,9 +12,11 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.features import measure, open_features
 from skincancer.data.index import load_index
 from skincancer.errors import DataError
-from skincancer.images.crops import otsu_mask
+from skincancer.images.contrast import adaptive_sigmoid
+from skincancer.images.crops import find_mask, otsu_mask
 from skincancer.images.decode import read_image
 from skincancer.images.features import bring_to_working_size, feature_names, image_features
+from skincancer.images.frame import frame_box
 from skincancer.schema import DataConfig
 
 
@@ -38,10 +40,11 @@ def few(tmp_path, monkeypatch):
     return root
 
 
-def opened(root, masks="auto", **options):
+def opened(root, masks="auto", clean=(), **options):
     entry = catalog_entry("csv")
     index, _ = load_index(entry, root)
-    return open_features(index, root, entry, DataConfig(dataset="csv", root=str(root), masks=masks), jobs=1, **options)
+    config = DataConfig(dataset="csv", root=str(root), masks=masks, clean=list(clean))
+    return open_features(index, root, entry, config, jobs=1, **options)
 
 
 def test_table_has_a_row_an_image_and_is_measured_once(few, monkeypatch):
@@ -74,8 +77,41 @@ def test_table_of_other_masks_or_files_is_another(few):
     assert opened(few).folder != by_truth.folder
 
 
+def test_features_are_measured_on_cleaned_images(few):
+    plain, cleaned = opened(few), opened(few, clean=["contrast"])
+    assert cleaned.folder != plain.folder
+    lesion = find_mask(read_image(few / "i0.png"), read_image(few / "i0.png"), (0, 0, 40, 30), few / "m0.png", "truth")[
+        0
+    ]
+    darkened = Image.fromarray(adaptive_sigmoid(np.asarray(read_image(few / "i0.png"))))
+    expected = image_features(bring_to_working_size(darkened, lesion), ["colour"])
+    row = cleaned.table.set_index("image_id").loc["i0"]
+    for name in feature_names(["colour"]):
+        assert np.array_equal(row[name], np.float32(expected[name]), equal_nan=True)
+    assert not cleaned.columns(["colour"]).equals(plain.columns(["colour"]))
+
+
+def test_what_frame_cuts_away_is_in_no_feature(tmp_path):
+    bright = np.full((40, 60, 3), 200, np.uint8)
+    bright[15:25, 25:35] = 90
+    framed = np.zeros((60, 80, 3), np.uint8)
+    framed[10:50, 10:70] = bright
+    masks = []
+    for name, pixels in (("inner", bright), ("framed", framed)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        masks.append((pixels[..., 0] == 90).astype(np.uint8) * 255)
+        Image.fromarray(masks[-1]).save(tmp_path / f"{name}_mask.png")
+    assert frame_box(framed) == (10, 10, 70, 50)
+    inner = measure(tmp_path / "inner.png", tmp_path / "inner_mask.png", "truth")
+    by_truth = measure(tmp_path / "framed.png", tmp_path / "framed_mask.png", "truth", steps=["frame"])
+    by_run = measure(tmp_path / "framed.png", None, "run:x", masks[1] > 0, steps=["frame"])
+    for found in (by_truth, by_run):
+        assert (found["width"], found["height"]) == (80, 60)
+        assert all(np.array_equal(found[name], inner[name], equal_nan=True) for name in feature_names())
+
+
 def test_killed_build_leaves_nothing_that_looks_finished(few, monkeypatch):
-    def killed(*arguments):
+    def killed(*arguments, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -95,12 +131,13 @@ def test_masks_of_a_segmenter(few, monkeypatch):
     from skincancer.data import boxes
 
     class Segmenter:
-        digest, size, resize, batch_size, settings = "0123", 32, "stretch", 4, {"data": {"dataset": "demo"}}
+        digest, size, resize, clean, batch_size = "0123", 32, "stretch", (), 4
+        settings = {"data": {"dataset": "demo"}}
 
         def answer(self, squares):
             return type("Answers", (), {"lesion": np.ones((len(squares), 32, 32), dtype=np.float32)})
 
-        def mask(self, lesion, width, height):
+        def mask(self, lesion, width, height, box):
             return np.arange(width)[None].repeat(height, axis=0) < width // 2
 
     split = pd.DataFrame({"image_id": [], "lesion_id": [], "role": []}, dtype=str)

@@ -98,7 +98,9 @@ def predicted(
     segmenter: TrainedModel, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None],
     progress: Callable[[str], Progress] | None, jobs: int,
 ) -> list[Made | None]:  # fmt: skip
-    """Segment every image, prepared as the segmenter's own were, and return what `use` makes of each mask, bool (H, W) of the image's original size.
+    """Segment every image, prepared as the segmenter's own were, and return what `use` makes of each mask.
+
+    A mask is bool (H, W), of the image's original size.
 
     Returns:
         An entry a row of the index; None where the image cannot be read.
@@ -117,7 +119,8 @@ def predicted(
         lesions = segmenter.answer(store.images[rows]).lesion
         assert lesions is not None
         for row, lesion in zip(rows, lesions, strict=True):
-            made[row] = use(segmenter.mask(lesion, *sizes[row], shown[row] if shown else None))
+            width, height = sizes[row]
+            made[row] = use(segmenter.mask(lesion, width, height, shown[row] if shown else None))
         if told:
             told(start + len(rows), len(good))
     return made

@@ -97,7 +97,9 @@ def open_features(
         told = progress(f"measuring features of {entry.name}") if progress else None
         chunks = [slice(start, start + CHUNK) for start in range(0, len(pairs), CHUNK)]
         rows: list[dict[str, Any]] = []
-        for chunk in in_processes(_measure_chunk, [(pairs[some], given[some], source, config.clean) for some in chunks], jobs):
+        for chunk in in_processes(
+            _measure_chunk, [(pairs[some], given[some], source, config.clean) for some in chunks], jobs
+        ):
             rows += chunk
             if told:
                 told(len(rows), len(pairs))

@@ -116,7 +116,9 @@ def otsu_mask(image: Image.Image) -> Mask:
     return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
 
 
-def find_mask(original: Image.Image, picture: Image.Image, shown: Box, mask: Path | None, source: str) -> tuple[Mask, str]:
+def find_mask(
+    original: Image.Image, picture: Image.Image, shown: Box, mask: Path | None, source: str
+) -> tuple[Mask, str]:
     """Return the lesion's mask in a picture, bool (H, W), and whose it is.
 
     Args:

@@ -185,7 +185,7 @@ def _own_masks(run: str, uri: str | None, folder: Path, masks: str, measures: bo
 
 def _measure(model: ClassicalModel, file: ImageFile, source: str, mask: Mask | None) -> Answer:
     """Return the features of an image, which its answer is then taken from."""
-    found = measure(file, None, source, mask, model.families)
+    found = measure(file, None, source, mask, model.families, model.clean)
     features = np.array([found[name] for name in model.columns], dtype=np.float32)
     return Answer(file, features=features, width=found["width"], height=found["height"])
 

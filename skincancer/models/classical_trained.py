@@ -14,6 +14,7 @@ import pandas as pd
 from skincancer.artifacts import BACKBONE_FILE, CLASSES_FILE, CLASSICAL_CHECKPOINT, model_files
 from skincancer.config import load_yaml
 from skincancer.errors import WeightsError
+from skincancer.images.cleaning import check_clean
 from skincancer.images.features import MASK_EMPTY, feature_names
 from skincancer.models.answers import Answers
 from skincancer.models.classical import load_pipeline
@@ -32,6 +33,7 @@ class ClassicalModel:
         segments: False.
         families: of the hand-made features that it takes; none of one that takes images.
         columns: names of these features, in order.
+        clean: steps of cleaning that its images went through first.
         size, resize: of the square that one on deep features takes, px, and how images come to it.
         batch_size: images at once.
         digest: of the files.
@@ -55,6 +57,8 @@ class ClassicalModel:
         self.classes = tuple(str(name) for name in content["classes"])
         model, data = self.settings["model"], self.settings["data"]
         self.size, self.resize = int(data["size"]), str(data["resize"])
+        self.clean: tuple[str, ...] = tuple(data["clean"])
+        check_clean(self.clean)
         self.batch_size = int(data["batch_size"])
         self.backbone: DeepFeatures | None = None
         self.families: tuple[str, ...] = ()
