@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run as MlflowRun
@@ -12,17 +13,35 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from skincancer.config import load_yaml
 from skincancer.errors import RunError
 from skincancer.registry import find_version, is_registered
+from skincancer.schema import DEEP
 from skincancer.tracking import BEST_CHECKPOINT, connect
 
 MODEL_FILES = ("config.yaml", BEST_CHECKPOINT)  # all that a model is rebuilt from
+CLASSICAL_CHECKPOINT = "checkpoints/best.skops"
+BACKBONE_FILE = "checkpoints/backbone.safetensors"  # of a classical classifier on deep features
 CLASSES_FILE = "classes.json"
 CROPS_FILE = "crops.csv"
+MASKS_FILE = "masks.csv"  # whose masks hand-made features were measured in
 SPLIT_FILE = "split.csv"
 SEGMENTER_FILES = (*MODEL_FILES, SPLIT_FILE)  # all that crops of other data are cut by
 SEGMENTER = "segmenter"  # the folder of a run's copy of the segmenter behind its crops
 LOGGED_RUN = "run"  # the folder of a logged model that holds its run's files
+
+
+def model_files(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of all that a run's model is rebuilt from, config.yaml first.
+
+    Args:
+        settings: config.yaml.
+    """
+    model = settings.get("model") or {}
+    if model.get("classifier", "network") == "network":  # older runs do not say so
+        return MODEL_FILES
+    backbone = [BACKBONE_FILE] if DEEP in model["classical"]["features"] else []
+    return MODEL_FILES[0], CLASSICAL_CHECKPOINT, CLASSES_FILE, *backbone
 
 
 def check_finished(client: MlflowClient, run_id: str) -> MlflowRun:
@@ -112,6 +131,17 @@ def fetch_run(run: str, folder: Path, uri: str | None = None, names: Sequence[st
             _download_registered(client, version, name, path.parent)
         paths.append(path)
     return paths
+
+
+def fetch_model(run: str, folder: Path, uri: str | None = None) -> list[Path]:
+    """Copy all that a finished run's model is rebuilt from, as `fetch_run`; config.yaml is the first.
+
+    Raises:
+        ConfigError: config.yaml cannot be read.
+        RunError: as `fetch_run`.
+    """
+    (settings,) = fetch_run(run, folder, uri, MODEL_FILES[:1])
+    return [settings, *fetch_run(run, folder, uri, model_files(load_yaml(settings))[1:])]
 
 
 def _copy(run: str, source: Path, path: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from skincancer.data.balance import BALANCES
@@ -16,11 +16,12 @@ from skincancer.evaluation.masks import MASK_METRICS
 from skincancer.evaluation.metrics import METRICS
 from skincancer.images import policies, quality_rules
 from skincancer.images.cleaning import check_clean
+from skincancer.images.features import FAMILIES
 from skincancer.models.losses import LOSSES
 from skincancer.models.mask_losses import mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
 from skincancer.models.segmenters import OWN_LOSSES, SMALLEST_BATCH, check_architecture
-from skincancer.schema import Experiment
+from skincancer.schema import DEEP, Experiment
 from skincancer.search import check_search
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
@@ -37,12 +38,25 @@ MONITORED = {
     "joint": (*METRICS, *(f"mask_{name}" for name in MASK_METRICS)),
 }
 
+# the hyper-parameters of classical classifiers, and whose they are
+OF_CLASSIFIERS = {"C": "svm", "gamma": "svm", "neighbours": "knn", "clusters": "kmeans", "trees": "random_forest"}
+CLASSICAL = ("svm", "knn", "kmeans", "random_forest")
+# keys, or their beginnings, that mean something to networks alone; the backbone's, also to features that are deep
+OF_NETWORKS = (
+    "augment.", "model.dropout", "model.head", "model.freeze", "model.unfreeze_epoch", "model.mask.", "model.loss.",
+    "model.optimizer.", "model.schedule.", "model.tta", "model.channels_last", "model.compile", "training.patience",
+    "training.ema_decay", "data.workers", "trainer.max_epochs", "trainer.strategy", "trainer.precision",
+    "trainer.accumulate_grad_batches", "trainer.gradient_clip", "trainer.limit_", "trainer.deterministic", "trainer.benchmark",
+    "trainer.sync_batchnorm", "trainer.log_every_n_steps",
+)  # fmt: skip
+OF_BACKBONE = ("model.backbone", "model.weights")
+
 # keys that mean something to some tasks alone: set in another, they would be silently ignored
 OWN_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("classification", "joint"): (
         "data.target", "data.malignant", "data.balance", "model.dropout", "model.loss.name", "model.loss.label_smoothing",
     ),
-    ("classification",): ("data.crop", "model.head", "model.head_hidden"),
+    ("classification",): ("data.crop", "model.head", "model.head_hidden", "model.classifier"),
     ("segmentation", "joint"): (
         "model.architecture", "model.mask.threshold", "model.mask.largest_component", "model.mask.fill_holes",
         "model.loss.masks", "model.loss.alpha", "model.loss.beta",
@@ -75,9 +89,24 @@ def check_experiment(experiment: Experiment, types: Mapping[str, Any]) -> None:
     _check_task(experiment)
     _check_data(experiment)
     policies.check(experiment.augment)
+    if not experiment.model.is_network:
+        check_for_network(experiment, types)
     _check_training(experiment)
+    _check_classical(experiment)
     _check_model(experiment)
     check_search(experiment.search, types)
+
+
+def check_masks(masks: str) -> None:
+    """Check what `data.masks` says.
+
+    Raises:
+        ConfigError: it names no source of masks.
+    """
+    _require(
+        masks in MASK_SOURCES or (masks.startswith("run:") and len(masks) > 4), "data.masks", masks,
+        f"{', '.join(MASK_SOURCES)}, or run:RUN_ID",
+    )  # fmt: skip
 
 
 def _value(experiment: Experiment, key: str) -> Any:
@@ -122,13 +151,11 @@ def _check_data(experiment: Experiment) -> None:
     _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more")
     _require(data.workers >= 0, "data.workers", data.workers, "0 or more")
     _require(0 < data.class_weight_power <= 2, "data.class_weight_power", data.class_weight_power, "above 0, at most 2")
-    _require(
-        data.masks in MASK_SOURCES or (data.masks.startswith("run:") and len(data.masks) > 4), "data.masks", data.masks,
-        f"{', '.join(MASK_SOURCES)}, or run:RUN_ID",
-    )  # fmt: skip
+    check_masks(data.masks)
     _require(0 <= data.crop_margin <= 5, "data.crop_margin", data.crop_margin, "from 0 to 5")
     crop = ["data.crop true" if data.crop else "data.crop false"]
-    _only_with(experiment, "data.masks", "data.crop true", crop)
+    if not experiment.model.is_hand_made:
+        _only_with(experiment, "data.masks", "data.crop true", crop)
     _only_with(experiment, "data.crop_margin", "data.crop true", crop)
     quality_rules.check(data.quality_rules)
     _only_with(experiment, "data.quality_rules", "data.quality drop_flagged", [f"data.quality {data.quality}"])
@@ -136,6 +163,77 @@ def _check_data(experiment: Experiment) -> None:
         raise ConfigError(f"data.balance_fixed is for data.balance undersample; balance is {data.balance!r}.")
     if data.class_weight_power != 1 and data.balance != "class_weights":
         raise ConfigError(f"data.class_weight_power is for data.balance class_weights; balance is {data.balance!r}.")
+
+
+def check_for_network(experiment: Experiment, types: Iterable[str]) -> None:
+    """Refuse what a classical classifier has no use for: it would be silently ignored.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    model, default = experiment.model, Experiment()
+    default = replace(default, augment=policies.resolve(default.augment))
+    for key in types:
+        given = _value(experiment, key)
+        if is_of_network(key, model.is_hand_made) and given != _value(default, key):
+            features = " with hand-made features" if key in OF_BACKBONE else ""
+            raise ConfigError(
+                f"{key} is {given!r}; it is for networks, and model.classifier is {model.classifier}{features}. Leave it out."
+            )
+
+
+def is_of_network(key: str, hand_made: bool) -> bool:
+    """Say whether a key means something to networks alone; with hand-made features the backbone's are among them."""
+    return key.startswith(OF_NETWORKS) or (hand_made and key in OF_BACKBONE)
+
+
+def _check_classical(experiment: Experiment) -> None:
+    model, trainer, data = experiment.model, experiment.trainer, experiment.data
+    options = model.classical
+    for key, owner in OF_CLASSIFIERS.items():
+        _only_with(
+            experiment, f"model.classical.{key}", f"model.classifier {owner}", [f"model.classifier {model.classifier}"]
+        )
+    if model.is_network:
+        if options.features != Experiment().model.classical.features:
+            raise ConfigError(
+                f"model.classical.features is {options.features!r}; it is for the classifiers {', '.join(CLASSICAL)}, and "
+                "model.classifier is network. Leave it out."
+            )
+        return
+    families = options.features
+    for family in families:
+        _one_of("model.classical.features", family, [*FAMILIES, DEEP])
+    _require(
+        len(families) > 0 and len(set(families)) == len(families) and (DEEP not in families or len(families) == 1),
+        "model.classical.features", families, f"one or more of {', '.join(FAMILIES)}, each once; or {DEEP} alone",
+    )  # fmt: skip
+    _require(0 < options.C < math.inf, "model.classical.C", options.C, "above 0")
+    gamma = options.gamma
+    _require(
+        gamma == "scale" or (isinstance(gamma, float) and 0 < gamma < math.inf), "model.classical.gamma", gamma,
+        "scale, or above 0",
+    )  # fmt: skip
+    for name in ("neighbours", "clusters", "trees"):
+        _require(getattr(options, name) >= 1, f"model.classical.{name}", getattr(options, name), "1 or more")
+    if model.is_hand_made and data.crop:
+        raise ConfigError(
+            "data.crop is True; hand-made features are measured in masks of whole images. Leave it out, or use "
+            f"--model.classical.features [{DEEP}]."
+        )
+    if model.classifier == "knn" and data.balance == "class_weights":
+        raise ConfigError(
+            "data.balance is 'class_weights'; neighbours have no weights. Use undersample or oversample with knn."
+        )
+    if experiment.training.monitor == "val/loss":
+        raise ConfigError(
+            f"training.monitor is 'val/loss'; {model.classifier} is fitted without a loss. Give val/<metric>."
+        )
+    if str(trainer.devices) != "1" or trainer.num_nodes != 1:
+        raise ConfigError(
+            f"trainer.devices is {trainer.devices}, trainer.num_nodes {trainer.num_nodes}; {model.classifier} is fitted by one "
+            "process. Leave both out."
+        )
 
 
 def _check_model(experiment: Experiment) -> None:

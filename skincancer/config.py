@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skincancer.checks import MONITORS, check_experiment
+from skincancer.checks import MONITORS, check_experiment, is_of_network
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, nearest
 from skincancer.images import policies
@@ -303,7 +303,11 @@ def resolve_content(
             notes.append("study values apply: " + ", ".join(f"{key} {value}" for key, value in applied.items()))
     else:
         from_study = {}
-    merged = {**entry.defaults, **from_file, **from_study, **flags}
+    given = {**from_file, **from_study, **flags}
+    defaults = dict(entry.defaults)
+    if given.get("model.classifier", "network") != "network":  # what nobody chose is nothing to refuse
+        defaults = {key: value for key, value in defaults.items() if not is_of_network(key, hand_made=False)}
+    merged = {**defaults, **given}
 
     backbone = merged.get("model.backbone", Experiment().model.backbone)
     smallest = SMALLEST_SIZE.get(str(backbone).split(".")[0], 1)
@@ -329,7 +333,7 @@ def resolve_content(
             resolved.data,
             root=_absolute(resolved.data.root),
             groups=_absolute(resolved.data.groups),
-            masks=_absolute_run(resolved.data.masks),
+            masks=absolute_run(resolved.data.masks),
         ),
         trainer=dataclasses.replace(resolved.trainer, precision=str(resolved.trainer.precision)),
         model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
@@ -360,7 +364,7 @@ def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
 
 
-def _absolute_run(masks: str) -> str:
+def absolute_run(masks: str) -> str:
     """Make the folder of `run:FOLDER` absolute; an id, or another source of masks, stays."""
     run = masks.removeprefix("run:")
     folder = Path(run).expanduser()

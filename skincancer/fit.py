@@ -17,6 +17,7 @@ from skincancer.terminal import make_console, make_table, progress_bars, run_ver
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from skincancer.recording import FitRecorder
     from skincancer.trial import TrialLink
 
 
@@ -40,7 +41,13 @@ def fit(
     """
     # what can be wrong is told in the order of what it costs to find out
     target = registry.parse_target(register) if register is not None else None
-    from skincancer.models.building import build_task, check_network
+    network = experiment.model.is_network
+    if resume and not network:
+        raise RunError(
+            f"--resume {resume}: {experiment.model.classifier} is fitted at once and has no point to go on from. Start a new run: "
+            f"python -m skincancer.fit --experiment {experiment.name} …"
+        )
+    from skincancer.models.building import check_network
 
     check_network(experiment)
     from skincancer import launching, tracking, training
@@ -60,31 +67,61 @@ def fit(
 
     from skincancer.data.datamodules import check_shares
     from skincancer.data.prepared import prepare_data
-    from skincancer.ranks import Ranks
     from skincancer.recording import FitRecorder
 
     with progress_bars(console) as bars:
-        data = prepare_data(experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri)
-    check_shares(data, experiment.data.batch_size, experiment.data.balance, launching.count_ranks(experiment.trainer))
+        data = prepare_data(
+            experiment.data,
+            bars,
+            task=experiment.task,
+            uri=experiment.tracking.uri,
+            hand_made=experiment.model.is_hand_made,
+        )
+    if network:
+        ranks = launching.count_ranks(experiment.trainer)
+        check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks)
     for closed in tracking.reap(client) if launching.is_rank_zero() else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")
 
     recorder = FitRecorder(experiment, data, console, trial)
     recorder.announce()
+    tags = {registry.REGISTER_TAG: str(target)} if target else {}
+    if network:
+        _fit_network(experiment, data, recorder, client, resume, tags)
+    else:
+        _fit_classical(experiment, data, recorder, client, tags)
+    if trial:
+        return recorder.run_id
+    recorder.report()
+    if target and launching.is_rank_zero():
+        version = registry.register(client, recorder.run_id, target)
+        console.print(f"registered as {target}, version {version}", markup=False)
+    return recorder.run_id
+
+
+def _fit_network(
+    experiment: Experiment, data: Any, recorder: FitRecorder, client: Any, resume: str | None, tags: dict[str, str]
+) -> None:
+    """Train a network, or go on with it, and test its best checkpoint."""
+    from skincancer import tracking, training
+    from skincancer.models.building import build_task
+    from skincancer.ranks import Ranks
+
+    trial = recorder.trial
     goes_on = tracking.has_checkpoint(client, resume)
     task, loaded = build_task(experiment, data, goes_on)
     if not goes_on:
         recorder.tell_weights(loaded)
     with recorder.start(client, loaded.source, resume) as run, Ranks(experiment.trainer, run) as ranks:
-        if run and target:
-            run.set_tags({registry.REGISTER_TAG: str(target)})
+        if run:
+            run.set_tags(tags)
         reports = [training.ReportToSweep(trial, experiment.training.monitor)] if trial else []
         trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run, [ranks, *reports])
         last = recorder.folder / tracking.LAST_CHECKPOINT
         trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
         if trial and trial.pruned:
             recorder.finish_trial(run, record)
-            return recorder.run_id
+            return
         best = training.best_checkpoint(trainer)
         best_epoch = training.export_best(best) if trainer.is_global_zero else 0
         trainer.strategy.barrier()
@@ -97,13 +134,27 @@ def fit(
             recorder.keep(part, task.predictions)
         if trial:
             recorder.finish_trial(run, record, best_epoch)
-            return recorder.run_id
-        recorder.finish(run, record, best_epoch, task)
-    recorder.report()
-    if target and launching.is_rank_zero():
-        version = registry.register(client, recorder.run_id, target)
-        console.print(f"registered as {target}, version {version}", markup=False)
-    return recorder.run_id
+        else:
+            recorder.finish(run, record, best_epoch, task)
+
+
+def _fit_classical(experiment: Experiment, data: Any, recorder: FitRecorder, client: Any, tags: dict[str, str]) -> None:
+    """Fit a classical classifier at once: a run without epochs."""
+    from skincancer.classical_training import find_inputs, fit_classifier, predict_part
+
+    with progress_bars(recorder.console) as bars:
+        inputs = find_inputs(experiment, data, bars)
+    recorder.tell_features(inputs)
+    with recorder.start(client, inputs.source) as run:
+        assert run is not None, "there is one process"
+        run.set_tags(tags)
+        model = fit_classifier(experiment, data, inputs, recorder.folder)
+        for part in ("val",) if recorder.trial else ("val", "test"):
+            recorder.keep(part, predict_part(model, data, inputs.features, part))
+        if recorder.trial:
+            recorder.finish_trial(run, None)
+        else:
+            recorder.finish(run, None, 0, model)
 
 
 def choose_threshold(experiment: Experiment, data: Any, task: Any, trainer: Any, which: dict[str, Any]) -> None:

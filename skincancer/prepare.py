@@ -9,14 +9,17 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skincancer import config
+from skincancer.checks import check_masks
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError
 from skincancer.images.cleaning import STEPS
+from skincancer.images.features import FAMILIES
 from skincancer.paths import data_folder
 from skincancer.schema import DataConfig, Experiment
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb
@@ -152,6 +155,47 @@ def show_clean(data: PreparedData, experiment: Experiment, path: Path) -> Path:
     return clean_sheet(originals, experiment.data.clean, path, titles)
 
 
+def prepare_features(
+    data: PreparedData, experiment: Experiment, masks: str = "auto", console: Console | None = None
+) -> Path:
+    """Build the table of hand-made features of a data set and print where it is.
+
+    Args:
+        data: prepared.
+        experiment: whose data they are.
+        masks: whose masks they are measured in, as `data.masks`.
+        console: where to print.
+
+    Returns:
+        The CSV file: a row an image.
+
+    Raises:
+        ConfigError: no such masks.
+        DataError, RunError: as `skincancer.data.features.open_features`.
+    """
+    check_masks(masks)
+    from skincancer.data.boxes import describe_masks
+    from skincancer.data.features import open_features
+    from skincancer.images.features import WORKING_SIDE
+
+    console = console or make_console()
+    settings = replace(experiment.data, masks=config.absolute_run(masks))
+    with progress_bars(console) as bars:
+        found = open_features(data.index, data.root, data.entry, settings, experiment.tracking.uri, bars)
+    bad = int((found.table["error"] != "").sum())
+    facts: list[list[object]] = [
+        ["table", found.file],
+        ["images", f"{len(found.table)}, of which {bad} cannot be read"],
+        [
+            "features",
+            f"{found.columns(tuple(FAMILIES)).shape[1]} of {', '.join(FAMILIES)}, at {WORKING_SIDE} px (longest side)",
+        ],
+        ["masks", describe_masks(found.table, settings, "nothing measured")],
+    ]
+    console.print(make_table(f"hand-made features of {data.entry.title}", ["", "found"], facts))
+    return found.file
+
+
 SHEETS: dict[str, Callable[[PreparedData, Experiment, Path], Path]] = {
     "augment": show_augment,
     "crop": show_crop,
@@ -222,6 +266,7 @@ def _add_flags(parser: ArgumentParser) -> None:
         metavar="|".join(SHEETS),
         help="write a contact sheet: augmented or cleaned images, or crops, beside the originals",
     )
+    parser.add_argument("--features", action="store_true", help="measure hand-made features too, into a table")
     parser.add_argument(
         "--out", type=str, metavar="PATH", help="where --show writes (a PNG), or --audit (a folder); default: here"
     )
@@ -260,6 +305,10 @@ def _verb(argv: Sequence[str]) -> None:
     if own.get("accept_licence") and not own.get("download"):
         raise ConfigError("--accept-licence goes with --download.")
     _check_audit(own)
+    if own.get("features") and flags.get("data.crop"):
+        raise ConfigError("--features measures whole images; leave --data.crop out.")
+    # of whole images, masks are for features alone
+    masks = flags.pop("data.masks", None) if own.get("features") else None
     flags["data.dataset"] = name
     if not own.get("experiment") and "task" not in flags and "classification" not in catalog_entry(name).tasks:
         flags |= {"task": "segmentation"}
@@ -281,6 +330,8 @@ def _verb(argv: Sequence[str]) -> None:
         audit(experiment, Path(own.get("out") or "."), _against(own), Path(groups) if groups else None, console)
         return
     data = prepare(experiment, console)
+    if own.get("features"):
+        prepare_features(data, experiment, masks or experiment.data.masks, console)
     if show:
         path = SHEETS[show](data, experiment, Path(own.get("out") or f"{name}_{show}.png"))
         console.print(f"wrote {path}", markup=False)

@@ -17,8 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from skincancer import config, launching, tracking, training
-from skincancer.artifacts import SEGMENTER, SEGMENTER_FILES, fetch_run
-from skincancer.data.boxes import RUN, describe_crops
+from skincancer.artifacts import MASKS_FILE, SEGMENTER, SEGMENTER_FILES, fetch_run, model_files
+from skincancer.checks import OF_CLASSIFIERS
+from skincancer.classical_training import Inputs
+from skincancer.data.boxes import RUN, describe_crops, describe_masks
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.index import image_root
 from skincancer.data.prepared import ROLES, PreparedData
@@ -28,7 +30,7 @@ from skincancer.data.store import CROP_COLUMNS
 from skincancer.data.verdict import verdict_line
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
-from skincancer.evaluation.explain import attention_means, explain_run, read_attention
+from skincancer.evaluation.explain import attention_means, explain_run, read_attention, write_errors
 from skincancer.evaluation.predictions import write_predictions
 from skincancer.evaluation.report import REPORT_FILE, write_report
 from skincancer.evaluation.run_files import store_thumbnails
@@ -38,10 +40,11 @@ from skincancer.inputs import log_dataset
 from skincancer.models import serving
 from skincancer.models.weights import Loaded
 from skincancer.outcomes import OUTCOMES, Outcome
-from skincancer.schema import Experiment
+from skincancer.schema import DEEP, Experiment
 from skincancer.terminal import make_table, uninterrupted, warn
 from skincancer.trial import STATE_TAG, TrialLink
 
+EMPTY_MASKS = "nothing could be measured"
 SPLIT_COLUMNS = ["image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type"]
 
 
@@ -68,6 +71,7 @@ class FitRecorder:
         self.tested = (0, 0)
         self.epochs = pd.DataFrame()
         self.uri = ""
+        self.inputs: Inputs | None = None  # of a classical classifier
 
     def announce(self) -> None:
         """Print what is about to be trained on what."""
@@ -106,34 +110,45 @@ class FitRecorder:
             )  # fmt: skip
         if line := verdict_line(data.index, image_root(data.root)):
             self.console.print(Text(line))
-        self._announce_crops()
-
-    def _announce_crops(self) -> None:
-        data, settings = self.data, self.experiment.data
-        if not settings.crop:
-            return
-        self.console.print(Text(f"images cropped to the lesion: {describe_crops(data.store.table, settings)}"))
+        if settings.crop:
+            self.console.print(Text(f"images cropped to the lesion: {describe_crops(data.store.table, settings)}"))
         if data.segmenter_saw:
             warn(
                 self.console, "the segmenter has seen test images",
-                f"{data.segmenter_saw} test images are of lesions that the segmenter behind the crops was trained or chosen on: "
-                "their crops are better than those of new images. Train it on the same --data.split and --data.split_seed.",
+                f"{data.segmenter_saw} test images are of lesions that the segmenter behind the masks was trained or chosen on: "
+                "these masks are better than those of new images. Train it on the same --data.split and --data.split_seed.",
             )  # fmt: skip
 
-    def tell_weights(self, loaded: Loaded) -> None:
-        """Say where the weights came from; loudly where ImageNet's could not be had."""
+    def tell_features(self, inputs: Inputs) -> None:
+        """Say what a classical classifier learns from, and whose masks its features were measured in."""
+        self.inputs, model = inputs, self.experiment.model
+        learned = f"{model.classifier} on {inputs.features.shape[1]} features"
+        if inputs.loaded:
+            self.tell_weights(inputs.loaded, f"{learned} of a frozen {model.backbone}")
+            return
+        assert inputs.measured is not None
+        masks = describe_masks(inputs.measured.table, self.experiment.data, EMPTY_MASKS)
+        self.console.print(Text(f"{learned}: {', '.join(model.classical.features)}; measured in: {masks}"))
+
+    def tell_weights(self, loaded: Loaded, network: str = "") -> None:
+        """Say where the weights came from; loudly where ImageNet's could not be had.
+
+        Args:
+            loaded: the weights.
+            network: what they are of, where it is not the network that is trained.
+        """
         model = self.experiment.model
-        network = (
+        trained = (
             f"{model.architecture}, encoder {model.backbone}" if model.architecture else f"backbone {model.backbone}"
         )
-        self.console.print(Text(f"{network}, weights: {loaded.source}"))
+        self.console.print(Text(f"{network or trained}, weights: {loaded.source}"))
         if loaded.source == "random" and self.experiment.model.weights == "auto":
             warn(self.console, "RANDOM WEIGHTS: this is not transfer learning", loaded.note)
         elif loaded.note:
             self.console.print(Text(loaded.note))
 
     @contextlib.contextmanager
-    def start(self, client: MlflowClient, weights: str, resume: str | None) -> Iterator[tracking.Run | None]:
+    def start(self, client: MlflowClient, weights: str, resume: str | None = None) -> Iterator[tracking.Run | None]:
         """Start the run and write down all that is known before training; None on ranks above 0."""
         if not launching.is_rank_zero():
             # the folder itself is broadcast by the checkpoint callbacks
@@ -192,18 +207,37 @@ class FitRecorder:
         counts = {f"{role}_images": len(data.rows(role)) for role in ROLES}
         return {
             "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "split": e.data.split,
-            "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.backbone,
+            "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.learner,
             "clean": describe_clean(e.data.clean), "crop": e.data.crop, **(self._crop_params() if e.data.crop else {}),
-            "target": e.data.target, "balance": e.data.balance, **self.outcome.params(e.model),
+            "target": e.data.target, "balance": e.data.balance,
             "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
-            "max_epochs": e.trainer.max_epochs, "precision": e.trainer.precision, "lr": e.model.optimizer.lr,
-            "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name, "tta": e.model.tta,
-            "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
             "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
-            "dropped_images": len(data.dropped),
-            "quality": e.data.quality, "quality_dropped_images": data.flagged, "devices": e.trainer.devices, "ranks": together,
-            "effective_batch_size": e.data.batch_size * together * e.trainer.accumulate_grad_batches, **counts,
+            "dropped_images": len(data.dropped), "quality": e.data.quality, "quality_dropped_images": data.flagged,
+            "devices": e.trainer.devices, "ranks": together, **counts,
+            **(self._network_params(together) if e.model.is_network else self._classical_params()),
         }  # fmt: skip
+
+    def _network_params(self, together: int) -> dict[str, Any]:
+        e = self.experiment
+        return {
+            **self.outcome.params(e.model), "max_epochs": e.trainer.max_epochs, "precision": e.trainer.precision,
+            "lr": e.model.optimizer.lr, "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name,
+            "tta": e.model.tta, "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
+            "effective_batch_size": e.data.batch_size * together * e.trainer.accumulate_grad_batches,
+        }  # fmt: skip
+
+    def _classical_params(self) -> dict[str, Any]:
+        """Return the features, the classifier's own hyper-parameters, and how many images were measured in whose masks."""
+        assert self.inputs is not None
+        model, settings = self.experiment.model, self.experiment.data
+        own = {key: getattr(model.classical, key) for key, owner in OF_CLASSIFIERS.items() if owner == model.classifier}
+        table = self.inputs.measured
+        if table is None:
+            return {"features": f"{DEEP}: {model.backbone}", **own}
+        whose = table.table.loc[table.table["error"] == "", "masks"].map(lambda name: str(name).split(":")[0])
+        counts = {f"masks_{name}": int(count) for name, count in whose.value_counts().items()}
+        saw = {"segmenter_saw_test_images": self.data.segmenter_saw} if settings.masks.startswith(RUN) else {}
+        return {"features": "+".join(model.classical.features), **own, "masks": settings.masks, **counts, **saw}
 
     def _crop_params(self) -> dict[str, Any]:
         settings = self.experiment.data
@@ -225,7 +259,9 @@ class FitRecorder:
         run.write_text("environment.txt", tracking.environment_text())
         if settings.crop:
             run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))
-        if settings.crop and settings.masks.startswith(RUN):
+        if self.inputs and self.inputs.measured:
+            run.write_text(MASKS_FILE, self.inputs.measured.table[["image_id", "masks"]].to_csv(index=False))
+        if (settings.crop or self.experiment.model.is_hand_made) and settings.masks.startswith(RUN):
             # a folder as `predict --run` and `data.masks` take it, so that the classifier can be used where that run is gone
             fetch_run(
                 settings.masks.removeprefix(RUN), run.folder / SEGMENTER, self.experiment.tracking.uri, SEGMENTER_FILES
@@ -240,14 +276,14 @@ class FitRecorder:
         if self.run_id:
             write_predictions(self.outcome.table(predictions), self.folder / "predictions" / f"{part}.csv")
 
-    def finish(self, run: tracking.Run | None, record: training.EpochRecord, best_epoch: int, task: Any) -> None:
+    def finish(self, run: tracking.Run | None, record: training.EpochRecord | None, best_epoch: int, task: Any) -> None:
         """Compute metrics, intervals and figures from the written tables, and log everything.
 
         Args:
             run: None on ranks above 0.
-            record: of the epochs.
+            record: of the epochs; None of a classifier that is fitted at once.
             best_epoch: from 1.
-            task: with the best weights.
+            task: with the best weights; or the fitted classifier.
         """
         if run is None:
             return
@@ -263,13 +299,18 @@ class FitRecorder:
 
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
-        curves = figures.learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
-        figures.save(curves, folder / "learning_curves.png")
+        if record:
+            curves = figures.learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
+            figures.save(curves, folder / "learning_curves.png")
         for name, figure in self.outcome.figures(self.folder, task, f"{self.title} · test", self.note):
             figures.save(figure, folder / f"{name}.png")
-        if self.experiment.task != "segmentation":
+        if not self.experiment.model.is_network:
+            write_errors(self.folder, self.data.classes)
+            run.log_file("errors.csv")
+        elif self.experiment.task != "segmentation":
             self._explain(run, task)
-        for name in ("epochs.csv", "intervals.csv", tracking.BEST_CHECKPOINT):
+        files = model_files(self.experiment.to_dict())[1:]
+        for name in ("intervals.csv", *(["epochs.csv"] if record else []), *files):
             run.log_file(name)
         if self.outcome.classes and (subgroups := write_subgroups(self.folder)):
             run.log_file(subgroups.name)
@@ -280,24 +321,27 @@ class FitRecorder:
         run.log_file(REPORT_FILE)
         self._log_model()
 
-    def finish_trial(self, run: tracking.Run | None, record: training.EpochRecord, best_epoch: int = 0) -> None:
+    def finish_trial(self, run: tracking.Run | None, record: training.EpochRecord | None, best_epoch: int = 0) -> None:
         """Log what a trial of a sweep leaves: its epochs and, unless it was pruned (no best epoch), the validation part."""
         assert run is not None
         assert self.trial is not None
         objective = None
-        if best_epoch:
+        if best_epoch or not record:
             best = self._best(record, best_epoch)
             run.log_metrics({name: value for name, value in best.items() if np.isfinite(value)})
             run.log_file("predictions/val.csv")
             objective = best[best_name(self.experiment.training.monitor)]
-        run.log_file("epochs.csv")
+        if record:
+            run.log_file("epochs.csv")
         run.set_tags({STATE_TAG: "PRUNED" if objective is None else "COMPLETE"})
         self.trial.ended(objective)
 
-    def _best(self, record: training.EpochRecord, best_epoch: int) -> dict[str, float]:
+    def _best(self, record: training.EpochRecord | None, best_epoch: int) -> dict[str, float]:
         """Return what is logged of the best checkpoint on the validation part, the epoch (from 1) among it."""
-        self.epochs = record.table()
         best = {f"best/{name}": value for name, value in self.outcome.best(self.folder).items()}
+        if not record:
+            return best
+        self.epochs = record.table()
         monitor = self.experiment.training.monitor
         # the loss is no metric of the table of predictions
         at_best = self.epochs.loc[self.epochs["epoch"] == best_epoch, monitor]
@@ -319,9 +363,11 @@ class FitRecorder:
 
     def _log_model(self) -> None:
         experiment = self.experiment
-        signature = serving.signature(self.outcome.classes, experiment.task != "classification", experiment.data.crop)
+        takes_masks = experiment.data.crop or experiment.model.is_hand_made
+        signature = serving.signature(self.outcome.classes, experiment.task != "classification", takes_masks)
+        more = () if experiment.model.is_network else ("scikit-learn", "scikit-image", "skops")
         with uninterrupted():
-            serving.log_model(self.folder, signature, tracking.model_requirements())
+            serving.log_model(self.folder, signature, tracking.model_requirements(*more))
 
     def report(self) -> None:
         """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""
@@ -333,9 +379,10 @@ class FitRecorder:
                 f"{value:.0f}" if name == "epoch" else f"{value:.1f}" if name == "epoch_seconds" else f"{value:.4f}"
                 for name, value in row.items()
             ]
-            for row in self.epochs[list(shown)].to_dict("records")
+            for row in self.epochs.reindex(columns=list(shown)).to_dict("records")
         ]
-        self.console.print(make_table("epochs", list(shown.values()), rows))
+        if rows:
+            self.console.print(make_table("epochs", list(shown.values()), rows))
         caption = (
             f"{self.tested[0]} images, {self.tested[1]} lesions; intervals: bootstrap over lesions, 2,000 resamples"
         )

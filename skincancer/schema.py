@@ -11,6 +11,8 @@ from typing import Any, Literal
 from skincancer.images.policies import AugmentConfig
 from skincancer.images.quality_rules import default_rules
 
+DEEP = "deep"  # in place of a family of features: those of a frozen backbone
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -34,7 +36,8 @@ class DataConfig:
             colour, colour_grey_world, colour_max_rgb, contrast, contrast_clahe, frame
         crop: cut every image to its lesion before resizing it, for a classifier
         crop_margin: around the lesion's box, on each side, as a share of its longer side
-        masks: whose masks crop: truth, otsu, run:RUN_ID (a finished segmenter, or a folder of its artifacts), or auto (truth, else otsu)
+        masks: whose masks crop, and hand-made features are measured in: truth, otsu, run:RUN_ID (a finished segmenter, or a folder of
+            its artifacts), or auto (truth, else otsu)
         batch_size: images per step and device; an optimiser step learns from up to batch_size × devices × nodes ×
             accumulate_grad_batches images (the param effective_batch_size)
         workers: loader processes; the store is memory-mapped, so 0 is fast on a CPU
@@ -141,10 +144,36 @@ class MaskConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The network, and how it learns.
+class ClassicalConfig:
+    """What a classical classifier learns from, and its hyper-parameters.
 
     Args:
+        features: families of hand-made features (abcd, colour, glcm, lbp, hog); or deep alone: those of the backbone, which stays as
+            its first weights made it
+        C: of svm: how much errors on training images count against a wide margin
+        gamma: of svm: the kernel of two images is exp(-gamma × squared distance of their standardised features); scale is 1 / (number of
+            features × their variance)
+        neighbours: of knn: how many training images vote
+        clusters: of kmeans: how many
+        trees: of random_forest: how many
+    """
+
+    features: list[str] = field(default_factory=lambda: ["abcd", "colour", "glcm", "lbp", "hog"])
+    C: float = 1.0
+    gamma: float | Literal["scale"] = "scale"
+    neighbours: int = 15
+    clusters: int = 50
+    trees: int = 300
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model, and how it learns.
+
+    Args:
+        classifier: network (the backbone is trained), or a classical one on features of the images: svm, knn, kmeans (clusters, each
+            named after the class that most of its training images have), random_forest
+        classical: of a classical classifier
         architecture: of segmentation: unet, unetplusplus, deeplabv3plus, fcn, segnet, maskrcnn, autoencoder …; of the joint task those of
             segmentation-models-pytorch
         backbone: any timm model name; of segmentation and the joint task the encoder: any of segmentation-models-pytorch, or tu-<timm
@@ -165,6 +194,8 @@ class ModelConfig:
         compile: torch.compile
     """
 
+    classifier: Literal["network", "svm", "knn", "kmeans", "random_forest"] = "network"
+    classical: ClassicalConfig = field(default_factory=ClassicalConfig)
     architecture: str = ""
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"
@@ -180,6 +211,21 @@ class ModelConfig:
     tta: Literal["none", "flips", "d4"] = "none"
     channels_last: bool = True
     compile: bool = False
+
+    @property
+    def is_network(self) -> bool:
+        """Whether a network is trained."""
+        return self.classifier == "network"
+
+    @property
+    def learner(self) -> str:
+        """What learns: the name of the backbone, or of the classical classifier."""
+        return self.backbone if self.is_network else self.classifier
+
+    @property
+    def is_hand_made(self) -> bool:
+        """Whether it learns from hand-made features, which are measured in masks of whole images."""
+        return not self.is_network and DEEP not in self.classical.features
 
 
 @dataclass(frozen=True)

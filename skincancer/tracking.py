@@ -192,11 +192,14 @@ def short_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def model_requirements() -> list[str]:
-    """Return the versions that a logged model needs; given outright, since MLflow's own inference imports the model twice."""
+def model_requirements(*more: str) -> list[str]:
+    """Return the versions that a logged model needs, of `more` packages too.
+
+    They are given outright, since MLflow's own inference imports the model twice.
+    """
     return [
         f"{name}=={importlib.metadata.version(name)}"
-        for name in ("torch", "timm", "pytorch-lightning", "mlflow", "numpy", "pandas")
+        for name in ("torch", "timm", "pytorch-lightning", "mlflow", "numpy", "pandas", *more)
     ]
 
 

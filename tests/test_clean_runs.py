@@ -11,7 +11,7 @@ from PIL import Image
 
 from skincancer import evaluate, fit, predict, prepare
 from skincancer.data import demo
-from skincancer.data.boxes import predicted_boxes
+from skincancer.data.boxes import predicted
 from skincancer.data.prepared import prepare_data
 from skincancer.data.store import open_store
 from skincancer.errors import DataError
@@ -153,7 +153,7 @@ def test_a_segmenter_sees_images_cleaned_by_its_own_config(tiny_demo):
             return mask
 
     index = demo.read(tiny_demo).head(8)
-    boxes = predicted_boxes(Segmenter(), index, tiny_demo, None, 1)
+    boxes = predicted(Segmenter(), index, tiny_demo, mask_extent, None, 1)
     for row, name in enumerate(index["image"]):
         assert (np.concatenate(seen)[row] == reference(tiny_demo / name, ["frame", "contrast"], 16)).all()
         assert boxes[row] == clean(np.asarray(read_image(tiny_demo / name)), ["frame"])[1]

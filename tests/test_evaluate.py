@@ -410,12 +410,12 @@ def test_what_has_been_seen():
     assert find_seen(new.drop(columns="pixels"), split, False).tolist()[2] == "", "no digests, no comparison"
 
 
-def finished_run_of(tmp_path, cropped_by=(), segmenter=None, **stored) -> FinishedRun:
+def finished_run_of(tmp_path, masks_by=(), segmenter=None, **stored) -> FinishedRun:
     values = config.flatten(Experiment().to_dict()) | {"data.dataset": "ham10000", "training.monitor": "val/accuracy"}
     classes = HAM10000_CLASSES
     return FinishedRun(
         run="r", folder=tmp_path, stored=values | stored, classes=classes, malignant=HAM10000_MALIGNANT,
-        split=pd.DataFrame(), segmenter=segmenter, cropped_by=frozenset(cropped_by), validation=None,
+        split=pd.DataFrame(), segmenter=segmenter, masks_by=frozenset(masks_by), validation=None,
     )  # fmt: skip
 
 
@@ -428,9 +428,9 @@ def test_crops_are_cut_by_the_masks_that_the_run_had(tmp_path):
             run, {**other, **{key.replace("__", "."): value for key, value in flags.items()}}, None
         ).data.masks
 
-    assert masks(finished_run_of(tmp_path, **crop, cropped_by={"truth", "empty"})) == "truth", "not Otsu's, unasked"
-    assert masks(finished_run_of(tmp_path, **crop, cropped_by={"truth", "otsu"})) == "auto"
-    assert masks(finished_run_of(tmp_path, **crop, cropped_by={"truth"}), data__masks="otsu") == "otsu"
+    assert masks(finished_run_of(tmp_path, **crop, masks_by={"truth", "empty"})) == "truth", "not Otsu's, unasked"
+    assert masks(finished_run_of(tmp_path, **crop, masks_by={"truth", "otsu"})) == "auto"
+    assert masks(finished_run_of(tmp_path, **crop, masks_by={"truth"}), data__masks="otsu") == "otsu"
     (tmp_path / "segmenter").mkdir()
     run = finished_run_of(tmp_path, **crop, **{"data.masks": "run:gone"}, segmenter=tmp_path / "segmenter")
     assert masks(run) == f"run:{tmp_path / 'segmenter'}"

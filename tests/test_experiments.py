@@ -15,6 +15,14 @@ SHORT = [
 ]  # fmt: skip
 
 
+# of classical classifiers, which have no epochs
+SHORT_CLASSICAL = [
+    "--data.size=32",
+    "--data.batch_size=4",
+    "--trainer.accelerator=cpu",
+    "--tracking.system_metrics=false",
+]
+
 # tens of millions of parameters each: the time goes into writing their checkpoints
 LARGE = {
     "convnext_tiny", "deeplabv3plus_resnet50", "fcn_resnet50", "maskrcnn_resnet50", "resnet50_oversample", "segformer_b2",
@@ -26,8 +34,13 @@ LARGE = {
     "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in list_experiments()]
 )
 def test_experiment_runs(name, tiny_demo, store):
+    content = load_yaml(experiments_folder() / f"{name}.yaml").get("model", {})
+    classical = content.get("classical", {}) if "classifier" in content else None
+    short = SHORT if classical is None else SHORT_CLASSICAL
     more = ["--data.size=75"] if name == "inception_v3" else []
-    assert fit.main(["--experiment", name, f"--data.root={tiny_demo}", *SHORT, *more]) == 0
+    more += ["--model.weights=none"] if classical and "deep" in classical["features"] else []
+    more += ["--model.classical.clusters=10"] if content.get("classifier") == "kmeans" else []
+    assert fit.main(["--experiment", name, f"--data.root={tiny_demo}", *short, *more]) == 0
     client, run = connect(None), only_run()
     assert run.info.status == "FINISHED"
     assert run.data.params["experiment"] == name

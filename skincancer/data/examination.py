@@ -21,7 +21,7 @@ import pandas as pd
 from filelock import FileLock
 from PIL import Image
 
-from skincancer.data.store import Progress, file_key
+from skincancer.data.store import Progress, files_key
 from skincancer.errors import DataError
 from skincancer.images.decode import BadImage, read_image, read_truth
 from skincancer.images.fingerprints import thumbnail
@@ -95,7 +95,8 @@ def examination_key(index: pd.DataFrame, root: Path) -> str:
     Raises:
         DataError: files are gone.
     """
-    return file_key(index, root, {"examination": FORMAT, "masks": bool(index["mask"].notna().any())})
+    masks = bool(index["mask"].notna().any())
+    return files_key(index, root, {"examination": FORMAT, "masks": masks}, masks)
 
 
 def _no_number() -> dict[str, list[str]]:

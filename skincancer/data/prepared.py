@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from skincancer.data import demo
-from skincancer.data.boxes import find_crop, find_segmenter, predicted_boxes
+from skincancer.data.boxes import find_segmenter, mask_source, predicted
 from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.examination import examine, find_flagged
@@ -21,6 +21,7 @@ from skincancer.data.splits import Roles, assign_roles, merge_groups, parse_spli
 from skincancer.data.store import Progress, Store, open_store
 from skincancer.errors import DataError
 from skincancer.images.cleaning import Box
+from skincancer.images.crops import Crop, mask_extent
 from skincancer.paths import cache_folder, data_folder
 from skincancer.schema import DataConfig
 
@@ -34,7 +35,7 @@ class PreparedData:
 
     `index` has a row an image of the store, in its order: the columns of the index, `label`, `role` ('' for none), `width`
     and `height` of the original (px). `dropped` names images that take no part: image_id, reason. `segmenter_saw` counts test images
-    that the segmenter behind their crops learned from, or was chosen on; `flagged` those that `data.quality` left out.
+    that the segmenter behind their crops or features learned from, or was chosen on; `flagged` those that `data.quality` left out.
     """
 
     entry: Dataset
@@ -73,7 +74,7 @@ def locate(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dat
 
 def prepare_data(
     config: DataConfig, progress: ProgressBar | None = None, jobs: int = -1, task: str = "classification",
-    uri: str | None = None, whole: bool = False,
+    uri: str | None = None, whole: bool = False, hand_made: bool = False,
 ) -> PreparedData:  # fmt: skip
     """Read a data set, give every image a role and a label, and open its store.
 
@@ -87,13 +88,14 @@ def prepare_data(
             store masks.
         uri: tracking store of the segmenter that `data.masks` may name.
         whole: every image is a test image, whatever the split; for a model that is finished.
+        hand_made: features will be measured in masks; of a segmenter behind them it is counted which images it has seen.
 
     Raises:
         ConfigError: the split or target does not fit the data.
         DataError: the data are missing, laid out differently, unreadable, or leak.
         RunError: `data.masks` names a run that is no finished segmenter's.
     """
-    found = find_segmenter(config, uri)
+    found = find_segmenter(config, uri) if config.crop or hand_made else None
     segmenter = found[0] if found else None
     entry, root = locate(config, progress)
     index, diagnoses = load_index(entry, root)
@@ -106,7 +108,7 @@ def prepare_data(
     masks = task != "classification"
     if masks and index["mask"].isna().all():
         raise DataError(f"{entry.name} in {root} has no masks, which {task} needs. To get them: {entry.how_to_get}")
-    crop = find_crop(config, index, segmenter, entry)
+    crop = Crop(mask_source(config, index, segmenter, entry), config.crop_margin) if config.crop else None
     if whole:
         roles = Roles(np.full(len(index), "test", dtype=object))
     else:
@@ -114,11 +116,11 @@ def prepare_data(
 
     def find_boxes() -> list[Box | None]:
         assert segmenter is not None
-        return predicted_boxes(segmenter, index, image_root(root), progress, jobs)
+        return predicted(segmenter, index, image_root(root), mask_extent, progress, jobs)
 
     store = open_store(
         index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=masks, crop=crop,
-        find_boxes=find_boxes if segmenter else None, clean=config.clean,
+        find_boxes=find_boxes if segmenter and crop else None, clean=config.clean,
         progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
     if len(store.bad) and not config.skip_bad:

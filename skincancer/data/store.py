@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from skincancer.images.decode import BadImage, decode
 
 FORMAT = 1  # raised whenever decoding or resizing gives other pixels
 CHUNK = 64  # images per task of a worker
+SINGLE = 4  # tasks that are done without workers
 BOX_COLUMNS = ["left", "top", "right", "bottom"]
 CROP_COLUMNS = [*BOX_COLUMNS, "masks"]
 Progress = Callable[[int, int], None]
@@ -97,27 +98,11 @@ def open_store(
         recipe["crop"] = asdict(crop)
     if clean:
         recipe |= {"clean": list(clean), "clean_format": cleaning.FORMAT}
-    folder = cache / "stores" / file_key(index, root, recipe)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if not folder.is_dir():
-            with FileLock(f"{folder}.lock"):
-                if not folder.is_dir():
-                    _build(index, root, folder, recipe, find_boxes, progress, jobs)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            needed = len(index) * size * size * (4 if masks else 3) / 1e9
-            raise DataError(
-                f"the disk under {cache} is full: the store of {len(index)} images at {size} px takes {needed:.2f} GB. "
-                "Free some space, or set SKINCANCER_CACHE to another disk."
-            ) from error
-        if error.filename and str(error.filename).startswith(str(root)):
-            raise DataError(
-                f"{error.filename} cannot be read: {error.strerror}. Make it readable and run again."
-            ) from error
-        raise DataError(
-            f"the store under {cache} cannot be written: {error}. Set SKINCANCER_CACHE to a writable folder."
-        ) from error
+    folder = cache / "stores" / files_key(index, root, recipe, _reads_masks(recipe))
+    build_once(
+        folder, root, lambda building: _build(index, root, building, recipe, find_boxes, progress, jobs),
+        f"the store of {len(index)} images at {size} px takes {len(index) * size * size * (4 if masks else 3) / 1e9:.2f} GB",
+    )  # fmt: skip
     table = pd.read_csv(folder / "images.csv", dtype={"image_id": str, "error": str}, keep_default_na=False)
     images = np.load(folder / "images.npy", mmap_mode="r")
     return Store(folder, images, np.load(folder / "masks.npy", mmap_mode="r") if masks else None, table)
@@ -132,10 +117,81 @@ def _cut_columns(recipe: dict[str, Any]) -> list[str]:
     return CROP_COLUMNS if "crop" in recipe else BOX_COLUMNS if cleaning.cuts(recipe.get("clean", ())) else []
 
 
-def file_key(index: pd.DataFrame, root: Path, recipe: dict[str, Any]) -> str:
-    """Hash ids, paths, file sizes and times, and the recipe, which says whether masks are read."""
+def build_once(folder: Path, root: Path, build: Callable[[Path], None], needs: str) -> None:
+    """Have a folder of the cache built where it does not exist: under a lock, elsewhere, and renamed when complete.
+
+    Args:
+        folder: to be there afterwards.
+        root: the data set's folder, whose unreadable files are told as such.
+        build: fills an empty folder.
+        needs: how much room that takes, for the error.
+
+    Raises:
+        DataError: files are gone, or the disk is full.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            return
+        with FileLock(f"{folder}.lock"):
+            if folder.is_dir():
+                return
+            for left in folder.parent.glob(f"{folder.name}.tmp*"):  # of a killed build: nobody else holds the lock
+                shutil.rmtree(left)
+            building = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
+            building.mkdir()
+            try:
+                build(building)
+                os.rename(building, folder)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"the disk under {folder.parent.parent} is full: {needs}. Free some space, or set SKINCANCER_CACHE to another disk."
+            ) from error
+        if error.filename and str(error.filename).startswith(str(root)):
+            raise DataError(
+                f"{error.filename} cannot be read: {error.strerror}. Make it readable and run again."
+            ) from error
+        raise DataError(
+            f"the store under {folder.parent.parent} cannot be written: {error}. Set SKINCANCER_CACHE to a writable folder."
+        ) from error
+
+
+def in_processes(work: Callable[..., list[Any]], tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[list[Any]]:
+    """Yield `work(*task)` of every task, in order, done in worker processes where there are more than a few tasks.
+
+    Args:
+        work: a function of a module, so that it can be sent.
+        tasks: arguments of one call each.
+        jobs: processes; -1 for one a core.
+    """
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+
+    # a pool takes a second to start: not worth it for a handful of images
+    pooled = jobs != 1 and len(tasks) > SINGLE
+    with Parallel(n_jobs=jobs if pooled else 1, return_as="generator") as pool:
+        yield from pool(delayed(work)(*task) for task in tasks)
+    if pooled:  # idle workers would live on for minutes, and hold the run's output open
+        get_reusable_executor().shutdown(wait=True)
+
+
+def files_key(index: pd.DataFrame, root: Path, recipe: dict[str, Any], masks: bool) -> str:
+    """Return the name of what is made of the files of an index: a hash of ids, paths, file sizes and times, and the recipe.
+
+    Args:
+        index: columns image_id, image, mask (paths relative to `root`).
+        root: the data set's folder.
+        recipe: what is made of them, as JSON has it.
+        masks: whether the masks are read too.
+
+    Raises:
+        DataError: files are gone.
+    """
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    columns = ["image", "mask"] if _reads_masks(recipe) else ["image"]
+    columns = ["image", "mask"] if masks else ["image"]
     gone = []
     for row in index[["image_id", *columns]].itertuples(index=False):
         for path in row[1:]:
@@ -153,50 +209,36 @@ def file_key(index: pd.DataFrame, root: Path, recipe: dict[str, Any]) -> str:
 
 
 def _build(
-    index: pd.DataFrame, root: Path, folder: Path, recipe: dict[str, Any], find_boxes: FindBoxes | None,
+    index: pd.DataFrame, root: Path, building: Path, recipe: dict[str, Any], find_boxes: FindBoxes | None,
     progress: Progress | None, jobs: int,
 ) -> None:  # fmt: skip
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
+    boxes: list[Box | None] = find_boxes() if find_boxes else [None] * len(index)
+    size, total = recipe["size"], len(index)
+    offsets = {"images": _allocate(building / "images.npy", (total, size, size, 3))}
+    if recipe["masks"]:
+        offsets["masks"] = _allocate(building / "masks.npy", (total, size, size))
+    pairs = file_pairs(index, root, _reads_masks(recipe))
+    tasks = [
+        (building, start, pairs[start : start + CHUNK], boxes[start : start + CHUNK], offsets, recipe)
+        for start in range(0, total, CHUNK)
+    ]
+    rows: list[tuple[Any, ...]] = []
+    for chunk in in_processes(_write_chunk, tasks, jobs):
+        rows += chunk
+        if progress:
+            progress(len(rows), total)
+    table = pd.DataFrame(rows, columns=["width", "height", "error", *_cut_columns(recipe)])
+    table.insert(0, "image_id", index["image_id"].to_numpy())
+    table.to_csv(building / "images.csv", index=False)
+    (building / "recipe.json").write_text(json.dumps(recipe, indent=1))
 
-    for left in folder.parent.glob(f"{folder.name}.tmp*"):  # of a killed build: nobody else holds the lock
-        shutil.rmtree(left)
-    building = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
-    building.mkdir()
-    try:
-        boxes: list[Box | None] = find_boxes() if find_boxes else [None] * len(index)
-        size, total = recipe["size"], len(index)
-        offsets = {"images": _allocate(building / "images.npy", (total, size, size, 3))}
-        if recipe["masks"]:
-            offsets["masks"] = _allocate(building / "masks.npy", (total, size, size))
-        pairs = [
-            (root / image, root / mask if _reads_masks(recipe) and mask is not None else None)
-            for image, mask in zip(index["image"], index["mask"], strict=True)
-        ]
-        starts = range(0, total, CHUNK)
-        # a pool takes a second to start: not worth it for a handful of images
-        pooled = jobs != 1 and total > 4 * CHUNK
-        with Parallel(n_jobs=jobs if pooled else 1, return_as="generator") as pool:
-            done = pool(
-                delayed(_write_chunk)(
-                    building, start, pairs[start : start + CHUNK], boxes[start : start + CHUNK], offsets, recipe
-                )
-                for start in starts
-            )
-            rows: list[tuple[Any, ...]] = []
-            for chunk in done:
-                rows += chunk
-                if progress:
-                    progress(len(rows), total)
-        if pooled:  # idle workers would live on for minutes, and hold the run's output open
-            get_reusable_executor().shutdown(wait=True)
-        table = pd.DataFrame(rows, columns=["width", "height", "error", *_cut_columns(recipe)])
-        table.insert(0, "image_id", index["image_id"].to_numpy())
-        table.to_csv(building / "images.csv", index=False)
-        (building / "recipe.json").write_text(json.dumps(recipe, indent=1))
-        os.rename(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+
+def file_pairs(index: pd.DataFrame, root: Path, masks: bool) -> list[tuple[Path, Path | None]]:
+    """Return the files of every image and, where masks are read and there is one, of its mask."""
+    return [
+        (root / image, root / mask if masks and mask is not None else None)
+        for image, mask in zip(index["image"], index["mask"], strict=True)
+    ]
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> int:

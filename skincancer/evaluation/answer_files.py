@@ -17,7 +17,7 @@ from skincancer.evaluation.predictions import DIGITS
 from skincancer.images.cleaning import Mask
 from skincancer.images.decode import read_image
 from skincancer.models.answering import Answer
-from skincancer.models.trained import TrainedModel
+from skincancer.models.trained import AnyModel
 
 TABLE = "predictions.csv"
 TASK3 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")  # columns of ISIC 2018 Task 3
@@ -35,7 +35,7 @@ class AnswerTable:
         ConfigError: isic, and the classes are others.
     """
 
-    def __init__(self, model: TrainedModel, images: Sequence[tuple[str, str]], format: str) -> None:
+    def __init__(self, model: AnyModel, images: Sequence[tuple[str, str]], format: str) -> None:
         self.classes, self.isic, self.segments = model.classes, format == "isic", model.segments
         self._truths = {name.casefold(): name for name in self.classes}
         if self.isic:

@@ -14,7 +14,7 @@ from skincancer.evaluation.scores import ClassScores, Scores, pool
 # params and tags that make figures hard to compare where they differ, and how they are called
 WATCHED = {
     "dataset": "data set", "target": "target", "split_seed": "split seed", "size": "image size", "resize": "resize", "clean": "cleaning",
-    "weights": "first weights", "crop": "crop", "masks": "masks of the crop", "leaks": "handling of leaks",
+    "weights": "first weights", "crop": "crop", "masks": "masks of crops or features", "leaks": "handling of leaks",
     "dropped_images": "images left out",
 }  # fmt: skip
 UNNAMED = {"clean": "none"}  # what it means that an older run lacks a param

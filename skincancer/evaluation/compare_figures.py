@@ -166,7 +166,8 @@ def draw_all(
     if all(isinstance(run.scores, ClassScores) for cell in cells for run in cell.runs):
         figures["roc"] = roc_overlay(cells, title=title, note=note)
         figures["calibration"] = calibration_overlay(cells, title=title, note=note)
-    figures["learning_curves"] = learning_curves(cells, metric, title=title, note=note)
+    if any(len(run.epochs) for cell in cells for run in cell.runs):  # classical classifiers have none
+        figures["learning_curves"] = learning_curves(cells, metric, title=title, note=note)
     if table["train_images"].notna().all() and table["train_images"].nunique() > 1:
         figures["training_size"] = training_size(table, title=title, note=note)
     return figures

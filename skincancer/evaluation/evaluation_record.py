@@ -108,12 +108,12 @@ class EvaluationRecorder:
         if data.segmenter_saw:
             warn(
                 self.console, "the segmenter has seen these images",
-                f"{data.segmenter_saw} of them are of lesions that the segmenter behind the crops was trained or chosen on: their crops "
+                f"{data.segmenter_saw} of them are of lesions that the segmenter behind their masks was trained or chosen on: these "
                 "are better than those of new images.",
             )  # fmt: skip
 
     def _masks(self) -> str:
-        """Return what cropped the images: of a run's own copy of a segmenter, the name that the run knows it by."""
+        """Return whose masks were taken: of a run's own copy of a segmenter, the name that the run knows it by."""
         run, masks = self.evaluation.runs[0], self.experiment.data.masks
         return str(run.stored["data.masks"]) if run.segmenter and masks == f"{RUN}{run.segmenter}" else masks
 
@@ -151,7 +151,7 @@ class EvaluationRecorder:
         several = {
             key: ", ".join(dict.fromkeys(str(value(experiment)) for experiment in evaluation.experiments))
             for key, value in {
-                "backbone": lambda e: e.model.backbone, "size": lambda e: e.data.size, "resize": lambda e: e.data.resize,
+                "backbone": lambda e: e.model.learner, "size": lambda e: e.data.size, "resize": lambda e: e.data.resize,
                 "clean": lambda e: describe_clean(e.data.clean), "crop": lambda e: e.data.crop,
                 "tta": lambda e: e.model.tta, "precision": lambda e: e.trainer.precision,
             }.items()
@@ -159,7 +159,7 @@ class EvaluationRecorder:
         return {
             "experiment": self.name, "task": self.experiment.task, "dataset": data.entry.name, "split": self.split,
             "split_seed": settings.split_seed, "part": "all" if evaluation.whole else "test", "target": settings.target, **several,
-            **({"masks": self._masks()} if settings.crop else {}),
+            **({"masks": self._masks()} if settings.crop or model.is_hand_made else {}),
             **({"architecture": model.architecture} if model.architecture else {}),
             "evaluated_runs": len(evaluation.runs),
             **({"mapping": evaluation.mappings[0].describe(), "mapping_kind": evaluation.mappings[0].kind} if self.data.classes else {}),

@@ -20,7 +20,7 @@ from PIL import Image
 from skincancer.data.index import image_root
 from skincancer.data.prepared import PreparedData
 from skincancer.data.store import CROP_COLUMNS
-from skincancer.errors import RunError
+from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation.figures import new_figure, save
 from skincancer.evaluation.grad_cam import Maps, grad_cam
 from skincancer.evaluation.mask_figures import draw_overlay
@@ -29,6 +29,7 @@ from skincancer.evaluation.predictions import DIGITS, read_predictions, read_tab
 from skincancer.evaluation.statistics import bootstrap_means
 from skincancer.images.decode import BadImage, read_mask
 from skincancer.images.geometry import to_square
+from skincancer.models.classical_trained import ClassicalModel
 from skincancer.models.joint import JointTask
 from skincancer.models.tasks import ClassificationTask
 
@@ -163,8 +164,15 @@ def _pair(case: Explained) -> npt.NDArray[np.uint8]:
     return np.hstack([image, np.full((_SIDE, 8, 3), 255, np.uint8), shown])
 
 
+def write_errors(folder: Path, classes: Sequence[str]) -> pd.DataFrame:
+    """Write `errors.csv` into a run's folder, from its `predictions/test.csv`; return it."""
+    errors = worst_errors(*read_predictions(folder / "predictions/test.csv", classes), classes)
+    errors.to_csv(folder / "errors.csv", index=False, float_format=DIGITS)
+    return errors
+
+
 def explain_run(
-    folder: Path, data: PreparedData, task: ClassificationTask | JointTask, *, resize: str, batch_size: int,
+    folder: Path, data: PreparedData, task: ClassificationTask | JointTask | ClassicalModel, *, resize: str, batch_size: int,
     title: str = "", note: str = "", sample: int = SAMPLE,
 ) -> str:  # fmt: skip
     """Write `errors.csv`, `attention.csv` where images have true masks, and `figures/errors.png` into a run's folder.
@@ -185,10 +193,17 @@ def explain_run(
 
     Returns:
         Why maps, or masks, are missing; "" where none is.
+
+    Raises:
+        ConfigError: a classical classifier's, which has no maps.
     """
-    table, label, probability = read_predictions(folder / "predictions/test.csv", data.classes)
-    errors = worst_errors(table, label, probability, data.classes)
-    errors.to_csv(folder / "errors.csv", index=False, float_format=DIGITS)
+    if isinstance(task, ClassicalModel):
+        raise ConfigError(
+            f"Grad-CAM shows where a network looks; {task.settings['model']['classifier']} looks at features and not at places. Give "
+            "the run of a network."
+        )
+    errors = write_errors(folder, data.classes)
+    table, _, probability = read_predictions(folder / "predictions/test.csv", data.classes)
     shown = errors.head(SHOWN_ERRORS)
 
     row_of = pd.Series(range(len(data.index)), index=data.index["image_id"])

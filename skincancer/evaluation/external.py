@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from skincancer import config, training
+from skincancer.classical_training import predict_other
 from skincancer.data.boxes import RUN, own_masks
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
@@ -25,11 +26,13 @@ from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
 from skincancer.evaluation.finished import FinishedRun, Validation
 from skincancer.evaluation.mask_scoring import build_scorer
+from skincancer.models.classical_trained import ClassicalModel
 from skincancer.models.classifying import Classifying, Predictions
 from skincancer.models.joint import JointPredictions
 from skincancer.models.loading import load_task
 from skincancer.models.segmenting import Segmenting
-from skincancer.schema import Experiment
+from skincancer.schema import DEEP, Experiment
+from skincancer.terminal import make_console, progress_bars
 
 OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power")
 OF_RUN = ("data.size", "data.resize", "data.clean", "data.crop", "data.crop_margin", *OF_TRAINING)
@@ -128,15 +131,16 @@ def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experim
     if values["trainer.precision"] == "16-mixed" and not torch.cuda.is_available():
         values["trainer.precision"] = "32"
     values |= {"tracking.uri": uri, "tracking.system_metrics": False}
-    if values["data.crop"] and "data.masks" not in flags:
+    hand_made = not run.is_network and DEEP not in values["model.classical.features"]
+    if (values["data.crop"] or hand_made) and "data.masks" not in flags:
         values["data.masks"] = _masks(run)
     experiment, _ = config.resolve(None, {}, base={**values, **flags})
     return experiment
 
 
 def _masks(run: FinishedRun) -> str:
-    """Return whose masks crop: those that cropped the run's own images, also where its config left that to the data."""
-    return f"{RUN}{run.segmenter}" if run.segmenter else own_masks(run.stored["data.masks"], run.cropped_by)
+    """Return whose masks are taken: those of the run's own images, also where its config left that to the data."""
+    return f"{RUN}{run.segmenter}" if run.segmenter else own_masks(run.stored["data.masks"], run.masks_by)
 
 
 def prepare_evaluation(
@@ -164,7 +168,14 @@ def prepare_evaluation(
     experiments = (first, *(plan(run, {**shared, **flags}, uri) for run in runs[1:]))
     mappings = () if first.task == "segmentation" else map_runs(runs, first, given)
     data = tuple(
-        prepare_data(experiment.data, progress, task=experiment.task, uri=uri, whole=whole)
+        prepare_data(
+            experiment.data,
+            progress,
+            task=experiment.task,
+            uri=uri,
+            whole=whole,
+            hand_made=experiment.model.is_hand_made,
+        )
         for experiment in experiments
     )
     test = data[0].rows("test")
@@ -248,6 +259,10 @@ def predict_test(run: FinishedRun, experiment: Experiment, data: PreparedData, p
 
     Labels are not given to the model: they may be of other classes, and metrics are taken from the tables.
     """
+    if not run.is_network:
+        model = ClassicalModel(run.folder)
+        with progress_bars(make_console()) as bars:
+            return model, predict_other(model, experiment, data, bars)
     task = load_task(run.checkpoint)
     if isinstance(task, Classifying):
         task.needs_labels = False

@@ -15,11 +15,13 @@ from skincancer import config
 from skincancer.artifacts import (
     CLASSES_FILE,
     CROPS_FILE,
+    MASKS_FILE,
     MODEL_FILES,
     SEGMENTER,
     SEGMENTER_FILES,
     SPLIT_FILE,
     check_finished,
+    fetch_model,
     fetch_run,
     list_files,
 )
@@ -52,8 +54,8 @@ class FinishedRun:
     """A finished run's files, in `folder`.
 
     `stored` is its config.yaml in dotted keys. `split`: image_id, lesion_id, role, and pixels where the run holds digests. `segmenter`
-    is the folder of its copy of the segmenter behind its crops, `cropped_by` whose masks these were. `validation` is None of a segmenter.
-    `fingerprints` is None of a run of an older version.
+    is the folder of its copy of the segmenter behind its crops or features, `masks_by` whose masks these were.
+    `validation` is None of a segmenter. `fingerprints` is None of a run of an older version.
     """
 
     run: str
@@ -63,7 +65,7 @@ class FinishedRun:
     malignant: tuple[str, ...]
     split: pd.DataFrame
     segmenter: Path | None
-    cropped_by: frozenset[str]
+    masks_by: frozenset[str]
     validation: Validation | None
     fingerprints: Fingerprints | None = None
 
@@ -76,6 +78,11 @@ class FinishedRun:
     def checkpoint(self) -> Path:
         """Return the file of its best weights."""
         return self.folder / MODEL_FILES[1]
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a network's."""
+        return bool(self.stored["model.classifier"] == "network")
 
     @property
     def has_digests(self) -> bool:
@@ -97,9 +104,11 @@ def load_finished(run: str, folder: Path, uri: str | None) -> FinishedRun:
     if not Path(run).expanduser().is_dir():
         _check_kind(run, uri)
     there = list_files(run, uri)
-    optional = [name for name in (DIGESTS_FILE, CROPS_FILE, FINGERPRINTS_FILE) if name in there]
+    masks = [name for name in (CROPS_FILE, MASKS_FILE) if name in there]
+    optional = [*(name for name in (DIGESTS_FILE, FINGERPRINTS_FILE) if name in there), *masks]
     segmenter = [f"{SEGMENTER}/{name}" for name in SEGMENTER_FILES] if SEGMENTER in there else []
-    settings, *_ = fetch_run(run, folder, uri, (*MODEL_FILES, CLASSES_FILE, SPLIT_FILE, *optional, *segmenter))
+    settings, *_ = fetch_model(run, folder, uri)
+    fetch_run(run, folder, uri, (CLASSES_FILE, SPLIT_FILE, *optional, *segmenter))
     # a run of an older version lacks keys that were added since, and that it therefore had the defaults of
     stored = {**config.flatten(Experiment().to_dict()), **config.flatten(config.load_yaml(settings))}
     try:
@@ -112,7 +121,7 @@ def load_finished(run: str, folder: Path, uri: str | None) -> FinishedRun:
             digests = pd.read_csv(folder / DIGESTS_FILE, dtype=str)
             split = split.merge(digests, on="image_id", how="left", validate="1:1").fillna({"pixels": ""})
         fingerprints = read_fingerprints(folder / FINGERPRINTS_FILE) if FINGERPRINTS_FILE in optional else None
-        cropped_by: set[str] = set(pd.read_csv(folder / CROPS_FILE)["masks"]) if CROPS_FILE in optional else set()
+        masks_by = {str(name) for file in masks for name in pd.read_csv(folder / file)["masks"].dropna()}
     except (KeyError, ValueError) as error:
         raise RunError(f"run {run}: its files cannot be read: {type(error).__name__}: {error}") from error
     validation = None
@@ -121,7 +130,7 @@ def load_finished(run: str, folder: Path, uri: str | None) -> FinishedRun:
         validation = _read_validation(run, folder / VAL_FILE, classes)
     return FinishedRun(
         run=run, folder=folder, stored=stored, classes=classes, malignant=known, split=split,
-        segmenter=folder / SEGMENTER if segmenter else None, cropped_by=frozenset(cropped_by), validation=validation,
+        segmenter=folder / SEGMENTER if segmenter else None, masks_by=frozenset(masks_by), validation=validation,
         fingerprints=fingerprints,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from skincancer import config
+from skincancer.checks import OF_CLASSIFIERS
 from skincancer.data.boxes import describe_crops
 from skincancer.data.catalog import Dataset
 from skincancer.data.prepared import ROLES
@@ -16,8 +17,15 @@ from skincancer.data.splits import VALIDATION_PERCENT, parse_split
 from skincancer.evaluation.pages import Cell, Code, Part, Section, Table, Text
 from skincancer.evaluation.run_files import RunFiles, count
 from skincancer.images.cleaning import STEPS
+from skincancer.images.features import WORKING_SIDE
 from skincancer.schema import DataConfig, Experiment
 
+BALANCE_AT_ONCE = {
+    "none": "every image",
+    "undersample": "of every class as many images as the rarest has, drawn once",
+    "oversample": "images of the rarer classes repeatedly, until every class has as many as the largest",
+    "class_weights": "every image; those of rarer classes count more",
+}
 BALANCE = {
     "none": "every image once an epoch",
     "undersample": "each epoch draws of every class as many images as the rarest has",
@@ -95,16 +103,18 @@ def data_section(run: RunFiles) -> Section:
     ]
     columns = ["class", *(f"{role} {what}" for role in ROLES for what in ("images", "lesions"))]
     size = settings["size"]
+    seen = f"the network sees {size} × {size} px (resize: {settings['resize']})"
+    if "masks" in run.params and run.is_classical:
+        seen = f"features are measured on whole images of {WORKING_SIDE} px (the longest side)"
     parts: list[Part] = [
-        Text(
-            f"{run.entry.title}; the network sees {size} × {size} px (resize: {settings['resize']}).{_cleaned(run)}{_crops(run)}"
-        ),
+        Text(f"{run.entry.title}; {seen}.{_cleaned(run)}{_crops(run)}"),
         Table("Images and lesions of each role", columns, counts),
         Text(split_in_words(settings["split"], int(settings["split_seed"]))),
     ]
+    balance = BALANCE_AT_ONCE if run.is_classical else BALANCE
     if run.classes:
         parts.append(
-            Text(f"Balance of the training part: {BALANCE.get(settings['balance'], '')} ({settings['balance']}).")
+            Text(f"Balance of the training part: {balance.get(settings['balance'], '')} ({settings['balance']}).")
         )
     parts.append(Table("Leaks", ["checked", "found"], _leaks(run)))
     masks = {role: run.params[f"{role}_masks"] for role in ROLES if f"{role}_masks" in run.params}
@@ -159,6 +169,8 @@ def _leaks(run: RunFiles) -> list[list[Cell]]:
 
 def training_section(run: RunFiles) -> Section:
     """What was trained, how, and for how long."""
+    if run.is_classical:
+        return _fitting_section(run)
     model, optimizer = run.settings["model"], run.settings["model"]["optimizer"]
     epochs = run.table("epochs.csv")
     best = f"; the best is epoch {run.metrics['best_epoch']:.0f}" if "best_epoch" in run.metrics else ""
@@ -180,6 +192,32 @@ def training_section(run: RunFiles) -> Section:
         rows.append(["threshold of masks", f"{run.metrics['threshold']:.2f}{chosen}"])
     curves = run.picture("learning_curves", "Loss and validation metrics of each epoch. All numbers: epochs.csv.")
     return Section("Training", [Table("", ["what", "value"], rows), *curves])
+
+
+def _fitting_section(run: RunFiles) -> Section:
+    """What was fitted on which features, and whose masks these were measured in."""
+    model = run.settings["model"]
+    own = [key for key, owner in OF_CLASSIFIERS.items() if owner == model["classifier"]]
+    rows: list[list[Cell]] = [["classifier", model["classifier"].replace("_", " ")]]
+    rows += [[key, str(model["classical"][key])] for key in own]
+    rows.append(["features", run.params.get("features")])
+    if run.params.get("weights", "none") != "none":
+        rows.append(["weights of the backbone, which is frozen", run.params["weights"]])
+    whose = {
+        "truth": "true masks",
+        "otsu": "masks by Otsu's threshold",
+        "run": "a segmenter's masks",
+        "empty": "empty masks",
+    }
+    measured = [
+        f"{int(run.params[f'masks_{name}']):,} images in {text}"
+        for name, text in whose.items()
+        if f"masks_{name}" in run.params
+    ]
+    if measured:
+        rows.append(["measured", f"{', '.join(measured)} (data.masks: {run.params.get('masks')})"])
+    rows.append(["missing values", "medians of the training images; all features standardised by these"])
+    return Section("Training", [Table("", ["what", "value"], rows)])
 
 
 def configuration_section(run: RunFiles) -> Section:

@@ -77,6 +77,11 @@ class RunFiles:
         return str(self.settings["task"])
 
     @property
+    def is_classical(self) -> bool:
+        """Whether a classical classifier was fitted, and no network trained."""
+        return bool(self.settings["model"].get("classifier", "network") != "network")  # older runs do not say so
+
+    @property
     def mask_prefix(self) -> str:
         """Of the metrics of masks."""
         return "mask_" if self.task == "joint" else ""

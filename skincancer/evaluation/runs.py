@@ -59,7 +59,7 @@ class ComparedRun:
         metrics: the last value of each.
         classes: in their order; none for a segmenter.
         scores: its predictions for its own test images.
-        epochs: a row an epoch.
+        epochs: a row an epoch; none of a classical classifier.
     """
 
     run_id: str
@@ -114,13 +114,16 @@ def load_run(client: MlflowClient, run: MlflowRun, metric: str) -> ComparedRun:
     """
     run_id = run.info.run_id
     with tempfile.TemporaryDirectory() as folder:
-        names = ("classes.json", "predictions/test.csv", "epochs.csv")
-        classes_file, table, epochs = (download(client, run_id, name, Path(folder)) for name in names)
+        # a classical classifier, whose params name its features, is fitted at once
+        epochs_file = [] if "features" in run.data.params else ["epochs.csv"]
+        names = ("classes.json", "predictions/test.csv", *epochs_file)
+        classes_file, table, *epochs = (download(client, run_id, name, Path(folder)) for name in names)
         try:
             classes = tuple(json.loads(classes_file.read_text(encoding="utf-8"))["classes"])
             scores = load_scores(table, classes, metric)
             return ComparedRun(
-                run_id, run.info.experiment_id, run.data.params, run.data.tags, run.data.metrics, classes, scores, pd.read_csv(epochs),
+                run_id, run.info.experiment_id, run.data.params, run.data.tags, run.data.metrics, classes, scores,
+                pd.read_csv(epochs[0]) if epochs else pd.DataFrame(),
             )  # fmt: skip
         except (DataError, ValueError, KeyError) as error:
             raise RunError(

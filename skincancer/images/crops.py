@@ -116,6 +116,30 @@ def otsu_mask(image: Image.Image) -> Mask:
     return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
 
 
+def find_mask(
+    original: Image.Image, picture: Image.Image, shown: Box, mask: Path | None, source: str
+) -> tuple[Mask, str]:
+    """Return the lesion's mask in a picture, bool (H, W), and whose it is.
+
+    Args:
+        original: RGB.
+        picture: what cleaning made of it.
+        shown: the box of the original that the picture shows.
+        mask: file of the true mask of the original, where there is one.
+        source: truth, otsu, or auto (truth, and otsu where there is none).
+
+    Raises:
+        BadImage: the mask cannot be read, or is of another size than the original.
+    """
+    if source == "auto":
+        source = "otsu" if mask is None else "truth"
+    if source == "otsu":
+        return otsu_mask(picture), source
+    assert mask is not None, "checked before anything is built"
+    left, top, right, bottom = shown
+    return (np.asarray(read_truth(mask, original)) > 0)[top:bottom, left:right], source
+
+
 def decode_crop(
     image: ImageFile,
     mask: Path | None,

@@ -17,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from skincancer.artifacts import CROPS_FILE, MODEL_FILES, SEGMENTER, fetch_run
+from skincancer.artifacts import CROPS_FILE, MASKS_FILE, MODEL_FILES, SEGMENTER, fetch_model, fetch_run
 from skincancer.data.boxes import RUN, own_masks
+from skincancer.data.features import measure
 from skincancer.errors import ConfigError
 from skincancer.images.cleaning import Box, Mask
 from skincancer.images.crops import Crop, decode_crop, mask_extent
 from skincancer.images.decode import BadImage, ImageFile, count_pixels, decode
-from skincancer.models.trained import TrainedModel, load_segmenter
+from skincancer.models.classical_trained import ClassicalModel
+from skincancer.models.trained import AnyModel, TrainedModel, load_model, load_segmenter
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,14 +40,15 @@ _large = threading.Lock()
 class Answer:
     """What a run says of one image; `error` says why it says nothing.
 
-    `pixels` uint8 (S, S, 3), what the model sees; `width` and `height` of the original as its EXIF orientation shows it, px, and
-    the `box` of it that `pixels` show;
+    `pixels` uint8 (S, S, 3), what the model sees, or `features` float32 (F,), hand-made ones that it takes instead; `width` and
+    `height` of the original as its EXIF orientation shows it, px, and the `box` of it that `pixels` show;
     `lesion` float32 (S, S), `logits` float32 (C,) and `probability` float64 (C,): see `trained.Answers`.
     """
 
     file: ImageFile
     error: str = ""
     pixels: npt.NDArray[np.uint8] | None = None
+    features: npt.NDArray[np.float32] | None = None
     width: int = 0
     height: int = 0
     box: Box | None = None
@@ -60,10 +63,10 @@ class Answerer:
     Args:
         model: a finished run's.
         crop: how images are cut to their lesions first; None for whole images.
-        segmenter: gives the masks to cut by, where `crop` names one.
+        segmenter: gives the masks to cut by, where `crop` names one, or to measure hand-made features in, which are else Otsu's.
     """
 
-    def __init__(self, model: TrainedModel, crop: Crop | None = None, segmenter: TrainedModel | None = None) -> None:
+    def __init__(self, model: AnyModel, crop: Crop | None = None, segmenter: TrainedModel | None = None) -> None:
         self.model, self.crop, self.segmenter = model, crop, segmenter
 
     def answers(self, files: Iterable[ImageFile]) -> Iterator[Answer]:
@@ -72,23 +75,26 @@ class Answerer:
             ahead = 2 * self.model.batch_size
             if self.segmenter is not None:
                 seen = in_order(pool, self._read_for_segmenter, files, 2 * self.segmenter.batch_size)
-                yield from _ask(self.model, in_order(pool, self._read_crop, _ask(self.segmenter, seen), ahead))
+                yield from _ask(self.model, in_order(pool, self._read_again, _ask(self.segmenter, seen), ahead))
             else:
                 yield from _ask(self.model, in_order(pool, self._read, files, ahead))
 
     def mask(self, answer: Answer) -> Mask:
         """Return the mask of an answer, bool (height, width)."""
         assert answer.lesion is not None, "whoever asks looks at `model.segments`"
+        assert isinstance(self.model, TrainedModel)
         return self.model.mask(answer.lesion, answer.width, answer.height, answer.box)
 
     def _read(self, file: ImageFile) -> Answer:
         model = self.model
 
         def read() -> Answer:
+            if isinstance(model, ClassicalModel) and model.families:
+                return _measure(model, file, "otsu", None)
             if self.crop is None:
                 return _read_whole(file, model)
             cut = decode_crop(file, None, model.size, model.resize, self.crop, steps=model.clean)
-            return Answer(file, "", cut.pixels, cut.width, cut.height, cut.box)
+            return Answer(file, "", cut.pixels, width=cut.width, height=cut.height, box=cut.box)
 
         return _told(file, count_pixels(file), read)
 
@@ -97,27 +103,31 @@ class Answerer:
         assert segmenter is not None
         return _told(file, count_pixels(file), lambda: _read_whole(file, segmenter))
 
-    def _read_crop(self, seen: Answer) -> Answer:
-        """Read an image a second time, and cut it by the mask that the segmenter gave: kept meanwhile, images would fill the memory."""
+    def _read_again(self, seen: Answer) -> Answer:
+        """Read an image a second time, and cut it by, or measure it in, the mask that the segmenter gave.
+
+        Kept meanwhile, images would fill the memory.
+        """
         if seen.error:
             return seen
 
         def read() -> Answer:
             assert self.segmenter is not None
-            assert self.crop is not None
             assert seen.lesion is not None
-            extent = mask_extent(self.segmenter.mask(seen.lesion, seen.width, seen.height, seen.box))
-            model = self.model
-            cut = decode_crop(seen.file, None, model.size, model.resize, self.crop, extent, model.clean)
-            return Answer(seen.file, "", cut.pixels, cut.width, cut.height, cut.box)
+            model, mask = self.model, self.segmenter.mask(seen.lesion, seen.width, seen.height, seen.box)
+            if isinstance(model, ClassicalModel) and model.families:
+                return _measure(model, seen.file, RUN, mask)
+            assert self.crop is not None
+            cut = decode_crop(seen.file, None, model.size, model.resize, self.crop, mask_extent(mask), model.clean)
+            return Answer(seen.file, "", cut.pixels, width=cut.width, height=cut.height, box=cut.box)
 
         return _told(seen.file, seen.width * seen.height, read)
 
 
-def _read_whole(file: ImageFile, model: TrainedModel) -> Answer:
+def _read_whole(file: ImageFile, model: AnyModel) -> Answer:
     """Read an image as a model's own were, but for crops."""
     found = decode(file, None, model.size, model.resize, model.clean)
-    return Answer(file, "", found.pixels, found.width, found.height, found.box)
+    return Answer(file, "", found.pixels, width=found.width, height=found.height, box=found.box)
 
 
 def load_answerer(run: str, uri: str | None = None, masks: str | None = None) -> Answerer:
@@ -126,8 +136,8 @@ def load_answerer(run: str, uri: str | None = None, masks: str | None = None) ->
     Args:
         run: its id, a folder of its artifacts, or a registered model (`artifacts.fetch_run`).
         uri: the tracking store.
-        masks: whose masks cut the images of a run on crops: otsu, or run:RUN of a segmenter. None for the run's own way: Otsu's
-            threshold, or its copy of the segmenter.
+        masks: whose masks cut the images of a run on crops, or hand-made features are measured in: otsu, or run:RUN of a segmenter.
+            None for the run's own way: Otsu's threshold, or its copy of the segmenter.
 
     Raises:
         ConfigError: `masks` does not fit the run, or is needed: new images have no true masks.
@@ -138,37 +148,46 @@ def load_answerer(run: str, uri: str | None = None, masks: str | None = None) ->
         raise ConfigError(f"--masks is {masks!r}; give otsu, or run:RUN of a segmenter.")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        fetch_run(run, folder, uri)
-        model = TrainedModel(folder)
+        fetch_model(run, folder, uri)
+        model = load_model(folder)
         data = model.settings["data"]
-        if not data.get("crop"):
+        measures = isinstance(model, ClassicalModel) and bool(model.families)
+        if not data.get("crop") and not measures:
             if masks is not None:
                 raise ConfigError(
-                    f"--masks is {masks}; it is for runs on crops, and {run} was trained on whole images."
+                    f"--masks is {masks}; it is for runs on crops or hand-made features, and {run} was trained on whole images."
                 )
             return Answerer(model)
-        margin, source = float(data["crop_margin"]), masks or _own_masks(run, uri, folder, str(data["masks"]))
+        margin, source = float(data["crop_margin"]), masks or _own_masks(run, uri, folder, str(data["masks"]), measures)
         if source == "otsu":
-            return Answerer(model, Crop("otsu", margin))
+            return Answerer(model, None if measures else Crop("otsu", margin))
         if masks is not None:
             segmenter = load_segmenter(masks.removeprefix(RUN), uri, f"--masks {masks}")
         else:
             fetch_run(run, folder, uri, [f"{SEGMENTER}/{name}" for name in MODEL_FILES])
             segmenter = TrainedModel(folder / SEGMENTER)
-        return Answerer(model, Crop(RUN + segmenter.digest, margin), segmenter)
+        return Answerer(model, None if measures else Crop(RUN + segmenter.digest, margin), segmenter)
 
 
-def _own_masks(run: str, uri: str | None, folder: Path, masks: str) -> str:
-    """Return whose masks cut the training images, where new images can be cut by the same."""
+def _own_masks(run: str, uri: str | None, folder: Path, masks: str, measures: bool) -> str:
+    """Return whose masks cut the training images, or were measured in, where the same can be had of new images."""
     if masks == "auto":
-        (table,) = fetch_run(run, folder, uri, (CROPS_FILE,))
+        (table,) = fetch_run(run, folder, uri, (MASKS_FILE if measures else CROPS_FILE,))
         masks = own_masks(masks, pd.read_csv(table, dtype=str, usecols=["masks"])["masks"].dropna())
     if masks in ("auto", "truth"):
         raise ConfigError(
-            f"{run} was trained on images cut by their true masks (data.masks {masks}), which new images do not have. Say whose "
-            "masks cut these: --masks run:RUN of a segmenter, or --masks otsu (Otsu's threshold)."
+            f"{run} was trained on images {'measured in' if measures else 'cut by'} their true masks (data.masks {masks}), which new "
+            f"images do not have. Say whose masks {'these are measured in' if measures else 'cut these'}: --masks run:RUN of a "
+            "segmenter, or --masks otsu (Otsu's threshold)."
         )
     return masks
+
+
+def _measure(model: ClassicalModel, file: ImageFile, source: str, mask: Mask | None) -> Answer:
+    """Return the features of an image, which its answer is then taken from."""
+    found = measure(file, None, source, mask, model.families, model.clean)
+    features = np.array([found[name] for name in model.columns], dtype=np.float32)
+    return Answer(file, features=features, width=found["width"], height=found["height"])
 
 
 def in_order(
@@ -213,7 +232,7 @@ def _told(file: ImageFile, pixels: int, read: Callable[[], Answer]) -> Answer:
         return Answer(file, "needs more memory than there is; scale it down")
 
 
-def _ask(model: TrainedModel, images: Iterable[Answer]) -> Iterator[Answer]:
+def _ask(model: AnyModel, images: Iterable[Answer]) -> Iterator[Answer]:
     """Fill in what a model says, in full batches of images that could be read."""
     batch: list[Answer] = []
     good = 0
@@ -226,12 +245,13 @@ def _ask(model: TrainedModel, images: Iterable[Answer]) -> Iterator[Answer]:
     yield from _ask_batch(model, batch)
 
 
-def _ask_batch(model: TrainedModel, batch: list[Answer]) -> Iterator[Answer]:
-    squares = [image.pixels for image in batch if image.pixels is not None and not image.error]
-    if not squares:
+def _ask_batch(model: AnyModel, batch: list[Answer]) -> Iterator[Answer]:
+    given = [image.pixels if image.features is None else image.features for image in batch if not image.error]
+    inputs = [one for one in given if one is not None]
+    if not inputs:
         yield from batch
         return
-    said = model.answer(np.stack(squares))
+    said = model.answer(np.stack(inputs))
     row = 0
     for image in batch:
         if image.error:

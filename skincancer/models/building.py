@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 
 def check_network(experiment: Experiment) -> None:
-    """Check that the network exists and takes images of this size, before any data is read.
+    """Check that the network exists and takes images of this size, before any data is read; hand-made features need none.
 
     Raises:
         ConfigError: it does not.
     """
     model, size = experiment.model, experiment.data.size
+    if model.is_hand_made:
+        return
     if experiment.task != "classification":
         from skincancer.models.segmenters import check_segmenter
 

@@ -45,8 +45,8 @@ class Model(PythonModel):
     the image's own size, 0 and 255 (base64 in JSON answers); of a joint model all of them. Images are brought to the model's size, and
     cut to their lesions where the training images were, as `python -m skincancer.predict` does it.
 
-    A run on crops takes the parameter `masks`: otsu cuts by Otsu's threshold; empty for the run's own way. A run on crops by true
-    masks has none, so it needs to be told.
+    A run on crops, or on hand-made features, takes the parameter `masks`: otsu takes those by Otsu's threshold; empty for the run's own
+    way. A run on true masks has none, so it needs to be told.
     """
 
     def load_context(self, context: Any) -> None:
@@ -58,7 +58,7 @@ class Model(PythonModel):
         self.answerers: dict[str, Answerer] = {}
         try:
             self.answerers[""] = load_answerer(self.folder)
-        except ConfigError as error:  # on crops by true masks: a request may say by which others
+        except ConfigError as error:  # on true masks: a request may say by which others
             self.untold = str(error)
 
     def predict(
@@ -127,28 +127,33 @@ def columns(classes: Sequence[str], segments: bool) -> list[str]:
     return [*of_classes, *(["mask"] if segments else [])]
 
 
-def signature(classes: Sequence[str], segments: bool, crops: bool) -> ModelSignature:
+def signature(classes: Sequence[str], segments: bool, takes_masks: bool) -> ModelSignature:
     """Return what the model takes and gives.
 
     Args:
         classes: of a segmenter none.
         segments: it gives masks.
-        crops: of a run on crops, which can be told whose masks cut.
+        takes_masks: of a run on crops or hand-made features, which can be told whose masks to take.
     """
     kinds = {"prediction": "string", "mask": "binary"}
     given = Schema([ColSpec(kinds.get(name, "double"), name) for name in columns(classes, segments)])
     # MLflow leaves a column of texts alone: bytes pass, and base64 is not decoded behind our back
     images = Schema([ColSpec("string", COLUMN)])
-    if not crops:
+    if not takes_masks:
         return ModelSignature(images, given)
     return ModelSignature(images, given, ParamSchema([ParamSpec("masks", "string", "")]))
 
 
-def input_example() -> pd.DataFrame:
-    """Return a grey image, not a real one: the data may be under a licence that the run's readers do not hold."""
+def input_example(takes_masks: bool = False) -> pd.DataFrame | tuple[pd.DataFrame, dict[str, str]]:
+    """Return a grey image, not a real one: the data may be under a licence that the run's readers do not hold.
+
+    Args:
+        takes_masks: with the parameter that a run on true masks needs.
+    """
     stream = io.BytesIO()
     Image.new("RGB", (64, 48), (128, 128, 128)).save(stream, "png")
-    return pd.DataFrame({COLUMN: [base64.b64encode(stream.getvalue()).decode()]})
+    images = pd.DataFrame({COLUMN: [base64.b64encode(stream.getvalue()).decode()]})
+    return (images, {"masks": "otsu"}) if takes_masks else images
 
 
 def log_model(run: Path, signature: ModelSignature, requirements: list[str]) -> ModelInfo:
@@ -159,9 +164,19 @@ def log_model(run: Path, signature: ModelSignature, requirements: list[str]) -> 
         signature: as `signature` makes it.
         requirements: for pip.
     """
-    from skincancer.artifacts import CLASSES_FILE, CROPS_FILE, LOGGED_RUN, MODEL_FILES, SEGMENTER
+    from skincancer.artifacts import (
+        BACKBONE_FILE,
+        CLASSES_FILE,
+        CLASSICAL_CHECKPOINT,
+        CROPS_FILE,
+        LOGGED_RUN,
+        MASKS_FILE,
+        MODEL_FILES,
+        SEGMENTER,
+    )
 
-    names = [*MODEL_FILES, CLASSES_FILE, CROPS_FILE, *(f"{SEGMENTER}/{name}" for name in MODEL_FILES)]
+    own = (*MODEL_FILES, CLASSICAL_CHECKPOINT, BACKBONE_FILE, CLASSES_FILE, CROPS_FILE, MASKS_FILE)
+    names = [*own, *(f"{SEGMENTER}/{name}" for name in MODEL_FILES)]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / LOGGED_RUN
         for name in names:
@@ -170,7 +185,7 @@ def log_model(run: Path, signature: ModelSignature, requirements: list[str]) -> 
                 shutil.copy(run / name, folder / name)
         return mlflow.pyfunc.log_model(
             name="model", python_model=__file__, artifacts={LOGGED_RUN: str(folder)}, signature=signature,
-            input_example=input_example(), pip_requirements=requirements,
+            input_example=input_example(signature.params is not None), pip_requirements=requirements,
         )  # fmt: skip
 
 

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from skincancer.artifacts import MODEL_FILES, fetch_run
+from skincancer.artifacts import MODEL_FILES, fetch_model, model_files
 from skincancer.config import load_yaml
 from skincancer.errors import RunError
 from skincancer.evaluation.mask_scoring import MaskRecipe
 from skincancer.images.cleaning import Box, Mask, check_clean
+from skincancer.models.answers import Answers
+from skincancer.models.classical_trained import ClassicalModel
 from skincancer.models.joint import JointTask
 from skincancer.models.loading import load_task
 from skincancer.models.tasks import ClassificationTask, SegmentationTask
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model says of a batch of B images; None what its task does not say.
-
-    `lesion` float32 (B, S, S), probabilities of a pixel to be lesion; `logits` float32 (B, C) and `probability` float64 (B, C) of
-    the classes.
-    """
-
-    lesion: npt.NDArray[np.float32] | None
-    logits: npt.NDArray[np.float32] | None
-    probability: npt.NDArray[np.float64] | None
 
 
 class TrainedModel:
@@ -105,7 +93,22 @@ class TrainedModel:
         return recipe.mask(lesion, width, height, threshold=self.task.threshold, box=box)
 
 
-def load_trained(run: str, uri: str | None) -> TrainedModel:
+AnyModel = TrainedModel | ClassicalModel
+
+
+def load_model(folder: Path) -> AnyModel:
+    """Load the model whose files lie in a folder (`artifacts.model_files`).
+
+    Raises:
+        ConfigError: the config cannot be read.
+        WeightsError: the checkpoint cannot be used.
+    """
+    if model_files(load_yaml(folder / MODEL_FILES[0])) == MODEL_FILES:
+        return TrainedModel(folder)
+    return ClassicalModel(folder)
+
+
+def load_trained(run: str, uri: str | None) -> AnyModel:
     """Load a finished run's model.
 
     Args:
@@ -117,8 +120,8 @@ def load_trained(run: str, uri: str | None) -> TrainedModel:
         WeightsError: its checkpoint cannot be used.
     """
     with tempfile.TemporaryDirectory() as folder:
-        fetch_run(run, Path(folder), uri)
-        return TrainedModel(Path(folder))
+        fetch_model(run, Path(folder), uri)
+        return load_model(Path(folder))
 
 
 def load_segmenter(run: str, uri: str | None, purpose: str) -> TrainedModel:
@@ -133,7 +136,7 @@ def load_segmenter(run: str, uri: str | None, purpose: str) -> TrainedModel:
         RunError: as `load_trained`, or not a segmenter's.
     """
     model = load_trained(run, uri)
-    if not model.segments:
+    if not isinstance(model, TrainedModel) or not model.segments:
         raise RunError(
             f"{purpose}: the task of run {run} is {model.settings['task']}; give a run of task segmentation or joint."
         )

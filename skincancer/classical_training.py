@@ -1,0 +1,154 @@
+"""Fits a classical classifier as `training` fits a network: features of every image, one fit, predictions of the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from skincancer.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT
+from skincancer.data.features import FeatureTable, open_features
+from skincancer.data.prepared import ROLES, PreparedData, ProgressBar
+from skincancer.errors import DataError, RunError
+from skincancer.models.classical import fit_pipeline, save_pipeline
+from skincancer.models.classical_trained import ClassicalModel
+from skincancer.models.classifying import Predictions
+from skincancer.models.deep_features import DeepFeatures, first_backbone
+from skincancer.models.weights import Loaded
+from skincancer.schema import Experiment
+
+if TYPE_CHECKING:
+    from skincancer.data.store import Progress
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a classical classifier learns from.
+
+    `features` has a row an image of the data (NaN of images that take no part); `measured` is the table of hand-made ones, or else
+    `backbone` gave them, with weights from where `loaded` says.
+    """
+
+    features: pd.DataFrame
+    measured: FeatureTable | None = None
+    backbone: DeepFeatures | None = None
+    loaded: Loaded | None = None
+
+    @property
+    def source(self) -> str:
+        """Return where weights came from: "none" of hand-made features."""
+        return self.loaded.source if self.loaded else "none"
+
+
+def find_inputs(experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None) -> Inputs:
+    """Measure what a classifier learns from, or open what has been measured.
+
+    Raises:
+        DataError: a class has too few lesions for the SVM's calibration, or as `open_features`.
+        RunError: as `open_features`.
+        WeightsError: the backbone's weights cannot be had.
+    """
+    _check_lesions(experiment, data)
+    families = experiment.model.classical.features
+    if experiment.model.is_hand_made:
+        table = open_features(data.index, data.root, data.entry, experiment.data, experiment.tracking.uri, progress)
+        return Inputs(table.columns(families), table)
+    backbone, loaded = first_backbone(experiment)
+    return Inputs(_deep(backbone, data, ROLES, experiment.data.batch_size, progress), None, backbone, loaded)
+
+
+def _check_lesions(experiment: Experiment, data: PreparedData) -> None:
+    lesions = data.rows("train").groupby("label")["lesion_id"].nunique()
+    if experiment.model.classifier == "svm" and (lesions < 2).any():
+        rare = ", ".join(data.classes[int(label)] for label in lesions.index[lesions < 2])
+        raise DataError(
+            f"the training part has one lesion alone of {rare}; to calibrate its probabilities the SVM needs two or more of every "
+            "class, as none may be on both sides. Choose another --data.split, or another --model.classifier."
+        )
+
+
+def _deep(
+    backbone: DeepFeatures, data: PreparedData, roles: Sequence[str], batch_size: int, progress: ProgressBar | None
+) -> pd.DataFrame:
+    rows = np.flatnonzero(data.index["role"].isin(roles).to_numpy())
+    told: Progress | None = progress("asking the backbone") if progress else None
+    found = backbone.measure(data.store.images, rows, batch_size, told)
+    return found.set_index(rows).reindex(range(len(data.index)))
+
+
+def fit_classifier(experiment: Experiment, data: PreparedData, inputs: Inputs, folder: Path) -> ClassicalModel:
+    """Fit on the training part; write the model's files into the run's folder, and return it as it will be read from there.
+
+    Args:
+        experiment: resolved.
+        data: prepared.
+        inputs: as `find_inputs` gives them.
+        folder: with config.yaml and classes.json.
+
+    Raises:
+        ConfigError, DataError: as `fit_pipeline`.
+    """
+    train = np.flatnonzero((data.index["role"] == "train").to_numpy())
+    part = data.index.iloc[train]
+    pipeline = fit_pipeline(
+        experiment.model.classifier, experiment.model.classical, experiment.data, inputs.features.iloc[train],
+        part["label"].to_numpy(np.int64), part["lesion_id"].to_numpy(), experiment.seed,
+    )  # fmt: skip
+    save_pipeline(pipeline, folder / CLASSICAL_CHECKPOINT)
+    if inputs.backbone:
+        inputs.backbone.save(folder / BACKBONE_FILE)
+    return ClassicalModel(folder)
+
+
+def predict_part(model: ClassicalModel, data: PreparedData, features: pd.DataFrame, role: str) -> Predictions:
+    """Predict the images of one role.
+
+    Args:
+        model: fitted.
+        data: prepared.
+        features: a row an image of the data.
+        role: train, val or test.
+
+    Raises:
+        RunError: the model gives NaN.
+    """
+    rows = np.flatnonzero((data.index["role"] == role).to_numpy()).astype(np.int64)
+    said = model.answer_features(features.iloc[rows])
+    assert said.logits is not None
+    assert said.probability is not None
+    _check_finite(said.probability, role)
+    label = data.index["label"].to_numpy(np.int64)[rows]
+    return Predictions(rows, label, said.logits, said.probability, float("nan"))
+
+
+def _check_finite(probability: npt.NDArray[np.float64], role: str) -> None:
+    wrong = int((~np.isfinite(probability).all(axis=1)).sum())
+    if wrong:
+        raise RunError(f"the classifier gives NaN on {wrong} {role} images; choose other features or hyper-parameters.")
+
+
+def predict_other(
+    model: ClassicalModel, experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None
+) -> Predictions:
+    """Predict the test images of data that a finished run's model has not been fitted on.
+
+    Args:
+        model: of the run.
+        experiment: the run's, on these data.
+        data: prepared.
+        progress: makes progress callbacks by title.
+
+    Raises:
+        DataError, RunError: as `open_features`.
+    """
+    if model.backbone is None:
+        table = open_features(data.index, data.root, data.entry, experiment.data, experiment.tracking.uri, progress)
+        features = table.columns(model.families)
+    else:
+        features = _deep(model.backbone, data, ("test",), experiment.data.batch_size, progress)
+    return predict_part(model, data, features, "test")

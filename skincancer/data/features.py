@@ -1,0 +1,183 @@
+"""The table of hand-made features of a data set: a row an image, built once beside the store.
+
+A table is a folder under the cache, named by its key: `features.csv` (image_id, width and height of the original in px, whose mask
+it was, error, mask_empty, and a column a feature) and `recipe.json`. It is built as stores are (`data.store`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+
+from skincancer.data.boxes import find_segmenter, mask_source, predicted
+from skincancer.data.catalog import Dataset
+from skincancer.data.index import image_root
+from skincancer.data.store import Progress, build_once, file_pairs, files_key, in_processes
+from skincancer.images import cleaning
+from skincancer.images.cleaning import Mask
+from skincancer.images.crops import EMPTY, find_mask
+from skincancer.images.decode import BadImage, ImageFile, clean_picture, read_image
+from skincancer.images.features import (
+    FAMILIES,
+    MASK_EMPTY,
+    WORKING_SIDE,
+    bring_to_working_size,
+    feature_names,
+    image_features,
+)
+from skincancer.paths import cache_folder
+from skincancer.schema import DataConfig
+
+FORMAT = 1  # raised whenever a feature gives other numbers
+CHUNK = 16  # images per task of a worker
+DIGITS = "%.9g"  # which float32 comes back from as it was
+FEATURES_FILE = "features.csv"
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """An opened table: its folder, and a row an image in the order of the index."""
+
+    folder: Path
+    table: pd.DataFrame
+
+    @property
+    def file(self) -> Path:
+        """Return where the table lies, to be used elsewhere."""
+        return self.folder / FEATURES_FILE
+
+    def columns(self, families: Sequence[str]) -> pd.DataFrame:
+        """Return what is learned from of some families: `mask_empty` and a column a feature, float32, NaN where it cannot be measured."""
+        return self.table[[MASK_EMPTY, *feature_names(families)]]
+
+
+def open_features(
+    index: pd.DataFrame, root: Path, entry: Dataset, config: DataConfig, uri: str | None = None,
+    progress: Callable[[str], Progress] | None = None, jobs: int = -1,
+) -> FeatureTable:  # fmt: skip
+    """Open the table of features of a data set's images, measuring them first where that has not been done.
+
+    Args:
+        index: of the data set, as `PreparedData` has it.
+        root: the data set's folder.
+        entry: of the catalog.
+        config: its `masks` say whose masks they are measured in: those of `truth`, `otsu`, `auto`, or of a segmenter.
+        uri: tracking store of that segmenter.
+        progress: makes progress callbacks by title.
+        jobs: worker processes; -1 for one a core.
+
+    Raises:
+        DataError: true masks are asked for where there are none, files are gone, or the disk is full.
+        RunError: `data.masks` names a run that is no finished segmenter's.
+    """
+    found = find_segmenter(config, uri)
+    segmenter = found[0] if found else None
+    source, images = mask_source(config, index, segmenter, entry), image_root(root)
+    recipe = {"format": FORMAT, "working_side": WORKING_SIDE, "families": list(FAMILIES), "masks": source}
+    if config.clean:
+        recipe |= {"clean": config.clean, "clean_format": cleaning.FORMAT}
+    reads_masks = source in ("truth", "auto")
+    folder = cache_folder() / "features" / files_key(index, images, recipe, reads_masks)
+
+    def build(building: Path) -> None:
+        given: list[bytes | None] = [None] * len(index)
+        if segmenter:
+            given = predicted(segmenter, index, images, _pack, progress, jobs)
+        pairs = file_pairs(index, images, reads_masks)
+        told = progress(f"measuring features of {entry.name}") if progress else None
+        chunks = [slice(start, start + CHUNK) for start in range(0, len(pairs), CHUNK)]
+        rows: list[dict[str, Any]] = []
+        for chunk in in_processes(
+            _measure_chunk, [(pairs[some], given[some], source, config.clean) for some in chunks], jobs
+        ):
+            rows += chunk
+            if told:
+                told(len(rows), len(pairs))
+        table = pd.DataFrame(rows)
+        table.insert(0, "image_id", index["image_id"].to_numpy())
+        names = [MASK_EMPTY, *feature_names()]
+        table[names] = table[names].astype(np.float32)
+        table.to_csv(building / FEATURES_FILE, index=False, float_format=DIGITS)
+        (building / "recipe.json").write_text(json.dumps(recipe, indent=1))
+
+    build_once(folder, images, build, f"the features of {len(index)} images take {len(index) * 2.5e-6:.2f} GB")
+    texts = {"image_id": str, "masks": str, "error": str}
+    numbers = dict.fromkeys([MASK_EMPTY, *feature_names()], np.float32)
+    table = pd.read_csv(
+        folder / FEATURES_FILE, dtype={**texts, **numbers}, keep_default_na=False, na_values=dict.fromkeys(numbers, "")
+    )
+    return FeatureTable(folder, table)
+
+
+def measure(
+    file: ImageFile,
+    mask: Path | None,
+    source: str,
+    given: Mask | None = None,
+    families: Sequence[str] = tuple(FAMILIES),
+    steps: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure one image file: width and height (px), whose mask it was (`empty` of an empty one), `mask_empty`, and a number a feature.
+
+    Args:
+        file: of the image.
+        mask: file of its true mask, where there is one.
+        source: truth, otsu, auto, or the segmenter's name whose mask is `given`.
+        given: bool (H, W), of a segmenter.
+        families: of features.
+        steps: of `cleaning.STEPS`, done first; what `frame` cuts away is not measured.
+
+    Raises:
+        BadImage: image or mask cannot be used, or a step of cleaning failed.
+    """
+    original = read_image(file)
+    picture, shown = clean_picture(original, steps)
+    if given is None:
+        lesion, source = find_mask(original, picture, shown, mask, source)
+    else:
+        left, top, right, bottom = shown
+        lesion = given[top:bottom, left:right]
+    measured = image_features(bring_to_working_size(picture, lesion), families)
+    masks = EMPTY if measured[MASK_EMPTY] else source
+    return {"width": original.width, "height": original.height, "masks": masks, "error": "", **measured}
+
+
+def _measure_chunk(
+    pairs: list[tuple[Path, Path | None]], given: list[bytes | None], source: str, steps: Sequence[str]
+) -> list[dict[str, Any]]:
+    rows = []
+    unread = {
+        "width": 0,
+        "height": 0,
+        "masks": "",
+        "error": "",
+        **dict.fromkeys([MASK_EMPTY, *feature_names()], math.nan),
+    }
+    for (image, mask), packed in zip(pairs, given, strict=True):
+        try:
+            rows.append(measure(image, mask, source, None if packed is None else _unpack(packed), steps=steps))
+        except BadImage as error:
+            rows.append({**unread, "error": f"{image} {error}"})
+    return rows
+
+
+def _pack(mask: Mask) -> bytes:
+    """Return a mask as a small PNG: those of ten thousand photographs would fill the memory."""
+    stream = io.BytesIO()
+    Image.fromarray(mask).save(stream, "png")
+    return stream.getvalue()
+
+
+def _unpack(packed: bytes) -> npt.NDArray[np.bool_]:
+    with Image.open(io.BytesIO(packed)) as image:
+        return np.asarray(image.convert("L")) > 0
