@@ -131,8 +131,9 @@ def test_masks_of_a_segmenter(few, monkeypatch):
     from skincancer.data import boxes
 
     class Segmenter:
-        digest, size, resize, clean, batch_size = "0123", 32, "stretch", (), 4
-        settings = {"data": {"dataset": "demo"}}
+        def __init__(self):
+            self.digest, self.size, self.resize, self.clean, self.batch_size = "0123", 32, "stretch", (), 4
+            self.settings = {"data": {"dataset": "demo"}}
 
         def answer(self, squares):
             return type("Answers", (), {"lesion": np.ones((len(squares), 32, 32), dtype=np.float32)})
