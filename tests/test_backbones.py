@@ -20,7 +20,13 @@ from skincancer.paths import experiments_folder
 
 TINY = ["test_efficientnet", "test_resnet", "test_vit"]
 _EXPERIMENTS = [yaml.safe_load(path.read_text()) for path in experiments_folder().glob("*.yaml")]
-SHIPPED = sorted({each["model"]["backbone"] for each in _EXPERIMENTS if each["task"] == "classification"})
+SHIPPED = sorted(
+    {
+        each["model"]["backbone"]
+        for each in _EXPERIMENTS
+        if each["task"] == "classification" and "backbone" in each["model"]  # hand-made features have none
+    }
+)
 
 
 def build_on_meta(name: str, size: int = 96) -> nn.Module:
