@@ -254,7 +254,7 @@ class FitRecorder:
         run.write_text("split.csv", data.index[SPLIT_COLUMNS].to_csv(index=False))
         run.write_text("dropped.csv", data.dropped.to_csv(index=False))
         run.write_text(DIGESTS_FILE, digest_table(data.index, data.store.images).to_csv(index=False))
-        write_fingerprints(run.folder / FINGERPRINTS_FILE, data.index, data.store.images)
+        write_fingerprints(run.folder / FINGERPRINTS_FILE, data.index, data.store, settings.resize)
         run.log_file(FINGERPRINTS_FILE)
         run.write_text("environment.txt", tracking.environment_text())
         if settings.crop:

@@ -4,10 +4,13 @@ import io
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from skincancer.data.duplicates import exact_pairs, find_near, link
+from skincancer.data.seen import find_similar, read_fingerprints, write_fingerprints
+from skincancer.data.store import open_store
 from skincancer.images.fingerprints import COARSE, coarse_detail, correlate, describe, is_flat, thumbnail, turn
 
 SIDE = 96
@@ -132,3 +135,19 @@ def test_exact_pairs_and_groups():
     assert exact_pairs(["a", "b", "a", "", "", "a"]) == [(0, 2), (0, 5)]
     assert link(6, [(0, 2), (2, 5), (3, 4)]) == [[0, 2, 5], [3, 4]]
     assert link(3, []) == []
+
+
+@pytest.mark.parametrize("resize", ["pad", "stretch", "crop"])
+def test_a_run_knows_copies_of_its_images_and_takes_no_bars_for_likeness(tmp_path, resize):
+    images = [picture(seed, (160, 100)) for seed in range(20)]
+    images.append(EDITS["brighter"](EDITS["flip"](images[3])))
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    names = [str(number) for number in range(len(images))]
+    index = pd.DataFrame({"image_id": names, "image": [f"{name}.png" for name in names], "mask": None})
+    index["role"] = ["train"] * 10 + ["test"] * 11
+    store = open_store(index, tmp_path, tmp_path / "cache", size=32, resize=resize, jobs=1)
+    write_fingerprints(tmp_path / "fingerprints.npz", index, store, resize)
+    used = read_fingerprints(tmp_path / "fingerprints.npz")
+    found = find_similar(store, np.arange(10, 21), resize, used)
+    assert found[["row", "like"]].to_numpy().tolist() == [[20, "3"]]

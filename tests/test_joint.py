@@ -218,8 +218,7 @@ def test_a_classifier_takes_the_encoder_of_a_joint_run_and_back(run, artifacts, 
 
 @pytest.mark.slow
 def test_an_evaluation_of_its_own_test_part_gives_its_own_metrics(run, artifacts):
-    # at 32 px two drawn lesions may look alike
-    assert evaluate.main([f"--run={run.info.run_id}", "--part=test", "--near-duplicates=keep"]) == 0
+    assert evaluate.main([f"--run={run.info.run_id}", "--part=test"]) == 0
     found = next(one for one in all_runs() if one.data.tags["kind"] == "evaluate")
     own = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
     own = {

@@ -260,8 +260,7 @@ def test_predict_refuses_a_place_that_cannot_be_written(run, tiny_demo, tmp_path
 
 
 def test_an_evaluation_of_its_own_test_part_gives_its_own_metrics(run, artifacts, capsys):
-    # at 32 px two drawn lesions may look alike
-    assert evaluate.main([f"--run={run.info.run_id}", "--part=test", "--near-duplicates=keep"]) == 0
+    assert evaluate.main([f"--run={run.info.run_id}", "--part=test"]) == 0
     found = next(one for one in all_runs() if one.data.tags["kind"] == "evaluate")
     own = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
     assert {name: found.data.metrics[name] for name in own} == own

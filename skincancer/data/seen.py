@@ -17,7 +17,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.data.duplicates import Progress, find_near
+from skincancer.data.store import Store
 from skincancer.images.fingerprints import thumbnail
+from skincancer.images.geometry import mapping
 
 DIGESTS_FILE = "digests.csv"
 FINGERPRINTS_FILE = "fingerprints.npz"  # image_id (M,) and thumbnails uint8 (M, 36, 36), grey: 1.3 KB an image
@@ -42,17 +44,18 @@ class Fingerprints:
     thumbnails: npt.NDArray[np.uint8]
 
 
-def write_fingerprints(path: Path, index: pd.DataFrame, images: npt.NDArray[np.uint8]) -> None:
+def write_fingerprints(path: Path, index: pd.DataFrame, store: Store, resize: str) -> None:
     """Write small grey copies of the images that a run learns from or is chosen on.
 
     Args:
         path: the file.
         index: with roles; row i belongs to image i.
-        images: uint8 (N, S, S, 3), of the store.
+        store: of the images.
+        resize: how they came to its squares.
     """
     rows = np.flatnonzero(index["role"].isin(USED).to_numpy())
     ids = index["image_id"].to_numpy()[rows].astype(str)
-    np.savez_compressed(path, image_id=ids, thumbnails=_thumbnails(images, rows, FINGERPRINT_SIDE))
+    np.savez_compressed(path, image_id=ids, thumbnails=_thumbnails(store, rows, resize, FINGERPRINT_SIDE))
 
 
 def read_fingerprints(path: Path) -> Fingerprints:
@@ -72,20 +75,21 @@ def read_fingerprints(path: Path) -> Fingerprints:
 
 
 def find_similar(
-    images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], used: Fingerprints, progress: Progress | None = None
+    store: Store, rows: npt.NDArray[np.int64], resize: str, used: Fingerprints, progress: Progress | None = None
 ) -> pd.DataFrame:
     """Find the near-duplicates of images that a run used.
 
     Args:
-        images: uint8 (N, S, S, 3), of a store by the run's recipe.
-        rows: int64 (M,) those asked about.
+        store: by the run's recipe.
+        rows: int64 (M,) of the images asked about.
+        resize: how they came to its squares.
         used: by the run.
         progress: called with (done, total).
 
     Returns:
         A row an image of which there are any: row, like (image_id of the most similar), correlation.
     """
-    near = find_near(_thumbnails(images, rows, THUMBNAIL_SIDE), used.thumbnails, progress=progress)
+    near = find_near(_thumbnails(store, rows, resize, THUMBNAIL_SIDE), used.thumbnails, progress=progress)
     best = near.sort_values("correlation", ascending=False, kind="stable").drop_duplicates("first").sort_values("first")
     return pd.DataFrame(
         {
@@ -96,10 +100,12 @@ def find_similar(
     )
 
 
-def _thumbnails(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], side: int) -> npt.NDArray[np.uint8]:
+def _thumbnails(store: Store, rows: npt.NDArray[np.int64], resize: str, side: int) -> npt.NDArray[np.uint8]:
+    """Return grey copies (M, side, side) without the bars of `pad`, by which any two pictures would look alike."""
     found = np.zeros((len(rows), side, side), np.uint8)
-    for number, row in enumerate(rows):
-        found[number] = thumbnail(images[row], side)
+    for number, (row, (width, height)) in enumerate(zip(rows, store.shown_sizes(rows), strict=True)):
+        left, top, right, bottom = mapping(width, height, store.images.shape[1], resize).target
+        found[number] = thumbnail(store.images[row, top:bottom, left:right], side)
     return found
 
 

@@ -60,6 +60,15 @@ class Store:
             return None
         return [(left, top, right, bottom) for left, top, right, bottom in self.table[BOX_COLUMNS].to_numpy().tolist()]
 
+    def shown_sizes(self, rows: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Return width and height (px) of what some images show of their originals."""
+        if self.boxes is None:
+            sizes = self.table[["width", "height"]].to_numpy()[rows]
+        else:
+            boxes = self.table[BOX_COLUMNS].to_numpy()[rows]
+            sizes = boxes[:, 2:] - boxes[:, :2]
+        return [(width, height) for width, height in sizes.tolist()]
+
 
 def open_store(
     index: pd.DataFrame,

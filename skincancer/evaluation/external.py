@@ -193,7 +193,8 @@ def prepare_evaluation(
         reasons = np.where(reasons == "", found, reasons)
         if run.fingerprints is not None:
             told = progress(f"comparing the images with those of run {run.run}") if progress else None
-            looks.append(find_similar(prepared.store.images, rows.index.to_numpy(), run.fingerprints, told))
+            asked, resize = rows.index.to_numpy(), experiment.data.resize
+            looks.append(find_similar(prepared.store, asked, resize, run.fingerprints, told))
     similar = pd.concat(looks) if looks else pd.DataFrame(columns=["row", "like", "correlation"])
     similar = similar.sort_values("correlation", ascending=False, kind="stable").drop_duplicates("row")
     similar = similar[similar["row"].isin(test.index[reasons == ""])].sort_values("row", ignore_index=True)
