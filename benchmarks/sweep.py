@@ -26,7 +26,8 @@ import postgres
 from side_by_side import machine
 
 from skincancer.storage import shown, storage_url
-from skincancer.study import Plan, counts, create
+from skincancer.study import counts, create
+from skincancer.sweep_plan import Plan
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SPACE = "task: classification\nsearch:\n  model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}\n"

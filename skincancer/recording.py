@@ -18,7 +18,6 @@ from rich.text import Text
 
 from skincancer import config, launching, tracking, training
 from skincancer.artifacts import MASKS_FILE, SEGMENTER, SEGMENTER_FILES, fetch_run, model_files
-from skincancer.checks import OF_CLASSIFIERS
 from skincancer.classical_training import Inputs
 from skincancer.data.boxes import RUN, describe_crops, describe_masks
 from skincancer.data.catalog import malignant_classes
@@ -35,12 +34,12 @@ from skincancer.evaluation.predictions import write_predictions
 from skincancer.evaluation.report import REPORT_FILE, write_report
 from skincancer.evaluation.run_files import store_thumbnails
 from skincancer.evaluation.subgroups import write_subgroups
-from skincancer.images.cleaning import describe_clean
 from skincancer.inputs import log_dataset
 from skincancer.models import serving
 from skincancer.models.weights import Loaded
 from skincancer.outcomes import OUTCOMES, Outcome
-from skincancer.schema import DEEP, Experiment
+from skincancer.run_params import fit_params
+from skincancer.schema import Experiment
 from skincancer.terminal import make_table, uninterrupted, warn
 from skincancer.trial import STATE_TAG, TrialLink
 
@@ -194,56 +193,15 @@ class FitRecorder:
         ) as run:
             self.run_id, self.folder = run.run_id, run.folder
             self.console.print(f"run {run.run_id} in {group}" + (" (resumed)" if resume else ""))
-            run.log_params(self._params(weights) | (self.trial.log_params() if self.trial else {}))
+            run.log_params(
+                fit_params(experiment, data, self.outcome, self.inputs, weights)
+                | (self.trial.log_params() if self.trial else {})
+            )
             if self.trial:
                 self.trial.started(run.run_id)
             if not goes_on:
                 self._write_start(run)
             yield run
-
-    def _params(self, weights: str) -> dict[str, Any]:
-        e, data = self.experiment, self.data
-        together = launching.count_ranks(e.trainer)
-        counts = {f"{role}_images": len(data.rows(role)) for role in ROLES}
-        return {
-            "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "split": e.data.split,
-            "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.learner,
-            "clean": describe_clean(e.data.clean), "crop": e.data.crop, **(self._crop_params() if e.data.crop else {}),
-            "target": e.data.target, "balance": e.data.balance,
-            "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
-            "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
-            "dropped_images": len(data.dropped), "quality": e.data.quality, "quality_dropped_images": data.flagged,
-            "devices": e.trainer.devices, "ranks": together, **counts,
-            **(self._network_params(together) if e.model.is_network else self._classical_params()),
-        }  # fmt: skip
-
-    def _network_params(self, together: int) -> dict[str, Any]:
-        e = self.experiment
-        return {
-            **self.outcome.params(e.model), "max_epochs": e.trainer.max_epochs, "precision": e.trainer.precision,
-            "lr": e.model.optimizer.lr, "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name,
-            "tta": e.model.tta, "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
-            "effective_batch_size": e.data.batch_size * together * e.trainer.accumulate_grad_batches,
-        }  # fmt: skip
-
-    def _classical_params(self) -> dict[str, Any]:
-        """Return the features, the classifier's own hyper-parameters, and how many images were measured in whose masks."""
-        assert self.inputs is not None
-        model, settings = self.experiment.model, self.experiment.data
-        own = {key: getattr(model.classical, key) for key, owner in OF_CLASSIFIERS.items() if owner == model.classifier}
-        table = self.inputs.measured
-        if table is None:
-            return {"features": f"{DEEP}: {model.backbone}", **own}
-        whose = table.table.loc[table.table["error"] == "", "masks"].map(lambda name: str(name).split(":")[0])
-        counts = {f"masks_{name}": int(count) for name, count in whose.value_counts().items()}
-        saw = {"segmenter_saw_test_images": self.data.segmenter_saw} if settings.masks.startswith(RUN) else {}
-        return {"features": "+".join(model.classical.features), **own, "masks": settings.masks, **counts, **saw}
-
-    def _crop_params(self) -> dict[str, Any]:
-        settings = self.experiment.data
-        return {
-            "masks": settings.masks, "crop_margin": settings.crop_margin, "segmenter_saw_test_images": self.data.segmenter_saw,
-        }  # fmt: skip
 
     def _write_start(self, run: tracking.Run) -> None:
         data = self.data

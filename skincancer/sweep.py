@@ -63,7 +63,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
     assert request.experiment is not None
     started = time.monotonic()
     experiment, content, points, notes = _check(request)
-    from skincancer import study, tracking
+    from skincancer import study, sweep_plan, tracking
     from skincancer.data.prepared import prepare_data
     from skincancer.models.building import check_network
     from skincancer.storage import shown, storage_url
@@ -80,11 +80,13 @@ def sweep(request: Request, console: Console | None = None) -> str:
     folder = paths.sweeps_folder(client.tracking_uri)
     url = storage_url(request.storage, folder / f"{name}.journal")
     with progress_bars(console) as bars:
-        data = prepare_data(experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri)
+        data = prepare_data(
+            experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri, hand_made=experiment.model.is_hand_made,
+        )  # fmt: skip
     for closed in tracking.reap(client):
         console.print(f"closed run {closed} as KILLED: its process is gone")
     flags = {key: value for key, value in request.flags.items() if key not in PLACE_KEYS}
-    plan = study.Plan(
+    plan = sweep_plan.Plan(
         experiment.name, content, flags, dict(experiment.search), request.sampler, request.pruner, data.split_hash, data.index_hash,
     )  # fmt: skip
     opened = study.create(url, name, plan, request.trials, maximize=monitor_mode(experiment.training.monitor) == "max")

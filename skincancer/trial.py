@@ -8,6 +8,7 @@ answers "go" or "prune" on standard input; where that ends, the worker is gone o
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import queue
@@ -23,6 +24,13 @@ from skincancer.terminal import Interrupted, run_verb, signals_as_interrupts
 
 GO, PRUNE = "go", "prune"
 STATE_TAG = "trial_state"
+AHEAD = (
+    "ranks",
+    "recording",
+    "training",
+    "data.datamodules",
+    "models.building",
+)  # what `fit` imports when it is called
 
 
 @dataclass
@@ -86,11 +94,8 @@ def _verb(argv: Sequence[str]) -> None:
     parser.add_argument("--pipe", type=int, required=True)
     pipe = parser.parse_args(argv).pipe
     with signals_as_interrupts():
-        from skincancer import ranks, recording, training  # noqa: F401
-        from skincancer.data import datamodules  # noqa: F401
-        from skincancer.fit import fit
-        from skincancer.models import building  # noqa: F401
-
+        for name in AHEAD:
+            importlib.import_module(f"skincancer.{name}")
         order = sys.stdin.readline()
         if not order:
             return
@@ -98,6 +103,8 @@ def _verb(argv: Sequence[str]) -> None:
         experiment, _ = config.resolve(given.pop("config"), {})
         link = TrialLink(**given, pipe=pipe)
         link.listen()
+        from skincancer.fit import fit
+
         fit(experiment, trial=link)
 
 

@@ -108,6 +108,18 @@ def test_predict_asks_whose_masks_and_answers_as_the_fit_did(run, artifacts, tin
             assert model.answer(features).probability[0] == pytest.approx(said_before.to_numpy(float), abs=1e-6)
 
 
+def test_features_of_cleaned_images_are_those_of_new_files_too(tiny_demo, store, tmp_path):
+    flags = ["--model.classical.features=[colour]", "--data.clean=[contrast]", "--data.masks=otsu"]
+    assert fit.main([*FIT, f"--data.root={tiny_demo}", *flags]) == 0
+    run = only_run()
+    (own,) = fetch_run(run.info.run_id, tmp_path / "run", None, ("predictions/test.csv",))
+    expected = pd.read_csv(own).set_index("image_id").filter(like="p_")
+    assert predict(run.info.run_id, [tiny_demo / "images"], tmp_path / "out").bad == 0
+    said = pd.read_csv(tmp_path / "out/predictions.csv").set_index("image_id").loc[expected.index, expected.columns]
+    assert said.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-6)
+    assert run.data.params["clean"] == "contrast"
+
+
 def test_predict_of_files_that_show_nothing(run, tmp_path):
     black, bad = tmp_path / "black.png", tmp_path / "bad.png"
     Image.new("RGB", (1, 1)).save(black)

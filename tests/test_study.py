@@ -21,7 +21,8 @@ from sqlalchemy.exc import OperationalError
 
 from skincancer import storage, study, trials
 from skincancer.errors import ConfigError, RunError
-from skincancer.study import Ended, Plan, counts
+from skincancer.study import Ended, counts
+from skincancer.sweep_plan import Plan
 from skincancer.terminal import Interrupted, signals_as_interrupts
 
 SEARCH = {

@@ -20,7 +20,7 @@ from sklearn.metrics import balanced_accuracy_score
 from skincancer import config, fit, paths, study, sweep, tracking, trials
 from skincancer.config import load_yaml
 from skincancer.evaluation.sweep_figures import sweep_figures
-from skincancer.study import Plan
+from skincancer.sweep_plan import Plan
 from skincancer.terminal import Interrupted
 from skincancer.trial import TrialLink
 

@@ -63,6 +63,7 @@ def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None] | N
                 if progress:
                     progress(done, len(members))
         building.rename(folder)
+    # what zipfile raises on damage (the first three), on a compression that it does not know, and on a password
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise BadArchive(f"{archive.name} cannot be unpacked: {error}") from error
     except OSError as error:

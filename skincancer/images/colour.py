@@ -39,16 +39,18 @@ def shades_of_grey(image: RGB, power: float = 6) -> RGB:
 
 
 def grey_world(image: RGB) -> RGB:
-    """Take the light to be the mean of the image: Buchsbaum G. A spatial processor model for object colour perception. J Franklin Inst
-    310, 1-26 (1980); `shades_of_grey` with p = 1.
-    """  # noqa: D205
+    """Take the light to be the mean of the image: `shades_of_grey` with p = 1.
+
+    Buchsbaum G. A spatial processor model for object colour perception. J Franklin Inst 310, 1-26 (1980).
+    """
     return shades_of_grey(image, 1)
 
 
 def max_rgb(image: RGB) -> RGB:
-    """Take the light to be the brightest value of each channel: Land E., McCann J. Lightness and retinex theory. J Opt Soc Am 61, 1-11
-    (1971); `shades_of_grey` with p = ∞.
-    """  # noqa: D205
+    """Take the light to be the brightest value of each channel: `shades_of_grey` with p = ∞.
+
+    Land E., McCann J. Lightness and retinex theory. J Opt Soc Am 61, 1-11 (1971).
+    """
     return shades_of_grey(image, math.inf)
 
 

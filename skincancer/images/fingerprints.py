@@ -115,15 +115,15 @@ def correlate(one: Thumbnails, other: Thumbnails, turned: int = 0) -> float:
     side, sigma = len(second), len(second) / 16
     warp = np.eye(2, 3, dtype=np.float32)
     try:
-        _, warp = cv2.findTransformECC(second, first, warp, cv2.MOTION_AFFINE, _STEPS, None, 5)  # type: ignore[call-overload]
+        warp = np.asarray(cv2.findTransformECC(second, first, warp, cv2.MOTION_AFFINE, _STEPS)[1], dtype=np.float32)
     except cv2.error:  # it does not converge
         return 0.0
     stretches = np.linalg.svd(warp[:, :2], compute_uv=False)
-    how = {"dsize": (side, side), "flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP}
-    shared = cv2.warpAffine(np.ones_like(second), warp, **how) > 0.99  # type: ignore[call-overload]
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    shared = cv2.warpAffine(np.ones_like(second), warp, (side, side), flags=flags) > 0.99
     if stretches.max() > _STRETCH or stretches.min() < 1 / _STRETCH or shared.mean() < _OVERLAP:
         return 0.0
-    moved = cv2.warpAffine(_level(first, sigma), warp, **how)  # type: ignore[call-overload]
+    moved = cv2.warpAffine(_level(first, sigma), warp, (side, side), flags=flags).astype(np.float32, copy=False)
     first, second = moved[shared], _level(second, sigma)[shared]
     first, second = first - first.mean(), second - second.mean()
     length = float(np.sqrt((first**2).sum() * (second**2).sum()))
