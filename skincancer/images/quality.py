@@ -84,7 +84,10 @@ def border_share(image: Pixels, frame: Frame) -> float:
 
 
 def hair_share(image: Pixels) -> float:
-    """Return the share of the image that thin, long, dark structures cover: a closing's excess over grey, by its components."""
+    """Return the share of the image that thin, long, dark structures cover: a closing's excess over grey, by its components.
+
+    Not `hair.find_hair`, which leaves an image alone that is full of hair; such a one is to be flagged.
+    """
     grey = _grey(image)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (HAIR_WIDTH, HAIR_WIDTH))
     thin = (cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, kernel) > HAIR_CONTRAST).astype(np.uint8)
