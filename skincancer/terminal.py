@@ -21,6 +21,7 @@ from skincancer.errors import RunError, SkinCancerError
 
 # schedulers often send the same signal twice at once; a person who waits for a dead server sends another
 HOLD_SECONDS = 5.0
+_AGAIN_SECONDS = 0.05
 _PIPE_WIDTH = 10_000  # in a pipe a table is as wide as its content, and no name is cut
 
 
@@ -101,15 +102,20 @@ class _Arrived:
     held: int | None = None
     held_at = 0.0
     told = False
+    dropped: int | None = None
 
 
 @contextlib.contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `Interrupted`; later ones are ignored, so that the end can be written."""
+    """Turn the first SIGINT or SIGTERM into `Interrupted`; later ones are ignored, so that the end can be written.
+
+    Python drops whatever is raised inside a callback of a weak reference or a `__del__`, and signals do arrive there: garbage
+    collected during `torch.save` is the first Python code to run in a while. Such an `Interrupted` is raised again outside.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Arrived.holds, _Arrived.held, _Arrived.told = 0, None, False
+    _Arrived.holds, _Arrived.held, _Arrived.told, _Arrived.dropped = 0, None, False, None
 
     def handle(signum: int, _: Any) -> None:
         if _Arrived.told:
@@ -121,10 +127,27 @@ def signals_as_interrupts() -> Iterator[None]:
         _Arrived.told = True
         raise Interrupted(signum)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    def on_dropped(what: sys.UnraisableHookArgs) -> None:
+        if isinstance(what.exc_value, Interrupted):
+            _Arrived.dropped = what.exc_value.signum
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        else:
+            report_dropped(what)
+
+    def once_more(_: int, frame: Any) -> None:
+        if _Arrived.dropped is not None:
+            signum, _Arrived.dropped, _Arrived.told = _Arrived.dropped, None, False
+            handle(signum, frame)
+
+    report_dropped, sys.unraisablehook = sys.unraisablehook, on_dropped
+    handlers = {signal.SIGINT: handle, signal.SIGTERM: handle, signal.SIGALRM: once_more}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
+        _Arrived.dropped = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = report_dropped
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
+import weakref
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import Mock
@@ -77,11 +79,52 @@ def test_second_signal_does_not_cut_the_end_short():
     assert caught.value.exit_code == 143
 
 
-def test_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGTERM)
+class Collected:
+    """Something that garbage is made of."""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_not_lost_where_python_drops_exceptions(number, exit_code):
+    # as where garbage is collected during a long call into C: the first Python code to run is a weak reference's callback
+    callbacks = []
+
+    def long_call():
+        with signals_as_interrupts():
+            collected = Collected()
+            kept = weakref.ref(
+                collected, lambda _: (callbacks.append(1), os.kill(os.getpid(), number), callbacks.append(2))
+            )
+            del collected
+            assert kept() is None
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    with pytest.raises(Interrupted) as caught:
+        long_call()
+    assert callbacks == [1], "the signal arrived inside the callback"
+    assert caught.value.exit_code == exit_code
+
+
+def test_other_exceptions_that_python_drops_are_reported_as_before(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: reported.append(str(what.exc_value)))
     with signals_as_interrupts():
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
+        collected = Collected()
+        kept = weakref.ref(collected, lambda _: {}["what it says"])
+        del collected
+        assert kept() is None
+    assert reported == ["'what it says'"]
+
+
+def test_handlers_are_put_back():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [*map(signal.getsignal, numbers), sys.unraisablehook]
+    with signals_as_interrupts():
+        for number, handler in zip(numbers, before, strict=False):
+            assert signal.getsignal(number) != handler
+        assert sys.unraisablehook != before[-1]
+    assert [*map(signal.getsignal, numbers), sys.unraisablehook] == before
 
 
 def test_a_signal_inside_a_database_statement_leaves_the_store_usable(store):
