@@ -33,6 +33,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer import config, tracking, training
+from skincancer.allocator import keep_freed_memory
 from skincancer.data.datamodules import LesionDataModule
 from skincancer.data.prepared import PreparedData, prepare_data
 from skincancer.images.augment import Augment
@@ -185,6 +186,7 @@ def main() -> None:
     given = parser.parse_args()
 
     training.quiet_lightning()
+    keep_freed_memory()  # as fit does; one process has one allocator, so that the bare loop gains by it too
     network = NETWORKS[given.task] | ({"model.backbone": given.backbone} if given.backbone else {})
     flags = {
         "task": given.task, "data.dataset": given.dataset, "data.root": given.root, "data.size": given.size, "data.batch_size": given.batch,

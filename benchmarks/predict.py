@@ -4,8 +4,9 @@
 
 A few images are linked under as many names as are asked for; the model is never trained, which costs the same. predict reads,
 decodes and resizes each file, asks the model and writes its row; the bare loop runs the same network in batches of the same size
-over as many images, which lie in memory as float32 tensors. Decoding alone, in predict's threads, is measured beside them: on a
-CPU it takes the model's cores, so the ratio cannot be above bare/(bare + decoding); with a GPU it runs beside the model.
+over as many images, which lie in memory as float32 tensors, in a process of its own, with the C library as it is (`allocator.py`) and,
+to be strict, also as predict sets it. Decoding alone, in predict's threads, is measured beside them: on a CPU it takes the model's
+cores, so that with memory kept on both sides the ratio cannot be above bare/(bare + decoding); with a GPU it runs beside the model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from side_by_side import in_turns, machine, ratios, spread
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+
+from skincancer.allocator import keep_freed_memory
 
 COUNTS = 1000  # the smaller number of images whose peak memory is measured
 
@@ -64,6 +69,28 @@ def peak(run: Path, images: Path, out: Path) -> None:
     print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 
+def bare(run: Path, images: Path, size: int, batch: int, keep: bool) -> None:
+    """Run the bare model loop in this process, and print images a second."""
+    import torch
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    from skincancer.models.loading import load_task
+
+    if keep:
+        keep_freed_memory()
+    task = load_task(run / "checkpoints/best.ckpt").to("cuda" if torch.cuda.is_available() else "cpu")
+    files = sorted(images.iterdir())
+    some = [pil_to_tensor(Image.open(file).convert("RGB").resize((size, size))) / 255 for file in files[: 8 * batch]]
+    tensors = torch.stack(some).split(batch)
+    with torch.inference_mode():
+        for number in range(-1, -(-len(files) // batch)):
+            if number == 0:  # the first one warms up
+                start = time.perf_counter()
+            task(tensors[number % len(tensors)].to(task.device)).softmax(dim=1).cpu()
+    print(len(files) / (time.perf_counter() - start))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,7 +101,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3, help="0: memory alone")
     parser.add_argument("--peak", nargs=3, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--bare", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.bare:
+        bare(*given.bare, given.size, given.batch, given.keep)
+        return
     if given.peak:
         peak(*given.peak)
         return
@@ -102,8 +134,6 @@ def measure_memory(given: argparse.Namespace, place: Path) -> None:
 
 def measure_speed(given: argparse.Namespace, place: Path) -> None:
     """Print images per second of predict, of the bare loop and of decoding, and their ratios."""
-    import torch
-
     from skincancer.data.image_files import find_images
     from skincancer.models.answering import closing_pool, in_order, load_answerer
     from skincancer.predict import write_answers
@@ -114,23 +144,16 @@ def measure_speed(given: argparse.Namespace, place: Path) -> None:
     out.mkdir()
     images = find_images([many])
     answerer = load_answerer(str(place / "run"))
-    task = answerer.model.task
-    some = [answer.pixels for answer in answerer.answers(Path(file) for _, file in images[: 8 * given.batch])]
-    tensors = [
-        torch.stack([torch.tensor(pixels) for pixels in some[start : start + given.batch]]).permute(0, 3, 1, 2).float()
-        / 255
-        for start in range(0, len(some), given.batch)
-    ]
 
     def timed(work: Callable[[], object]) -> float:
         start = time.perf_counter()
         work()
         return len(images) / (time.perf_counter() - start)
 
-    def bare() -> None:
-        with torch.inference_mode():
-            for number in range(-(-len(images) // given.batch)):
-                task(tensors[number % len(tensors)].to(task.device)).softmax(dim=1).cpu()
+    def bare_loop(*flags: str) -> float:
+        command = [sys.executable, __file__, "--bare", str(place / "run"), str(many), "--size", str(given.size), *flags]
+        command += ["--batch", str(given.batch)]
+        return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
     def decoding() -> None:
         with closing_pool() as pool:
@@ -138,20 +161,24 @@ def measure_speed(given: argparse.Namespace, place: Path) -> None:
                 pass
 
     print(f"{len(images)} images, {given.backbone} at {given.size} px, batches of {given.batch}")
-    print(machine(str(task.device)))
+    print(machine(str(answerer.model.task.device)))
     done = in_turns(
         {
             "predict": lambda: timed(lambda: write_answers(answerer, images, out)),
-            "bare": lambda: timed(bare),
+            "bare": bare_loop,
+            "bare, memory kept": lambda: bare_loop("--keep"),
             "decoding": lambda: timed(decoding),
         },
         given.rounds,
     )
     for name, speeds in done.items():
-        print(f"{name:10} {spread(speeds)} images/s")
-    bound = [bare * decode / (bare + decode) for bare, decode in zip(done["bare"], done["decoding"], strict=True)]
-    print(f"predict / bare model loop         {spread(ratios(done['predict'], done['bare']), 2)}")
-    print(f"predict / bare loop, then decoding {spread(ratios(done['predict'], bound), 2)}")
+        print(f"{name:18} {spread(speeds)} images/s")
+    for name in ("bare", "bare, memory kept"):
+        bound = [loop * decode / (loop + decode) for loop, decode in zip(done[name], done["decoding"], strict=True)]
+        print(
+            f"predict / {name}: {spread(ratios(done['predict'], done[name]), 2)}; "
+            f"/ the same, then decoding: {spread(ratios(done['predict'], bound), 2)}"
+        )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer import config, training
+from skincancer.allocator import keep_freed_memory
 from skincancer.artifacts import fetch_run
 from skincancer.data.datamodules import LesionDataModule
 from skincancer.data.prepared import prepare_data
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of the run")
     given = parser.parse_args()
     training.quiet_lightning()
-    training.keep_freed_memory()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         settings, checkpoint = fetch_run(given.run, Path(folder), given.uri)
         experiment, _ = config.resolve(str(settings), {})

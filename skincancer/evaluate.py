@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skincancer import config
+from skincancer.allocator import keep_freed_memory
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import DataConfig
 from skincancer.terminal import make_console, progress_bars, run_verb, signals_as_interrupts, warn
@@ -59,7 +60,7 @@ def evaluate(
     from skincancer.evaluation.finished import load_finished
 
     training.quiet_lightning()
-    training.keep_freed_memory()
+    keep_freed_memory()
     console = make_console()
     client = tracking.connect(uri)
     with tempfile.TemporaryDirectory() as place:

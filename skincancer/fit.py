@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skincancer import config, registry
+from skincancer.allocator import keep_freed_memory
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import Experiment
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb, signals_as_interrupts, warn
@@ -55,7 +56,7 @@ def fit(
     training.quiet_lightning()
     training.check_devices(experiment.trainer)
     launching.check_launcher(experiment.trainer)
-    training.keep_freed_memory()
+    keep_freed_memory()
     console = make_console()
     console.quiet = not launching.is_rank_zero()
 

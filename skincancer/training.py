@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -46,18 +44,6 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _INTENDED:
         warnings.filterwarnings("ignore", message=message)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next step instead of handing it back to the system after each.
-
-    On a CPU the pages of every large tensor are otherwise mapped and cleared anew in each step: a third of the time of
-    tf_efficientnet_lite0 (benchmarks/allocator.py). Does nothing where the C library is another.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: large blocks from the heap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never shrink it
 
 
 def check_devices(trainer: TrainerConfig) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from skincancer.allocator import keep_freed_memory
 from skincancer.errors import WeightsError
 from skincancer.models.backbones import build_backbone, normalisation
 from skincancer.models.task import Normalise
@@ -31,6 +32,8 @@ class DeepFeatures:
     def __init__(self, name: str, module: torch.nn.Module, accelerator: str = "auto") -> None:
         gpu = torch.cuda.is_available() and accelerator != "cpu"
         self.device = torch.device("cuda" if gpu else "cpu")
+        if not gpu:
+            keep_freed_memory()
         self.backbone = module
         self.module = torch.nn.Sequential(Normalise(*normalisation(name)), module).eval().to(self.device)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from skincancer.allocator import keep_freed_memory
 from skincancer.artifacts import MODEL_FILES, fetch_model, model_files
 from skincancer.config import load_yaml
 from skincancer.errors import RunError
@@ -25,7 +26,7 @@ _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class TrainedModel:
-    """A model from a finished run, on the best device.
+    """A model from a finished run, on the best device; on a CPU the process keeps freed memory from then on (`allocator`).
 
     Attributes:
         settings: the run's config.yaml.
@@ -45,6 +46,8 @@ class TrainedModel:
     """
 
     def __init__(self, folder: Path) -> None:
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         files = [folder / name for name in MODEL_FILES]
         self.settings = load_yaml(files[0])
         self.task = load_task(files[1]).to("cuda" if torch.cuda.is_available() else "cpu")
