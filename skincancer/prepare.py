@@ -27,6 +27,7 @@ from skincancer.terminal import make_console, make_table, progress_bars, run_ver
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pandas as pd
     from jsonargparse import ArgumentParser
     from rich.console import Console
 
@@ -61,6 +62,7 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
         ["folder", data.root],
         ["images", f"{len(index)}, of which {len(data.store.bad)} cannot be read"],
         ["lesions", index["lesion_id"].nunique()],
+        *_patients(index),
         ["masks", int(index["mask"].notna().sum())],
         ["sizes (px)", shown + (f" and {len(sizes) - 4} more" if len(sizes) > 4 else "")],
         ["store", f"{data.store.folder} ({stored / 1e6:.0f} MB at {experiment.data.size} px{with_masks})"],
@@ -79,6 +81,12 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     title = f"classes, and their images by role at {experiment.data.split} (split seed {experiment.data.split_seed})"
     console.print(make_table(title, ["diagnosis", "images", "lesions", *ROLES], rows))
     return data
+
+
+def _patients(index: pd.DataFrame) -> list[list[object]]:
+    known = index.loc[index["patient_id"] != "", "patient_id"]
+    told = f"{known.nunique()}, of {len(known)} of the {len(index)} images; the lesions of a patient count as one"
+    return [["patients", told]] if len(known) else []
 
 
 def download(experiment: Experiment, console: Console | None = None, accept: bool = False) -> None:

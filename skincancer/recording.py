@@ -104,7 +104,7 @@ class FitRecorder:
         if data.leaking_groups:
             warn(
                 self.console, "leaking lesions",
-                f"{data.leaking_groups} lesions ({data.leaking_images} images) stand on two sides of the publisher's parts; "
+                f"{data.leaking_groups} lesions or patients ({data.leaking_images} images) stand on two sides of the publisher's parts; "
                 f"data.leaks is {settings.leaks}",
             )  # fmt: skip
         if line := verdict_line(data.index, image_root(data.root)):

@@ -5,17 +5,19 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import TINY_FIT, only_run
 from html_pages import asks_for_nothing, read
 from PIL import Image
 from test_duplicates import picture
 
-from skincancer import prepare
+from skincancer import fit, prepare
 from skincancer.data import audit as audits
 from skincancer.data.confounding import measure_confounding, nuisance_table
 from skincancer.data.prepared import prepare_data
 from skincancer.data.verdict import verdict_line
 from skincancer.errors import ConfigError, DataError
 from skincancer.schema import DataConfig
+from skincancer.tracking import connect
 
 EVIL = "<script>alert(1)</script>"
 
@@ -33,15 +35,17 @@ def dirty(tmp_path_factory):
     root = tmp_path_factory.mktemp("dirty")
     rows = []
 
-    def add(name, diagnosis="nv", lesion="", part="train", masked="", age="50", sex="male", image=None):
+    def add(name, diagnosis="nv", lesion="", part="train", masked="", age="50", sex="male", image=None, patient=""):
         if image is not None:
             image.save(root / f"{name}.png")
-        rows.append([name, f"{name}.png", masked, diagnosis, lesion or f"L_{name}", part, age, sex])
+        rows.append([name, f"{name}.png", masked, diagnosis, lesion or f"L_{name}", part, age, sex, patient])
 
     for number in range(20):
         masked = f"m{number}.png"
         mask(20 + number, 30, 100, 110).save(root / masked)
-        add(f"i{number:02d}", "mel" if number % 2 else "nv", image=picture(number), masked=masked)
+        patient, part = {6: ("7", "train"), 8: ("7", "test")}.get(number, ("", "train"))
+        diagnosis = "mel" if number % 2 else "nv"
+        add(f"i{number:02d}", diagnosis, part=part, image=picture(number), masked=masked, patient=patient)
     mask(0, 0, 160, 160).save(root / "m_full.png")
     mask(0, 0, 160, 160).save(root / "m_full2.png")
     mask(0, 0, 0, 0).save(root / "m_empty.png")
@@ -62,7 +66,7 @@ def dirty(tmp_path_factory):
     add("pixel", image=Image.new("RGB", (1, 1), (200, 10, 10)))
     add("broken")
     (root / "broken.png").write_bytes(b"no image")
-    columns = ["image_id", "image", "mask", "diagnosis", "lesion_id", "part", "age", "sex"]
+    columns = ["image_id", "image", "mask", "diagnosis", "lesion_id", "part", "age", "sex", "patient_id"]
     pd.DataFrame(rows, columns=columns).to_csv(root / "index.csv", index=False)
     return root
 
@@ -105,6 +109,8 @@ def test_conflicts_and_leaks_among_copies(written):
     assert dict(zip(conflict["image_id"], conflict["detail"], strict=True)) == {"i02": "nv", "flipped": "mel"}
     assert set(found_in(folder, "copies_across_parts")["image_id"]) == {"i02", "flipped"}
     assert set(found_in(folder, "lesion_across_parts")["image_id"]) == {"i05", "twin"}
+    patients = found_in(folder, "patient_across_parts")
+    assert dict(zip(patients["image_id"], patients["detail"], strict=True)) == {"i06": "7: train", "i08": "7: test"}
 
 
 def test_gaps_masks_and_files(written, dirty):
@@ -153,10 +159,10 @@ def test_groups_merge_lesions_and_leaks_are_obeyed(written, dirty):
     for one, other in (("black1", "black2"), ("bytes", "i00"), ("flipped", "i02"), ("i01", "pixels")):
         assert role[one] == role[other]
     before = prepare_data(DataConfig(**config, split="official", leaks="drop_from_train"), jobs=1)
-    assert before.leaking_groups == 1  # the lesion that the publisher names
+    assert before.leaking_groups == 2  # the lesion and the patient that the publisher names
     after = prepare_data(DataConfig(**config, split="official", leaks="drop_from_train", groups=str(groups)), jobs=1)
-    assert after.leaking_groups == 2
-    assert set(after.dropped["image_id"]) == {"i02", "i05", "broken"}
+    assert after.leaking_groups == 3
+    assert set(after.dropped["image_id"]) == {"i02", "i05", "i06", "broken"}
     with pytest.raises(DataError, match="stand in more than one part"):
         prepare_data(DataConfig(**config, split="official", groups=str(groups)), jobs=1)
 
@@ -171,6 +177,20 @@ def test_a_fit_is_told_what_the_last_audit_found(written, dirty):
     together = index.assign(role="train")
     assert "4 groups of copies, none across" in verdict_line(together, dirty)
     assert verdict_line(together.iloc[1:], dirty) == ""  # other files: nobody has audited them
+
+
+@pytest.mark.slow
+def test_a_fit_obeys_the_groups_that_an_audit_wrote(written, dirty, store, capsys):
+    groups = written[0] / "groups.csv"
+    data = ["--data.dataset=csv", f"--data.root={dirty}", "--data.skip_bad=true", f"--data.groups={groups}"]
+    assert fit.main(["--experiment=densenet169_undersample", *data, *TINY_FIT]) == 0
+    assert "4 groups of copies, none across train, val and test" in " ".join(capsys.readouterr().out.split())
+    run = only_run()
+    assert len(run.data.tags["groups_hash"]) == 64
+    split = pd.read_csv(connect(None).download_artifacts(run.info.run_id, "split.csv")).set_index("image_id")
+    for group, members in pd.read_csv(groups).groupby("group")["image_id"]:
+        assert split["lesion_id"][members].nunique() == 1, group
+        assert split["role"][members].nunique() == 1, group
 
 
 def test_another_data_set_is_searched(written, dirty, tmp_path, capsys):

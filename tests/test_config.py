@@ -421,7 +421,7 @@ def test_not_a_number_is_no_learning_rate(write, value: str):
         ("data: {balance_fixed: true, balance: oversample}", ("balance_fixed", "oversample")),
         ("data: {class_weight_power: 0.5}", ("class_weight_power", "class_weights")),
         ("model: {schedule: {warmup_epochs: 2}}", ("warmup_epochs", "cosine")),
-        ("model: {schedule: {name: cosine, warmup_epochs: 16}}", ("warmup_epochs", "trainer.max_epochs (16)")),
+        ("model: {schedule: {name: cosine, warmup_epochs: 14}}", ("warmup_epochs", "trainer.max_epochs (14)")),
         ("model: {unfreeze_epoch: 2}", ("unfreeze_epoch", "freeze")),
         ("model: {unfreeze_epoch: 2, freeze: all}\ntrainer: {devices: 2}", ("unfreeze_epoch", "trainer.devices 1")),
     ],

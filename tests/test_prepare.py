@@ -4,6 +4,9 @@ import pytest
 from PIL import Image
 
 from skincancer import prepare
+from skincancer.data import demo
+from skincancer.data.prepared import prepare_data
+from skincancer.schema import DataConfig
 
 
 def test_prints_what_was_found(tiny_demo, capsys):
@@ -11,6 +14,26 @@ def test_prints_what_was_found(tiny_demo, capsys):
     printed = capsys.readouterr().out
     for word in ("images", "lesions", "masks", "160×120", "licence", "citation", "akiec", "vasc", "32 px"):
         assert word in printed
+
+
+def test_no_patient_is_on_two_sides(tiny_demo, tmp_path, capsys):
+    table = demo.read(tiny_demo).drop(columns="mask")
+    lesions = sorted(set(table["lesion_id"]))
+    known = lesions[:-6]
+    patients = {lesion: str(number // 3) for number, lesion in enumerate(known)}
+    table["diagnosis"] = table["diagnosis"].where(table["diagnosis"] == "nv", "mel")  # enough of each class
+    (tmp_path / "images").symlink_to(tiny_demo / "images")
+    table.assign(patient_id=table["lesion_id"].map(patients)).to_csv(tmp_path / "index.csv", index=False)
+    config = DataConfig(dataset="csv", root=str(tmp_path), split="60:40", size=32)
+    index = prepare_data(config).index
+    known = index[index["patient_id"] != ""]
+    assert set(known["patient_id"]) == set(patients.values())
+    assert (known.groupby("patient_id")["role"].nunique() == 1).all()
+    assert {"train", "test"} <= set(known["role"])
+    assert prepare.main(["csv", f"--data.root={tmp_path}", "--data.split=60:40", "--data.size=32"]) == 0
+    assert f"{known['patient_id'].nunique()}, of {len(known)} of the {len(index)} images" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_missing_data_say_how_to_get_them(tmp_path, monkeypatch, capsys):

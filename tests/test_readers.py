@@ -267,6 +267,12 @@ def test_csv(tmp_path: Path) -> None:
     assert len(load("csv", tmp_path)[0]) == 1
 
 
+def test_csv_reads_patients(tmp_path: Path) -> None:
+    put(tmp_path, "a.jpg", "b.jpg")
+    write(tmp_path / "index.csv", "image,diagnosis,patient_id", "a.jpg,nv,007", "b.jpg,mel,")
+    assert load("csv", tmp_path)[0]["patient_id"].tolist() == ["007", ""]
+
+
 def test_csv_for_segmentation_needs_no_diagnosis(tmp_path: Path) -> None:
     put(tmp_path, "a.jpg", "a.png")
     write(tmp_path / "index.csv", "image,mask", "a.jpg,a.png")
@@ -282,7 +288,8 @@ def test_csv_for_segmentation_needs_no_diagnosis(tmp_path: Path) -> None:
         (["image,diagnosis", "a.jpg,nv", "lost.jpg,nv", "gone.jpg,nv"], r"2 rows .*\(image\).*lost.jpg, gone.jpg"),
         (["image,diagnosis,mask", "a.jpg,nv,lost.png"], r"1 rows .*\(mask\).*lost.png"),
         (["path,diagnosis", "a.jpg,nv"], "no column 'image'"),
-        (["image,patient", "a.jpg,1"], "neither 'diagnosis' nor 'mask'"),
+        (["image,camera", "a.jpg,1"], "neither 'diagnosis' nor 'mask'"),
+        (["image,diagnosis,Patient ID", "a.jpg,nv,1"], r"'Patient ID'; if that is 'patient_id'"),
         (["image,diagnosis,lesionid", "a.jpg,nv,1"], r"'lesionid'; if that is 'lesion_id'"),
         (["Image,diagnosis", "a.jpg,nv"], r"'Image'; if that is 'image'"),
         (["image,diagnosis,label", "a.jpg,nv,1"], "both 'diagnosis' and 'label'"),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from skincancer.data.index import finish_index
-from skincancer.data.splits import Roles, Split, assign_roles, merge_groups, parse_split, split_hash
+from skincancer.data.splits import Roles, Split, assign_roles, merge_groups, merge_patients, parse_split, split_hash
 from skincancer.errors import ConfigError, DataError
 
 LESIONS = {"akiec": 60, "bcc": 85, "bkl": 180, "df": 20, "mel": 155, "nv": 1350, "vasc": 25}
@@ -239,7 +239,7 @@ def leaking() -> pd.DataFrame:
 
 
 def test_leaks_stop(leaking: pd.DataFrame) -> None:
-    with pytest.raises(DataError, match="3 lesions with 7 images") as caught:
+    with pytest.raises(DataError, match="3 lesions or patients with 7 images") as caught:
         assign_roles(leaking, parse_split("official"), 0)
     for text in ("A (a0 in train, a1 in train, a2 in test)", "drop_from_train", "allow"):
         assert text in str(caught.value)
@@ -307,6 +307,26 @@ def test_a_group_named_like_a_lesion_is_not_that_lesion(tmp_path: Path) -> None:
     table = tmp_path / "groups.csv"
     table.write_text("image_id,group\na,L3\nb,L3\n")
     assert merge_groups(index, table)[0]["lesion_id"].tolist() == ["L1", "L1", "L3"]
+
+
+def of_patients(*patients: str) -> pd.DataFrame:
+    """Five images of the lesions L1, L1, L2, 7 and L3, with a patient each."""
+    rows = [(name, lesion, "nv", "") for name, lesion in zip("abcde", ("L1", "L1", "L2", "7", "L3"), strict=True)]
+    return make_index(rows).assign(patient_id=pd.Series(patients, dtype=object))
+
+
+def test_lesions_of_a_patient_are_one() -> None:
+    index = of_patients("7", "7", "7", "", "8")  # a lesion of nobody is called as the patient is
+    assert merge_patients(index)["lesion_id"].tolist() == ["patient 7", "patient 7", "patient 7", "7", "patient 8"]
+    assert index["lesion_id"].tolist() == ["L1", "L1", "L2", "7", "L3"]
+    nobody = of_patients("", "", "", "", "")
+    assert merge_patients(nobody)["lesion_id"].tolist() == ["L1", "L1", "L2", "7", "L3"]
+
+
+@pytest.mark.parametrize(("other", "told"), [("8", "'7', '8'"), ("", "'', '7'")])
+def test_a_lesion_of_two_patients_is_refused(other: str, told: str) -> None:
+    with pytest.raises(DataError, match=f"lesion L1 name the patients {told};"):
+        merge_patients(of_patients("7", other, "", "", ""))
 
 
 def test_bad_group_tables(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from skincancer.data.duplicates import exact_pairs, find_near, link
 from skincancer.data.examination import Examination, examine, find_flagged
 from skincancer.data.index import image_root, load_index
 from skincancer.data.prepared import ProgressBar, locate
+from skincancer.data.splits import merge_patients
 from skincancer.data.verdict import keep_verdict
 from skincancer.errors import ConfigError, DataError
 from skincancer.paths import cache_folder
@@ -30,6 +31,7 @@ FINDINGS = {
     "label_conflict": "copies of one picture with different diagnoses",
     "copies_across_parts": "copies of one picture in several of the publisher's parts",
     "lesion_across_parts": "lesions in several of the publisher's parts",
+    "patient_across_parts": "patients in several of the publisher's parts",
     "no_diagnosis": "images without a diagnosis",
     "no_age": "images without an age",
     "no_sex": "images without a sex",
@@ -137,7 +139,7 @@ def audit(
         )
     pairs = _copies(own, progress)
     linked = link(len(own.index), [(one, other) for _, one, other, _ in pairs])
-    lesion_of = own.index["lesion_id"].to_numpy(dtype=object).copy()
+    lesion_of = merge_patients(own.index)["lesion_id"].to_numpy(dtype=object).copy()
     for members in linked:
         lesion_of[np.isin(lesion_of, lesion_of[members])] = min(lesion_of[members])
     rows = [*_told_copies(own, pairs, linked), *_told_parts(own), *_told_gaps(own), *_told_masks(own)]
@@ -201,11 +203,12 @@ def _lesions(own: Examined, one: int, other: int) -> str:
 
 
 def _told_parts(own: Examined) -> Iterator[Row]:
-    known = own.index[own.index["part"] != ""]
-    parts = known.groupby("lesion_id")["part"].nunique()
-    for number, lesion in enumerate(parts.index[parts > 1], 1):
-        for row in known[known["lesion_id"] == lesion].to_dict("records"):
-            yield "lesion_across_parts", number, row["image_id"], "", np.nan, f"{lesion}: {row['part']}"
+    for finding, column in (("lesion_across_parts", "lesion_id"), ("patient_across_parts", "patient_id")):
+        known = own.index[(own.index["part"] != "") & (own.index[column] != "")]
+        parts = known.groupby(column)["part"].nunique()
+        for number, name in enumerate(parts.index[parts > 1], 1):
+            for row in known[known[column] == name].to_dict("records"):
+                yield finding, number, row["image_id"], "", np.nan, f"{name}: {row['part']}"
 
 
 def _told_gaps(own: Examined) -> Iterator[Row]:

@@ -120,7 +120,7 @@ DATASETS: dict[str, Dataset] = {
         layout="written by skincancer.data.demo",
         defaults={
             "data.size": 64,
-            "trainer.max_epochs": 16,
+            "trainer.max_epochs": 14,
             "data.batch_size": 16,
             "model.optimizer.lr": 1e-3,
         },

@@ -17,7 +17,7 @@ from skincancer.data.catalog import Dataset
 from skincancer.errors import ConfigError, DataError, nearest
 from skincancer.paths import data_places, holds_files
 
-COLUMNS = ("image_id", "image", "mask", "diagnosis", "lesion_id", "part", "age", "sex", "site", "dx_type")
+COLUMNS = ("image_id", "image", "mask", "diagnosis", "lesion_id", "patient_id", "part", "age", "sex", "site", "dx_type")
 
 # How publishers spell the three parts, as folder names and in tables.
 PARTS = {
@@ -51,7 +51,7 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
     Returns:
         A table with exactly `COLUMNS` and a RangeIndex, sorted by `image_id`. Text columns hold str objects; `mask`
         and `diagnosis` hold None where absent, `lesion_id` the image_id where unknown, `part` is train, val, test or
-        "", `sex`, `site` and `dx_type` are "" where unknown, `age` is float64 with NaN.
+        "", `patient_id`, `sex`, `site` and `dx_type` are "" where unknown, `age` is float64 with NaN.
 
     Raises:
         DataError: If the table is empty, an id occurs twice or is empty, a diagnosis is outside the classes, or a
@@ -98,7 +98,7 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
         "part": _parts(text.get("part", blank), ids, dataset),
         "age": _ages(text.get("age", blank), ids, dataset),
     }
-    columns |= {name: text.get(name, blank) for name in ("sex", "site", "dx_type")}
+    columns |= {name: text.get(name, blank) for name in ("patient_id", "sex", "site", "dx_type")}
     # dtype object everywhere but in age: pandas 3 would turn None into NaN in its own text type
     finished = pd.DataFrame({name: pd.Series(columns[name], dtype=object) for name in COLUMNS})
     finished["age"] = finished["age"].astype("float64")

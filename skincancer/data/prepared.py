@@ -17,7 +17,7 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.examination import examine, find_flagged
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.seen import count_seen
-from skincancer.data.splits import Roles, assign_roles, merge_groups, parse_split, split_hash
+from skincancer.data.splits import Roles, assign_roles, merge_groups, merge_patients, parse_split, split_hash
 from skincancer.data.store import Progress, Store, open_store
 from skincancer.errors import DataError
 from skincancer.images.cleaning import Box
@@ -101,7 +101,7 @@ def prepare_data(
     index, diagnoses = load_index(entry, root)
     if task == "joint" and index["diagnosis"].isna().all():
         raise DataError(f"{entry.name} in {root} has no diagnoses, which joint needs. To get them: {entry.how_to_get}")
-    groups_hash = ""
+    index, groups_hash = merge_patients(index), ""
     if config.groups:
         index, groups_hash = merge_groups(index, Path(config.groups))
     index, classes = add_target(index, entry, diagnoses, config.target, tuple(config.malignant))
@@ -163,7 +163,7 @@ def _dropped(index: pd.DataFrame, roles: Roles, store: Store, task: str) -> pd.D
         "joint": (unlabelled & unmasked, "no mask and no label"),
     }[task]
     reasons |= dict.fromkeys(index.loc[lacking, "image_id"], reason)
-    reasons |= dict.fromkeys(roles.dropped, "its lesion is on another side of the publisher's parts")
+    reasons |= dict.fromkeys(roles.dropped, "its lesion or patient is on another side of the publisher's parts")
     reasons |= dict(zip(store.bad["image_id"], store.bad["error"], strict=True))
     return pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
 

@@ -104,7 +104,7 @@ def assign_roles(index: pd.DataFrame, split: Split, split_seed: int, leaks: str 
     (an unlabelled one takes no part: role "").
 
     Args:
-        index: A finished index; its `lesion_id` is the group (after `merge_groups`, where groups are merged).
+        index: A finished index; its `lesion_id` is the group (after `merge_patients`, and `merge_groups` where groups are given).
         split: The split.
         split_seed: The only seed of the split.
         leaks: What to do with a lesion in more than one official part: "stop", "drop_from_train" (test stays whole,
@@ -213,7 +213,7 @@ def _resolve_leaks(index: pd.DataFrame, role: npt.NDArray[np.object_], leaks: st
     found = Roles(role, leaking_groups=len(highest), leaking_images=int(leaking.sum()))
     if highest and leaks == "stop":
         raise DataError(
-            f"{len(highest)} lesions with {found.leaking_images} images stand in more than one part: "
+            f"{len(highest)} lesions or patients with {found.leaking_images} images stand in more than one part: "
             f"{_examples(index, role, sorted(highest))}. Set data.leaks to drop_from_train (their training images are "
             "left out and test stays whole) or to allow (they stay; the scores will be too good)."
         )
@@ -282,6 +282,30 @@ def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
     merged = [smallest[component[node[lesion]]] for lesion in index["lesion_id"]]
     digest = _sha256(sorted(set(zip(table["image_id"], table["group"], strict=True))))
     return index.assign(lesion_id=pd.Series(merged, index=index.index, dtype=object)), digest
+
+
+def merge_patients(index: pd.DataFrame) -> pd.DataFrame:
+    """Return a finished index in which all lesions of a known patient are one, `patient ID`.
+
+    Skin, camera and physician are the patient's: where one lesion is known, the others are half known. So no patient may be on two
+    sides of a split, and intervals draw patients.
+
+    Raises:
+        DataError: a lesion is of several patients, or of one in some of its images and of none in others.
+    """
+    from skincancer.data.index import name_first
+
+    known = index["patient_id"] != ""
+    if not known.any():
+        return index
+    patients = index.groupby("lesion_id")["patient_id"].nunique()
+    for lesion in patients.index[patients > 1]:
+        names = sorted(set(index.loc[index["lesion_id"] == lesion, "patient_id"]))
+        raise DataError(
+            f"the images of lesion {lesion} name the patients {name_first(map(repr, names))}; a lesion is of one patient. "
+            "Mend patient_id or lesion_id in the table."
+        )
+    return index.assign(lesion_id=index["lesion_id"].mask(known, "patient " + index["patient_id"]))
 
 
 def split_hash(index: pd.DataFrame, roles: Roles) -> str:

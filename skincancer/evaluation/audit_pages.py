@@ -78,6 +78,7 @@ def write_audit_page(found: Audit, path: Path) -> Path:
     ]
     sections += [
         Section("Lesions in several parts", _listed(found, "lesion_across_parts")),
+        Section("Patients in several parts", _listed(found, "patient_across_parts")),
         Section("Masks", [part for finding in _MASKS for part in _images(found, finding)]),
         Section("Images flagged for their quality", _images(found, "flagged")),
         Section("Files that cannot be used", _listed(found, "unreadable")),
