@@ -40,7 +40,7 @@ trials.work(sweep, lambda trial, slot, stop: trials.Ended("complete", trial.para
 """
 
 
-def measure_trials(trials: int, epochs: int, flags: list[str]) -> None:
+def measure_trials(trials: int, epochs: int, rounds: int, flags: list[str]) -> None:
     """Time sweeps of real trials of one thread, by one worker and by two in turn, and what of it is training."""
     import pandas as pd
 
@@ -52,7 +52,7 @@ def measure_trials(trials: int, epochs: int, flags: list[str]) -> None:
         (place / "one.yaml").write_text(SPACE)
         uri = f"sqlite:///{place}/mlflow.db"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": uri}
-        for number, workers in enumerate((0, 1, 2, 1, 2)):  # the first prepares the data and is not counted
+        for number, workers in enumerate((0, *(1, 2) * rounds)):  # the first prepares the data and is not counted
             command = [
                 sys.executable, "-m", "skincancer.sweep", "--experiment", str(place / "one.yaml"), "--study", f"s{number}",
                 "--workers", str(workers or 1), "--trials", str(trials if workers else 1), "--sampler", "random", "--pruner", "none",
@@ -63,7 +63,7 @@ def measure_trials(trials: int, epochs: int, flags: list[str]) -> None:
             if workers:
                 seconds[workers].append(span(connect(uri), f"s{number}", pd))
         client = connect(uri)
-        overheads = list(overhead(client, pd))
+        overheads = list(overhead(client, rounds, pd))
     each = statistics.median(overheads)
     print(
         f"overhead of a trial (its process beside its epochs): {each:.1f} s ({min(overheads):.1f}–{max(overheads):.1f}, "
@@ -91,10 +91,10 @@ def span(client, name: str, pd) -> float:
     return float((ends.max() - starts.min()).total_seconds())
 
 
-def overhead(client, pd) -> Iterator[float]:
+def overhead(client, rounds: int, pd) -> Iterator[float]:
     """Seconds of each trial of one worker that were no epoch."""
-    for name in ("s1", "s3"):
-        _, trials = table(client, name, pd)
+    for round_ in range(rounds):
+        _, trials = table(client, f"s{2 * round_ + 1}", pd)
         for row in trials.to_dict("records"):
             epochs = pd.read_csv(client.download_artifacts(row["run_id"], "epochs.csv"))
             yield 60 * row["minutes"] - float(epochs["epoch_seconds"].sum())
@@ -157,6 +157,7 @@ def main() -> None:
     real = which.add_parser("trials", allow_abbrev=False)
     real.add_argument("--trials", type=int, default=4)
     real.add_argument("--epochs", type=int, default=6)
+    real.add_argument("--rounds", type=int, default=2, help="sweeps of each number of workers")
     real.add_argument("flags", nargs="*", help="more flags of the sweep, after --")
     stores = which.add_parser("storages", allow_abbrev=False)
     stores.add_argument("--trials", type=int, default=100)
@@ -166,7 +167,7 @@ def main() -> None:
     given = parser.parse_args()
     print(machine("cpu"))
     if given.which == "trials":
-        measure_trials(given.trials, given.epochs, given.flags)
+        measure_trials(given.trials, given.epochs, given.rounds, given.flags)
         return
     for kind in given.urls:
         measure_storage(kind, given.trials, given.workers, given.kill)
