@@ -114,6 +114,13 @@ class Sweep:
                 trial.set_user_attr(_OWNER, self._owner)
             except optuna.exceptions.UpdateFinishedTrialError:
                 return None  # so slow that another worker has taken it for dead
+            repeats = trial.user_attrs.get(_PLANNED, -1)
+            if repeats >= 0 and any(
+                known.number < trial.number and known.user_attrs.get(_PLANNED) == repeats for known in self.trials()
+            ):
+                # SQLite lets two workers close a dead one's trial at the same time, and each has queued its point
+                self._close(trial, "surplus")
+                return None
             if self._fits(trial):
                 return trial
             # another machine's worker was quicker
@@ -168,14 +175,19 @@ class Sweep:
 
     def release(self, trial: Trial | FrozenTrial, why: str) -> bool:
         """Close a running trial that does not count, and queue its point again; False where another worker was quicker."""
+        if not self._close(trial, why):
+            return False
+        if why != "surplus" or trial.user_attrs.get(_PLANNED) is not None:
+            self._queue_again(next(known for known in self.trials() if known.number == trial.number))
+        return True
+
+    def _close(self, trial: Trial | FrozenTrial, why: str) -> bool:
         try:
             # Optuna has no public way to write to another worker's trial
             self.study._storage.set_trial_user_attr(trial._trial_id, ENDED, why)
             self.study.tell(trial.number, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             return False
-        if why != "surplus" or trial.user_attrs.get(_PLANNED) is not None:
-            self._queue_again(next(known for known in self.trials() if known.number == trial.number))
         return True
 
     def _queue_again(self, trial: FrozenTrial) -> None:

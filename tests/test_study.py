@@ -410,6 +410,19 @@ def test_the_trial_of_a_dead_worker_is_marked_and_repeated(url):
     assert len(points(sweep)) == 3
 
 
+def test_a_point_that_two_workers_queue_again_at_the_same_time_is_repeated_once(journal):
+    sweep = create(journal, 4)
+    lost = sweep.claim(0)
+    assert sweep.release(lost, "dead")
+    (dead,) = (trial for trial in sweep.trials() if trial.number == lost.number)
+    sweep._queue_again(dead)  # as by a second worker, which SQLite let close the same trial
+    trials.work(sweep, objective, 1)
+    kept = [tuple(point.values()) for point in points(sweep)]
+    assert len(kept) == len(set(kept)) == 4
+    assert kept.count(tuple(lost.params.values())) == 1
+    assert not any(trial.state in (TrialState.RUNNING, TrialState.WAITING) for trial in sweep.trials())
+
+
 def test_a_worker_of_another_machine_is_dead_when_it_has_been_silent(journal, monkeypatch):
     sweep = create(journal, 3)
     trial = sweep.claim(0)
