@@ -130,6 +130,7 @@ def signals_as_interrupts() -> Iterator[None]:
     def on_dropped(what: sys.UnraisableHookArgs) -> None:
         if isinstance(what.exc_value, Interrupted):
             _Arrived.dropped = what.exc_value.signum
+            before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, once_more))
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
         else:
             report_dropped(what)
@@ -139,14 +140,14 @@ def signals_as_interrupts() -> Iterator[None]:
             signum, _Arrived.dropped, _Arrived.told = _Arrived.dropped, None, False
             handle(signum, frame)
 
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     report_dropped, sys.unraisablehook = sys.unraisablehook, on_dropped
-    handlers = {signal.SIGINT: handle, signal.SIGTERM: handle, signal.SIGALRM: once_more}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
         _Arrived.dropped = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if signal.SIGALRM in before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = report_dropped
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -100,8 +100,10 @@ def test_a_signal_is_not_lost_where_python_drops_exceptions(number, exit_code):
             while time.monotonic() < deadline:
                 time.sleep(0.01)
 
+    alarm = signal.getsignal(signal.SIGALRM)
     with pytest.raises(Interrupted) as caught:
         long_call()
+    assert signal.getsignal(signal.SIGALRM) == alarm
     assert callbacks == [1], "the signal arrived inside the callback"
     assert caught.value.exit_code == exit_code
 
@@ -118,13 +120,27 @@ def test_other_exceptions_that_python_drops_are_reported_as_before(monkeypatch):
 
 
 def test_handlers_are_put_back():
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    numbers = (signal.SIGINT, signal.SIGTERM)
     before = [*map(signal.getsignal, numbers), sys.unraisablehook]
     with signals_as_interrupts():
         for number, handler in zip(numbers, before, strict=False):
             assert signal.getsignal(number) != handler
         assert sys.unraisablehook != before[-1]
     assert [*map(signal.getsignal, numbers), sys.unraisablehook] == before
+
+
+def test_an_alarm_that_somebody_else_has_set_is_left_alone():
+    alarms = []
+    before = signal.signal(signal.SIGALRM, lambda *_: alarms.append(1))
+    try:
+        with signals_as_interrupts():
+            os.kill(os.getpid(), signal.SIGALRM)
+            signal.setitimer(signal.ITIMER_REAL, 60)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert alarms == [1]
 
 
 def test_a_signal_inside_a_database_statement_leaves_the_store_usable(store):
