@@ -249,10 +249,6 @@ class Sweep:
             return None
         return f"the last {len(last)} trials all failed, the last one with: {last[-1].user_attrs.get(REASON, 'no reason given')}"
 
-    def is_claimed(self) -> bool:
-        """Say whether as many trials as asked for have begun."""
-        return sum(map(counts, self.trials())) >= self.total
-
     def is_over(self) -> bool:
         """Say whether as many trials as asked for have ended."""
         return sum(counts(trial) and trial.state.is_finished() for trial in self.trials()) >= self.total

@@ -1,13 +1,16 @@
-"""One trial of a sweep, in a process of its own: `python -m skincancer.trial` is what a sweep's worker starts, not people.
+"""The trials of a sweep, each in a process of its own: `python -m skincancer.trial` is what a sweep's worker starts, not people.
 
-It imports what training needs and waits for its order, a line of JSON on standard input: the experiment's file and the trial's number.
-The worker reads such lines from a pipe: the run's id, `val/<monitor>` of each epoch, and the objective at the end. To each epoch it
-answers "go" or "prune" on standard input; where that ends, the worker is gone or has no more trials, and so the process ends.
+It imports what training needs, once, and for each order, a line of JSON on standard input (the experiment's file, the trial's number
+and its log), forks the process that trains: a trial pays no imports, frees its GPU, and can crash alone. That process tells lines of
+JSON through a pipe: the run's id, `val/<monitor>` of each epoch, and the objective at the end; last comes its exit code. To each epoch
+the worker answers "go" or "prune" on standard input; where that ends, the worker is gone or has no more trials, and so both end.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import importlib
 import json
 import os
@@ -24,13 +27,17 @@ from skincancer.terminal import Interrupted, run_verb, signals_as_interrupts
 
 GO, PRUNE = "go", "prune"
 STATE_TAG = "trial_state"
-AHEAD = (
-    "ranks",
-    "recording",
-    "training",
-    "data.datamodules",
-    "models.building",
-)  # what `fit` imports when it is called
+FORKS = sys.platform != "darwin"  # Metal does not work in a forked process
+AHEAD = (  # what `fit` imports when it is called, and the libraries that are slow to import
+    "skincancer.ranks",
+    "skincancer.recording",
+    "skincancer.training",
+    "skincancer.data.datamodules",
+    "skincancer.models.building",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "segmentation_models_pytorch",
+    "timm",
+)
 
 
 @dataclass
@@ -84,7 +91,7 @@ class TrialLink:
 
     def _tell(self, **message: Any) -> None:
         try:
-            os.write(self.pipe, (json.dumps(message) + "\n").encode())
+            _write(self.pipe, **message)
         except BrokenPipeError:
             raise Interrupted(signal.SIGTERM) from None  # the worker is gone
 
@@ -93,13 +100,14 @@ def _verb(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m skincancer.trial", description=__doc__)
     parser.add_argument("--pipe", type=int, required=True)
     pipe = parser.parse_args(argv).pipe
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # a trial obeys them; what forks them ends with standard input
+    for name in AHEAD:
+        importlib.import_module(name)
+    given = _next_order(pipe)
+    if given is None:
+        return
     with signals_as_interrupts():
-        for name in AHEAD:
-            importlib.import_module(f"skincancer.{name}")
-        order = sys.stdin.readline()
-        if not order:
-            return
-        given = json.loads(order)
         experiment, _ = config.resolve(given.pop("config"), {})
         link = TrialLink(**given, pipe=pipe)
         link.listen()
@@ -108,8 +116,36 @@ def _verb(argv: Sequence[str]) -> None:
         fit(experiment, trial=link)
 
 
+def _next_order(pipe: int) -> dict[str, Any] | None:
+    """Wait for orders and fork a process for each: it returns there, with the order, and in this process (None) where they end.
+
+    On macOS it returns in this process, which then ends with the trial, and the worker starts another.
+    """
+    gc.freeze()  # so that a trial's garbage collector leaves the shared pages alone
+    while line := sys.stdin.readline():
+        given = json.loads(line)
+        if given in (GO, PRUNE):
+            continue  # for a trial that has ended since
+        log = given.pop("log")
+        child = os.fork() if FORKS else 0
+        if not child:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            for stream in (1, 2):
+                os.dup2(output, stream)
+            os.close(output)
+            return dict(given)
+        _, status = os.waitpid(child, 0)
+        with contextlib.suppress(BrokenPipeError):
+            _write(pipe, exit=os.waitstatus_to_exitcode(status))
+    return None
+
+
+def _write(pipe: int, **message: Any) -> None:
+    os.write(pipe, (json.dumps(message) + "\n").encode())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one trial; return the exit code."""
+    """Run trials until standard input ends; return the exit code, in each trial's process that of the trial."""
     return run_verb(_verb, argv)
 
 

@@ -147,8 +147,7 @@ def visible_devices() -> list[str]:
 class TrialProcess:
     """Runs a trial as a process of its own (see `skincancer.trial`), so that it frees its GPU, and a crash costs one trial.
 
-    While a trial trains, the process of the next one in its slot starts, imports and waits: half of what a trial costs beside its
-    training is that. `close` ends those that wait.
+    Each slot has a process that has imported what training needs and forks one for each of its trials. `close` ends them.
 
     Args:
         sweep: whose trials.
@@ -165,7 +164,7 @@ class TrialProcess:
     folder: Path
     workers: int
     devices: Sequence[str]
-    _waiting: dict[int, _Started] = field(default_factory=dict)
+    _started: dict[int, _Started] = field(default_factory=dict)
 
     def __call__(self, trial: Trial, slot: int, stop: threading.Event) -> Ended:
         """Run a trial to its end."""
@@ -179,27 +178,37 @@ class TrialProcess:
         if not self.devices:
             with storage_errors(self.sweep.url):
                 trial.set_user_attr(THREADS, self.threads)
-        talk = _Talk(self.sweep, trial, lambda: self._start_next(slot))
-        started = self._waiting.pop(slot, None)
+        log = stem.with_suffix(".log")
+        log.unlink(missing_ok=True)
+        talk = _Talk(self.sweep, trial)
+        started = self._started.pop(slot, None)
         if started is None or started.process.poll() is not None:
             if started is not None:
                 started.end()
             started = self._start(slot)
-        process = started.process
+        well = False
         try:
-            started.log.rename(stem.with_suffix(".log"))
             started.say({
-                "config": str(stem.with_suffix(".yaml")), "number": trial.number, "parent": self.sweep.parent,
+                "config": str(stem.with_suffix(".yaml")), "log": str(log), "number": trial.number, "parent": self.sweep.parent,
                 "params": trial.params,
             })  # fmt: skip
             ended = talk.listen(started, stop)
+            well = talk.exit_code == 0 and ended is not None
         finally:
-            started.end()
-        if ended is None and process.returncode in (130, 143) and stop.wait(_SAME_SIGNAL_SECONDS):
+            if well:
+                self._started[slot] = started
+            else:
+                started.end()  # the loaders of a trial that crashed are in its process group
+        code = started.process.returncode if talk.exit_code is None else talk.exit_code
+        if not log.exists():  # it did not come to a trial
+            started.log.rename(log)
+        elif not well:
+            started.log.unlink()
+        if ended is None and code in (130, 143) and stop.wait(_SAME_SIGNAL_SECONDS):
             ended = Ended("interrupted")  # a signal to all processes reached the trial first
         if ended is None:
-            ended = Ended("failed", reason=_why(process.returncode, stem.with_suffix(".log")))
-        self._close_run(trial.number, talk.run_id, ended, stem.with_suffix(".log"))
+            ended = Ended("failed", reason=_why(code, log))
+        self._close_run(trial.number, talk.run_id, ended, log)
         return ended
 
     def bury(self, trial: FrozenTrial) -> None:
@@ -212,23 +221,14 @@ class TrialProcess:
                     self.client.set_terminated(run_id, "KILLED")
 
     def close(self) -> None:
-        """End the processes that wait for a trial."""
-        while self._waiting:
-            _, started = self._waiting.popitem()
-            started.process.kill()
+        """End the processes that fork trials."""
+        while self._started:
+            _, started = self._started.popitem()
             started.end()
             started.log.unlink(missing_ok=True)
 
     def _start(self, slot: int) -> _Started:
-        log = self.folder / f"waiting_{os.getpid()}_{slot}.log"  # renamed when it gets its trial
-        return _Started(self._command(), log, self._environment(slot))
-
-    def _start_next(self, slot: int) -> None:
-        with storage_errors(self.sweep.url):
-            more = not self.sweep.is_claimed()
-        if more and slot not in self._waiting:
-            with contextlib.suppress(OSError):  # no room for it now: then the next trial starts its own
-                self._waiting[slot] = self._start(slot)
+        return _Started(self._command(), self.folder / f"slot_{os.getpid()}_{slot}.log", self._environment(slot))
 
     def _command(self) -> list[str]:
         return [sys.executable, "-m", "skincancer.trial"]
@@ -279,11 +279,11 @@ def usable_cores() -> int:
 
 
 class _Started:
-    """A trial's process, in a session of its own: it waits for its order on standard input, and answers through a pipe.
+    """A slot's process, in a session of its own: it takes orders on standard input, and its trials answer through a pipe.
 
     Args:
         command: gets `--pipe` and the pipe's number.
-        log: takes what it prints.
+        log: takes what it prints outside its trials.
         environment: of it.
     """
 
@@ -326,9 +326,10 @@ class _Started:
 class _Talk:
     """What a trial's process says, and what it is answered."""
 
-    def __init__(self, sweep: Sweep, trial: Trial, begun: Callable[[], None]) -> None:
-        self.sweep, self.trial, self.begun = sweep, trial, begun
+    def __init__(self, sweep: Sweep, trial: Trial) -> None:
+        self.sweep, self.trial = sweep, trial
         self.run_id: str | None = None
+        self.exit_code: int | None = None
         self.ended: Ended | None = None
         self._beaten = 0.0
 
@@ -344,12 +345,14 @@ class _Talk:
                     continue
                 # it may have spoken and ended since
                 chunk = pipe.read(65536) if ready or selector.select(0) else b""
-                if not chunk:
-                    process.wait()  # its end of the pipe is closed when it ends
+                if not chunk:  # no process of this slot is left
+                    process.wait()
                     return self.ended if process.returncode == 0 else None
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     self._take(json.loads(line), started)
+                if self.exit_code is not None:
+                    return self.ended if self.exit_code == 0 else None
         return Ended("interrupted")
 
     def _beat(self) -> None:
@@ -363,7 +366,6 @@ class _Talk:
             self.run_id = message["run"]
             with storage_errors(self.sweep.url):
                 self.trial.set_user_attr(RUN_ID, self.run_id)
-            self.begun()
         elif "epoch" in message:
             with storage_errors(self.sweep.url):
                 self.trial.report(message["value"], message["epoch"])
@@ -374,6 +376,8 @@ class _Talk:
             self.ended = Ended("complete", float(message["objective"]))
         elif message.get("pruned"):
             self.ended = Ended("pruned")
+        elif "exit" in message:
+            self.exit_code = message["exit"]
 
 
 def _why(code: int, log: Path) -> str:

@@ -147,7 +147,7 @@ def test_a_second_start_adds_nothing_and_a_larger_total_goes_on(there, tiny_demo
     same = arguments(there, tiny_demo, "--study=three")
     assert sweep.main([*same, "--trials=3"]) == 0
     assert len(by_kind("trial")) == 3
-    monkeypatch.setattr(trials.TrialProcess, "_command", lambda self, stem, trial: [sys.executable, "-c", COMPLETE])
+    monkeypatch.setattr(trials.TrialProcess, "_command", lambda self: [sys.executable, "-c", COMPLETE])
     assert sweep.main([*same, "--trials=4"]) == 0
     (again,) = by_kind("sweep")
     assert again.info.run_id == parent.info.run_id
@@ -276,39 +276,111 @@ def test_what_a_trials_process_says_or_does_is_how_it_ended(one, tmp_path, monke
         assert "trial_0000.log" in ended.reason
 
 
-def test_the_next_trials_process_waits_while_one_trains(one, tmp_path, monkeypatch, store):
-    one.begin(3)
-    code = SAY + "say(run='run')\nsay(epoch=os.getpid(), value=0.5, last=True)\nsay(objective=0.5)"
-    run = runner(one, tmp_path, code, monkeypatch)
-    waited = []
-    for number in range(3):
+FORKING = """
+import os, signal, subprocess, sys, types
+from skincancer import config, trial
+
+def fit(experiment, trial):
+    print("trial", trial.number)
+    trial.started("run")
+    trial.report(os.getppid(), 0.5, last=True)
+    if trial.number == 1:
+        child = subprocess.Popen(["sleep", "300"])
+        print("left", child.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    trial.ended(0.5)
+
+trial.AHEAD = ()
+config.resolve = lambda *_: (None, None)
+sys.modules["skincancer.fit"] = types.SimpleNamespace(fit=fit)
+print("once")
+sys.exit(trial.main(sys.argv[1:]))
+"""
+
+
+def test_the_trials_of_a_slot_are_forked_from_one_process(one, tmp_path, monkeypatch, store):
+    one.begin(4)
+    run = runner(one, tmp_path, FORKING, monkeypatch)
+    for state in ("complete", "failed", "complete", "complete"):  # the second crashes
         trial = one.claim(0)
-        assert run(trial, 0, threading.Event()).state == "complete"
-        one.end(trial, study.Ended("complete", 0.5))
-        assert (tmp_path / f"logs/trial_{number:04d}.log").is_file()
-        waited.append(run._waiting[0].process.pid if run._waiting else None)
-        if number == 1:  # killed while it waits, so the last trial starts another
-            run._waiting[0].process.kill()
-            run._waiting[0].process.wait()
-    pids = [next(iter(trial.intermediate_values)) for trial in one.trials()]
-    assert pids[1] == waited[0]
-    assert pids[2] not in waited
-    assert waited[2] is None  # there is no fourth
-
-
-def test_a_process_that_waits_ends_with_its_worker(one, tmp_path, monkeypatch, store):
-    run = runner(one, tmp_path, SAY + "say(run='run')\nsay(objective=0.5)", monkeypatch)
-    run(one.claim(0), 0, threading.Event())
-    waiting = run._waiting[0]
+        ended = run(trial, 0, threading.Event())
+        one.end(trial, ended)
+        assert ended.state == state
+    forking = [next(iter(trial.intermediate_values)) for trial in one.trials()]
+    assert forking[0] == forking[1]
+    assert forking[2] == forking[3] != forking[0], "what a crash left is ended with the process it came from"
+    logs = [(tmp_path / f"logs/trial_{number:04d}.log").read_text() for number in range(4)]
+    assert [log.splitlines()[0] for log in logs] == [f"trial {number}" for number in range(4)]
+    left = int(logs[1].split()[-1])
+    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+    process = run._started[0].process
     run.close()
-    assert waiting.process.returncode is not None
-    assert [path.name for path in (tmp_path / "logs").glob("*.log")] == ["trial_0000.log"]
+    assert process.returncode == 0
+    assert sorted(path.name for path in (tmp_path / "logs").glob("*.log")) == [f"trial_{n:04d}.log" for n in range(4)]
+
+
+def test_a_forking_process_that_was_killed_is_started_anew(one, tmp_path, monkeypatch, store):
+    run = runner(one, tmp_path, FORKING, monkeypatch)
+    run(one.claim(0), 0, threading.Event())
+    run._started[0].process.kill()
+    run._started[0].process.wait()
+    one.claim(0)  # the one that would crash
+    assert run(one.claim(0), 0, threading.Event()).state == "complete"
+    run.close()
+
+
+def test_where_nothing_can_be_forked_every_trial_starts_its_own_process(one, tmp_path, monkeypatch, store):
+    run = runner(
+        one, tmp_path, FORKING.replace("trial.AHEAD = ()", "trial.AHEAD = ()\ntrial.FORKS = False"), monkeypatch
+    )
+    for state in ("complete", "failed", "complete"):
+        trial = one.claim(0)
+        ended = run(trial, 0, threading.Event())
+        one.end(trial, ended)
+        assert ended.state == state
+    assert {next(iter(trial.intermediate_values)) for trial in one.trials()} == {os.getpid()}
+    assert (tmp_path / "logs/trial_0002.log").read_text() == "trial 2\n"
+    run.close()
+
+
+def test_a_signal_ends_a_trial_and_not_the_process_that_forks(one, tmp_path, monkeypatch, store):
+    code = FORKING.replace(
+        "trial.ended(0.5)", "os.kill(os.getppid(), signal.SIGTERM)\n    os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    ended = runner(one, tmp_path, code, monkeypatch)(one.claim(0), 0, threading.Event())
+    assert ended.state == "failed"
+    assert ended.reason.startswith("exit code 143: interrupted by SIGTERM")
+
+
+def test_an_answer_to_a_trial_that_has_ended_is_no_order(one, tmp_path, monkeypatch, store):
+    run = runner(one, tmp_path, FORKING, monkeypatch)
+    run(one.claim(0), 0, threading.Event())
+    run._started[0].say("go")
+    one.claim(0)
+    assert run(one.claim(0), 0, threading.Event()).state == "complete"
+    run.close()
+
+
+def test_a_process_without_orders_ends(tmp_path):
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
         command = [sys.executable, "-m", "skincancer.trial", "--pipe", str(writing)]
         assert subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=(writing,), check=False).returncode == 0
         os.close(writing)
         assert pipe.read() == b""
+
+
+def test_what_is_imported_before_a_fork_starts_no_thread_and_asks_for_no_gpu():
+    code = (
+        "import importlib, threading, torch\n"
+        "def ask(*_): raise AssertionError('a process that has asked for GPUs cannot be forked')\n"
+        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = torch.cuda.init = ask\n"
+        "torch._C._cuda_getDeviceCount = torch._C._cuda_init = ask\n"
+        "from skincancer import trial\n"
+        "for name in trial.AHEAD: importlib.import_module(name)\n"
+        "assert threading.active_count() == 1, threading.enumerate()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_trial_that_does_not_end_is_ended(one, tmp_path, monkeypatch, store):
