@@ -151,8 +151,8 @@ class ClassicalConfig:
         features: families of hand-made features (abcd, colour, glcm, lbp, hog); or deep alone: those of the backbone, which stays as
             its first weights made it
         C: of svm: how much errors on training images count against a wide margin
-        gamma: of svm: the kernel of two images is exp(-gamma × squared distance of their standardised features); scale is 1 / (number of
-            features × their variance)
+        gamma: of svm: the kernel of two images is exp(-gamma × squared distance of their features, hand-made ones standardised); scale is
+            1 / (number of features × their variance)
         neighbours: of knn: how many training images vote
         clusters: of kmeans: how many
         trees: of random_forest: how many

@@ -9,6 +9,7 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.metrics import accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skops.io import dump
@@ -69,6 +70,21 @@ def test_missing_values_are_the_medians_of_the_training_images(classifier):
     others, _, _ = made(seed=1)
     filled = others.fillna({"c": features["c"].median(), "d": 0})
     assert np.array_equal(pipeline.predict_proba(others), pipeline.predict_proba(filled))
+
+
+def test_deep_features_keep_the_scale_of_their_backbone():
+    features, label, groups = made(strength=0.3)
+    others, _, _ = made(seed=1, strength=0.3)
+    features, others = (one[["a", "b"]].assign(b=one["b"] / 1000) for one in (features, others))
+    settings = DataConfig()
+    deep = dataclasses.replace(OPTIONS, features=["deep"])
+    said = {
+        kind: fit_pipeline("knn", options, settings, features, label, groups, 0).predict_proba(others)
+        for kind, options in {"deep": deep, "hand-made": OPTIONS}.items()
+    }
+    plain = KNeighborsClassifier(5).fit(features, label).predict_proba(others)
+    assert np.array_equal(said["deep"], plain)
+    assert not np.array_equal(said["hand-made"], plain)
 
 
 def test_random_forest_is_scikit_learns():

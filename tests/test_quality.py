@@ -66,6 +66,16 @@ def test_each_fault_is_flagged_for_its_own_reason(skin):
     )
 
 
+def test_a_blue_lesion_is_no_ink_even_where_it_reaches_the_edge(skin):
+    lesion, sticker = skin.copy(), skin.copy()
+    draw = ImageDraw.Draw(lesion)
+    draw.ellipse([10, 60, 180, 200], fill=(40, 40, 110))
+    draw.ellipse([183, 90, 230, 140], fill=(40, 40, 110))  # hangs together with it, but for a narrow gap
+    ImageDraw.Draw(sticker).ellipse([170, 60, 300, 190], fill=(40, 40, 110))
+    assert measured(lesion)["quality_ink"] == 0
+    assert "ink" in reasons(sticker)
+
+
 def test_measures_agree_with_their_definitions(skin):
     values, pixels = measured(skin), np.asarray(skin)
     laplacian = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], float)

@@ -18,7 +18,7 @@ from skincancer.evaluation.pages import Cell, Code, Part, Section, Table, Text
 from skincancer.evaluation.run_files import RunFiles, count
 from skincancer.images.cleaning import STEPS
 from skincancer.images.features import WORKING_SIDE
-from skincancer.schema import DataConfig, Experiment
+from skincancer.schema import DEEP, DataConfig, Experiment
 
 BALANCE_AT_ONCE = {
     "none": "every image",
@@ -216,7 +216,10 @@ def _fitting_section(run: RunFiles) -> Section:
     ]
     if measured:
         rows.append(["measured", f"{', '.join(measured)} (data.masks: {run.params.get('masks')})"])
-    rows.append(["missing values", "medians of the training images; all features standardised by these"])
+    if DEEP in model["classical"]["features"]:
+        rows.append(["scale", "centred on the training images, else as the backbone gives them"])
+    else:
+        rows.append(["missing values", "medians of the training images; all features standardised by these"])
     return Section("Training", [Table("", ["what", "value"], rows)])
 
 

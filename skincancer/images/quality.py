@@ -17,6 +17,7 @@ BLACK = 40  # grey value below which a pixel at the edge is frame
 HAIR_WIDTH, HAIR_LENGTH = 9, 20  # px at SIDE: thinner is hair, shorter is not
 HAIR_CONTRAST = 14  # grey levels
 INK_EDGE = 0.2  # share of a side in which ink is looked for
+INK_GAP = 9  # px at SIDE, between parts of one blue lesion
 EDGE = 0.14  # share of a side in which rulers are looked for
 TICKS = (4, 24)  # distance of a ruler's ticks, px at SIDE
 
@@ -104,12 +105,16 @@ def hair_share(image: Pixels) -> float:
 def ink_share(image: Pixels, frame: Frame) -> float:
     """Return the share of pixels near the edges of a strong blue, green or violet: a pen's ink, plasters, stickers; no skin has these.
 
-    Not in the middle, where lesions may be blue.
+    Not in the middle, where lesions may be blue, nor what hangs together with it.
     """
     hue, strength, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
     coloured = (hue > 35) & (hue < 145) & (strength > 90) & (value > 60)
+    _, part = cv2.connectedComponents(cv2.dilate(coloured.view(np.uint8), np.ones((INK_GAP, INK_GAP), np.uint8)))
+    height, width = coloured.shape
+    lesion = np.unique(part[2 * height // 5 : height - 2 * height // 5, 2 * width // 5 : width - 2 * width // 5])
+    coloured &= ~np.isin(part, lesion[lesion > 0])
     top, left = (int(INK_EDGE * side) for side in coloured.shape)
-    coloured[top : coloured.shape[0] - top, left : coloured.shape[1] - left] = False
+    coloured[top : height - top, left : width - left] = False
     return float(coloured.mean())
 
 

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from skincancer.data.balance import class_weights, epoch_order
 from skincancer.errors import ConfigError, DataError, WeightsError
-from skincancer.schema import ClassicalConfig, DataConfig
+from skincancer.schema import DEEP, ClassicalConfig, DataConfig
 
 Labels = npt.NDArray[np.int64]
 
@@ -84,6 +84,8 @@ def fit_pipeline(
 ) -> Pipeline:  # fmt: skip
     """Fit a classifier on training images: medians fill in what is missing, features are standardised, then it learns.
 
+    Deep features are centred, and keep the scale that the backbone gives them.
+
     Balance acts as for networks, of whose epochs this is the first: images drawn by undersample or oversample, or weights. The
     SVM's probabilities are Platt's (1999), a sigmoid a class on decision values of images that the machine which gave them had
     not seen: five folds, whole lesions each, after which the machine itself learns from all.
@@ -111,7 +113,8 @@ def fit_pipeline(
         [
             # a feature that no training image has is 0 for every image
             ("imputer", SimpleImputer(strategy="median", keep_empty_features=True)),
-            ("scaler", StandardScaler()),
+            # a unit of a backbone that is nearly dead would count as much as any
+            ("scaler", StandardScaler(with_std=DEEP not in options.features)),
             ("classifier", estimator),
         ]
     )
