@@ -16,6 +16,7 @@ SIDE = 256  # longer side, px, at which everything but the resolution is measure
 BLACK = 40  # grey value below which a pixel at the edge is frame
 HAIR_WIDTH, HAIR_LENGTH = 9, 20  # px at SIDE: thinner is hair, shorter is not
 HAIR_CONTRAST = 14  # grey levels
+SMOOTH = 2.0  # px at SIDE
 INK_EDGE = 0.2  # share of a side in which ink is looked for
 INK_GAP = 9  # px at SIDE, between parts of one blue lesion
 EDGE = 0.14  # share of a side in which rulers are looked for
@@ -48,9 +49,12 @@ def exposure(image: Pixels, frame: Frame) -> float:
 
 
 def contrast(image: Pixels, frame: Frame) -> float:
-    """Return the distance between the 2nd and the 98th percentile of grey inside a black border, 0 to 1."""
-    inside = _grey(image)[~frame]
-    low, high = np.percentile(inside, (2, 98)) if inside.size else (0, 0)
+    """Return the distance between the percentiles 0.5 and 99.5 of grey, smoothed, inside a black border, 0 to 1.
+
+    A small lesion is more than half a percent of an image, grain and single hairs are smoothed away.
+    """
+    inside = cv2.GaussianBlur(_grey(image), (0, 0), SMOOTH)[~frame]
+    low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0, 0)
     return float(high - low) / 255
 
 
