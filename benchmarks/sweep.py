@@ -63,7 +63,12 @@ def measure_trials(trials: int, epochs: int, rounds: int, flags: list[str]) -> N
             if workers:
                 seconds[workers].append(span(connect(uri), f"s{number}", pd))
         client = connect(uri)
-        overheads = list(overhead(client, rounds, pd))
+        found = {
+            workers: [cost for round_ in range(rounds) for cost in costs(client, f"s{2 * round_ + workers}", pd)]
+            for workers in (1, 2)
+        }
+    overheads = [whole - training for whole, training in found[1]]
+    training = {workers: statistics.median(epochs for _, epochs in found[workers]) for workers in found}
     each = statistics.median(overheads)
     print(
         f"overhead of a trial (its process beside its epochs): {each:.1f} s ({min(overheads):.1f}–{max(overheads):.1f}, "
@@ -73,6 +78,10 @@ def measure_trials(trials: int, epochs: int, rounds: int, flags: list[str]) -> N
     print(
         f"{trials} trials: one worker {min(seconds[1]):.1f} s, two {min(seconds[2]):.1f} s; two bring "
         f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"
+    )
+    print(
+        f"the epochs of a trial: {training[1]:.1f} s alone, {training[2]:.1f} s beside another's: the machine itself allows "
+        f"{2 * training[1] / training[2]:.2f}×"
     )
 
 
@@ -91,13 +100,12 @@ def span(client, name: str, pd) -> float:
     return float((ends.max() - starts.min()).total_seconds())
 
 
-def overhead(client, rounds: int, pd) -> Iterator[float]:
-    """Seconds of each trial of one worker that were no epoch."""
-    for round_ in range(rounds):
-        _, trials = table(client, f"s{2 * round_ + 1}", pd)
-        for row in trials.to_dict("records"):
-            epochs = pd.read_csv(client.download_artifacts(row["run_id"], "epochs.csv"))
-            yield 60 * row["minutes"] - float(epochs["epoch_seconds"].sum())
+def costs(client, name: str, pd) -> Iterator[tuple[float, float]]:
+    """Seconds of each trial of a sweep, and those of its epochs."""
+    _, trials = table(client, name, pd)
+    for row in trials.to_dict("records"):
+        epochs = pd.read_csv(client.download_artifacts(row["run_id"], "epochs.csv"))
+        yield 60 * row["minutes"], float(epochs["epoch_seconds"].sum())
 
 
 @contextlib.contextmanager

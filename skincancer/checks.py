@@ -11,7 +11,7 @@ from skincancer.data.balance import BALANCES
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.splits import parse_split
-from skincancer.errors import ConfigError, nearest
+from skincancer.errors import ConfigError, UnusedKey, nearest
 from skincancer.evaluation.masks import MASK_METRICS
 from skincancer.evaluation.metrics import METRICS
 from skincancer.images import policies, quality_rules
@@ -120,7 +120,9 @@ def _only_with(experiment: Experiment, key: str, needed: str, chosen: Sequence[s
     """Refuse a value that differs from the default where what it belongs to is not chosen: it would be silently ignored."""
     given = _value(experiment, key)
     if given != _value(Experiment(), key) and needed not in chosen:
-        raise ConfigError(f"{key} is {given!r}; it is for {needed}, and chosen is {', '.join(chosen)}. Leave it out.")
+        raise UnusedKey(
+            key, f"{key} is {given!r}; it is for {needed}, and chosen is {', '.join(chosen)}. Leave it out."
+        )
 
 
 def _check_task(experiment: Experiment) -> None:
@@ -128,8 +130,9 @@ def _check_task(experiment: Experiment) -> None:
         for key in keys:
             given = _value(experiment, key)
             if experiment.task not in tasks and given != _value(Experiment(), key):
-                raise ConfigError(
-                    f"{key} is {given!r}; it is for task {' and '.join(tasks)}, and the task is {experiment.task}. Leave it out."
+                raise UnusedKey(
+                    key,
+                    f"{key} is {given!r}; it is for task {' and '.join(tasks)}, and the task is {experiment.task}. Leave it out.",
                 )
 
 
@@ -177,8 +180,9 @@ def check_for_network(experiment: Experiment, types: Iterable[str]) -> None:
         given = _value(experiment, key)
         if is_of_network(key, model.is_hand_made) and given != _value(default, key):
             features = " with hand-made features" if key in OF_BACKBONE else ""
-            raise ConfigError(
-                f"{key} is {given!r}; it is for networks, and model.classifier is {model.classifier}{features}. Leave it out."
+            raise UnusedKey(
+                key,
+                f"{key} is {given!r}; it is for networks, and model.classifier is {model.classifier}{features}. Leave it out.",
             )
 
 
@@ -196,9 +200,10 @@ def _check_classical(experiment: Experiment) -> None:
         )
     if model.is_network:
         if options.features != Experiment().model.classical.features:
-            raise ConfigError(
+            raise UnusedKey(
+                "model.classical.features",
                 f"model.classical.features is {options.features!r}; it is for the classifiers {', '.join(CLASSICAL)}, and "
-                "model.classifier is network. Leave it out."
+                "model.classifier is network. Leave it out.",
             )
         return
     families = options.features

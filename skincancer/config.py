@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from skincancer.checks import MONITORS, check_experiment, is_of_network
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.errors import ConfigError, nearest
+from skincancer.errors import ConfigError, UnusedKey, nearest
 from skincancer.images import policies
 from skincancer.models.backbones import SMALLEST_SIZE
 from skincancer.paths import experiments_folder
@@ -254,7 +254,8 @@ def resolve(
         experiment: name or path; None starts from the defaults.
         flags: dotted keys that go before everything else.
         parser: as `build_parser` makes it.
-        base: a complete config (dotted keys) to start from instead of a file, as `--resume` does.
+        base: the complete config of a run (dotted keys) to start from instead of a file, as `--resume` does. What it holds of things
+            that it does not use are the defaults of its day, and those of today take their place.
 
     Returns:
         The experiment, and notes to print (which study values apply, a size that was raised).
@@ -263,8 +264,23 @@ def resolve(
         ConfigError: anything wrong that can be known without torch.
     """
     path = find_experiment(experiment) if experiment else None
-    content = load_yaml(path) if path else unflatten(base or {})
+    parser = parser or build_parser("skincancer", "")
+    content = load_yaml(path) if path else unflatten(_without_unused(base or {}, parser))
     return resolve_content(path.stem if path else None, content, flags, parser, str(path) if path else "config")
+
+
+def _without_unused(base: Mapping[str, Any], parser: ArgumentParser) -> dict[str, Any]:
+    left = dict(base)
+    while True:
+        try:
+            resolve_content(None, unflatten(left), {}, parser)
+        except UnusedKey as error:
+            if error.key in left:
+                del left[error.key]
+                continue
+        except ConfigError:  # told when all of it is resolved
+            pass
+        return left
 
 
 def resolve_content(
@@ -350,7 +366,8 @@ def resolve_content(
             (source, from_file),
             (dataset, entry.defaults),
         )
-        raise ConfigError(f"{_origin(str(error), layers)}{error}") from error
+        text = f"{_origin(str(error), layers)}{error}"
+        raise (UnusedKey(error.key, text) if isinstance(error, UnusedKey) else ConfigError(text)) from error
     return resolved, notes
 
 

@@ -14,6 +14,19 @@ class ConfigError(SkinCancerError):
     """A wrong key, name, type or value in an experiment file or on the command line."""
 
 
+class UnusedKey(ConfigError):
+    """A value that would be silently ignored, as what it belongs to is not chosen.
+
+    Args:
+        key: dotted.
+        text: the message.
+    """
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
 class DataError(SkinCancerError):
     """A data set that is missing, laid out differently, or holds files that cannot be read."""
 

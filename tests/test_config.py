@@ -577,3 +577,25 @@ def test_a_value_out_of_range_is_told_with_where_it_stands(write):
 )
 def test_a_value_that_nothing_would_read_is_refused(flags, message):
     assert message in refused("--experiment=densenet169_undersample", *flags)
+
+
+def test_a_run_of_a_day_with_other_defaults_is_read_and_nothing_else_is_let_through():
+    today, _ = resolve("efficientnet_lite0", {})
+    stored = flatten(today.to_dict())
+    rules = {**stored["data.quality_rules"], "flat": 0.5}
+    of_then = {
+        "data.quality_rules": rules,
+        "data.crop_margin": 0.5,
+        "model.classical.trees": 7,
+        "model.mask.threshold": 0.3,
+    }
+    assert resolve(None, {}, base={**stored, **of_then})[0] == today
+    used, _ = resolve(None, {}, base={**stored, "data.quality": "drop_flagged", "data.quality_rules": rules})
+    assert used.data.quality_rules == rules
+    for key, value in of_then.items():
+        with pytest.raises(ConfigError, match=f"{key} is .*; it is for"):
+            resolve(None, {key: value}, base=stored)
+    with pytest.raises(ConfigError, match=r"data\.quality_rules is .*; it is for"):
+        resolve(
+            None, {"data.quality": "keep"}, base={**stored, "data.quality": "drop_flagged", "data.quality_rules": rules}
+        )

@@ -134,7 +134,7 @@ def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experim
     hand_made = not run.is_network and DEEP not in values["model.classical.features"]
     if (values["data.crop"] or hand_made) and "data.masks" not in flags:
         values["data.masks"] = _masks(run)
-    experiment, _ = config.resolve(None, {}, base={**values, **flags})
+    experiment, _ = config.resolve(None, flags, base=values)
     return experiment
 
 
