@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,24 +13,30 @@ import pandas as pd
 
 from skincancer.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT
 from skincancer.data.features import FeatureTable, open_features
-from skincancer.data.prepared import ROLES, PreparedData, ProgressBar
+from skincancer.data.prepared import PreparedData, ProgressBar
+from skincancer.data.store import build_once
 from skincancer.errors import DataError, RunError
 from skincancer.models.classical import fit_pipeline, save_pipeline
 from skincancer.models.classical_trained import ClassicalModel
 from skincancer.models.classifying import Predictions
-from skincancer.models.deep_features import DeepFeatures, first_backbone
+from skincancer.models.deep_features import DeepFeatures, deep_table, first_backbone
 from skincancer.models.weights import Loaded
+from skincancer.paths import cache_folder
 from skincancer.schema import Experiment
 
 if TYPE_CHECKING:
     from skincancer.data.store import Progress
 
 
+DEEP_FORMAT = 1  # raised whenever a backbone gives other numbers
+DEEP_FILE = "features.npy"
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a classical classifier learns from.
 
-    `features` has a row an image of the data (NaN of images that take no part); `measured` is the table of hand-made ones, or else
+    `features` has a row an image of the data; `measured` is the table of hand-made ones, or else
     `backbone` gave them, with weights from where `loaded` says.
     """
 
@@ -59,7 +65,7 @@ def find_inputs(experiment: Experiment, data: PreparedData, progress: ProgressBa
         table = open_features(data.index, data.root, data.entry, experiment.data, experiment.tracking.uri, progress)
         return Inputs(table.columns(families), table)
     backbone, loaded = first_backbone(experiment)
-    return Inputs(_deep(backbone, data, ROLES, experiment.data.batch_size, progress), None, backbone, loaded)
+    return Inputs(_deep(backbone, data, experiment.data.batch_size, progress), None, backbone, loaded)
 
 
 def _check_lesions(experiment: Experiment, data: PreparedData) -> None:
@@ -72,13 +78,18 @@ def _check_lesions(experiment: Experiment, data: PreparedData) -> None:
         )
 
 
-def _deep(
-    backbone: DeepFeatures, data: PreparedData, roles: Sequence[str], batch_size: int, progress: ProgressBar | None
-) -> pd.DataFrame:
-    rows = np.flatnonzero(data.index["role"].isin(roles).to_numpy())
-    told: Progress | None = progress("asking the backbone") if progress else None
-    found = backbone.measure(data.store.images, rows, batch_size, told)
-    return found.set_index(rows).reindex(range(len(data.index)))
+def _deep(backbone: DeepFeatures, data: PreparedData, batch_size: int, progress: ProgressBar | None) -> pd.DataFrame:
+    """Return the features of every image of the store, kept beside it: trials of a sweep differ in what learns from them alone."""
+    recipe = f"{data.store.folder.name} {backbone.digest()} {backbone.device.type} {DEEP_FORMAT}"
+    folder = cache_folder() / "features" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
+
+    def build(building: Path) -> None:
+        rows = np.arange(len(data.index), dtype=np.int64)
+        told: Progress | None = progress("asking the backbone") if progress else None
+        np.save(building / DEEP_FILE, backbone.measure(data.store.images, rows, batch_size, told).to_numpy())
+
+    build_once(folder, data.root, build, f"the backbone's features of {len(data.index)} images are kept there")
+    return deep_table(np.load(folder / DEEP_FILE))
 
 
 def fit_classifier(experiment: Experiment, data: PreparedData, inputs: Inputs, folder: Path) -> ClassicalModel:
@@ -150,5 +161,5 @@ def predict_other(
         table = open_features(data.index, data.root, data.entry, experiment.data, experiment.tracking.uri, progress)
         features = table.columns(model.families)
     else:
-        features = _deep(model.backbone, data, ("test",), experiment.data.batch_size, progress)
+        features = _deep(model.backbone, data, experiment.data.batch_size, progress)
     return predict_part(model, data, features, "test")

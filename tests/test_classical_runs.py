@@ -25,6 +25,7 @@ from skincancer.evaluation.predictions import read_predictions
 from skincancer.evaluation.runs import load_run
 from skincancer.models.answering import load_answerer
 from skincancer.models.classical_trained import ClassicalModel
+from skincancer.models.deep_features import DeepFeatures
 from skincancer.models.serving import Model, input_example
 from skincancer.models.trained import load_segmenter, load_trained
 from skincancer.predict import predict
@@ -207,12 +208,21 @@ def test_the_same_twice_gives_the_same_predictions(run, artifacts, tiny_demo, ne
         assert file.read() == (artifacts / "predictions/test.csv").read_bytes()
 
 
-def test_deep_features_come_with_their_backbone(tiny_demo, store):
+def test_deep_features_come_with_their_backbone(tiny_demo, store, monkeypatch):
     deep = ["--experiment=svm_deep", "--data.size=32", "--model.backbone=test_efficientnet", "--model.weights=none"]
     assert fit.main([*deep, f"--data.root={tiny_demo}", "--data.batch_size=8", "--tracking.system_metrics=false"]) == 0
     run = only_run()
     assert run.data.params["features"] == "deep: test_efficientnet"
     assert run.data.params["weights"] == "random"
+    once = DeepFeatures.measure
+    monkeypatch.setattr(DeepFeatures, "measure", None)  # what a second run has no need for: the features are kept
+    again = [*deep, f"--data.root={tiny_demo}", "--data.batch_size=8", "--tracking.system_metrics=false"]
+    assert fit.main([*again, "--model.classical.C=2"]) == 0
+    monkeypatch.setattr(DeepFeatures, "measure", once)
+    assert fit.main([*again, "--seed=5"]) == 0, "other weights have features of their own"
+    first, _, other = sorted(all_runs(), key=lambda one: one.info.start_time)
+    assert first.info.run_id == run.info.run_id
+    assert other.data.metrics["best/balanced_accuracy"] != run.data.metrics["best/balanced_accuracy"]
     assert "masks" not in run.data.params
     folder = Path(connect(None).download_artifacts(run.info.run_id, ""))
     # the weights were drawn at random, so none but those that the run kept give the same answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class DeepFeatures:
 
     def __init__(self, name: str, module: torch.nn.Module, accelerator: str = "auto") -> None:
         gpu = torch.cuda.is_available() and accelerator != "cpu"
-        self.device = torch.device("cuda" if gpu else "cpu")
+        self.name, self.device = name, torch.device("cuda" if gpu else "cpu")
         if not gpu:
             keep_freed_memory()
         self.backbone = module
@@ -56,13 +57,25 @@ class DeepFeatures:
                 parts.append(self.module(image.permute(0, 3, 1, 2).float() / 255).cpu().numpy())
             if progress:
                 progress(min(start + batch_size, len(rows)), len(rows))
-        values = np.concatenate(parts)
-        return pd.DataFrame(values, columns=[f"deep_{number}" for number in range(values.shape[1])])
+        return deep_table(np.concatenate(parts))
+
+    def digest(self) -> str:
+        """Return what tells this backbone and its weights from others, 64 hex digits."""
+        digest = hashlib.sha256(self.name.encode())
+        for name, value in self.backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the weights, which a run keeps: they may be gone where it is used."""
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous().cpu() for name, value in self.backbone.state_dict().items()}, path)
+
+
+def deep_table(values: npt.NDArray[np.float32]) -> pd.DataFrame:
+    """Return features (N, F) as a table: a row an image, columns deep_0 …."""
+    return pd.DataFrame(values, columns=[f"deep_{number}" for number in range(values.shape[1])])
 
 
 def first_backbone(experiment: Experiment) -> tuple[DeepFeatures, Loaded]:
