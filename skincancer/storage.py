@@ -16,7 +16,8 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from skincancer.errors import RunError
@@ -95,14 +96,33 @@ def open_storage(url: str) -> BaseStorage:
 def _open_database(url: str, options: dict[str, Any]) -> RDBStorage:
     for attempt in range(_TRIES):
         try:
-            return RDBStorage(url, engine_kwargs=options)
+            opened = RDBStorage(url, engine_kwargs=options)
         except SQLAlchemyError as error:
             # Optuna makes its tables without a lock: another worker was in the middle of it
             made = re.search(r"already exists|UNIQUE constraint|duplicate key|no such table|does not exist", str(error))
             if not made or attempt == _TRIES - 1:
                 raise
             time.sleep(random.uniform(0.2, 1.0))
+            continue
+        if url.startswith("sqlite"):
+            _lock_whole_transactions(opened.engine)
+        return opened
     raise AssertionError("the loop returns or raises")
+
+
+def _lock_whole_transactions(engine: Engine) -> None:
+    """Have each transaction lock SQLite's file from its start, as SQLAlchemy's page on SQLite describes.
+
+    Optuna reads a trial's state, then writes it, under SELECT … FOR UPDATE, which SQLite ignores: two workers would take the same
+    queued point, or both close a dead worker's trial.
+    """
+
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver begins none of its own, which would be at the first write
+
+    engine.dispose()  # connections that are open already
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
 
 
 def _check_journal(path: Path) -> None:

@@ -10,6 +10,7 @@ trials end decides.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import threading
@@ -43,6 +44,7 @@ STARTUP_TRIALS = 5  # finished before the median prunes
 REASON, RUN_ID, THREADS = "reason", "run_id", "threads"  # a trial's own words
 ENDED = "ended"  # why a trial does not count
 _OWNER, _HEARTBEAT, _PLANNED = "owner", "heartbeat", "planned"
+_DRAW = "draw"  # beside the owner: what a point was drawn by
 _UNCOUNTED = ("interrupted", "dead", "surplus")
 
 
@@ -102,23 +104,25 @@ class Sweep:
             slot: number of the worker in this process, from 0.
         """
         with self._asking:
-            count = sum(map(counts, self.trials()))
+            trials = self.trials()
+            count = sum(map(counts, trials))
             if count >= self.total:
                 return None
-            entropy = [self.base.seed, count, slot, self._draws_of]
+            draw = self._next_draw(trials, count, slot)
             self.study.sampler = build_sampler(
-                self.plan.sampler, int(np.random.SeedSequence(entropy).generate_state(1)[0])
+                self.plan.sampler, int(np.random.SeedSequence([self.base.seed, *draw]).generate_state(1)[0])
             )
             try:
                 trial = self.study.ask(self.distributions)
-                trial.set_user_attr(_OWNER, self._owner)
+                drawn = {} if _PLANNED in trial.user_attrs else {_DRAW: draw}
+                trial.set_user_attr(_OWNER, {**self._owner, **drawn})
             except optuna.exceptions.UpdateFinishedTrialError:
                 return None  # so slow that another worker has taken it for dead
             repeats = trial.user_attrs.get(_PLANNED, -1)
             if repeats >= 0 and any(
                 known.number < trial.number and known.user_attrs.get(_PLANNED) == repeats for known in self.trials()
             ):
-                # SQLite lets two workers close a dead one's trial at the same time, and each has queued its point
+                # a sweep that begins again may queue a point that a worker, having closed its trial, is about to queue
                 self._close(trial, "surplus")
                 return None
             if self._fits(trial):
@@ -127,6 +131,20 @@ class Sweep:
             self.release(trial, "surplus")
         time.sleep(random.random())
         return None
+
+    def _next_draw(self, trials: Sequence[FrozenTrial], count: int, slot: int) -> list[int]:
+        """Return what the next point's draw is seeded by, beside the seed; no draw that has a whole point is made again.
+
+        The count of trials alone would not do: it falls where another worker's trial is closed and not yet repeated.
+        """
+        made = [
+            trial.user_attrs.get(_OWNER, {}).get(_DRAW)
+            for trial in trials
+            if set(trial.params) == set(self.distributions)
+        ]
+        first = [count, slot, self._draws_of]
+        others = ([*first, again] for again in itertools.count(1))
+        return next(draw for draw in itertools.chain([first], others) if draw not in made)
 
     def _fits(self, mine: Trial) -> bool:
         """Say whether a trial is within the total, counting those of others that claimed before or at the same time.

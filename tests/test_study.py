@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -16,6 +17,7 @@ from urllib.parse import quote
 import optuna
 import postgres
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
@@ -133,6 +135,15 @@ def test_two_workers_do_not_draw_the_same(journal):
 
     trials.work(sweep, together, 2)
     assert len({tuple(point.values()) for point in points(sweep)}) == 12
+
+
+def test_a_draw_is_not_made_again_while_a_dead_workers_point_is_on_its_way_to_the_queue(journal):
+    sweep, other = create(journal, 9), study.join(journal, "one")
+    lost = other.claim(0)
+    mine = sweep.claim(0)
+    sweep.end(mine, objective(mine))
+    assert other._close(lost, "dead")  # so that as many trials count as when mine was drawn
+    assert sweep.claim(0).params != mine.params
 
 
 # ------------------------------------------------------------------------------------------------------------ which trials count
@@ -410,12 +421,43 @@ def test_the_trial_of_a_dead_worker_is_marked_and_repeated(url):
     assert len(points(sweep)) == 3
 
 
-def test_a_point_that_two_workers_queue_again_at_the_same_time_is_repeated_once(journal):
+@pytest.fixture
+def sqlite_of_two(tmp_path: Path, monkeypatch) -> tuple[study.Sweep, study.Sweep]:
+    """Two workers of one SQLite file, slow between the look at a trial's state and its change."""
+    url = f"sqlite:///{tmp_path}/one.db"
+    sweeps = create(url, 4), study.join(url, "one")
+    check = RDBStorage.check_trial_is_updatable
+
+    def slow(self: RDBStorage, trial_id: int, state: TrialState) -> None:
+        check(self, trial_id, state)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(RDBStorage, "check_trial_is_updatable", slow)
+    return sweeps
+
+
+def test_two_workers_on_sqlite_close_a_dead_ones_trial_once(sqlite_of_two):
+    lost = sqlite_of_two[0].claim(0)
+    with ThreadPoolExecutor() as both:
+        closed = list(both.map(lambda sweep: sweep.release(lost, "dead"), sqlite_of_two))
+    assert sorted(closed) == [False, True]
+    assert sum(trial.state == TrialState.WAITING for trial in sqlite_of_two[0].trials()) == 1
+
+
+def test_two_workers_on_sqlite_do_not_take_the_same_queued_point(sqlite_of_two):
+    sweep = sqlite_of_two[0]
+    assert sweep.release(sweep.claim(0), "dead")
+    with ThreadPoolExecutor() as both:
+        taken = list(both.map(lambda sweep: sweep.study._pop_waiting_trial_id(), sqlite_of_two))
+    assert taken.count(None) == 1
+
+
+def test_a_point_that_is_queued_again_twice_is_repeated_once(journal):
     sweep = create(journal, 4)
     lost = sweep.claim(0)
     assert sweep.release(lost, "dead")
     (dead,) = (trial for trial in sweep.trials() if trial.number == lost.number)
-    sweep._queue_again(dead)  # as by a second worker, which SQLite let close the same trial
+    sweep._queue_again(dead)  # as by a sweep that began again between the two steps of the first
     trials.work(sweep, objective, 1)
     kept = [tuple(point.values()) for point in points(sweep)]
     assert len(kept) == len(set(kept)) == 4
