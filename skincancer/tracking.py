@@ -109,10 +109,12 @@ def owner_alive(tags: Mapping[str, str]) -> bool | None:
     if tags.get("host") != socket.gethostname() or tags.get("boot_id") != _boot_id():
         return None
     try:
-        started = psutil.Process(int(tags["pid"])).create_time()
+        process = psutil.Process(int(tags["pid"]))
+        started, status = process.create_time(), process.status()
     except (psutil.Error, KeyError, ValueError):
         return False
-    return f"{started:.2f}" == tags.get("process_start")
+    # dead, and not yet waited for: in a container without an init it stays so
+    return status != psutil.STATUS_ZOMBIE and f"{started:.2f}" == tags.get("process_start")
 
 
 def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[str]:

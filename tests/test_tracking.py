@@ -245,6 +245,18 @@ def test_reaped_is_only_what_is_known_to_be_dead(store):
     assert status(client, dead) == ("KILLED", "reaped: its process is gone")
 
 
+def test_a_process_that_died_and_was_not_waited_for_owns_nothing():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    tags = {**tracking.owner_tags(), "pid": str(process.pid)}
+    tags["process_start"] = f"{psutil.Process(process.pid).create_time():.2f}"
+    assert tracking.owner_alive(tags) is True
+    process.kill()
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert tracking.owner_alive(tags) is False
+    process.wait()
+
+
 def test_runs_of_other_hosts_are_reaped_on_request_by_their_silence(store):
     client = connect(None)
     long_ago = (datetime.now(UTC) - timedelta(hours=30)).isoformat()
