@@ -9,15 +9,16 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from sqlalchemy import event
-from sqlalchemy.engine import URL, Engine, make_url
+from optuna.trial import TrialState
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from skincancer.errors import RunError
@@ -94,35 +95,35 @@ def open_storage(url: str) -> BaseStorage:
 
 
 def _open_database(url: str, options: dict[str, Any]) -> RDBStorage:
+    kind = LockedSQLite if url.startswith("sqlite") else RDBStorage
     for attempt in range(_TRIES):
         try:
-            opened = RDBStorage(url, engine_kwargs=options)
+            return kind(url, engine_kwargs=options)
         except SQLAlchemyError as error:
             # Optuna makes its tables without a lock: another worker was in the middle of it
             made = re.search(r"already exists|UNIQUE constraint|duplicate key|no such table|does not exist", str(error))
             if not made or attempt == _TRIES - 1:
                 raise
             time.sleep(random.uniform(0.2, 1.0))
-            continue
-        if url.startswith("sqlite"):
-            _lock_whole_transactions(opened.engine)
-        return opened
     raise AssertionError("the loop returns or raises")
 
 
-def _lock_whole_transactions(engine: Engine) -> None:
-    """Have each transaction lock SQLite's file from its start, as SQLAlchemy's page on SQLite describes.
+class LockedSQLite(RDBStorage):
+    """A SQLite file in which one worker at a time changes a trial's state.
 
-    Optuna reads a trial's state, then writes it, under SELECT … FOR UPDATE, which SQLite ignores: two workers would take the same
-    queued point, or both close a dead worker's trial.
+    Optuna reads the state, then writes it, under SELECT … FOR UPDATE, which SQLite ignores: two workers would take the same queued
+    point, or both close a dead worker's trial.
     """
 
-    def connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver begins none of its own, which would be at the first write
+    def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
+        super().__init__(url, engine_kwargs=engine_kwargs)
+        # the kernel frees it where its holder dies
+        self._state_lock = FileLock(f"{_parse(url).database}.lock", timeout=_WAIT_SECONDS, poll_interval=0.005)
 
-    engine.dispose()  # connections that are open already
-    event.listen(engine, "connect", connect)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """See `optuna.storages.BaseStorage`."""
+        with self._state_lock:
+            return super().set_trial_state_values(trial_id, state, values)
 
 
 def _check_journal(path: Path) -> None:
