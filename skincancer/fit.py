@@ -113,7 +113,7 @@ def _fit_network(
     task, loaded = build_task(experiment, data, goes_on)
     if not goes_on:
         recorder.tell_weights(loaded)
-    with recorder.start(client, loaded.source, resume) as run, Ranks(experiment.trainer, run) as ranks:
+    with recorder.start(client, loaded.source, resume) as run, Ranks(experiment.trainer, run, client) as ranks:
         if run:
             run.set_tags(tags)
         reports = [training.ReportToSweep(trial, experiment.training.monitor)] if trial else []

@@ -18,19 +18,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+from mlflow.tracking import MlflowClient
 from pytorch_lightning.callbacks import Callback
 
 from skincancer.errors import RunError, SkinCancerError
 from skincancer.launching import PARENT, count_ranks, is_rank_zero, launcher
 from skincancer.schema import TrainerConfig
 from skincancer.terminal import Interrupted, ignore_signals
-from skincancer.tracking import Run
+from skincancer.tracking import Run, close_lost
 
 # how long the main thread may take to leave when the end is known, before the watching thread ends the process; rank 0 writes the end
 GRACE_SECONDS = {"rank 0": 10.0, "others": 2.0}
@@ -38,6 +39,7 @@ _JOIN_SECONDS = 60.0  # for the lines; the process group has already formed
 _NEWS_SECONDS = (
     2.0  # a rank that dies closes its collectives and its line at once; the error may be seen before the line
 )
+_WRITE_SECONDS = 10.0  # for a run's end, where the store may be out of reach too
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # a machine without power closes no line: 30 s
 
 
@@ -68,9 +70,9 @@ def _interrupted(rank: int, signum: int) -> Ending:
 class _Line:
     """A connection to another rank: messages are lines of JSON."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, who: str = "", run_id: str = "") -> None:
         self.connection, self.text = connection, b""
-        self.who, self.rank, self.done = "rank 0", 0, False
+        self.who, self.rank, self.done, self.run_id = who, 0, False, run_id
         connection.settimeout(5)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _KEEPALIVE.items():
@@ -109,10 +111,11 @@ class Ranks(Callback):
     Args:
         trainer: of the experiment, checked by `check_launcher`.
         run: the run on rank 0, else None; its end is written from here if the main thread cannot.
+        client: of the run's store; where rank 0 is gone, the others write the run's end.
     """
 
-    def __init__(self, trainer: TrainerConfig, run: Run | None) -> None:
-        self.count, self.nodes, self.run = count_ranks(trainer), trainer.num_nodes, run
+    def __init__(self, trainer: TrainerConfig, run: Run | None, client: MlflowClient) -> None:
+        self.count, self.nodes, self.run, self.client = count_ranks(trainer), trainer.num_nodes, run, client
         started = "LOCAL_RANK" in os.environ or launcher()
         self.local_processes = 1 if started else self.count // self.nodes
         self.rank = 0 if is_rank_zero() else -1  # until the process group tells
@@ -122,6 +125,7 @@ class Ranks(Callback):
         self._known = threading.Event()  # how the run ends
         self._left = threading.Event()  # the main thread is past the block, and ends by itself
         self._variables: dict[str, str | None] = {}
+        self._orphaned = ""  # the id of the run that rank 0 cannot end any more
 
     # ------------------------------------------------------------------------------------------------------------- starting
 
@@ -162,9 +166,9 @@ class Ranks(Callback):
         if self.rank == 0:
             self._answer(trainer)
         else:
-            port, token = trainer.strategy.broadcast(("", ""))  # what rank 0 says
+            port, token, who, run_id = trainer.strategy.broadcast(("", "", "", ""))  # what rank 0 says
             address = os.environ["MASTER_ADDR"] if self.nodes > 1 else "127.0.0.1"
-            line = _Line(socket.create_connection((address, port), timeout=_JOIN_SECONDS))
+            line = _Line(socket.create_connection((address, port), timeout=_JOIN_SECONDS), who, run_id)
             line.send({"token": token, "rank": self.rank, "who": _who(self.rank)})
             self._lines.append(line)
 
@@ -175,7 +179,8 @@ class Ranks(Callback):
             family=socket.AF_INET6 if both else socket.AF_INET,
         )  # fmt: skip
         token = secrets.token_hex(16)
-        trainer.strategy.broadcast((server.getsockname()[1], token))
+        assert self.run is not None
+        trainer.strategy.broadcast((server.getsockname()[1], token, _who(0), self.run.run_id))
         server.settimeout(_JOIN_SECONDS)
         with server:
             while len(self._lines) < self.count - 1:
@@ -210,6 +215,7 @@ class Ranks(Callback):
         message = ready.read()
         if message is None:
             ready.done = True
+            self._orphaned = ready.run_id
             self._end_with(Ending("failed", ready.rank, self._obituary(ready.rank, ready.who)))
         elif message.get("kind") == "done":
             ready.done = True
@@ -227,7 +233,7 @@ class Ranks(Callback):
             elif code:
                 self._end_with(Ending("failed", rank, self._obituary(rank, _who(rank, self.children[rank].pid))))
         if PARENT in os.environ and not self.children and os.getppid() != int(os.environ[PARENT]):
-            self._end_with(Ending("failed", 0, self._obituary(0, "rank 0")))
+            self._end_with(Ending("failed", 0, self._obituary(0, f"rank 0 (process {os.environ[PARENT]})")))
 
     def _obituary(self, rank: int, who: str) -> str:
         code = None
@@ -252,6 +258,11 @@ class Ranks(Callback):
         for line in self._lines:
             line.send(asdict(ending))
 
+    def _end_orphaned(self) -> None:
+        """Write down the end of a run whose rank 0 died; each rank that learns of it tries, and the first one's word stands."""
+        if self._orphaned and self.ending and self.ending.rank == 0:
+            _within(_WRITE_SECONDS, close_lost, self.client, self._orphaned, self.ending.reason)
+
     def _end_process(self) -> NoReturn:
         """End this process from the watching thread: the main thread waits for somebody who is gone."""
         assert self.ending is not None
@@ -259,9 +270,8 @@ class Ranks(Callback):
         if self.ending.signum and not self._lines:  # torchrun and SLURM send it also where another rank failed
             reason += " before all ranks had come; what they say tells whether one failed"
         if self.run is not None:
-            writer = threading.Thread(target=self.run.close, args=(self.ending.status, reason), daemon=True)
-            writer.start()
-            writer.join(10)
+            _within(_WRITE_SECONDS, self.run.close, self.ending.status, reason)
+        self._end_orphaned()
         self._end_children()
         if self.rank <= 0 or self.ending.rank == self.rank:
             print(f"{'' if self.ending.signum else 'error: '}{reason}", file=sys.stderr, flush=True)
@@ -284,6 +294,7 @@ class Ranks(Callback):
                 self._end_with(Ending("failed", self.rank, f"{_who(self.rank)} failed: {own}"[:4000]))
         self._left.set()
         self._thread.join()
+        self._end_orphaned()
         signal.set_wakeup_fd(self._before)
         self._end_children(GRACE_SECONDS["rank 0"] if error is None else 0.0)
         for connection in (self._signals, self._wakeup, *(line.connection for line in self._lines)):
@@ -314,6 +325,13 @@ def _wait(processes: Iterable[subprocess.Popen[bytes]], seconds: float) -> None:
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _within(seconds: float, write: Callable[..., None], *arguments: Any) -> None:
+    """Call in a thread of its own, and wait no longer than so many seconds."""
+    writer = threading.Thread(target=write, args=arguments, daemon=True)
+    writer.start()
+    writer.join(seconds)
 
 
 def _who(rank: int, pid: int | None = None) -> str:

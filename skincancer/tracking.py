@@ -148,6 +148,13 @@ def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[st
     return closed
 
 
+def close_lost(client: MlflowClient, run_id: str, reason: str) -> None:
+    """Write down that a run FAILED whose writing process is gone, unless its end is written already."""
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_tag(run_id, "status_reason", reason)
+        client.set_terminated(run_id, "FAILED")
+
+
 def silent_seconds(run: MlflowRun) -> float:
     """Return how long ago a run's owner gave its last sign of life."""
     heartbeat = run.data.tags.get("heartbeat")

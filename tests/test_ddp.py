@@ -34,7 +34,6 @@ from skincancer.models.loading import load_task
 from skincancer.schema import DataConfig, TrainerConfig
 from skincancer.tracking import connect
 
-LAUNCHERS = ("own", "torchrun", "two torchruns", "slurm")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
 
 # runs at the start of every rank: writes down what it trains on, keeps the last resume point, and may fail on purpose
@@ -205,10 +204,10 @@ def test_lines_carry_messages_whole_and_end():
     there.send({"to": "nobody"})
 
 
-def test_one_device_has_no_ranks_to_watch():
+def test_one_device_has_no_ranks_to_watch(store):
     before = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(before)
-    with ranks.Ranks(TrainerConfig(), None) as one:
+    with ranks.Ranks(TrainerConfig(), None, connect(None)) as one:
         assert signal.set_wakeup_fd(before) == before
         assert not one.children
 
@@ -399,19 +398,20 @@ def test_an_epoch_shows_over_both_ranks_what_one_process_would_show(whole, data)
 
 
 @pytest.mark.slow
-def test_a_run_that_sigterm_ended_resumes_to_the_same_weights(whole, tiny_demo, store, places, data):
+@pytest.mark.parametrize(("launcher", "code"), [("own", 143), ("torchrun", 1)])  # torchrun's own exit code is 1
+def test_a_run_that_sigterm_ended_resumes_to_the_same_weights(launcher, code, whole, tiny_demo, store, places, data):
     two, _, _ = whole
-    with two_ranks("own", tiny_demo, places, *FLAGS, PAUSES="2.1") as stopped:
+    with two_ranks(launcher, tiny_demo, places, *FLAGS, PAUSES="2.1") as stopped:
         processes = stopped.wait_for(epochs=2)
         start = time.monotonic()
-        stopped.processes[0].send_signal(signal.SIGTERM)  # rank 0 alone, as a person does
+        stopped.processes[0].send_signal(signal.SIGTERM)  # rank 0, or torchrun, alone, as a person does
         codes, said = stopped.end(60)
-        assert codes == [143], said
+        assert codes == [code], said
         assert time.monotonic() - start < 30
         assert not psutil.wait_procs(processes.values(), timeout=5)[1]
     run = only_run()
     assert (run.info.status, run.data.tags["status_reason"]) == ("KILLED", "interrupted by SIGTERM")
-    resumed, _ = finish("own", tiny_demo, places, f"--resume={run.info.run_id}", *FLAGS)
+    resumed, _ = finish(launcher, tiny_demo, places, f"--resume={run.info.run_id}", *FLAGS)
     assert only_run().info.run_id == run.info.run_id
     check_complete(only_run(), places, data)
     for rank in range(2):
@@ -502,20 +502,22 @@ def test_a_rank_that_is_killed_while_the_others_wait_for_it_is_named(tiny_demo, 
 
 
 @pytest.mark.slow
-def test_an_exception_in_one_rank_ends_the_run_with_its_words(tiny_demo, store, places):
-    codes, said, run = ended("own", tiny_demo, places, "exception")
+@pytest.mark.parametrize("launcher", ["own", "torchrun"])
+def test_an_exception_in_one_rank_ends_the_run_with_its_words(launcher, tiny_demo, store, places):
+    codes, said, run = ended(launcher, tiny_demo, places, "exception")
     assert codes == [1], said
     assert run.info.status == "FAILED"
     assert re.match(r"rank 1 \(.*\) failed: ValueError: broken on purpose", run.data.tags["status_reason"])
 
 
 @pytest.mark.slow
-def test_without_rank_0_the_others_end_and_the_run_is_reaped(tiny_demo, store, places):
-    codes, said, run = ended("own", tiny_demo, places, "kill rank 0")
-    assert codes == [-signal.SIGKILL], said
-    assert run.info.status == "RUNNING"
-    assert tracking.reap(connect(None)) == [run.info.run_id]
-    assert only_run().info.status == "KILLED"
+@pytest.mark.parametrize("launcher", ["own", "torchrun"])
+def test_without_rank_0_the_others_end_and_write_the_runs_end(launcher, tiny_demo, store, places):
+    codes, said, run = ended(launcher, tiny_demo, places, "kill rank 0")
+    assert codes == [-signal.SIGKILL if launcher == "own" else 1], said
+    assert run.info.status == "FAILED"
+    assert re.match(r"rank 0 \(process \d+.*\) is gone without a word", run.data.tags["status_reason"])
+    assert tracking.reap(connect(None)) == []
 
 
 @pytest.mark.slow
