@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY_FIT, all_runs
 
+from skincancer import launching
 from skincancer.config import load_yaml
 
 PAGE = Path(__file__).parents[1] / "CLUSTER.md"
@@ -79,3 +81,45 @@ def test_the_run_on_several_nodes_parses(tmp_path):
     assert printed["trainer"]["devices"] == 4
     assert printed["trainer"]["num_nodes"] == 2
     assert printed["trainer"]["strategy"] == "ddp"
+
+
+SRUN = """#!/bin/bash
+# what SLURM tells the tasks of two nodes, on this machine
+shift
+export SLURM_NTASKS=2 SLURM_NNODES=2 SLURM_STEP_ID=0 SLURM_JOB_ID=77 SLURM_JOB_NAME=fit SLURM_NODELIST=127.0.0.1
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 "$@" &
+    tasks+=($!)
+done
+for task in "${tasks[@]}"; do wait "$task" || exit 1; done
+"""
+
+
+@pytest.mark.slow
+def test_the_run_on_several_nodes_is_one_run(tmp_path, tiny_demo, store):
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    for name in ("srun", "python"):
+        (tmp_path / name).chmod(0o755)
+    changed = SCRIPTS["densenet"]
+    for before, after in (
+        ('"http://${HEAD:?the machine of the MLflow server}:5000"', store),
+        ("SKINCANCER_DATA=/shared/data SKINCANCER_CACHE=/shared/cache", "ON_ONE_MACHINE=1"),
+    ):
+        assert before in changed, before
+        changed = changed.replace(before, after)
+    (tmp_path / "job.sh").write_text(changed)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    environment = {
+        **launching.without_launcher(os.environ), "PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+        "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "2", "MASTER_PORT": port,
+    }  # fmt: skip
+    flags = [*TINY_FIT, "--data.dataset=demo", f"--data.root={tiny_demo}"]
+    done = subprocess.run(
+        ["bash", tmp_path / "job.sh", *flags], env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = all_runs()
+    assert run.info.status == "FINISHED"
+    assert {name: run.data.params[name] for name in ("ranks", "devices")} == {"ranks": "2", "devices": "1"}
