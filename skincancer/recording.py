@@ -128,6 +128,8 @@ class FitRecorder:
         assert inputs.measured is not None
         masks = describe_masks(inputs.measured.table, self.experiment.data, EMPTY_MASKS)
         self.console.print(Text(f"{learned}: {', '.join(model.classical.features)}; measured in: {masks}"))
+        if empty := inputs.measured.describe_empty(self.data.index["role"]):
+            warn(self.console, "empty masks", empty)
 
     def tell_weights(self, loaded: Loaded, network: str = "") -> None:
         """Say where the weights came from; loudly where ImageNet's could not be had.

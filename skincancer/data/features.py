@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from skincancer.data.boxes import find_segmenter, mask_source, predicted
+from skincancer.data.boxes import RUN, find_segmenter, mask_source, predicted
 from skincancer.data.catalog import Dataset
 from skincancer.data.index import image_root
 from skincancer.data.store import Progress, build_once, file_pairs, files_key, in_processes
@@ -56,6 +56,26 @@ class FeatureTable:
     def file(self) -> Path:
         """Return where the table lies, to be used elsewhere."""
         return self.folder / FEATURES_FILE
+
+    @property
+    def bad(self) -> pd.DataFrame:
+        """Images that could not be measured, as they or their masks cannot be used: image_id, error."""
+        return self.table.loc[self.table["error"] != "", ["image_id", "error"]]
+
+    def describe_empty(self, role: pd.Series) -> str:
+        """Say of how many images with a role nothing could be measured, as their masks are empty, and what becomes of them; "" of none.
+
+        Args:
+            role: of each image; "" of those that take no part.
+        """
+        counts = role[(self.table["masks"] == EMPTY).to_numpy() & (role != "").to_numpy()].value_counts()
+        if counts.empty:
+            return ""
+        shown = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return (
+            f"{counts.sum()} images ({shown}) have a mask without any lesion, in which nothing can be measured. They are kept: the "
+            f"classifier knows them by {MASK_EMPTY}, and takes the medians of the training images for all else."
+        )
 
     def columns(self, families: Sequence[str]) -> pd.DataFrame:
         """Return what is learned from of some families, as `learned_names`: float32, NaN where it cannot be measured."""
@@ -148,6 +168,8 @@ def measure(
     """
     original = read_image(file)
     picture, shown = clean_picture(original, steps)
+    if given is None and source.startswith(RUN):
+        raise BadImage("cannot be cleaned as the segmenter's images were, so it has no mask")
     if given is None:
         lesion, source = find_mask(original, picture, shown, mask, source)
     else:
