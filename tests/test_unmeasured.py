@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import only_run, write
+from conftest import all_runs, only_run, write
 from PIL import Image
 
 from skincancer import fit, prepare
@@ -78,3 +78,34 @@ def test_prepare_names_what_could_not_be_measured(broken, capsys):
     assert "40, of which 2 cannot be used" in printed
     for reason in REASONS.values():
         assert reason in printed
+
+
+@pytest.fixture
+def single(broken):
+    """A data set of one image."""
+    write(broken / "index.csv", "image,mask,diagnosis", "i05.png,i05_mask.png,a")
+    return ["csv", f"--data.root={broken}", "--data.size=16"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--features"], ["--show=clean", "--data.clean=[hair]"], []],
+    ids=["features", "show", "store"],
+)
+def test_prepare_of_one_image_says_that_it_has_no_three_parts(single, flags, capsys, tmp_path):
+    flags = [*flags, f"--out={tmp_path}/sheet.png"] if "--show=clean" in flags else flags
+    assert prepare.main([*single, *flags]) == 2
+    assert "the class 'a' has only 1 lesion, too few for training, validation and test" in capsys.readouterr().err
+
+
+def test_fit_on_one_image_is_refused(single, store, capsys):
+    assert fit.main(["--experiment=svm_features", f"--data.dataset={single[0]}", *single[1:]]) == 2
+    assert "the class 'a' has only 1 lesion, too few for training, validation and test" in capsys.readouterr().err
+    assert not all_runs()
+
+
+def test_one_image_is_measured_where_no_parts_are_needed(single, broken):
+    """As for an evaluation of every image."""
+    found = prepare_data(DataConfig(dataset="csv", root=str(broken), size=16), jobs=1, hand_made=True, whole=True)
+    assert found.features.table["masks"].tolist() == ["truth"]
+    assert found.features.columns(["abcd", "lbp"]).notna().all(axis=None)
