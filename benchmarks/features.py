@@ -39,7 +39,8 @@ def main() -> None:
     for row in index.iloc[rows].itertuples():
         start = np.array([time.perf_counter(), time.process_time()])
         picture = read_image(root / str(row.image))
-        mask, _ = find_mask(picture, None if row.mask is None else root / str(row.mask), given.masks)
+        whole = (0, 0, picture.width, picture.height)
+        mask, _ = find_mask(picture, picture, whole, None if row.mask is None else root / str(row.mask), given.masks)
         lesion = bring_to_working_size(picture, mask)
         for name in spent:
             if name in FAMILIES:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT
-from skincancer.data.features import FeatureTable, open_features
+from skincancer.data.features import FeatureTable
 from skincancer.data.prepared import PreparedData, ProgressBar
 from skincancer.data.store import build_once
 from skincancer.errors import DataError, RunError
@@ -52,18 +52,16 @@ class Inputs:
 
 
 def find_inputs(experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None) -> Inputs:
-    """Measure what a classifier learns from, or open what has been measured.
+    """Take the hand-made features of the data, or ask the backbone for its own, or open what it has said.
 
     Raises:
-        DataError: a class has too few lesions for the SVM's calibration, or as `open_features`.
-        RunError: as `open_features`.
+        DataError: a class has too few lesions for the SVM's calibration.
         WeightsError: the backbone's weights cannot be had.
     """
     _check_lesions(experiment, data)
-    families = experiment.model.classical.features
     if experiment.model.is_hand_made:
-        table = open_features(data.index, data.root, data.entry, experiment.data, experiment.tracking.uri, progress)
-        return Inputs(table.columns(families), table)
+        assert data.features is not None, "they were asked for"
+        return Inputs(data.features.columns(experiment.model.classical.features), data.features)
     backbone, loaded = first_backbone(experiment)
     return Inputs(_deep(backbone, data, experiment.data.batch_size, progress), None, backbone, loaded)
 
@@ -155,11 +153,11 @@ def predict_other(
         progress: makes progress callbacks by title.
 
     Raises:
-        DataError, RunError: as `open_features`.
+        RunError: the model gives NaN.
     """
     if model.backbone is None:
-        table = open_features(data.index, data.root, data.entry, experiment.data, experiment.tracking.uri, progress)
-        features = table.columns(model.families)
+        assert data.features is not None, "they were asked for"
+        features = data.features.columns(model.families)
     else:
         features = _deep(model.backbone, data, experiment.data.batch_size, progress)
     return predict_part(model, data, features, "test")

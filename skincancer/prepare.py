@@ -184,23 +184,25 @@ def prepare_features(
     check_masks(masks)
     from skincancer.data.boxes import describe_masks
     from skincancer.data.features import open_features
-    from skincancer.images.features import WORKING_SIDE
+    from skincancer.data.prepared import list_bad
+    from skincancer.images.features import WORKING_SIDE, feature_names
 
     console = console or make_console()
     settings = replace(experiment.data, masks=config.absolute_run(masks))
     with progress_bars(console) as bars:
         found = open_features(data.index, data.root, data.entry, settings, experiment.tracking.uri, bars)
-    bad = int((found.table["error"] != "").sum())
     facts: list[list[object]] = [
         ["table", found.file],
-        ["images", f"{len(found.table)}, of which {bad} cannot be read"],
+        ["images", f"{len(found.table)}, of which {len(found.bad)} cannot be used"],
         [
             "features",
-            f"{found.columns(tuple(FAMILIES)).shape[1]} of {', '.join(FAMILIES)}, at {WORKING_SIDE} px (longest side)",
+            f"{len(feature_names())} of {', '.join(FAMILIES)}, at {WORKING_SIDE} px (longest side)",
         ],
         ["masks", describe_masks(found.table, settings, "nothing measured")],
     ]
     console.print(make_table(f"hand-made features of {data.entry.title}", ["", "found"], facts))
+    if len(found.bad):
+        console.print(f"not measured:\n  {list_bad(found.bad)}", markup=False)
     return found.file
 
 

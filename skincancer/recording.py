@@ -23,7 +23,7 @@ from skincancer.data.boxes import RUN, describe_crops, describe_masks
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.index import image_root
 from skincancer.data.prepared import ROLES, PreparedData
-from skincancer.data.seen import DIGESTS_FILE, FINGERPRINTS_FILE, digest_table, write_fingerprints
+from skincancer.data.seen import DIGESTS_FILE, FINGERPRINTS_FILE, digest_table, open_whole, write_fingerprints
 from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
 from skincancer.data.verdict import verdict_line
@@ -40,7 +40,7 @@ from skincancer.models.weights import Loaded
 from skincancer.outcomes import OUTCOMES, Outcome
 from skincancer.run_params import fit_params
 from skincancer.schema import Experiment
-from skincancer.terminal import make_table, uninterrupted, warn
+from skincancer.terminal import make_table, progress_bars, uninterrupted, warn
 from skincancer.trial import STATE_TAG, TrialLink
 
 EMPTY_MASKS = "nothing could be measured"
@@ -128,6 +128,8 @@ class FitRecorder:
         assert inputs.measured is not None
         masks = describe_masks(inputs.measured.table, self.experiment.data, EMPTY_MASKS)
         self.console.print(Text(f"{learned}: {', '.join(model.classical.features)}; measured in: {masks}"))
+        if empty := inputs.measured.describe_empty(self.data.index["role"]):
+            warn(self.console, "empty masks", empty)
 
     def tell_weights(self, loaded: Loaded, network: str = "") -> None:
         """Say where the weights came from; loudly where ImageNet's could not be had.
@@ -212,7 +214,9 @@ class FitRecorder:
         run.write_text("split.csv", data.index[SPLIT_COLUMNS].to_csv(index=False))
         run.write_text("dropped.csv", data.dropped.to_csv(index=False))
         run.write_text(DIGESTS_FILE, digest_table(data.index, data.store.images).to_csv(index=False))
-        write_fingerprints(run.folder / FINGERPRINTS_FILE, data.index, data.store, settings.resize)
+        with progress_bars(self.console) as bars:
+            whole = open_whole(data.index, image_root(data.root), data.store, settings, bars)
+        write_fingerprints(run.folder / FINGERPRINTS_FILE, data.index, *whole)
         run.log_file(FINGERPRINTS_FILE)
         run.write_text("environment.txt", tracking.environment_text())
         if settings.crop:

@@ -63,6 +63,12 @@ def test_files_beside_each_other_stay_so(tmp_path):
         ("x.jpg\0.txt", "outside"),
         (link("x.jpg"), "is a link"),
         ("good.jpg", "it holds 'good.jpg' twice"),
+        ("GOOD.jpg", "it holds 'good.jpg' and 'GOOD.jpg', which are one file where case does not count"),
+        ("good.jpg/x.jpg", "it holds the file 'good.jpg' and 'good.jpg/x.jpg', for which that would be a folder"),
+        ("Good.JPG/deep/x.jpg", "it holds the file 'good.jpg' and 'Good.JPG/deep/x.jpg'"),
+        (f"{'x' * 300}.jpg", "it holds a name that is too long: 'xxx"),
+        (f"{'ä' * 130}.jpg", "(264 bytes in one part; allowed are 255, and 1024 in all)"),
+        ("deep/" * 300 + "x.jpg", "it holds a name that is too long: 'deep/deep/"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -79,6 +85,20 @@ def test_hostile_names_are_refused_before_anything_is_written(tmp_path, monkeypa
         unpack(archive, here / "A")
     assert told in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_entry_of_its_own_files_is_no_clash(tmp_path):
+    archive = pack(tmp_path / "a.zip", ("a/", b""), ("a/b/", b""), ("a/b/x.jpg", b"x"), ("a/c.jpg", b"c"), ("A/", b""))
+    unpack(archive, tmp_path / "A")
+    assert inside(tmp_path / "A") == {"b/x.jpg": b"x", "c.jpg": b"c"}
+
+
+def test_a_name_that_is_no_utf8_is_told(tmp_path):
+    archive = pack(tmp_path / "a.zip", ("ä.jpg", b"x"))
+    archive.write_bytes(archive.read_bytes().replace("ä.jpg".encode(), b"\xff\xfe.jpg"))
+    with pytest.raises(BadArchive, match=r"a.zip cannot be unpacked: 'utf-8' codec can't decode"):
+        unpack(archive, tmp_path / "A")
+    assert sorted(tmp_path.iterdir()) == [archive]
 
 
 def resize(archive: Path, declared: int) -> None:

@@ -6,12 +6,15 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY_FIT, all_runs, finished_run
+from conftest import TINY_FIT, all_runs, finished_run, write
 from PIL import Image
 
 from skincancer import evaluate, fit, predict, prepare
 from skincancer.data import demo
 from skincancer.data.boxes import predicted
+from skincancer.data.catalog import dataset as catalog_entry
+from skincancer.data.features import open_features
+from skincancer.data.index import load_index
 from skincancer.data.prepared import prepare_data
 from skincancer.data.store import open_store
 from skincancer.errors import DataError
@@ -212,13 +215,32 @@ def test_a_step_that_fails_on_some_images_costs_those_alone(failing_hair, tiny_d
     sizes = data(tiny_demo).index
     upright = set(sizes.loc[sizes["height"] > sizes["width"], "image_id"])
     assert upright
-    with pytest.raises(DataError, match=r"cannot be cleaned: glare failed: RuntimeError: no upright ones"):
+    with pytest.raises(DataError, match=r"cannot be cleaned: glare failed: RuntimeError: no upright ones") as told:
         data(tiny_demo, clean=["glare"])
+    lines = [line for line in str(told.value).splitlines() if "glare failed" in line]
+    files = sizes.set_index("image_id")["image"]
+    assert sorted(line.split()[0] for line in lines) == sorted(str(tiny_demo / files[image_id]) for image_id in upright)
     found = data(tiny_demo, clean=["glare"], skip_bad=True)
     assert set(found.dropped["image_id"]) == upright
     kept = found.store.table["error"] == ""
     assert kept.sum() == len(sizes) - len(upright)
     assert found.store.images[int(np.flatnonzero(kept)[0])].any()
+
+
+def test_a_step_that_fails_on_one_image_is_in_the_feature_table_too(failing_hair, tmp_path, monkeypatch):
+    monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path / "cache"))
+    for name, size in (("wide", (40, 30)), ("upright", (30, 40)), ("other", (40, 30))):
+        Image.effect_noise(size, 50).convert("RGB").save(tmp_path / f"{name}.png")
+    write(tmp_path / "index.csv", "image,diagnosis", "wide.png,a", "upright.png,b", "other.png,a")
+    entry = catalog_entry("csv")
+    index, _ = load_index(entry, tmp_path)
+    config = DataConfig(dataset="csv", root=str(tmp_path), masks="otsu", clean=["glare"])
+    found = open_features(index, tmp_path, entry, config, jobs=1)
+    assert found.bad["image_id"].tolist() == ["upright"]
+    said = f"{tmp_path / 'upright.png'} cannot be cleaned: glare failed: RuntimeError: no upright ones"
+    assert found.bad["error"].tolist() == [said]
+    measured = found.table.set_index("image_id")["mask_empty"].notna()
+    assert measured.to_dict() == {"wide": True, "upright": False, "other": True}
 
 
 def test_predict_names_an_image_that_cannot_be_cleaned(run, artifacts, tiny_demo, tmp_path, monkeypatch, capsys):

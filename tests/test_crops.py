@@ -72,6 +72,19 @@ def test_otsu_of_one_colour_is_empty_and_of_a_photograph_has_its_size():
     assert mask.sum() == pytest.approx(np.pi * 200**2, rel=0.03)
 
 
+def test_otsu_of_a_lesion_at_every_border_is_the_lesion():
+    row, column = np.mgrid[:90, :120]
+    cross = (abs(row - 45) < 15) | (abs(column - 60) < 20)  # corners are skin
+    pixels = np.full((90, 120, 3), (220, 180, 160), np.uint8)
+    pixels[cross] = (90, 60, 50)
+    mask = otsu_mask(Image.fromarray(pixels))
+    assert all(edge.any() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    assert (mask & cross).sum() / (mask | cross).sum() > 0.95
+    filling = np.full((90, 120, 3), (90, 60, 50), np.uint8)
+    filling[30:60, 40:80] = (220, 180, 160)  # all corners too: dark all around, there is nothing else to be the lesion
+    assert otsu_mask(Image.fromarray(filling)).any()
+
+
 def test_otsu_is_of_use_on_the_demo(tiny_demo):
     index = demo.read(tiny_demo)
     found = []

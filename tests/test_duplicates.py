@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from skincancer.data.duplicates import exact_pairs, find_near, link
-from skincancer.data.seen import find_similar, read_fingerprints, write_fingerprints
+from skincancer.data.seen import find_similar, open_whole, read_fingerprints, write_fingerprints
 from skincancer.data.store import open_store
+from skincancer.images.crops import Crop
 from skincancer.images.fingerprints import COARSE, coarse_detail, correlate, describe, is_flat, thumbnail, turn
+from skincancer.schema import DataConfig
 
 SIDE = 96
 
@@ -151,3 +153,45 @@ def test_a_run_knows_copies_of_its_images_and_takes_no_bars_for_likeness(tmp_pat
     used = read_fingerprints(tmp_path / "fingerprints.npz")
     found = find_similar(store, np.arange(10, 21), resize, used)
     assert found[["row", "like"]].to_numpy().tolist() == [[20, "3"]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "edit"),
+    [
+        ({"crop": True}, lambda image: image),
+        ({"resize": "crop"}, lambda image: image.resize((160, 160))),  # squeezed: its centre is another part
+        ({"resize": "pad", "clean": ["frame", "hair", "glare", "colour", "contrast"]}, lambda image: image),
+    ],
+    ids=["crop", "resize", "clean"],
+)
+def test_copies_are_found_whatever_a_recipe_shows_of_them(tmp_path, monkeypatch, recipe, edit):
+    """The run cropped by true masks; what it is asked about has none, and is cropped by Otsu's threshold."""
+    monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path / "cache"))
+    config, opened = DataConfig(size=64, **recipe), []
+    for kind in ("own", "copy"):
+        (tmp_path / kind).mkdir()
+        rows = []
+        for seed in range(24 if kind == "own" else 36):
+            image = picture(seed, (240, 120))
+            if kind == "copy":
+                image = compressed(edit(EDITS["flip"](image)), 80)
+            image.save(tmp_path / kind / f"{seed}.png")
+            mask = Image.new("L", image.size)
+            mask.paste(255, (90, 20, 160, 90))
+            mask.save(tmp_path / kind / f"{seed}_mask.png")
+            rows.append((str(seed), f"{seed}.png", f"{seed}_mask.png", "train"))
+        index = pd.DataFrame(rows, columns=["image_id", "image", "mask", "role"])
+        crop = Crop("truth" if kind == "own" else "otsu", 0.1) if config.crop else None
+        store = open_store(
+            index, tmp_path / kind, tmp_path / "cache", size=64, resize=config.resize, crop=crop, clean=config.clean,
+            jobs=1,
+        )  # fmt: skip
+        opened.append((index, *open_whole(index, tmp_path / kind, store, config, jobs=1)))
+        assert (opened[-1][1] is store) == (config.resize == "pad"), "only what shows parts is decoded twice"
+    (own, *whole), (_, asked, resize) = opened
+    write_fingerprints(tmp_path / "fingerprints.npz", own, *whole)
+    used = read_fingerprints(tmp_path / "fingerprints.npz")
+    assert used.whole
+    found = find_similar(asked, np.arange(36), resize, used)
+    assert (found["row"].astype(str) == found["like"]).all()
+    assert len(found) == 24

@@ -14,13 +14,14 @@ from conftest import TINY_FIT, all_runs, finished_run
 from PIL import Image, ImageOps
 from scipy.special import logsumexp
 
-from skincancer import config, evaluate
+from skincancer import config, evaluate, fit
 from skincancer.data import demo
 from skincancer.data.catalog import HAM10000_CLASSES, HAM10000_MALIGNANT
 from skincancer.data.seen import find_seen, read_fingerprints
 from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation import external
 from skincancer.evaluation.finished import FinishedRun, load_finished
+from skincancer.images.quality import measure
 from skincancer.schema import Experiment
 from skincancer.terminal import Interrupted
 from skincancer.tracking import connect
@@ -175,6 +176,30 @@ def test_edited_copies_of_training_images_are_found_by_their_looks(run, artifact
     assert "near-duplicates of training images are evaluated" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_path, capsys):
+    """It cropped by true masks; its images' copies have none."""
+    argv = ["--experiment=densenet169_undersample", *TINY_FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]
+    assert fit.main([*argv, "--data.crop=true", "--trainer.max_epochs=1"]) == 0
+    run = all_runs()[-1]
+    own = tmp_path / "own"
+    shutil.copytree(files(run), own)
+    asked = ["--data.dataset=csv", f"--data.root={edited}", "--data.masks=otsu"]
+    _, folder = evaluated(f"--run={own}", *asked)
+    split = pd.read_csv(own / "split.csv", dtype=str, keep_default_na=False).set_index("image_id")
+    original = demo.read(tiny_demo)["image_id"].to_numpy()
+    used = {f"edited_{number:03}" for number in np.flatnonzero(split["role"][original].isin(["train", "val"]))}
+    left_out = pd.read_csv(folder / "near_duplicates.csv", dtype=str)["image_id"]
+    assert left_out.isin(used).sum() >= 0.95 * max(len(used), len(left_out))
+    capsys.readouterr()
+    with np.load(own / "fingerprints.npz") as content:
+        kept = {name: content[name] for name in ("image_id", "thumbnails")}
+    np.savez_compressed(own / "fingerprints.npz", **kept)  # as an older version wrote them, of crops
+    older, _ = evaluated(f"--run={own}", *asked)
+    assert "near-duplicates cannot be found" in capsys.readouterr().out
+    assert older.data.params["fingerprints"] == "false"
+
+
 def test_a_run_of_an_older_version_is_told_loudly(run, artifacts, edited, tmp_path, capsys):
     older = tmp_path / "older"
     shutil.copytree(artifacts, older)
@@ -227,6 +252,17 @@ def test_renamed_copies_of_training_images_are_left_out_and_classes_summed(run, 
     printed = capsys.readouterr().out
     assert f"left out: {(role != 'test').sum()} images (the same pixels" in printed
     assert not (folder / "subgroups.csv").exists(), "nothing is known of these lesions"
+
+
+def test_flagged_images_are_told_as_such(run, edited, capsys):
+    sharpness = sorted(measure(np.asarray(Image.open(path)))["quality_sharpness"] for path in edited.glob("*.jpg"))
+    rule = f"--data.quality_rules={{blurred: {(sharpness[2] + sharpness[3]) / 2}}}"
+    argv = ["--data.dataset=csv", f"--data.root={edited}", "--data.quality=drop_flagged", rule]
+    found, _ = evaluated(f"--run={run.info.run_id}", *argv)
+    printed = capsys.readouterr().out
+    assert "left out: 3 images that data.quality flags (dropped.csv says why)" in printed
+    assert "cannot be used" not in printed
+    assert found.data.params["dropped_images"] == "3"
 
 
 def test_data_of_one_class_leave_what_cannot_be_told_undefined(run, artifacts, tiny_demo, tmp_path, capsys):

@@ -15,7 +15,7 @@ from skincancer.errors import DataError
 from skincancer.images.contrast import adaptive_sigmoid
 from skincancer.images.crops import find_mask, otsu_mask
 from skincancer.images.decode import read_image
-from skincancer.images.features import bring_to_working_size, feature_names, image_features
+from skincancer.images.features import bring_to_working_size, feature_names, image_features, learned_names
 from skincancer.images.frame import frame_box
 from skincancer.schema import DataConfig
 
@@ -63,7 +63,7 @@ def test_table_has_a_row_an_image_and_is_measured_once(few, monkeypatch):
     again = opened(few)
     assert again.folder == found.folder
     pd.testing.assert_frame_equal(again.table, found.table)
-    assert list(again.columns(["lbp", "abcd"])) == ["mask_empty", *feature_names(["lbp", "abcd"])]
+    assert list(again.columns(["lbp", "abcd"])) == learned_names(["lbp", "abcd"])
 
 
 def test_table_of_other_masks_or_files_is_another(few):
@@ -75,6 +75,30 @@ def test_table_of_other_masks_or_files_is_another(few):
     assert by_otsu.table.set_index("image_id").loc["i4", "abcd_diameter_px"] == np.float32(expected["abcd_diameter_px"])
     Image.new("RGB", (40, 30), (200, 150, 140)).save(few / "i0.png")
     assert opened(few).folder != by_truth.folder
+
+
+def test_diameter_is_in_mm_where_the_table_knows_the_scale(few):
+    without = opened(few)
+    assert without.table["abcd_diameter_mm"].isna().all()
+    lines = (few / "index.csv").read_text().splitlines()
+    scales = ["mm_per_px", "0.05", "", "0.05", "0.1", "unknown", ""]
+    write(few / "index.csv", *(f"{line},{scale}" for line, scale in zip(lines, scales, strict=True)))
+    found = opened(few)
+    assert found.folder != without.folder
+    table = found.table.set_index("image_id")
+    assert table.loc["i0", "abcd_diameter_mm"] == pytest.approx(0.05 * table.loc["i0", "abcd_diameter_px"], rel=1e-6)
+    assert table.loc["i3", "abcd_diameter_mm"] == pytest.approx(0.1 * table.loc["i3", "abcd_diameter_px"], rel=1e-6)
+    assert table.loc[["i1", "i2", "i4", "i5"], "abcd_diameter_mm"].isna().all()
+    assert found.columns(["abcd"]).equals(without.columns(["abcd"])), "a scale is no reason to learn something else"
+
+
+@pytest.mark.parametrize("scale", ["0", "-0.1", "wide", "inf"])
+def test_a_scale_that_is_none_is_told(few, scale):
+    write(few / "index.csv", "image,diagnosis,mm_per_px", f"i0.png,a,{scale}")
+    with pytest.raises(
+        DataError, match=rf"mm_per_px of image i0 is '{scale}'; it must be the size of a px in mm, above 0"
+    ):
+        opened(few)
 
 
 def test_features_are_measured_on_cleaned_images(few):

@@ -23,6 +23,7 @@ from skincancer.images.features import (
     bring_to_working_size,
     feature_names,
     image_features,
+    learned_names,
     prepare_lesion,
 )
 from skincancer.images.texture import cooccurrence, glcm_features, lbp_features
@@ -83,7 +84,7 @@ def test_circle_is_symmetrical_compact_and_as_wide_as_drawn():
     assert found["abcd_diameter_share_of_image"] == pytest.approx(121 / 256, abs=0.01)
     assert found["abcd_border_abruptness"] == 1, "drawn without any gradient"
     assert found["abcd_border_abrupt_segments"] == 8
-    assert "abcd_diameter_mm" not in found
+    assert math.isnan(found["abcd_diameter_mm"]), "no scale is known"
     assert abcd_features(disc(), rgb2lab(painted(disc())), 0.5, 0.01)["abcd_diameter_mm"] == pytest.approx(
         2.42, abs=0.02
     )
@@ -188,6 +189,30 @@ def test_white_counts_only_where_it_is_lighter_than_the_skin():
     assert sum(six_colours(disc(), rgb2lab(image)).values()) == 0
     darker = painted(disc(), lesion=(225, 225, 225), skin=(190, 170, 160))
     assert six_colours(disc(), rgb2lab(darker))["white"] == 1
+    vignetted = darker.copy()
+    vignetted[~disc(110)] = (4, 4, 4)  # most of what is around, and no skin
+    assert six_colours(disc(), rgb2lab(vignetted))["white"] == 1
+    image[~disc(110)] = (4, 4, 4)
+    assert sum(six_colours(disc(), rgb2lab(image)).values()) == 0
+
+
+def test_pale_lesion_has_one_colour_and_the_lowest_score():
+    found = abcd(painted(disc(), lesion=(225, 225, 225), skin=(230, 228, 227)), disc())
+    assert found["abcd_colour_count"] == 1
+    assert found["abcd_tds_without_d"] == 0.5, "the lowest that the score has"
+
+
+def test_a_vignette_is_no_skin():
+    image, mask = painted(disc()), disc()
+    before = image_features(prepare_lesion(image, mask), ["colour"])
+    image[~disc(110)] = (6, 5, 5)
+    found = image_features(prepare_lesion(image, mask), ["colour"])
+    assert found == pytest.approx(before)
+    image[~mask] = 0
+    in_the_dark = image_features(prepare_lesion(image, mask), ["colour"])
+    assert {name for name, value in in_the_dark.items() if math.isnan(value)} == {
+        "colour_l_less_skin", "colour_a_less_skin", "colour_b_less_skin",
+    }  # fmt: skip
 
 
 def test_total_dermoscopy_score_is_nachbars():
@@ -206,7 +231,7 @@ def test_quarter_turn_leaves_abcd_alike():
     after = abcd(np.rot90(image).copy(), np.rot90(mask).copy())
     for name, value in before.items():
         # a pixel on the line between two segments, or half-way between two pixels, may go to the other
-        assert after[name] == pytest.approx(value, rel=0.01, abs=0.01), name
+        assert after[name] == pytest.approx(value, rel=0.01, abs=0.01, nan_ok=True), name
 
 
 GREY_4X4 = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 2, 2, 2], [2, 2, 3, 3]], dtype=np.uint8)  # Haralick's example
@@ -220,6 +245,23 @@ def test_glcm_of_the_known_example_by_hand():
     assert contrast[0] == pytest.approx((2 * 1 * 2 + 4 * 1 * 2 + 1 * 1 * 2) / 24)
     found = glcm_features(GREY_4X4 * 64, np.ones((4, 4), dtype=bool), distances=(1,), count=4)
     assert found["glcm_contrast_distance_1"] == pytest.approx(np.mean(contrast))
+
+
+def test_glcm_at_two_px_goes_two_px_along_diagonals_by_hand():
+    matrices = cooccurrence(GREY_4X4, np.ones((4, 4), dtype=bool), distance=2, count=4)
+    # (0, 0) (0, 1) (1, 0) (1, 1) with what is two rows down and two columns right: 0-2, 0-2, 0-3, 0-3
+    expected = np.zeros((4, 4))
+    expected[[0, 2], [2, 0]] = 2 / 8
+    expected[[0, 3], [3, 0]] = 2 / 8
+    falling, rising = matrices[:, :, 0, 3], matrices[:, :, 0, 1]  # scikit-image counts rows downwards
+    # (0, 2) (0, 3) (1, 2) (1, 3) with two columns left: 1-0, 1-2, 1-2, 1-2
+    other = np.zeros((4, 4))
+    other[[0, 1], [1, 0]] = 1 / 8
+    other[[1, 2], [2, 1]] = 3 / 8
+    assert {falling.tobytes(), rising.tobytes()} == {expected.tobytes(), other.tobytes()}
+    # row by row: 0-1 0-1, 0-1 0-1, 0-2 2-2, 2-3 2-3
+    across = np.array([[0, 4, 1, 0], [4, 0, 0, 0], [1, 0, 2, 2], [0, 0, 2, 0]]) / 16
+    assert matrices[:, :, 0, 0] == pytest.approx(across)
 
 
 def test_glcm_counts_pairs_inside_the_lesion_alone():
@@ -256,6 +298,23 @@ def test_every_image_has_the_same_names_and_families_their_own():
     ]  # fmt: skip
 
 
+def test_classifiers_learn_the_same_of_one_picture_at_two_resolutions(tiny_demo):
+    image, mask = sorted((tiny_demo / "images").iterdir())[0], sorted((tiny_demo / "masks").iterdir())[0]
+    picture = Image.open(image).convert("RGB").resize((1024, 768), Image.Resampling.BICUBIC)
+    lesion = Image.open(mask).convert("L").resize(picture.size)
+    found = []
+    for size in (picture.size, (512, 384)):
+        small = np.asarray(lesion.resize(size)) >= 128
+        found.append(image_features(bring_to_working_size(picture.resize(size, Image.Resampling.BICUBIC), small)))
+    one, other = found
+    assert one["abcd_diameter_px"] == pytest.approx(2 * other["abcd_diameter_px"], rel=0.02)
+    names = [name for name in learned_names() if name.startswith(("abcd", "mask", "colour"))]
+    assert "abcd_diameter_share_of_image" in names
+    assert not {"abcd_diameter_px", "abcd_diameter_mm"} & set(names), "the resolution is the source's"
+    for name in names:
+        assert other[name] == pytest.approx(one[name], rel=0.15, abs=0.08), name
+
+
 def test_working_size_keeps_proportions_and_makes_resolutions_alike():
     small = Image.fromarray(painted(disc())).resize((256, 192))
     mask = np.asarray(Image.fromarray(disc()).resize((256, 192)))
@@ -273,8 +332,8 @@ def test_image_of_one_colour_has_features(colour):
     unmeasured = {name for name, value in found.items() if math.isnan(value)}
     assert unmeasured == {
         "colour_l_less_skin", "colour_a_less_skin", "colour_b_less_skin", "abcd_border_abruptness",
-        "abcd_border_abrupt_segments", "abcd_tds_without_d",
-    }, "there is no skin to compare with"  # fmt: skip
+        "abcd_border_abrupt_segments", "abcd_tds_without_d", "abcd_diameter_mm",
+    }, "there is no skin to compare with, and no scale"  # fmt: skip
 
 
 def test_grey_image_has_features_without_colour():
@@ -307,7 +366,7 @@ def test_lesion_that_touches_every_border_is_measured():
     mask = ellipse(128, 128)
     mask[:, 128] = mask[128] = True
     found = image_features(prepare_lesion(painted(mask), mask))
-    assert not [name for name, value in found.items() if math.isnan(value)]
+    assert [name for name, value in found.items() if math.isnan(value)] == ["abcd_diameter_mm"], "no scale is known"
     assert found["abcd_asymmetry_score"] == 0
 
 

@@ -7,7 +7,7 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from skincancer.data.space import check_space, disk_full
@@ -15,6 +15,8 @@ from skincancer.errors import DataError
 
 MAX_RATIO = 100  # images and masks are packed already: an archive that grows a hundredfold holds something else
 LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db")
+LONGEST_NAME = 255  # bytes, of a file or folder on the disks in use
+LONGEST_PATH = 1024  # bytes, inside the archive: less than a disk takes, as the folder's own path comes before it
 
 
 class BadArchive(DataError):
@@ -35,7 +37,7 @@ def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None] | N
 
     Raises:
         BadArchive: it is no zip archive, is damaged or encrypted, unpacks to more than a hundred times its size, names a place
-            outside, a link or a file twice, or holds nothing.
+            outside, a link or a file twice, names that no disk takes or that clash on one, or holds nothing.
         DataError: the disk is too small, or cannot be written.
     """
     building = folder.with_name(f"{folder.name}.tmp")
@@ -63,8 +65,8 @@ def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None] | N
                 if progress:
                     progress(done, len(members))
         building.rename(folder)
-    # what zipfile raises on damage (the first three), on a compression that it does not know, and on a password
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    # what zipfile raises on damage (the first four), on a compression that it does not know, and on a password
+    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
         raise BadArchive(f"{archive.name} cannot be unpacked: {error}") from error
     except OSError as error:
         raise disk_full(error, archive.parent, f"unpacking {archive.name}") from error
@@ -89,6 +91,12 @@ def _members(opened: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
             or not path.parts
         ):
             raise BadArchive(f"it names a place outside its folder: {name!r}")
+        size = max(len(part.encode()) for part in path.parts)
+        if size > LONGEST_NAME or len(name.encode()) > LONGEST_PATH:
+            raise BadArchive(
+                f"it holds a name that is too long: {name[:60]!r}… ({size} bytes in one part; allowed are {LONGEST_NAME}, and "
+                f"{LONGEST_PATH} in all)"
+            )
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise BadArchive(f"{name!r} is a link or a device, not a file")
@@ -101,7 +109,21 @@ def _members(opened: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
         found[path] = info
     if not found:
         raise BadArchive("it holds no file")
+    _check_clashes(found)
     tops = {path.parts[0] for path in found}
     if len(tops) == 1 and all(len(path.parts) > 1 for path in found):
         return {PurePosixPath(*path.parts[1:]): info for path, info in found.items()}
     return found
+
+
+def _check_clashes(paths: Iterable[PurePosixPath]) -> None:
+    """Refuse names that differ by upper and lower case alone, which many disks do not tell apart, and a file that is a folder too."""
+    files: dict[str, PurePosixPath] = {}
+    for path in paths:
+        other = files.setdefault(str(path).casefold(), path)
+        if other != path:
+            raise BadArchive(f"it holds {str(other)!r} and {str(path)!r}, which are one file where case does not count")
+    for path in files.values():
+        for folder in path.parents:
+            if file := files.get(str(folder).casefold()):
+                raise BadArchive(f"it holds the file {str(file)!r} and {str(path)!r}, for which that would be a folder")

@@ -17,7 +17,8 @@ def read(root: Path) -> pd.DataFrame:
     `image`, and `mask` where there is one, are paths relative to the file's folder. `image_id` defaults to the image's
     path without extension. `diagnosis` may be called `label`. A table needs a diagnosis or a mask. Columns that are
     not of the index are left out, unless the name looks like a misspelt one. Images in the folder that the table does
-    not name are no error: the table chooses. Lesions of one `patient_id` stay on one side of a ratio split.
+    not name are no error: the table chooses. Lesions of one `patient_id` stay on one side of a ratio split. `mm_per_px`
+    is the size of a px of the image as its file has it, for the diameter among the hand-made features.
 
     Returns:
         The columns of the index that the table has, and image_id.

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from skincancer.data.boxes import find_segmenter, mask_source, predicted
+from skincancer.data.boxes import RUN, find_segmenter, mask_source, predicted
 from skincancer.data.catalog import Dataset
 from skincancer.data.index import image_root
 from skincancer.data.store import Progress, build_once, file_pairs, files_key, in_processes
@@ -34,11 +34,12 @@ from skincancer.images.features import (
     bring_to_working_size,
     feature_names,
     image_features,
+    learned_names,
 )
 from skincancer.paths import cache_folder
 from skincancer.schema import DataConfig
 
-FORMAT = 1  # raised whenever a feature gives other numbers
+FORMAT = 2  # raised whenever a feature gives other numbers
 CHUNK = 16  # images per task of a worker
 DIGITS = "%.9g"  # which float32 comes back from as it was
 FEATURES_FILE = "features.csv"
@@ -56,9 +57,29 @@ class FeatureTable:
         """Return where the table lies, to be used elsewhere."""
         return self.folder / FEATURES_FILE
 
+    @property
+    def bad(self) -> pd.DataFrame:
+        """Images that could not be measured, as they or their masks cannot be used: image_id, error."""
+        return self.table.loc[self.table["error"] != "", ["image_id", "error"]]
+
+    def describe_empty(self, role: pd.Series) -> str:
+        """Say of how many images with a role nothing could be measured, as their masks are empty, and what becomes of them; "" of none.
+
+        Args:
+            role: of each image; "" of those that take no part.
+        """
+        counts = role[(self.table["masks"] == EMPTY).to_numpy() & (role != "").to_numpy()].value_counts()
+        if counts.empty:
+            return ""
+        shown = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return (
+            f"{counts.sum()} images ({shown}) have a mask without any lesion, in which nothing can be measured. They are kept: the "
+            f"classifier knows them by {MASK_EMPTY}, and takes the medians of the training images for all else."
+        )
+
     def columns(self, families: Sequence[str]) -> pd.DataFrame:
-        """Return what is learned from of some families: `mask_empty` and a column a feature, float32, NaN where it cannot be measured."""
-        return self.table[[MASK_EMPTY, *feature_names(families)]]
+        """Return what is learned from of some families, as `learned_names`: float32, NaN where it cannot be measured."""
+        return self.table[learned_names(families)]
 
 
 def open_features(
@@ -68,7 +89,7 @@ def open_features(
     """Open the table of features of a data set's images, measuring them first where that has not been done.
 
     Args:
-        index: of the data set, as `PreparedData` has it.
+        index: of the data set, as `PreparedData` has it; where its `mm_per_px` is known, the diameter is measured in mm too.
         root: the data set's folder.
         entry: of the catalog.
         config: its `masks` say whose masks they are measured in: those of `truth`, `otsu`, `auto`, or of a segmenter.
@@ -86,6 +107,9 @@ def open_features(
     recipe = {"format": FORMAT, "working_side": WORKING_SIDE, "families": list(FAMILIES), "masks": source}
     if config.clean:
         recipe |= {"clean": config.clean, "clean_format": cleaning.FORMAT}
+    scales = [None if math.isnan(value) else value for value in index["mm_per_px"].tolist()]
+    if any(scales):
+        recipe["mm_per_px"] = scales
     reads_masks = source in ("truth", "auto")
     folder = cache_folder() / "features" / files_key(index, images, recipe, reads_masks)
 
@@ -98,7 +122,7 @@ def open_features(
         chunks = [slice(start, start + CHUNK) for start in range(0, len(pairs), CHUNK)]
         rows: list[dict[str, Any]] = []
         for chunk in in_processes(
-            _measure_chunk, [(pairs[some], given[some], source, config.clean) for some in chunks], jobs
+            _measure_chunk, [(pairs[some], given[some], scales[some], source, config.clean) for some in chunks], jobs
         ):
             rows += chunk
             if told:
@@ -126,6 +150,7 @@ def measure(
     given: Mask | None = None,
     families: Sequence[str] = tuple(FAMILIES),
     steps: Sequence[str] = (),
+    mm_per_px: float | None = None,
 ) -> dict[str, Any]:
     """Measure one image file: width and height (px), whose mask it was (`empty` of an empty one), `mask_empty`, and a number a feature.
 
@@ -136,24 +161,31 @@ def measure(
         given: bool (H, W), of a segmenter.
         families: of features.
         steps: of `cleaning.STEPS`, done first; what `frame` cuts away is not measured.
+        mm_per_px: the size of a px of the image, where it is known.
 
     Raises:
         BadImage: image or mask cannot be used, or a step of cleaning failed.
     """
     original = read_image(file)
     picture, shown = clean_picture(original, steps)
+    if given is None and source.startswith(RUN):
+        raise BadImage("cannot be cleaned as the segmenter's images were, so it has no mask")
     if given is None:
         lesion, source = find_mask(original, picture, shown, mask, source)
     else:
         left, top, right, bottom = shown
         lesion = given[top:bottom, left:right]
-    measured = image_features(bring_to_working_size(picture, lesion), families)
+    measured = image_features(bring_to_working_size(picture, lesion, mm_per_px), families)
     masks = EMPTY if measured[MASK_EMPTY] else source
     return {"width": original.width, "height": original.height, "masks": masks, "error": "", **measured}
 
 
 def _measure_chunk(
-    pairs: list[tuple[Path, Path | None]], given: list[bytes | None], source: str, steps: Sequence[str]
+    pairs: list[tuple[Path, Path | None]],
+    given: list[bytes | None],
+    scales: list[float | None],
+    source: str,
+    steps: Sequence[str],
 ) -> list[dict[str, Any]]:
     rows = []
     unread = {
@@ -163,9 +195,10 @@ def _measure_chunk(
         "error": "",
         **dict.fromkeys([MASK_EMPTY, *feature_names()], math.nan),
     }
-    for (image, mask), packed in zip(pairs, given, strict=True):
+    for (image, mask), packed, scale in zip(pairs, given, scales, strict=True):
+        lesion = None if packed is None else _unpack(packed)
         try:
-            rows.append(measure(image, mask, source, None if packed is None else _unpack(packed), steps=steps))
+            rows.append(measure(image, mask, source, lesion, steps=steps, mm_per_px=scale))
         except BadImage as error:
             rows.append({**unread, "error": f"{image} {error}"})
     return rows

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import importlib
 import json
+import math
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,10 @@ from skincancer.data.catalog import Dataset
 from skincancer.errors import ConfigError, DataError, nearest
 from skincancer.paths import data_places, holds_files
 
-COLUMNS = ("image_id", "image", "mask", "diagnosis", "lesion_id", "patient_id", "part", "age", "sex", "site", "dx_type")
+COLUMNS = (
+    "image_id", "image", "mask", "diagnosis", "lesion_id", "patient_id", "part", "age", "sex", "site", "dx_type",
+    "mm_per_px",
+)  # fmt: skip
 
 # How publishers spell the three parts, as folder names and in tables.
 PARTS = {
@@ -30,7 +34,7 @@ PARTS = {
     "testing": "test",
 }
 
-_NO_AGE = ("", "unknown", "nan", "na", "none")
+_UNKNOWN = ("", "unknown", "nan", "na", "none")
 
 
 def name_first(values: Iterable[object], count: int = 5) -> str:
@@ -51,11 +55,12 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
     Returns:
         A table with exactly `COLUMNS` and a RangeIndex, sorted by `image_id`. Text columns hold str objects; `mask`
         and `diagnosis` hold None where absent, `lesion_id` the image_id where unknown, `part` is train, val, test or
-        "", `patient_id`, `sex`, `site` and `dx_type` are "" where unknown, `age` is float64 with NaN.
+        "", `patient_id`, `sex`, `site` and `dx_type` are "" where unknown, `age` (years) and `mm_per_px` (the size of a
+        px of the image) are float64 with NaN.
 
     Raises:
         DataError: If the table is empty, an id occurs twice or is empty, a diagnosis is outside the classes, or a
-            part or an age cannot be understood.
+            part, an age or a size cannot be understood.
         ValueError: If a reader returns a column that is not in `COLUMNS`, or lacks `image_id` or `image`.
     """
     unknown = set(table.columns) - set(COLUMNS)
@@ -97,11 +102,12 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
         "lesion_id": [lesion or own for lesion, own in zip(text.get("lesion_id", blank), ids, strict=True)],
         "part": _parts(text.get("part", blank), ids, dataset),
         "age": _ages(text.get("age", blank), ids, dataset),
+        "mm_per_px": _scales(text.get("mm_per_px", blank), ids, dataset),
     }
     columns |= {name: text.get(name, blank) for name in ("patient_id", "sex", "site", "dx_type")}
-    # dtype object everywhere but in age: pandas 3 would turn None into NaN in its own text type
+    # dtype object everywhere but in numbers: pandas 3 would turn None into NaN in its own text type
     finished = pd.DataFrame({name: pd.Series(columns[name], dtype=object) for name in COLUMNS})
-    finished["age"] = finished["age"].astype("float64")
+    finished = finished.astype({"age": "float64", "mm_per_px": "float64"})
     return finished.sort_values("image_id", kind="stable", ignore_index=True)
 
 
@@ -120,13 +126,28 @@ def _ages(given: list[str], ids: list[str], dataset: str) -> list[float]:
     ages = []
     for image_id, text in zip(ids, given, strict=True):
         try:
-            age = float("nan") if text.casefold() in _NO_AGE else float(text)
+            age = float("nan") if text.casefold() in _UNKNOWN else float(text)
         except ValueError:
             age = -1.0
         if age < 0 or age > 150:
             raise DataError(f"{dataset}: the age of image {image_id} is {text!r}; it must be in years, or empty")
         ages.append(age)
     return ages
+
+
+def _scales(given: list[str], ids: list[str], dataset: str) -> list[float]:
+    scales = []
+    for image_id, text in zip(ids, given, strict=True):
+        try:
+            scale = float("nan") if text.casefold() in _UNKNOWN else float(text)
+        except ValueError:
+            scale = 0.0
+        if scale <= 0 or math.isinf(scale):
+            raise DataError(
+                f"{dataset}: mm_per_px of image {image_id} is {text!r}; it must be the size of a px in mm, above 0, or empty"
+            )
+        scales.append(scale)
+    return scales
 
 
 def classes_of(table: pd.DataFrame) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from skincancer.data.boxes import find_segmenter, mask_source, predicted
 from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.examination import examine, find_flagged
+from skincancer.data.features import FeatureTable, open_features
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.seen import count_seen
 from skincancer.data.splits import Roles, assign_roles, merge_groups, merge_patients, parse_split, split_hash
@@ -36,6 +37,7 @@ class PreparedData:
     `index` has a row an image of the store, in its order: the columns of the index, `label`, `role` ('' for none), `width`
     and `height` of the original (px). `dropped` names images that take no part: image_id, reason. `segmenter_saw` counts test images
     that the segmenter behind their crops or features learned from, or was chosen on; `flagged` those that `data.quality` left out.
+    `features` are the hand-made ones of every image, where they were asked for.
     """
 
     entry: Dataset
@@ -51,6 +53,7 @@ class PreparedData:
     groups_hash: str
     segmenter_saw: int = 0
     flagged: int = 0
+    features: FeatureTable | None = None
 
     def rows(self, role: str) -> pd.DataFrame:
         """Return the rows of one role."""
@@ -88,7 +91,7 @@ def prepare_data(
             store masks.
         uri: tracking store of the segmenter that `data.masks` may name.
         whole: every image is a test image, whatever the split; for a model that is finished.
-        hand_made: features will be measured in masks; of a segmenter behind them it is counted which images it has seen.
+        hand_made: measure features in masks too; of a segmenter behind them it is counted which images it has seen.
 
     Raises:
         ConfigError: the split or target does not fit the data.
@@ -123,16 +126,16 @@ def prepare_data(
         find_boxes=find_boxes if segmenter and crop else None, clean=config.clean,
         progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
-    if len(store.bad) and not config.skip_bad:
-        shown = "\n  ".join(store.bad["error"].head(20))
-        more = f"\n  … and {len(store.bad) - 20} more" if len(store.bad) > 20 else ""
+    features = open_features(index, root, entry, config, uri, progress, jobs) if hand_made else None
+    bad = store.bad if features is None else pd.concat([store.bad, features.bad]).drop_duplicates("image_id")
+    if len(bad) and not config.skip_bad:
         raise DataError(
-            f"{len(store.bad)} of {len(index)} images of {entry.name} cannot be used:\n  {shown}{more}\n"
+            f"{len(bad)} of {len(index)} images of {entry.name} cannot be used:\n  {list_bad(bad)}\n"
             "Replace them, or leave them out (and have them recorded) with --data.skip_bad true."
         )
     identity = index_hash(index), split_hash(index, roles)
     index = index.assign(role=roles.role, width=store.table["width"], height=store.table["height"])
-    dropped = _dropped(index, roles, store, task)
+    dropped = _dropped(index, roles, bad, task)
     flagged = 0
     if config.quality == "drop_flagged":
         told = progress(f"looking at the quality of {entry.name}") if progress else None
@@ -150,11 +153,17 @@ def prepare_data(
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
         segmenter_saw=count_seen(index, found[1], found[0].settings["data"]["dataset"] == entry.name) if found else 0,
-        flagged=flagged,
+        flagged=flagged, features=features,
     )  # fmt: skip
 
 
-def _dropped(index: pd.DataFrame, roles: Roles, store: Store, task: str) -> pd.DataFrame:
+def list_bad(bad: pd.DataFrame) -> str:
+    """Return why images cannot be used, as lines for an indented list of twenty at most; the column is `error`."""
+    more = [f"… and {len(bad) - 20} more"] if len(bad) > 20 else []
+    return "\n  ".join([*bad["error"].head(20), *more])
+
+
+def _dropped(index: pd.DataFrame, roles: Roles, bad: pd.DataFrame, task: str) -> pd.DataFrame:
     reasons: dict[str, str] = dict.fromkeys(index.loc[index["role"] == "", "image_id"], "no role in this split")
     unlabelled, unmasked = index["label"] < 0, index["mask"].isna()
     lacking, reason = {
@@ -164,7 +173,7 @@ def _dropped(index: pd.DataFrame, roles: Roles, store: Store, task: str) -> pd.D
     }[task]
     reasons |= dict.fromkeys(index.loc[lacking, "image_id"], reason)
     reasons |= dict.fromkeys(roles.dropped, "its lesion or patient is on another side of the publisher's parts")
-    reasons |= dict(zip(store.bad["image_id"], store.bad["error"], strict=True))
+    reasons |= dict(zip(bad["image_id"], bad["error"], strict=True))
     return pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
 
 

@@ -2,13 +2,15 @@
 
 A digest is of an image as the store holds it, after resizing: a renamed copy of a file has the same one, at the same size, resizing,
 cleaning and crop. A copy that was encoded or cut anew has another; it is found by small grey copies of the images (`data.duplicates`),
-which a run keeps of those that it used, so that no training image is needed where it is evaluated.
+which a run keeps of those that it used, so that no training image is needed where it is evaluated. They are of whole images: parts of
+two copies that different masks cut out are too unlike.
 """
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +19,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.data.duplicates import Progress, find_near
-from skincancer.data.store import Store
+from skincancer.data.store import Store, open_store
 from skincancer.images.fingerprints import thumbnail
 from skincancer.images.geometry import mapping
+from skincancer.paths import cache_folder
+from skincancer.schema import DataConfig
 
 DIGESTS_FILE = "digests.csv"
-FINGERPRINTS_FILE = "fingerprints.npz"  # image_id (M,) and thumbnails uint8 (M, 36, 36), grey: 1.3 KB an image
+# image_id (M,) and thumbnails uint8 (M, 36, 36), grey, 1.3 KB an image; whole, which a run of an older version lacks
+FINGERPRINTS_FILE = "fingerprints.npz"
 FINGERPRINT_SIDE = 36
 THUMBNAIL_SIDE = 96  # of the images that are compared with them
 USED = ("train", "val")  # what a run learned from, and what chose its best epoch
@@ -38,10 +43,47 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Small grey copies of the images that a run used: `image_id` (M,) and `thumbnails` uint8 (M, 36, 36)."""
+    """Small grey copies of the images that a run used: `image_id` (M,) and `thumbnails` uint8 (M, 36, 36).
+
+    `whole`: of whole images, whatever the run's own were cut to; False of a run of an older version.
+    """
 
     image_id: npt.NDArray[np.str_]
     thumbnails: npt.NDArray[np.uint8]
+    whole: bool = True
+
+
+def shows_parts(crop: bool, resize: str) -> bool:
+    """Say whether a store holds parts of its images, by `data.crop` and `data.resize`; all that `frame` cuts away is black."""
+    return crop or resize == "crop"
+
+
+def open_whole(
+    index: pd.DataFrame,
+    root: Path,
+    store: Store,
+    config: DataConfig,
+    progress: Callable[[str], Progress] | None = None,
+    jobs: int = -1,
+) -> tuple[Store, str]:
+    """Return a store that shows whole images, and how they came to its squares: a run's own, or else a small one beside it.
+
+    Args:
+        index: row i belongs to image i.
+        root: what the paths of the index are relative to.
+        store: the run's own.
+        config: that it was built by.
+        progress: makes progress callbacks by title.
+        jobs: worker processes; -1 for one a core.
+
+    Raises:
+        DataError: files are gone, or the disk is full.
+    """
+    if not shows_parts(config.crop, config.resize):
+        return store, config.resize
+    told = progress("looking at whole images") if progress else None
+    whole = open_store(index, root, cache_folder(), size=THUMBNAIL_SIDE, resize="stretch", progress=told, jobs=jobs)
+    return whole, "stretch"
 
 
 def write_fingerprints(path: Path, index: pd.DataFrame, store: Store, resize: str) -> None:
@@ -50,12 +92,12 @@ def write_fingerprints(path: Path, index: pd.DataFrame, store: Store, resize: st
     Args:
         path: the file.
         index: with roles; row i belongs to image i.
-        store: of the images.
+        store: of the images, whole (`open_whole`).
         resize: how they came to its squares.
     """
     rows = np.flatnonzero(index["role"].isin(USED).to_numpy())
     ids = index["image_id"].to_numpy()[rows].astype(str)
-    np.savez_compressed(path, image_id=ids, thumbnails=_thumbnails(store, rows, resize, FINGERPRINT_SIDE))
+    np.savez_compressed(path, image_id=ids, thumbnails=_thumbnails(store, rows, resize, FINGERPRINT_SIDE), whole=True)
 
 
 def read_fingerprints(path: Path) -> Fingerprints:
@@ -66,7 +108,7 @@ def read_fingerprints(path: Path) -> Fingerprints:
     """
     try:
         with np.load(path, allow_pickle=False) as content:
-            found = Fingerprints(content["image_id"], content["thumbnails"])
+            found = Fingerprints(content["image_id"], content["thumbnails"], "whole" in content)
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} holds no fingerprints: {error}") from error
     if found.thumbnails.ndim != 3 or found.thumbnails.dtype != np.uint8 or len(found.image_id) != len(found.thumbnails):
@@ -80,7 +122,7 @@ def find_similar(
     """Find the near-duplicates of images that a run used.
 
     Args:
-        store: by the run's recipe.
+        store: of the images, whole, by the run's recipe (`open_whole`).
         rows: int64 (M,) of the images asked about.
         resize: how they came to its squares.
         used: by the run.

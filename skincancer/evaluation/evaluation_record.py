@@ -80,8 +80,10 @@ class EvaluationRecorder:
                 self.console.print(Text(f"the positive class is {evaluation.classes[1]}"))
         for reason, count in self._excluded().items():
             self.console.print(Text(f"left out: {count} images ({REASONS[reason]})"))
-        if len(data.dropped):
-            self.console.print(Text(f"left out: {len(data.dropped)} images that cannot be used (dropped.csv)"))
+        if unusable := len(data.dropped) - data.flagged:
+            self.console.print(Text(f"left out: {unusable} images that cannot be used (dropped.csv)"))
+        if data.flagged:
+            self.console.print(Text(f"left out: {data.flagged} images that data.quality flags (dropped.csv says why)"))
         similar = len(evaluation.similar)
         if similar and evaluation.keeps_similar:
             warn(
@@ -92,8 +94,8 @@ class EvaluationRecorder:
         if unlike:
             warn(
                 self.console, "near-duplicates cannot be found",
-                f"run {', '.join(unlike)} holds no fingerprints.npz (it is of an older version): copies of images that it was trained on, "
-                "in another encoding, size or position, are not found and not left out.",
+                f"run {', '.join(unlike)} holds no fingerprints.npz of whole images (it is of an older version): copies of images "
+                "that it was trained on, in another encoding, size or position, are not found and not left out.",
             )  # fmt: skip
         blind = [run.run for run in evaluation.runs if not run.has_digests]
         if blind:
@@ -105,6 +107,8 @@ class EvaluationRecorder:
         if self.experiment.data.crop:
             shown = describe_crops(data.store.table, dataclasses.replace(self.experiment.data, masks=self._masks()))
             self.console.print(Text(f"images cropped to the lesion: {shown}"))
+        if data.features and (empty := data.features.describe_empty(data.index["role"])):
+            warn(self.console, "empty masks", empty)
         if data.segmenter_saw:
             warn(
                 self.console, "the segmenter has seen these images",

@@ -19,9 +19,9 @@ from skincancer.data.boxes import RUN, own_masks
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.datamodules import LesionDataModule
-from skincancer.data.index import add_target, load_index
+from skincancer.data.index import add_target, image_root, load_index
 from skincancer.data.prepared import PreparedData, ProgressBar, locate, prepare_data
-from skincancer.data.seen import find_seen, find_similar, pixel_digests
+from skincancer.data.seen import find_seen, find_similar, open_whole, pixel_digests
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
 from skincancer.evaluation.finished import FinishedRun, Validation
@@ -192,9 +192,10 @@ def prepare_evaluation(
         found = find_seen(rows, run.split, same_files(run, experiment))
         reasons = np.where(reasons == "", found, reasons)
         if run.fingerprints is not None:
+            images = image_root(prepared.root)
+            pictures, resize = open_whole(prepared.index, images, prepared.store, experiment.data, progress)
             told = progress(f"comparing the images with those of run {run.run}") if progress else None
-            asked, resize = rows.index.to_numpy(), experiment.data.resize
-            looks.append(find_similar(prepared.store, asked, resize, run.fingerprints, told))
+            looks.append(find_similar(pictures, rows.index.to_numpy(), resize, run.fingerprints, told))
     similar = pd.concat(looks) if looks else pd.DataFrame(columns=["row", "like", "correlation"])
     similar = similar.sort_values("correlation", ascending=False, kind="stable").drop_duplicates("row")
     similar = similar[similar["row"].isin(test.index[reasons == ""])].sort_values("row", ignore_index=True)

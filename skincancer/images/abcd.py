@@ -195,7 +195,7 @@ def abcd_features(mask: Mask, lab: Lab, scale: float = 1.0, mm_per_px: float | N
         mask: bool (H, W), not empty.
         lab: the image in CIELAB (H, W, 3).
         scale: of the image to its original, for the diameter in px of the original.
-        mm_per_px: of the original; where it is given, the diameter is measured in mm too.
+        mm_per_px: of the original; where it is not given, the diameter in mm is NaN.
     """
     axes = principal_axes(mask)
     blur = min(mask.shape) / 100  # hair and noise are asymmetric in any lesion
@@ -219,7 +219,7 @@ def abcd_features(mask: Mask, lab: Lab, scale: float = 1.0, mm_per_px: float | N
         "abcd_border_abrupt_segments": abrupt,
         **colours,
         "abcd_diameter_px": diameter / scale,
-        **({} if mm_per_px is None else {"abcd_diameter_mm": diameter / scale * mm_per_px}),
+        "abcd_diameter_mm": math.nan if mm_per_px is None else diameter / scale * mm_per_px,
         "abcd_diameter_share_of_image": diameter / max(mask.shape),
         "abcd_tds_without_d": total_dermoscopy_score(score, abrupt, colours["abcd_colour_count"]),
     }

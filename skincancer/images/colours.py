@@ -22,6 +22,7 @@ SIX_COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (0, 0, 0),
 }
 PRESENT = 0.05  # share of the lesion from which a colour counts as present; our choice: less is glare, hair or an edge
+UNLIT = 15.0  # L of CIELAB (0-100) below which a pixel around the lesion is a vignette, a frame or a hair, and no skin
 BINS = 8
 CHANNELS = ("red", "green", "blue")
 _REFERENCE = rgb2lab(np.array([list(SIX_COLOURS.values())], dtype=np.uint8))[0]
@@ -30,8 +31,8 @@ _REFERENCE = rgb2lab(np.array([list(SIX_COLOURS.values())], dtype=np.uint8))[0]
 def six_colours(mask: Mask, lab: Lab) -> dict[str, float]:
     """Return the share of the lesion that each of the six colours has: every pixel is of the one nearest to it in CIELAB.
 
-    White counts only where it is lighter than the skin around (Stolz), the median of the rest of the image; what is nearest to white
-    and not lighter than the skin is none of the six. Pink counts as red.
+    White counts only where it is lighter than the skin around (Stolz), the median of it; what is nearest to white and not lighter than
+    the skin is none of the six. Pink counts as red.
 
     Args:
         mask: bool (H, W).
@@ -40,20 +41,35 @@ def six_colours(mask: Mask, lab: Lab) -> dict[str, float]:
     pixels = lab[mask]
     distance = np.stack([((pixels - reference) ** 2).sum(axis=1) for reference in _REFERENCE])
     nearest = distance.argmin(axis=0)
-    if not mask.all():
-        nearest = nearest[(nearest > 0) | (pixels[:, 0] > np.median(lab[~mask][:, 0]))]
+    around = skin(mask, lab)
+    if len(around):
+        nearest = nearest[(nearest > 0) | (pixels[:, 0] > np.median(around[:, 0]))]
     shares = np.bincount(nearest, minlength=len(SIX_COLOURS)) / len(pixels)
     return dict(zip(SIX_COLOURS, shares.tolist(), strict=True))
 
 
+def skin(mask: Mask, lab: Lab) -> Lab:
+    """Return the pixels of the skin around the lesion, CIELAB (M, 3): the rest of the image but for what is near black.
+
+    Args:
+        mask: bool (H, W).
+        lab: CIELAB (H, W, 3).
+    """
+    around = lab[~mask]
+    return around[around[:, 0] >= UNLIT]
+
+
 def colour_features(mask: Mask, lab: Lab) -> dict[str, float]:
-    """Return C of the ABCD rule: the share of each of the six colours, whether it is present, their count, and variances in CIELAB."""
+    """Return C of the ABCD rule: the share of each of the six colours, whether it is present, their count, and variances in CIELAB.
+
+    The count is 1 at least: a lesion as pale as the skin, in which none of the six is present, has that one colour.
+    """
     shares = six_colours(mask, lab)
     found = {f"abcd_colour_{name}_share": share for name, share in shares.items()}
     found |= {f"abcd_colour_{name}_present": float(share >= PRESENT) for name, share in shares.items()}
     variance = lab[mask].var(axis=0)
     return found | {
-        "abcd_colour_count": float(sum(share >= PRESENT for share in shares.values())),
+        "abcd_colour_count": float(max(1, sum(share >= PRESENT for share in shares.values()))),
         **{f"abcd_colour_variance_{name}": float(value) for name, value in zip("lab", variance, strict=True)},
     }
 
@@ -62,8 +78,7 @@ def histogram_features(image: npt.NDArray[np.uint8], mask: Mask, lab: Lab) -> di
     """Return the lesion's colours as numbers.
 
     Histograms of red, green and blue (8 bins of 32 values, as shares of the lesion); mean and standard deviation of L, a and b; and
-    the mean's distance from that of the skin around (the rest of the image), which lighting and skin type change less; NaN where the
-    lesion fills the image.
+    the mean's distance from that of the `skin` around, which lighting and skin type change less; NaN where there is none to be seen.
 
     Args:
         image: uint8 RGB (H, W, 3).
@@ -76,11 +91,12 @@ def histogram_features(image: npt.NDArray[np.uint8], mask: Mask, lab: Lab) -> di
         counts = np.bincount(pixels[:, number] // (256 // BINS), minlength=BINS) / len(pixels)
         found |= {f"colour_{channel}_bin_{bin}": float(share) for bin, share in enumerate(counts)}
     mean, spread = lab[mask].mean(axis=0), lab[mask].std(axis=0)
-    skin = np.full(3, math.nan) if mask.all() else lab[~mask].mean(axis=0)
+    around = skin(mask, lab)
+    beside = around.mean(axis=0) if len(around) else np.full(3, math.nan)
     for number, name in enumerate("lab"):
         found |= {
             f"colour_{name}_mean": float(mean[number]),
             f"colour_{name}_std": float(spread[number]),
-            f"colour_{name}_less_skin": float(mean[number] - skin[number]),
+            f"colour_{name}_less_skin": float(mean[number] - beside[number]),
         }
     return found

@@ -18,13 +18,15 @@ Mask = npt.NDArray[np.bool_]
 
 WORKING_SIDE = 256  # px, the longest side of every image
 MASK_EMPTY = "mask_empty"
+# in the table, and not learned from: pixels tell the resolution, by which sources and so their diagnoses differ; a scale is rarely known
+NOT_LEARNED = ("abcd_diameter_px", "abcd_diameter_mm")
 
 
 @dataclass(frozen=True)
 class Lesion:
     """An image at the working size: uint8 RGB (H, W, 3), mask bool (H, W), grey uint8 (H, W), CIELAB float64 (H, W, 3).
 
-    `scale` is px of it per px of the original.
+    `scale` is px of it per px of the original, `mm_per_px` the size of a px of the original where that is known.
     """
 
     image: npt.NDArray[np.uint8]
@@ -32,12 +34,13 @@ class Lesion:
     grey: npt.NDArray[np.uint8]
     lab: npt.NDArray[np.float64]
     scale: float = 1.0
+    mm_per_px: float | None = None
 
 
 def _abcd(lesion: Lesion) -> dict[str, float]:
     from skincancer.images.abcd import abcd_features
 
-    return abcd_features(lesion.mask, lesion.lab, lesion.scale)
+    return abcd_features(lesion.mask, lesion.lab, lesion.scale, lesion.mm_per_px)
 
 
 def _colour(lesion: Lesion) -> dict[str, float]:
@@ -70,12 +73,13 @@ FAMILIES: dict[str, Callable[[Lesion], dict[str, float]]] = {
 }  # fmt: skip
 
 
-def bring_to_working_size(image: Image.Image, mask: Mask) -> Lesion:
+def bring_to_working_size(image: Image.Image, mask: Mask, mm_per_px: float | None = None) -> Lesion:
     """Scale an image and its mask until the longest side is `WORKING_SIDE`, its proportions kept.
 
     Args:
         image: RGB.
         mask: bool (H, W), of the image's size.
+        mm_per_px: the size of a px of the image, where it is known.
 
     Raises:
         ValueError: the mask is of another size than the image.
@@ -85,16 +89,20 @@ def bring_to_working_size(image: Image.Image, mask: Mask) -> Lesion:
     scale = WORKING_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
-    return prepare_lesion(np.asarray(image.resize(size, Image.Resampling.BILINEAR)), np.asarray(small) >= 128, scale)
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    return prepare_lesion(pixels, np.asarray(small) >= 128, scale, mm_per_px)
 
 
-def prepare_lesion(image: npt.NDArray[np.uint8], mask: Mask, scale: float = 1.0) -> Lesion:
+def prepare_lesion(
+    image: npt.NDArray[np.uint8], mask: Mask, scale: float = 1.0, mm_per_px: float | None = None
+) -> Lesion:
     """Return an image as it is, with all that features are measured on.
 
     Args:
         image: uint8 RGB (H, W, 3).
         mask: bool (H, W).
         scale: px of it per px of the original.
+        mm_per_px: the size of a px of the original, where it is known.
 
     Raises:
         ValueError: other types or shapes.
@@ -106,7 +114,7 @@ def prepare_lesion(image: npt.NDArray[np.uint8], mask: Mask, scale: float = 1.0)
     from skimage.color import rgb2lab
 
     grey = np.asarray(Image.fromarray(image).convert("L"))
-    return Lesion(image, mask, grey, rgb2lab(image), scale)
+    return Lesion(image, mask, grey, rgb2lab(image), scale, mm_per_px)
 
 
 def image_features(lesion: Lesion, families: Sequence[str] = tuple(FAMILIES)) -> dict[str, float]:
@@ -132,6 +140,11 @@ def image_features(lesion: Lesion, families: Sequence[str] = tuple(FAMILIES)) ->
 def feature_names(families: Sequence[str] = tuple(FAMILIES)) -> list[str]:
     """Return the names of the features of some families, without `mask_empty`."""
     return [name for family in families for name in _names(family)]
+
+
+def learned_names(families: Sequence[str] = tuple(FAMILIES)) -> list[str]:
+    """Return what classifiers take of some families, in order: `mask_empty`, and all features but `NOT_LEARNED`."""
+    return [MASK_EMPTY, *(name for name in feature_names(families) if name not in NOT_LEARNED)]
 
 
 @functools.cache

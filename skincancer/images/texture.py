@@ -14,7 +14,7 @@ Mask = npt.NDArray[np.bool_]
 Grey = npt.NDArray[np.uint8]
 
 LEVELS = 32  # grey levels of the co-occurrence matrix, of 8 values each
-DISTANCES = (1, 2, 4)  # px at the working size
+DISTANCES = (1, 2, 4)  # px at the working size, along rows and columns; of diagonals both
 ANGLES = tuple(number * math.pi / 4 for number in range(4))
 PROPERTIES = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation", "entropy")
 PATTERNS = ((8, 1), (16, 2))  # points and radius (px)
@@ -24,12 +24,13 @@ HOG_SIDE, HOG_CELLS, HOG_ORIENTATIONS = 64, 4, 8
 def cooccurrence(levels: Grey, mask: Mask, distance: int, count: int) -> npt.NDArray[np.float64]:
     """Return the grey-level co-occurrence matrices of a lesion, of pairs of pixels that both are inside it.
 
-    Haralick, Shanmugam and Dinstein, IEEE Trans SMC 3:610-621 (1973); symmetric, each angle's normalised by itself.
+    Haralick, Shanmugam and Dinstein, IEEE Trans SMC 3:610-621 (1973); symmetric, each angle's normalised by itself. A distance is
+    theirs: the larger of those along rows and columns, so that the diagonal neighbours at 2 are (2, 2) away.
 
     Args:
         levels: uint8 (H, W), below `count`.
         mask: bool (H, W).
-        distance: of the two pixels, px.
+        distance: of the two pixels along rows or columns, or both, px.
         count: of grey levels.
 
     Returns:
@@ -37,7 +38,13 @@ def cooccurrence(levels: Grey, mask: Mask, distance: int, count: int) -> npt.NDA
     """
     # what is outside gets a level of its own, whose pairs are dropped
     inside = np.where(mask, levels + 1, 0).astype(np.uint8)
-    pairs = graycomatrix(inside, [distance], ANGLES, levels=count + 1, symmetric=True)[1:, 1:].astype(np.float64)
+    # scikit-image measures along the line and rounds: at 45° a distance of 2 would be (1, 1) once more
+    lengths = (distance, distance * math.sqrt(2), distance, distance * math.sqrt(2))
+    counts = [
+        graycomatrix(inside, [length], [angle], levels=count + 1, symmetric=True)
+        for length, angle in zip(lengths, ANGLES, strict=True)
+    ]
+    pairs = np.concatenate(counts, axis=-1)[1:, 1:].astype(np.float64)
     totals = pairs.sum(axis=(0, 1), keepdims=True)
     with_pairs = totals[0, 0, 0] > 0
     return pairs[..., with_pairs] / totals[..., with_pairs]

@@ -15,7 +15,7 @@ from skincancer.artifacts import BACKBONE_FILE, CLASSES_FILE, CLASSICAL_CHECKPOI
 from skincancer.config import load_yaml
 from skincancer.errors import WeightsError
 from skincancer.images.cleaning import check_clean
-from skincancer.images.features import MASK_EMPTY, feature_names
+from skincancer.images.features import learned_names
 from skincancer.models.answers import Answers
 from skincancer.models.classical import load_pipeline
 from skincancer.models.deep_features import DeepFeatures, kept_backbone
@@ -67,7 +67,7 @@ class ClassicalModel:
         else:
             self.families = tuple(model["classical"]["features"])
         fitted = [str(name) for name in self.pipeline.feature_names_in_]
-        self.columns = [MASK_EMPTY, *feature_names(self.families)] if self.families else fitted
+        self.columns = learned_names(self.families) if self.families else fitted
         if fitted != self.columns or len(self.pipeline.classes_) != len(self.classes):
             raise WeightsError(
                 f"{folder / CLASSICAL_CHECKPOINT}: fitted on {len(fitted)} features and {len(self.pipeline.classes_)} classes; this "
