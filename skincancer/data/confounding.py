@@ -1,13 +1,15 @@
-"""How well the classes of a data set are told by what is no lesion: size, file, frame, colour of the skin around.
+"""How well the classes of a data set are told by what is hardly of the lesion: size, file, frame, colour of the picture's edge.
 
 A model that is good at this has learned where an image comes from. Its area under the curve is what any accuracy published on the data
-has to be held against: a network can use the same signs.
+has to be held against: a network can use the same signs. They are not free of the lesion: one that reaches the edge colours it (but where
+its mask is known), and a rough one takes more bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,7 @@ FEATURES = {
     "frame_warmth": "red against blue at the edge",
 }
 FOLDS = 5
+LEAF = 20  # images in a leaf of a tree, at least, in all but small sets
 RESAMPLES = 1000
 
 
@@ -34,7 +37,7 @@ class Confounding:
     """The classes told by nuisance features alone.
 
     Attributes:
-        auroc: of a small model, cross-validated; mean over the classes, each against the others.
+        auroc: of a small model, cross-validated; mean over the classes, each against the others (of two classes that of the second).
         low: of the 95 % interval over lesions, folds and model as they are.
         high: see low.
         images: how many it is of.
@@ -61,8 +64,8 @@ def measure_confounding(
 ) -> tuple[Confounding | None, str]:
     """Cross-validate a small model of the classes on nuisance features alone, no group on two sides.
 
-    Gradient-boosted trees (scikit-learn's `HistGradientBoostingClassifier`) in five grouped, stratified folds; pooled out-of-fold
-    probabilities; the interval is a bootstrap over groups (`evaluation.statistics`).
+    Gradient-boosted trees (scikit-learn's `HistGradientBoostingClassifier`) in five grouped, stratified folds; the area is that of pairs
+    within a fold (`fold_areas`); the interval is a bootstrap over groups (`evaluation.statistics`).
 
     Args:
         diagnosis: (N,) of each image, None where unknown.
@@ -84,20 +87,26 @@ def measure_confounding(
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedGroupKFold
 
-    from skincancer.evaluation.statistics import bootstrap_intervals
+    from skincancer.evaluation.statistics import bootstrap_weights, percentile_interval
 
     table = nuisance_table(facts[known])[kept]
     values, lesions = table.to_numpy(), lesions[kept]
     label = np.array([usable.index(name) for name in found[kept]])
     probability = np.zeros((len(label), len(usable)))
+    fold = np.zeros(len(label), dtype=np.int64)
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    for train, test in folds.split(values, label, lesions):
-        model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, random_state=0)
+    for number, (train, test) in enumerate(folds.split(values, label, lesions)):
+        smallest = min(LEAF, max(2, len(train) // LEAF))  # leaves of twenty would leave a small set undivided
+        model = HistGradientBoostingClassifier(
+            max_iter=60, max_leaf_nodes=15, min_samples_leaf=smallest, random_state=0
+        )
         model.fit(values[train], label[train])
         # a class that a fold did not learn has probability 0 there
         probability[np.ix_(test, model.classes_)] = model.predict_proba(values[test])
-    rows = bootstrap_intervals(label, probability, lesions, usable, n_resamples=RESAMPLES).set_index("metric")
-    area, low, high = (float(rows[name].to_dict()["auroc_macro"]) for name in ("value", "low", "high"))
+        fold[test] = number
+    area = float(fold_areas(label, probability, fold, np.ones((1, len(label))))[0])
+    resampled = fold_areas(label, probability, fold, bootstrap_weights(lesions, label, RESAMPLES, seed=0))
+    low, high, _ = percentile_interval(area, resampled)
     alone = [
         (name, what, _alone(table[name].to_numpy(), label, len(usable)))
         for name, what in FEATURES.items()
@@ -106,6 +115,47 @@ def measure_confounding(
     features = pd.DataFrame(alone, columns=["feature", "what", "auroc"])
     features = features.sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
     return Confounding(area, low, high, len(label), features), ""
+
+
+def fold_areas(
+    label: npt.NDArray[np.int64],
+    probability: npt.NDArray[np.float64],
+    fold: npt.NDArray[np.int64],
+    weight: npt.NDArray[Any],
+) -> npt.NDArray[np.float64]:
+    """Return the area under the curve of out-of-fold probabilities, from the pairs of images of one fold alone.
+
+    Folds are not to be compared: one that holds more of a class leaves fewer of it to learn from, so that the class is expected less
+    where there is more of it, and an area over all pairs falls below 0.5 where there is nothing to learn (Parker et al.,
+    "Stratification bias in low signal microarray studies", BMC Bioinformatics 2007).
+
+    Args:
+        label: (N,) in 0 … C−1.
+        probability: (N, C), rows summing to 1.
+        fold: (N,) in which an image was tested.
+        weight: (R, N), not negative: how often each image counts in each resample.
+
+    Returns:
+        (R,): the mean over the classes, each against the others; of two classes that of the second. NaN where no class has a pair.
+    """
+    from skincancer.evaluation.metrics import weighted_metrics
+
+    classes = probability.shape[1]
+    areas = []
+    for number in [1] if classes == 2 else range(classes):
+        won, pairs = np.zeros(len(weight)), np.zeros(len(weight))
+        for tested in (fold == one for one in np.unique(fold)):
+            own = label[tested] == number
+            against = np.stack([1 - probability[tested, number], probability[tested, number]], axis=1)
+            counts = weight[:, tested]
+            area = weighted_metrics(own.astype(np.int64), against, ("others", "own"), counts)["auroc_macro"]
+            count = counts[:, own].sum(axis=1) * counts[:, ~own].sum(axis=1)
+            won += np.where(count > 0, area, 0) * count
+            pairs += count
+        areas.append(np.divide(won, pairs, out=np.full(len(weight), np.nan), where=pairs > 0))
+    told = np.stack(areas)
+    defined = np.isfinite(told).sum(axis=0)
+    return np.divide(np.nansum(told, axis=0), defined, out=np.full(len(weight), np.nan), where=defined > 0)
 
 
 def _alone(values: npt.NDArray[np.float64], label: npt.NDArray[np.int64], classes: int) -> float:
