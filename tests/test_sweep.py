@@ -257,6 +257,7 @@ def runner(
     found: study.Sweep, folder: Path, code: str, monkeypatch, devices: tuple[str, ...] = ()
 ) -> trials.TrialProcess:
     monkeypatch.setattr(trials.TrialProcess, "_command", lambda self: [sys.executable, "-c", code])
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # that a log is in its order is not for the caller to see to
     return trials.TrialProcess(found, {}, tracking.connect(None), folder / "logs", 2, devices)
 
 
