@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from skincancer.addresses import without_password
 from skincancer.checks import MONITORS, check_experiment, is_of_network
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, UnusedKey, nearest
@@ -76,6 +77,14 @@ _Dumper.yaml_implicit_resolvers = {
 def dump_yaml(content: Mapping[str, Any]) -> str:
     """Write a mapping as YAML, keys in their order."""
     return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def kept_yaml(experiment: Experiment, **other: Any) -> str:
+    """Write an experiment as it is kept: complete, `other` in the place of its own keys, without the password of its tracking URI."""
+    content = {**experiment.to_dict(), **other}
+    if uri := content["tracking"]["uri"]:
+        content["tracking"]["uri"] = without_password(uri)
+    return dump_yaml(content)
 
 
 def list_experiments() -> dict[str, str]:

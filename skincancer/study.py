@@ -28,8 +28,9 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from skincancer import config, search
+from skincancer.addresses import hide, shown
 from skincancer.errors import ConfigError, RunError
-from skincancer.storage import open_storage, shown, storage_errors
+from skincancer.storage import open_storage, storage_errors
 from skincancer.sweep_plan import Plan
 from skincancer.tracking import owner_alive, owner_tags
 
@@ -186,7 +187,7 @@ class Sweep:
             elif complete:
                 self.study.tell(trial, ended.value)
             else:
-                trial.set_user_attr(REASON, ended.reason or f"its objective is {ended.value}")
+                trial.set_user_attr(REASON, hide(ended.reason) or f"its objective is {ended.value}")
                 self.study.tell(trial, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             return  # silent for so long that another worker has taken it for dead, and repeats it

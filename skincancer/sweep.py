@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from skincancer import config, paths
+from skincancer.addresses import shown
 from skincancer.errors import ConfigError, RunError, nearest
 from skincancer.schema import Experiment
 from skincancer.search import PLACE_KEYS, PRUNERS, SAMPLERS, ends_of, grid
@@ -66,7 +67,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
     from skincancer import study, sweep_plan, tracking
     from skincancer.data.prepared import prepare_data
     from skincancer.models.building import check_network
-    from skincancer.storage import shown, storage_url
+    from skincancer.storage import storage_url
     from skincancer.sweep_record import SweepRecord
     from skincancer.training import monitor_mode
 
@@ -117,7 +118,7 @@ def join(request: Request, console: Console | None = None) -> None:
 
     from skincancer import study, tracking
     from skincancer.data.prepared import prepare_data
-    from skincancer.storage import shown, storage_url
+    from skincancer.storage import storage_url
     from skincancer.sweep_record import SweepRecord
 
     assert request.study is not None

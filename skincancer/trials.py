@@ -174,7 +174,7 @@ class TrialProcess:
             return Ended("failed", reason=str(error))
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / f"trial_{trial.number:04d}"
-        stem.with_suffix(".yaml").write_text(config.dump_yaml({**experiment.to_dict(), "search": {}}), encoding="utf-8")
+        stem.with_suffix(".yaml").write_text(config.kept_yaml(experiment, search={}), encoding="utf-8")
         if not self.devices:
             with storage_errors(self.sweep.url):
                 trial.set_user_attr(THREADS, self.threads)
@@ -236,7 +236,9 @@ class TrialProcess:
     def _environment(self, slot: int) -> dict[str, str]:
         environment = without_launcher(os.environ)  # a trial is no rank, whatever started its worker
         environment["MLFLOW_TRACKING_URI"] = self.client.tracking_uri  # not in its file, for it may hold a password
-        environment["PYTHONUNBUFFERED"] = "1"  # the last line of a log is what was written last: the reason of a failure
+        environment["PYTHONUNBUFFERED"] = (
+            "1"  # the last line of a log is what was written last: the reason of a failure
+        )
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
         else:

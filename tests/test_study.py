@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from skincancer import storage, study, trials
+from skincancer import addresses, storage, study, trials
 from skincancer.errors import ConfigError, RunError
 from skincancer.study import Ended, counts
 from skincancer.sweep_plan import Plan
@@ -496,12 +496,12 @@ def test_no_url_is_told_without_repeating_it():
         assert "s3cr3t" not in str(caught.value)
 
 
-def test_passwords_are_hidden(server):
+def test_a_servers_password_is_hidden(server):
     url = new_database(server)
-    assert storage.shown(url).count("***") == 1
+    assert addresses.shown(url).count("***") == 1
     for secret in (postgres.PASSWORD, quote(postgres.PASSWORD, safe="")):
-        assert secret not in storage.shown(url)
-    assert "hunter2" not in storage.shown("postgresql+psycopg://host/x?password=hunter2")
+        assert secret not in addresses.shown(url)
+    assert "hunter2" not in addresses.shown("postgresql+psycopg://host/x?password=hunter2")
     wrong = url.replace(quote(postgres.PASSWORD, safe=""), "hunter2")
     with pytest.raises(RunError, match="password authentication failed") as caught:
         storage.open_storage(wrong)
