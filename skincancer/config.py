@@ -16,7 +16,6 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skincancer.addresses import without_password
 from skincancer.checks import MONITORS, check_experiment, is_of_network
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, UnusedKey, nearest
@@ -77,14 +76,6 @@ _Dumper.yaml_implicit_resolvers = {
 def dump_yaml(content: Mapping[str, Any]) -> str:
     """Write a mapping as YAML, keys in their order."""
     return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def kept_yaml(experiment: Experiment, **other: Any) -> str:
-    """Write an experiment as it is kept: complete, `other` in the place of its own keys, without the password of its tracking URI."""
-    content = {**experiment.to_dict(), **other}
-    if uri := content["tracking"]["uri"]:
-        content["tracking"]["uri"] = without_password(uri)
-    return dump_yaml(content)
 
 
 def list_experiments() -> dict[str, str]:
@@ -223,12 +214,21 @@ def _parse_layer(parser: ArgumentParser, flat: Mapping[str, Any], source: str) -
     """Check keys and types of one file's values, so that an error names the file that holds it."""
     _check_keys(flat, source)
     for key, value in flat.items():
-        if value is None and key not in MAY_BE_NULL:
-            raise ConfigError(f"{source}: {key} is null; give a value, or leave the key out.")
-        try:
-            parser.parse_object(unflatten({key: value}), defaults=False, env=False)
-        except ArgumentError as error:
-            raise _explain(error, source) from error
+        parse_value(parser, key, value, source)
+
+
+def parse_value(parser: ArgumentParser, key: str, value: Any, source: str) -> Any:
+    """Return a value as its key's type has it.
+
+    Raises:
+        ConfigError: it has another type.
+    """
+    if value is None and key not in MAY_BE_NULL:
+        raise ConfigError(f"{source}: {key} is null; give a value, or leave the key out.")
+    try:
+        return parser.parse_object(unflatten({key: value}), defaults=False, env=False)[key]
+    except ArgumentError as error:
+        raise _explain(error, source) from error
 
 
 def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

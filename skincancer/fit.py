@@ -280,7 +280,7 @@ def _verb(argv: Sequence[str]) -> None:
     for note in notes:
         console.print(note, markup=False)
     if own.get("dry_run"):
-        console.print(config.kept_yaml(experiment), markup=False)
+        console.print(config.dump_yaml(experiment.kept()), markup=False)
         return
     with signals_as_interrupts():
         fit(experiment, resume, own.get("register"))

@@ -206,7 +206,7 @@ class FitRecorder:
 
     def _write_start(self, run: tracking.Run) -> None:
         data = self.data
-        run.write_text("config.yaml", config.kept_yaml(self.experiment))
+        run.write_text("config.yaml", config.dump_yaml(self.experiment.kept()))
         settings = self.experiment.data
         malignant = malignant_classes(data.entry, data.classes, settings.target, tuple(settings.malignant))
         run.write_text("classes.json", classes_json(data.classes, malignant))

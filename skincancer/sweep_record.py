@@ -79,7 +79,7 @@ class SweepRecord:
                 "objective": self.objective, "sampler": plan.sampler, "pruner": plan.pruner, "search": json.dumps(plan.search),
             }  # fmt: skip
             run.log_params(params)
-            run.write_text("config.yaml", config.kept_yaml(base))
+            run.write_text("config.yaml", config.dump_yaml(base.kept()))
             yield run
 
     @contextlib.contextmanager
@@ -170,7 +170,7 @@ class SweepRecord:
         """Return a complete experiment file that repeats a trial."""
         experiment = self.sweep.plan.resolve(best.params, self.places)
         text = f"trial {best.number} of the sweep {self.name}: {self.objective} {best.value:.4f} with {_point(best)}"
-        return config.kept_yaml(experiment, name=f"{self.sweep.base.name}_best", description=text, search={})
+        return config.dump_yaml(experiment.kept(name=f"{self.sweep.base.name}_best", description=text, search={}))
 
     def finish(self, run: tracking.Run) -> None:
         """Log the table of trials, the best configuration, and the figures."""

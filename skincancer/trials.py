@@ -169,12 +169,12 @@ class TrialProcess:
     def __call__(self, trial: Trial, slot: int, stop: threading.Event) -> Ended:
         """Run a trial to its end."""
         try:
-            experiment = self.sweep.plan.resolve(trial.params, self.places)
+            experiment, unused = self.sweep.plan.at(trial.params, self.places)
         except ConfigError as error:
             return Ended("failed", reason=str(error))
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / f"trial_{trial.number:04d}"
-        stem.with_suffix(".yaml").write_text(config.kept_yaml(experiment, search={}), encoding="utf-8")
+        stem.with_suffix(".yaml").write_text(config.dump_yaml(experiment.kept(search={})), encoding="utf-8")
         if not self.devices:
             with storage_errors(self.sweep.url):
                 trial.set_user_attr(THREADS, self.threads)
@@ -190,7 +190,7 @@ class TrialProcess:
         try:
             started.say({
                 "config": str(stem.with_suffix(".yaml")), "log": str(log), "number": trial.number, "parent": self.sweep.parent,
-                "params": trial.params,
+                "params": {key: value for key, value in trial.params.items() if key not in unused},
             })  # fmt: skip
             ended = talk.listen(started, stop)
             well = talk.exit_code == 0 and ended is not None

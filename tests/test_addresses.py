@@ -80,7 +80,7 @@ def test_a_kept_config_has_no_password(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(f"task: classification\ntracking: {{uri: {WRONG}}}\n")
     experiment, _ = config.resolve(str(tmp_path / "mine.yaml"), {})
     assert experiment.tracking.uri == WRONG
-    assert "uri: http://me@127.0.0.1:1\n" in config.kept_yaml(experiment)
+    assert "uri: http://me@127.0.0.1:1\n" in config.dump_yaml(experiment.kept())
     assert experiment.tracking.uri == WRONG
 
 

@@ -32,7 +32,15 @@ SEARCH = {
     "model.dropout": {"low": 0.0, "high": 0.5},
 }
 PLAN = Plan(
-    "densenet169_undersample", {"task": "classification"}, {"seed": 3}, SEARCH, "tpe", "median", "split", "index"
+    "densenet169_undersample",
+    {"task": "classification"},
+    {"seed": 3},
+    SEARCH,
+    "tpe",
+    "median",
+    "split",
+    "index",
+    "7 to train on",
 )
 
 
@@ -318,6 +326,7 @@ def test_the_other_samplers_and_pruners(journal, sampler, pruner):
         ({"search": {"model.dropout": SEARCH["model.dropout"]}}, ["search model.optimizer.lr", "asked is None"]),
         ({"split_hash": "other"}, ["split_hash: the study has 'split', asked is 'other'"]),
         ({"index_hash": "other"}, ["index_hash"]),
+        ({"images": "6 to train on"}, ["images: the study has '7 to train on', asked is '6 to train on'"]),
         ({"experiment": "resnet50"}, ["name: the study has 'densenet169_undersample', asked is 'resnet50'"]),
         ({"flags": {"seed": 4}}, ["seed: the study has 3, asked is 4"]),
         ({"flags": {"seed": 3, "data.split": "70:30"}}, ["data.split: the study has '80:20', asked is '70:30'"]),
@@ -330,6 +339,11 @@ def test_another_sweep_under_the_same_name_is_refused(journal, change, said):
         create(journal, 3, replace(PLAN, **change))
     for text in said:
         assert text in str(caught.value)
+
+
+def test_a_study_that_does_not_know_its_images_goes_on(journal):
+    create(journal, 3, replace(PLAN, images=""))
+    create(journal, 3)
 
 
 def test_where_data_lie_is_no_part_of_a_sweep(journal, tmp_path):
