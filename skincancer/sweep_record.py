@@ -141,7 +141,7 @@ class SweepRecord:
             self._told.add(trial.number)
             if not counts(trial):
                 what = f"{trial.user_attrs.get(ENDED)}: does not count" + (
-                    "" if trial.user_attrs.get(ENDED) == "surplus" else ", is repeated"
+                    "" if trial.user_attrs.get(ENDED) in ("surplus", "double") else ", is repeated"
                 )
             elif trial.state == TrialState.COMPLETE:
                 what = f"{self.objective} {trial.value:.4f}"

@@ -295,6 +295,51 @@ def test_a_point_of_a_grid_survives_its_worker_at_every_moment(journal, monkeypa
     assert dead.number == 0
 
 
+def test_a_grid_is_queued_with_one_look_at_the_trials_and_nearly_equal_points_are_two(journal, monkeypatch):
+    space = {
+        "model.dropout": {"choices": [0.1, 0.1 + 1e-9]},
+        "augment.policy": {"choices": ["none", "light"]},
+        "model.freeze": {"choices": ["none", 1, 2]},
+    }
+    plan = replace(PLAN, search=space, sampler="grid")
+    sweep = study.create(journal, "one", plan, 100, maximize=True)
+    looks = []
+    get_trials = optuna.Study.get_trials
+    monkeypatch.setattr(
+        optuna.Study, "get_trials", lambda *given, **named: looks.append(1) or get_trials(*given, **named)
+    )
+    sweep.begin(100)
+    assert len(looks) == 1
+    assert sweep.total == len(sweep.trials()) == 12
+    for _ in range(3):
+        trial = sweep.claim(0)
+        sweep.end(trial, Ended("complete", 0.5))
+    assert len(create(journal, 100, plan).trials()) == 12
+
+
+def test_a_queued_point_that_was_one_too_many_is_not_lost_with_its_worker(journal, monkeypatch):
+    plan = replace(PLAN, search={"model.dropout": {"choices": [0.1, 0.2, 0.3]}}, sampler="grid")
+    sweep = create(journal, 3, plan)
+    monkeypatch.setattr(study.Sweep, "_fits", lambda *_: False)
+    monkeypatch.setattr(study.Sweep, "_queue_again", lambda *_: None)  # killed before it
+    assert sweep.claim(0) is None
+    monkeypatch.undo()
+    again = create(journal, 3, plan)
+    trials.work(again, objective_of_dropout, 1)
+    assert sorted(point["model.dropout"] for point in points(again)) == [0.1, 0.2, 0.3]
+
+
+def test_a_trial_that_ended_while_it_was_taken_for_dead_counts_and_is_not_repeated(journal):
+    sweep, other = create(journal, 3), study.join(journal, "one")
+    for number, state in enumerate(("complete", "pruned")):
+        trial = sweep.claim(0)
+        other.study._storage.set_trial_user_attr(trial._trial_id, "ended", "dead")  # and before it is closed:
+        sweep.end(trial, Ended(state, 0.5))
+        assert not other.release(trial, "dead")
+        assert len(points(sweep)) == number + 1
+    assert [trial.state for trial in create(journal, 3).trials()] == [TrialState.COMPLETE, TrialState.PRUNED]
+
+
 def objective_of_dropout(trial: optuna.Trial, slot: int, stop: object) -> Ended:
     return Ended("complete", trial.params["model.dropout"])
 
