@@ -13,6 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from skincancer.addresses import hide, shown
 from skincancer.config import load_yaml
 from skincancer.errors import RunError
 from skincancer.registry import find_version, is_registered
@@ -53,10 +54,10 @@ def check_finished(client: MlflowClient, run_id: str) -> MlflowRun:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise RunError(f"run {run_id}: there is no such run in {client.tracking_uri}") from error
+        raise RunError(f"run {run_id}: there is no such run in {shown(client.tracking_uri)}") from error
     if run.info.lifecycle_stage == "deleted":
         raise RunError(
-            f"run {run_id} in {client.tracking_uri} is deleted; bring it back (mlflow runs restore --run-id {run_id}), or "
+            f"run {run_id} in {shown(client.tracking_uri)} is deleted; bring it back (mlflow runs restore --run-id {run_id}), or "
             "use another run."
         )
     if run.info.status != "FINISHED":
@@ -81,10 +82,12 @@ def download(client: MlflowClient, run_id: str, name: str, folder: Path) -> Path
             gone = True
         if gone:
             raise RunError(
-                f"run {run_id} in {client.tracking_uri}: its artifacts are gone, or cannot be reached from here "
-                f"({client.get_run(run_id).info.artifact_uri}): {error}"
+                f"run {run_id} in {shown(client.tracking_uri)}: its artifacts are gone, or cannot be reached from here "
+                f"({client.get_run(run_id).info.artifact_uri}): {hide(error)}"
             ) from error
-        raise RunError(f"run {run_id} in {client.tracking_uri} has no artifact {name!r}: {error}") from error
+        raise RunError(
+            f"run {run_id} in {shown(client.tracking_uri)} has no artifact {name!r}: {hide(error)}"
+        ) from error
 
 
 def list_files(run: str, uri: str | None = None) -> set[str]:
@@ -165,7 +168,7 @@ def _download_registered(client: MlflowClient, version: ModelVersion, name: str,
     except (MlflowException, OSError) as error:
         if not version.run_id:
             raise RunError(
-                f"models:/{version.name}/{version.version} in {client.tracking_uri} has no {name}, and names no run: {error}"
+                f"models:/{version.name}/{version.version} in {shown(client.tracking_uri)} has no {name}, and names no run: {hide(error)}"
             ) from error
         check_finished(client, version.run_id)
         download(client, version.run_id, name, folder)

@@ -163,9 +163,14 @@ def _check_data(experiment: Experiment) -> None:
     quality_rules.check(data.quality_rules)
     _only_with(experiment, "data.quality_rules", "data.quality drop_flagged", [f"data.quality {data.quality}"])
     if data.balance_fixed and data.balance != "undersample":
-        raise ConfigError(f"data.balance_fixed is for data.balance undersample; balance is {data.balance!r}.")
+        raise UnusedKey(
+            "data.balance_fixed", f"data.balance_fixed is for data.balance undersample; balance is {data.balance!r}."
+        )
     if data.class_weight_power != 1 and data.balance != "class_weights":
-        raise ConfigError(f"data.class_weight_power is for data.balance class_weights; balance is {data.balance!r}.")
+        raise UnusedKey(
+            "data.class_weight_power",
+            f"data.class_weight_power is for data.balance class_weights; balance is {data.balance!r}.",
+        )
 
 
 def check_for_network(experiment: Experiment, types: Iterable[str]) -> None:
@@ -253,7 +258,10 @@ def _check_model(experiment: Experiment) -> None:
     if model.unfreeze_epoch is not None:
         _require(model.unfreeze_epoch >= 1, "model.unfreeze_epoch", model.unfreeze_epoch, "1 or more")
         if freeze == "none":
-            raise ConfigError("model.unfreeze_epoch is set but model.freeze is none; there is nothing to unfreeze.")
+            raise UnusedKey(
+                "model.unfreeze_epoch",
+                "model.unfreeze_epoch is set but model.freeze is none; there is nothing to unfreeze.",
+            )
         if experiment.trainer.devices not in (1, "1") or experiment.trainer.num_nodes > 1:
             raise ConfigError(
                 "model.unfreeze_epoch needs one device: DDP fixes the set of trained parameters when it starts. "
@@ -264,7 +272,10 @@ def _check_model(experiment: Experiment) -> None:
     _require(0 <= loss.label_smoothing < 1, "model.loss.label_smoothing", loss.label_smoothing, "0 or more and below 1")
     _require(loss.gamma >= 0, "model.loss.gamma", loss.gamma, "0 or more")
     if loss.label_smoothing and loss.name != "cross_entropy":
-        raise ConfigError(f"model.loss.label_smoothing is for cross_entropy; loss.name is {loss.name!r}.")
+        raise UnusedKey(
+            "model.loss.label_smoothing",
+            f"model.loss.label_smoothing is for cross_entropy; loss.name is {loss.name!r}.",
+        )
     _require(0 <= loss.class_factor < math.inf, "model.loss.class_factor", loss.class_factor, "0 or more, and finite")
     of_task = {"classification": [loss.name], "segmentation": [*loss.masks], "joint": [loss.name, *loss.masks]}
     losses = of_task[experiment.task]
@@ -286,7 +297,10 @@ def _check_model(experiment: Experiment) -> None:
         schedule.warmup_epochs, f"0 or more and below trainer.max_epochs ({experiment.trainer.max_epochs})",
     )  # fmt: skip
     if schedule.warmup_epochs and schedule.name != "cosine":
-        raise ConfigError(f"model.schedule.warmup_epochs is for cosine; schedule.name is {schedule.name!r}.")
+        raise UnusedKey(
+            "model.schedule.warmup_epochs",
+            f"model.schedule.warmup_epochs is for cosine; schedule.name is {schedule.name!r}.",
+        )
     _require(schedule.step_epochs >= 1, "model.schedule.step_epochs", schedule.step_epochs, "1 or more")
     _require(0 < schedule.gamma <= 1, "model.schedule.gamma", schedule.gamma, "above 0, at most 1")
     _only_with(experiment, "model.optimizer.momentum", "sgd", [model.optimizer.name])

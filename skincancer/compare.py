@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skincancer import config
+from skincancer.addresses import hide, shown
 from skincancer.errors import ConfigError, RunError, nearest
 from skincancer.schema import Experiment
 from skincancer.terminal import (
@@ -185,10 +186,10 @@ def _train_missing(client: MlflowClient, wanted: Sequence[Wanted], request: Requ
                 if (split, seed) in there:
                     continue
                 command = _fit_command(cell, split, seed, request)
-                shown = shlex.join(["python", *command[1:]])
-                console.print(f"training: {shown}", markup=False)
+                told = hide(shlex.join(["python", *command[1:]]))
+                console.print(f"training: {told}", markup=False)
                 if code := _run(command):
-                    failed.append(f"{shown}: exit code {code}")
+                    failed.append(f"{told}: exit code {code}")
     if failed:
         raise RunError(
             f"{len(failed)} missing runs could not be trained; the others are finished, and the same command goes on from there:\n  "
@@ -237,8 +238,8 @@ def _collect(
     missing = [f"{name} {split}" for (name, split), found in places.items() if not found]
     if len(missing) == len(places):
         raise RunError(
-            f"no finished run of {', '.join(missing)} on {request.dataset} in {client.tracking_uri}. Train them (--run-missing does), "
-            "or give --runs RUN_ID …"
+            f"no finished run of {', '.join(missing)} on {request.dataset} in {shown(client.tracking_uri)}. "
+            "Train them (--run-missing does), or give --runs RUN_ID …"
         )
     if missing:
         warn(console, "missing runs", f"not there yet, and left out: {', '.join(missing)}. --run-missing trains them.")

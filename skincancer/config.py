@@ -214,12 +214,21 @@ def _parse_layer(parser: ArgumentParser, flat: Mapping[str, Any], source: str) -
     """Check keys and types of one file's values, so that an error names the file that holds it."""
     _check_keys(flat, source)
     for key, value in flat.items():
-        if value is None and key not in MAY_BE_NULL:
-            raise ConfigError(f"{source}: {key} is null; give a value, or leave the key out.")
-        try:
-            parser.parse_object(unflatten({key: value}), defaults=False, env=False)
-        except ArgumentError as error:
-            raise _explain(error, source) from error
+        parse_value(parser, key, value, source)
+
+
+def parse_value(parser: ArgumentParser, key: str, value: Any, source: str) -> Any:
+    """Return a value as its key's type has it.
+
+    Raises:
+        ConfigError: it has another type.
+    """
+    if value is None and key not in MAY_BE_NULL:
+        raise ConfigError(f"{source}: {key} is null; give a value, or leave the key out.")
+    try:
+        return parser.parse_object(unflatten({key: value}), defaults=False, env=False)[key]
+    except ArgumentError as error:
+        raise _explain(error, source) from error
 
 
 def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +222,8 @@ def load_resumed(run_id: str, name: str | None, flags: dict[str, Any], parser: A
             f"--resume {run_id}: the config differs:\n  " + "\n  ".join(changed) + "\nResume with the run's own config "
             f"(python -m skincancer.fit --resume {run_id}), or start a new run."
         )
-    return asked
+    # its config leaves out the password of its store, which is where it was found
+    return replace(asked, tracking=replace(asked.tracking, uri=flags.get("tracking.uri")))
 
 
 def reap_runs(older_than: str | None, uri: str | None) -> None:
@@ -278,7 +280,7 @@ def _verb(argv: Sequence[str]) -> None:
     for note in notes:
         console.print(note, markup=False)
     if own.get("dry_run"):
-        console.print(config.dump_yaml(experiment.to_dict()), markup=False)
+        console.print(config.dump_yaml(experiment.kept()), markup=False)
         return
     with signals_as_interrupts():
         fit(experiment, resume, own.get("register"))

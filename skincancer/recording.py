@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skincancer import config, launching, tracking, training
+from skincancer.addresses import shown
 from skincancer.artifacts import MASKS_FILE, SEGMENTER, SEGMENTER_FILES, fetch_run, model_files
 from skincancer.classical_training import Inputs
 from skincancer.data.boxes import RUN, describe_crops, describe_masks
@@ -99,8 +100,8 @@ class FitRecorder:
             )
         if len(data.dropped):
             reasons = data.dropped["reason"].str.slice(0, 120).value_counts()
-            shown = "; ".join(f"{count} × {reason}" for reason, count in reasons.head(5).items())
-            self.console.print(Text(f"left out: {len(data.dropped)} images (dropped.csv): {shown}"))
+            told = "; ".join(f"{count} × {reason}" for reason, count in reasons.head(5).items())
+            self.console.print(Text(f"left out: {len(data.dropped)} images (dropped.csv): {told}"))
         if data.leaking_groups:
             warn(
                 self.console, "leaking lesions",
@@ -207,7 +208,7 @@ class FitRecorder:
 
     def _write_start(self, run: tracking.Run) -> None:
         data = self.data
-        run.write_text("config.yaml", config.dump_yaml(self.experiment.to_dict()))
+        run.write_text("config.yaml", config.dump_yaml(self.experiment.kept()))
         settings = self.experiment.data
         malignant = malignant_classes(data.entry, data.classes, settings.target, tuple(settings.malignant))
         run.write_text("classes.json", classes_json(data.classes, malignant))
@@ -335,22 +336,24 @@ class FitRecorder:
         """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""
         if not self.run_id:
             return
-        shown = self.outcome.epoch_columns
+        columns = self.outcome.epoch_columns
         rows = [
             [
                 f"{value:.0f}" if name == "epoch" else f"{value:.1f}" if name == "epoch_seconds" else f"{value:.4f}"
                 for name, value in row.items()
             ]
-            for row in self.epochs.reindex(columns=list(shown)).to_dict("records")
+            for row in self.epochs.reindex(columns=list(columns)).to_dict("records")
         ]
         if rows:
-            self.console.print(make_table("epochs", list(shown.values()), rows))
+            self.console.print(make_table("epochs", list(columns.values()), rows))
         caption = (
             f"{self.tested[0]} images, {self.tested[1]} lesions; intervals: bootstrap over lesions, 2,000 resamples"
         )
         self.console.print(intervals_table(f"test: {self.title}", self.intervals, caption, bool(self.note)))
-        uri = f" --tracking.uri {self.uri}" if self.experiment.tracking.uri else ""
-        self.console.print(f"run {self.run_id} in {self.uri}\nbrowse it: python -m skincancer.ui{uri}", markup=False)
+        uri = f" --tracking.uri {shown(self.uri)}" if self.experiment.tracking.uri else ""
+        self.console.print(
+            f"run {self.run_id} in {shown(self.uri)}\nbrowse it: python -m skincancer.ui{uri}", markup=False
+        )
         if self.data.entry.synthetic:
             self.console.print(
                 "These images are drawn. For real ones: python -m skincancer.prepare ham10000 says how to get them; then "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from skincancer.addresses import hide, shown
 from skincancer.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def check_registry(client: MlflowClient) -> None:
         client.search_registered_models(max_results=1)
     except MlflowException as error:
         raise RunError(
-            f"--register: the store {client.tracking_uri} has no model registry: {error}. Leave --register out, or use another store."
+            f"--register: the store {shown(client.tracking_uri)} has no model registry: {hide(error)}. Leave --register out, or "
+            "use another store."
         ) from error
 
 
@@ -92,7 +94,7 @@ def register(client: MlflowClient, run_id: str, target: Target) -> str:
         client.set_tag(run_id, "registered_version", version)
     except (MlflowException, OSError) as error:
         raise RunError(
-            f"run {run_id} is finished and whole, but its model could not be registered as {target}: {error}. Register it from the "
+            f"run {run_id} is finished and whole, but its model could not be registered as {target}: {hide(error)}. Register it from the "
             "MLflow UI (python -m skincancer.ui)."
         ) from error
     return version
@@ -121,7 +123,7 @@ def find_version(client: MlflowClient, model: str) -> ModelVersion:
     try:
         registered = client.get_registered_model(name)
     except MlflowException as error:
-        raise RunError(f"{model}: there is no registered model {name!r} in {client.tracking_uri}") from error
+        raise RunError(f"{model}: there is no registered model {name!r} in {shown(client.tracking_uri)}") from error
     try:
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:

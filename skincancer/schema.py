@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from skincancer.addresses import without_password
 from skincancer.images.policies import AugmentConfig
 from skincancer.images.quality_rules import default_rules
 
@@ -332,3 +333,10 @@ class Experiment:
     def to_dict(self) -> dict[str, Any]:
         """Return the experiment as nested dicts of primitives."""
         return asdict(self)
+
+    def kept(self, **other: Any) -> dict[str, Any]:
+        """Return the experiment as it is kept: as `to_dict`, `other` in the place of its own keys, without the store's password."""
+        content = {**self.to_dict(), **other}
+        if uri := content["tracking"]["uri"]:
+            content["tracking"]["uri"] = without_password(uri)
+        return content

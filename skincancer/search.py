@@ -21,7 +21,8 @@ Space = Mapping[str, Mapping[str, Any]]
 # what a trial must share with every other trial of its sweep: a better value of these is no better method
 FIXED = (
     "name", "description", "task", "search", "data.dataset", "data.split", "data.split_seed", "data.groups", "data.leaks",
-    "data.target", "data.malignant", "training.monitor", "trainer.devices", "trainer.strategy", "trainer.num_nodes",
+    "data.target", "data.malignant", "data.skip_bad", "data.quality", "data.quality_rules",
+    "training.monitor", "trainer.devices", "trainer.strategy", "trainer.num_nodes",
     "trainer.limit_val_batches", "trainer.limit_test_batches",
 )  # fmt: skip
 # keys that say where, not what: each machine of a sweep may have its own
@@ -97,6 +98,12 @@ def is_of(kind: Any, wanted: type) -> bool:
     return kind is wanted or wanted in get_args(kind)
 
 
+def is_whole(space: Mapping[str, Any], kind: Any) -> bool:
+    """Say whether a range is of whole numbers: its key takes nothing else, or takes them too and the range is written in them."""
+    written = all(isinstance(space[name], int) for name in ("low", "high", "step") if space.get(name) is not None)
+    return is_of(kind, int) and (written or not is_of(kind, float))
+
+
 def distributions(search: Space, types: Mapping[str, Any]) -> dict[str, BaseDistribution]:
     """Return Optuna's distribution of each key of a checked space."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -107,16 +114,18 @@ def distributions(search: Space, types: Mapping[str, Any]) -> dict[str, BaseDist
             found[key] = CategoricalDistribution(tuple(space["choices"]))
             continue
         low, high, log, step = space["low"], space["high"], bool(space.get("log")), space.get("step")
-        if is_of(types[key], float):
-            found[key] = FloatDistribution(float(low), float(high), log=log, step=None if step is None else float(step))
-        else:
+        if is_whole(space, types[key]):
             found[key] = IntDistribution(int(low), int(high), log=log, step=int(step or 1))
+        else:
+            found[key] = FloatDistribution(float(low), float(high), log=log, step=None if step is None else float(step))
     return found
 
 
-def ends_of(space: Mapping[str, Any]) -> list[Any]:
-    """Return the values that show whether a space fits its key: every choice, or both ends."""
-    return list(space["choices"]) if "choices" in space else [space["low"], space["high"]]
+def ends_of(space: Mapping[str, Any], kind: Any) -> list[Any]:
+    """Return the values that show whether a space fits its key, as trials have them: every choice, or both ends."""
+    if "choices" in space:
+        return list(space["choices"])
+    return [(int if is_whole(space, kind) else float)(space[name]) for name in ("low", "high")]
 
 
 def grid(search: Space, types: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -131,7 +140,7 @@ def grid(search: Space, types: Mapping[str, Any]) -> list[dict[str, Any]]:
             values.append(space["choices"])
             continue
         step = space.get("step")
-        if (step is None and is_of(types[key], float)) or space.get("log"):
+        if (step is None and not is_whole(space, types[key])) or space.get("log"):
             raise ConfigError(
                 f"--sampler grid: {key} is {dict(space)!r}, which has no steps. Give choices or a step, or another sampler."
             )

@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from skincancer.addresses import hide, remember, shown
 from skincancer.errors import RunError
 
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
@@ -63,15 +64,6 @@ def _parse(url: str) -> URL:
         ) from None
 
 
-def shown(url: str) -> str:
-    """Return a storage's URL as it may be printed and logged: without its password."""
-    if url.startswith("journal://"):
-        return url
-    parsed = _parse(url)
-    hidden = parsed.update_query_dict({name: "***" for name in parsed.query if "pass" in name.lower()})
-    return hidden.render_as_string(hide_password=True)
-
-
 def open_storage(url: str) -> BaseStorage:
     """Open a storage, creating what it needs; the errors of servers are told without the password.
 
@@ -82,6 +74,7 @@ def open_storage(url: str) -> BaseStorage:
         RunError: it cannot be reached, or there is no right to write.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    remember(url)
     with storage_errors(url):
         if url.startswith("journal://"):
             path = Path(url.removeprefix("journal://"))
@@ -150,9 +143,7 @@ def storage_errors(url: str) -> Iterator[None]:
     except _RAISED as error:
         cause = error.__cause__ or error
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())
-        password = None if url.startswith("journal://") else _parse(url).password
-        for secret in {str(password), _parse(url).render_as_string(hide_password=False)} if password else ():
-            text = text.replace(secret, "***")
+        text = hide(text, url)
         raise RunError(
             f"the storage {shown(url)} cannot be used: {text[:500]}. Trials that have ended are kept: mend it, and start the same "
             "command again."

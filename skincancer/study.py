@@ -16,20 +16,20 @@ import random
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from skincancer import config, search
+from skincancer.addresses import hide, shown
 from skincancer.errors import ConfigError, RunError
-from skincancer.storage import open_storage, shown, storage_errors
+from skincancer.samplers import build_pruner, build_sampler
+from skincancer.storage import open_storage, storage_errors
 from skincancer.sweep_plan import Plan
 from skincancer.tracking import owner_alive, owner_tags
 
@@ -39,13 +39,12 @@ UNOWNED_SECONDS = 120.0  # a trial is asked for and signed in two steps
 FIRST_FAILURES = 3  # of a sweep in which nothing has succeeded
 FAILURES_ON_END = 10  # one after the other, where something had succeeded: a disk is full, or a server gone
 JOIN_SECONDS = 1800.0  # the sweep may have to prepare its data first
-STARTUP_TRIALS = 5  # finished before the median prunes
 
 REASON, RUN_ID, THREADS = "reason", "run_id", "threads"  # a trial's own words
 ENDED = "ended"  # why a trial does not count
 _OWNER, _HEARTBEAT, _PLANNED = "owner", "heartbeat", "planned"
 _DRAW = "draw"  # beside the owner: what a point was drawn by
-_UNCOUNTED = ("interrupted", "dead", "surplus")
+_UNCOUNTED = ("interrupted", "dead", "surplus", "double")
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Sweep:
                 known.number < trial.number and known.user_attrs.get(_PLANNED) == repeats for known in self.trials()
             ):
                 # a sweep that begins again may queue a point that a worker, having closed its trial, is about to queue
-                self._close(trial, "surplus")
+                self._close(trial, "double")
                 return None
             if self._fits(trial):
                 return trial
@@ -186,7 +185,7 @@ class Sweep:
             elif complete:
                 self.study.tell(trial, ended.value)
             else:
-                trial.set_user_attr(REASON, ended.reason or f"its objective is {ended.value}")
+                trial.set_user_attr(REASON, hide(ended.reason) or f"its objective is {ended.value}")
                 self.study.tell(trial, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             return  # silent for so long that another worker has taken it for dead, and repeats it
@@ -195,8 +194,9 @@ class Sweep:
         """Close a running trial that does not count, and queue its point again; False where another worker was quicker."""
         if not self._close(trial, why):
             return False
-        if why != "surplus" or trial.user_attrs.get(_PLANNED) is not None:
-            self._queue_again(next(known for known in self.trials() if known.number == trial.number))
+        closed = next(known for known in self.trials() if known.number == trial.number)
+        if _is_repeated(closed):
+            self._queue_again(closed)
         return True
 
     def _close(self, trial: Trial | FrozenTrial, why: str) -> bool:
@@ -210,9 +210,16 @@ class Sweep:
 
     def _queue_again(self, trial: FrozenTrial) -> None:
         """Queue a trial's point; one that was broken off while its point was drawn has none, and another is drawn instead."""
-        point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        point = _point(trial)
         if set(point) == set(self.distributions):
             self.study.enqueue_trial(point, user_attrs={_PLANNED: trial.number})
+
+    def _key(self, point: Mapping[str, Any]) -> tuple[float | None, ...]:
+        """Return what is the same for the same point alone; `skip_if_exists` of Optuna looks at every trial for each."""
+        return tuple(
+            distribution.to_internal_repr(point[key]) if key in point else None
+            for key, distribution in self.distributions.items()
+        )
 
     def reap(self) -> list[FrozenTrial]:
         """Close the running trials of dead workers, queue their points again, and return them."""
@@ -228,12 +235,14 @@ class Sweep:
         """
         points = search.grid(self.plan.search, config.TYPES) if self.plan.sampler == "grid" else []
         with storage_errors(self.url):
-            for point in points:
-                self.study.enqueue_trial(point, user_attrs={_PLANNED: -1}, skip_if_exists=True)
             known = self.trials()
+            there = {self._key(_point(trial)) for trial in known}
+            for point in points:
+                if self._key(point) not in there:
+                    self.study.enqueue_trial(point, user_attrs={_PLANNED: -1})
             repeated = {trial.user_attrs.get(_PLANNED) for trial in known}
             for trial in known:
-                if trial.user_attrs.get(ENDED) in ("dead", "interrupted") and trial.number not in repeated:
+                if _is_repeated(trial) and trial.number not in repeated:
                     self._queue_again(trial)  # a worker was killed between closing it and queueing it
             self.study.set_user_attr("trials", min(trials, len(points)) if points else trials)
 
@@ -279,26 +288,25 @@ class Sweep:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Say whether a trial counts against the total: it runs, or it ended by itself, be it in failure."""
+    """Say whether a trial counts against the total: it runs, or it ended by itself, be it in failure.
+
+    One may have been taken for dead, and have ended before it was closed as that.
+    """
+    if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+        return True
     return trial.state != TrialState.WAITING and trial.user_attrs.get(ENDED) not in _UNCOUNTED
 
 
-def build_sampler(name: str, seed: int) -> BaseSampler:
-    """Return a sampler: Optuna's TPE (Bergstra et al. 2011) or random; a grid's points are queued, so it draws nothing."""
-    return TPESampler(seed=seed) if name == "tpe" else RandomSampler(seed=seed)
+def _is_repeated(trial: FrozenTrial) -> bool:
+    """Say whether a closed trial's point is to be queued again: it was cut off, or it was one too many of a point that was queued."""
+    why = trial.user_attrs.get(ENDED)
+    planned = trial.user_attrs.get(_PLANNED) is not None
+    return trial.state == TrialState.FAIL and (why in ("dead", "interrupted") or (why == "surplus" and planned))
 
 
-def build_pruner(name: str, max_epochs: int) -> BasePruner:
-    """Return a pruner that is fed `val/<monitor>` at the end of each epoch (from 1).
-
-    The median rule starts after a quarter of the epochs and `STARTUP_TRIALS` trials; Hyperband (Li et al. 2018) has brackets from one
-    epoch to `max_epochs`.
-    """
-    if name == "median":
-        return MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=max_epochs // 4)
-    if name == "hyperband":
-        return HyperbandPruner(min_resource=1, max_resource=max(1, max_epochs))
-    return NopPruner()
+def _point(trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial's point; of one that waits, what it will be."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def create(url: str, name: str, plan: Plan, trials: int, *, maximize: bool) -> Sweep:

@@ -8,13 +8,16 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from skincancer import config, paths
+from skincancer.addresses import shown
 from skincancer.errors import ConfigError, RunError, nearest
 from skincancer.schema import Experiment
-from skincancer.search import PLACE_KEYS, PRUNERS, SAMPLERS, ends_of, grid
+from skincancer.search import PLACE_KEYS, PRUNERS, SAMPLERS, grid
+from skincancer.search_points import check_space
+from skincancer.sweep_plan import Plan, used_images
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb, signals_as_interrupts
 
 if TYPE_CHECKING:
@@ -62,11 +65,11 @@ def sweep(request: Request, console: Console | None = None) -> str:
     """
     assert request.experiment is not None
     started = time.monotonic()
-    experiment, content, points, notes = _check(request)
-    from skincancer import study, sweep_plan, tracking
+    plan, experiment, points, notes = _check(request)
+    from skincancer import study, tracking
     from skincancer.data.prepared import prepare_data
     from skincancer.models.building import check_network
-    from skincancer.storage import shown, storage_url
+    from skincancer.storage import storage_url
     from skincancer.sweep_record import SweepRecord
     from skincancer.training import monitor_mode
 
@@ -85,10 +88,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
         )  # fmt: skip
     for closed in tracking.reap(client):
         console.print(f"closed run {closed} as KILLED: its process is gone")
-    flags = {key: value for key, value in request.flags.items() if key not in PLACE_KEYS}
-    plan = sweep_plan.Plan(
-        experiment.name, content, flags, dict(experiment.search), request.sampler, request.pruner, data.split_hash, data.index_hash,
-    )  # fmt: skip
+    plan = replace(plan, split_hash=data.split_hash, index_hash=data.index_hash, images=used_images(data))
     opened = study.create(url, name, plan, request.trials, maximize=monitor_mode(experiment.training.monitor) == "max")
     record = SweepRecord(opened, name, data, console, _places(request), client.tracking_uri)
     with record.start(client, request.trials) as run:
@@ -117,7 +117,7 @@ def join(request: Request, console: Console | None = None) -> None:
 
     from skincancer import study, tracking
     from skincancer.data.prepared import prepare_data
-    from skincancer.storage import shown, storage_url
+    from skincancer.storage import storage_url
     from skincancer.sweep_record import SweepRecord
 
     assert request.study is not None
@@ -135,8 +135,8 @@ def join(request: Request, console: Console | None = None) -> None:
     here = opened.plan.resolve({}, _places(request))
     with progress_bars(console) as bars:
         data = prepare_data(here.data, bars, task=here.task, uri=client.tracking_uri)
-    for what, ours in (("index_hash", data.index_hash), ("split_hash", data.split_hash)):
-        theirs = getattr(opened.plan, what)
+    for what, ours in (("index_hash", data.index_hash), ("split_hash", data.split_hash), ("images", used_images(data))):
+        theirs = getattr(opened.plan, what) or ours
         if ours != theirs:
             raise RunError(
                 f"--worker: the images here are not those of the sweep: {what} is {ours}, and the study has {theirs}. Give "
@@ -176,51 +176,51 @@ def join_command(name: str, url: str) -> str:
     return shlex.join(["python", "-m", "skincancer.sweep", "--worker", "--study", name, "--storage", url])
 
 
-def _check(request: Request) -> tuple[Experiment, dict[str, Any], list[Experiment], list[str]]:
-    """Resolve the experiment, and every end of its space, as far as can be known without torch.
+def _check(request: Request) -> tuple[Plan, Experiment, list[Experiment], list[str]]:
+    """Resolve the experiment, and the corners of its space, as far as can be known without torch.
 
     Returns:
-        The experiment, what its file holds, points whose networks are still to be checked, and notes to print.
+        The plan, still without its data; the experiment; those whose networks are still to be checked; and notes to print.
     """
     assert request.experiment is not None
     if request.trials < 1:
         raise ConfigError(f"--trials is {request.trials}; give how many there are to be in all, 1 or more.")
     experiment, notes = config.resolve(request.experiment, request.flags)
-    if not experiment.search:
+    search, trainer = experiment.search, experiment.trainer
+    if not search:
         raise ConfigError(
             f"--experiment {request.experiment} has no search: block, so there is nothing to sweep. Add one to its file, such as\n"
             "  search:\n    model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}"
         )
-    if str(experiment.trainer.devices) not in ("1", "auto") or experiment.trainer.num_nodes > 1:
+    if str(trainer.devices) not in ("1", "auto") or trainer.num_nodes > 1:
         raise ConfigError(
-            f"trainer.devices is {experiment.trainer.devices} (nodes: {experiment.trainer.num_nodes}); a trial has one device. Use "
+            f"trainer.devices is {trainer.devices} (nodes: {trainer.num_nodes}); a trial has one device. Use "
             "--workers for several devices, and --worker on other machines."
         )
-    for key in experiment.search:
+    for key in search:
         if key in request.flags:
             raise ConfigError(
                 f"--{key} is given, and search: has {key} too. Leave the flag out, or take the key out of the search: block."
             )
-    ends = _points(experiment, request)
-    if request.sampler == "grid":
-        grid(experiment.search, config.TYPES)
+    if trainer.limit_val_batches != 1 and "data.batch_size" in search:
+        raise ConfigError(
+            f"search: data.batch_size cannot be searched with trainer.limit_val_batches {trainer.limit_val_batches}: trials would be "
+            "compared on different images. Leave one of them out."
+        )
     content = config.load_yaml(config.find_experiment(request.experiment))
-    networks = [point for key, point in ends if key.startswith("model.") or key == "data.size"]
-    return experiment, content, [experiment, *networks], notes
-
-
-def _points(experiment: Experiment, request: Request) -> list[tuple[str, Experiment]]:
-    """Return the experiment with each end of each key's space, so that a value that can never be is told before the first trial."""
-    parser = config.build_parser("skincancer", "")
-    found = []
-    for key, space in experiment.search.items():
-        for value in ends_of(space):
-            try:
-                found.append((key, config.resolve(request.experiment, {**request.flags, key: value}, parser)[0]))
-            except ConfigError as error:
-                text = re.sub(r"^command line: ", "", str(error))
-                raise ConfigError(f"search: {key} may be {value!r}, which is no experiment: {text}") from error
-    return found
+    flags = {key: value for key, value in request.flags.items() if key not in PLACE_KEYS}
+    plan = Plan(experiment.name, content, flags, dict(search), request.sampler, request.pruner, "", "")
+    checked = check_space(plan, _places(request))
+    for key, choices in checked.unused.items():
+        if request.sampler == "grid":
+            raise ConfigError(
+                f"--sampler grid: {key} has no meaning with {choices}, so points that differ in it alone would be the same. Sweep "
+                "the choices with which it has one by themselves, or use another sampler."
+            )
+        notes.append(f"{key} has no meaning with {choices}; trials there leave it out")
+    if request.sampler == "grid":
+        grid(search, config.TYPES)
+    return plan, experiment, checked.networks, notes
 
 
 def _add_flags(parser: ArgumentParser) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skincancer import config
+from skincancer.errors import UnusedKey
+from skincancer.schema import Experiment
 from skincancer.search import PLACE_KEYS
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from skincancer.data.prepared import PreparedData
+
+DEFAULTS = config.flatten(Experiment().to_dict())
 
 
 @dataclass(frozen=True)
@@ -16,13 +26,14 @@ class Plan:
 
     Args:
         experiment: its name.
-        content: of its file.
+        content: of its file; without the MLflow store, which each machine names for itself, and which may hold a password.
         flags: dotted keys of the command line.
         search: the space.
         sampler: one of SAMPLERS.
         pruner: one of PRUNERS.
         split_hash: of the roles of images.
         index_hash: of the images.
+        images: those that are learned from and validated on, as `used_images` tells them; "" in studies of older versions.
     """
 
     experiment: str
@@ -33,23 +44,48 @@ class Plan:
     pruner: str
     split_hash: str
     index_hash: str
+    images: str = ""
 
-    def resolve(self, params: Mapping[str, Any], places: Mapping[str, Any]) -> Any:
-        """Return the experiment of one point of the space.
+    def __post_init__(self) -> None:
+        """Drop the MLflow store."""
+        flat = config.flatten(self.content)
+        kept = {key: value for key, value in flat.items() if key not in ("tracking.uri", "study.tracking.uri")}
+        object.__setattr__(self, "content", config.unflatten(kept))
+
+    def resolve(self, params: Mapping[str, Any], places: Mapping[str, Any]) -> Experiment:
+        """Return the experiment of one point of the space; see `at`."""
+        return self.at(params, places)[0]
+
+    def at(
+        self, params: Mapping[str, Any], places: Mapping[str, Any], parser: ArgumentParser | None = None
+    ) -> tuple[Experiment, list[str]]:
+        """Return the experiment of one point of the space, and which of its keys have no meaning there, such as SGD's momentum with Adam.
 
         Args:
             params: dotted key to value.
             places: PLACE_KEYS of this machine.
+            parser: as `build_parser` makes it.
 
         Raises:
             ConfigError: the point is no experiment.
         """
         content = {key: value for key, value in self.content.items() if key != "search"}
-        return config.resolve_content(self.experiment, content, {**self.flags, **places, **params})[0]
+        point, unused = dict(params), list[str]()
+        while True:
+            try:
+                flags = {**self.flags, **places, **point}
+                return config.resolve_content(self.experiment, content, flags, parser)[0], unused
+            except UnusedKey as error:
+                if error.key not in params or error.key in unused:
+                    raise
+                unused.append(error.key)
+                point[error.key] = DEFAULTS[error.key]
 
     def differences(self, other: Plan) -> list[str]:
         """Return a line for whatever makes `other` another sweep, with both values."""
         mine, theirs = self._identity(), other._identity()
+        if not self.images:
+            mine["images"] = theirs["images"]
         keys = dict.fromkeys([*mine, *theirs])
         return [
             f"{key}: the study has {mine.get(key)!r}, asked is {theirs.get(key)!r}"
@@ -61,5 +97,12 @@ class Plan:
         own = config.flatten(self.resolve({}, {}).to_dict())
         kept = {key: value for key, value in own.items() if key not in (*PLACE_KEYS, "search", "description")}
         space = {f"search {key}": value for key, value in self.search.items()}
-        rest = {name: getattr(self, name) for name in ("sampler", "pruner", "split_hash", "index_hash")}
+        rest = {name: getattr(self, name) for name in ("sampler", "pruner", "split_hash", "index_hash", "images")}
         return {**kept, **space, **rest}
+
+
+def used_images(data: PreparedData) -> str:
+    """Return how many images are learned from and validated on, and a hash of which: not all that have a role can be read everywhere."""
+    parts = {role: sorted(data.rows(role)["image_id"]) for role in ("train", "val")}
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    return f"{len(parts['train'])} to train on, {len(parts['val'])} to validate on ({digest})"

@@ -19,12 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from skincancer import config, paths, tracking
+from skincancer.addresses import shown
 from skincancer.data.prepared import PreparedData
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
 from skincancer.evaluation.sweep_figures import sweep_figures
 from skincancer.recording import best_name, data_tags
-from skincancer.storage import shown
 from skincancer.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts
 from skincancer.terminal import make_table
 
@@ -79,7 +79,7 @@ class SweepRecord:
                 "objective": self.objective, "sampler": plan.sampler, "pruner": plan.pruner, "search": json.dumps(plan.search),
             }  # fmt: skip
             run.log_params(params)
-            run.write_text("config.yaml", config.dump_yaml(base.to_dict()))
+            run.write_text("config.yaml", config.dump_yaml(base.kept()))
             yield run
 
     @contextlib.contextmanager
@@ -141,7 +141,7 @@ class SweepRecord:
             self._told.add(trial.number)
             if not counts(trial):
                 what = f"{trial.user_attrs.get(ENDED)}: does not count" + (
-                    "" if trial.user_attrs.get(ENDED) == "surplus" else ", is repeated"
+                    "" if trial.user_attrs.get(ENDED) in ("surplus", "double") else ", is repeated"
                 )
             elif trial.state == TrialState.COMPLETE:
                 what = f"{self.objective} {trial.value:.4f}"
@@ -168,12 +168,9 @@ class SweepRecord:
 
     def best_yaml(self, best: FrozenTrial) -> str:
         """Return a complete experiment file that repeats a trial."""
-        experiment = self.sweep.plan.resolve(best.params, self.places).to_dict()
-        experiment |= {
-            "name": f"{self.sweep.base.name}_best", "search": {},
-            "description": f"trial {best.number} of the sweep {self.name}: {self.objective} {best.value:.4f} with {_point(best)}",
-        }  # fmt: skip
-        return config.dump_yaml(experiment)
+        experiment = self.sweep.plan.resolve(best.params, self.places)
+        text = f"trial {best.number} of the sweep {self.name}: {self.objective} {best.value:.4f} with {_point(best)}"
+        return config.dump_yaml(experiment.kept(name=f"{self.sweep.base.name}_best", description=text, search={}))
 
     def finish(self, run: tracking.Run) -> None:
         """Log the table of trials, the best configuration, and the figures."""

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from skincancer.addresses import hide
 from skincancer.errors import RunError, SkinCancerError
 
 # schedulers often send the same signal twice at once; a person who waits for a dead server sends another
@@ -188,7 +189,7 @@ def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
             verb(sys.argv[1:] if argv is None else argv)
         return 0
     except SkinCancerError as error:
-        make_console(stderr=True).print(Text(f"error: {error}"))
+        make_console(stderr=True).print(Text(f"error: {hide(error)}"))
         return 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
         return 130

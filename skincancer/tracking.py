@@ -32,6 +32,7 @@ from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from skincancer.addresses import hide, remember, shown
 from skincancer.errors import RunError, SkinCancerError
 from skincancer.paths import sqlite_path, tracking_uri, work_root
 from skincancer.terminal import Interrupted, uninterrupted
@@ -52,6 +53,7 @@ def connect(uri: str | None) -> MlflowClient:
         RunError: the store cannot be opened.
     """
     uri = tracking_uri(uri)
+    remember(uri)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
@@ -68,7 +70,9 @@ def connect(uri: str | None) -> MlflowClient:
             client.search_experiments(max_results=1)
         return client
     except (MlflowException, OSError) as error:
-        raise RunError(f"the tracking store {uri} cannot be opened: {error}. Check --tracking.uri.") from error
+        raise RunError(
+            f"the tracking store {shown(uri)} cannot be opened: {hide(error)}. Check --tracking.uri."
+        ) from None
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -271,7 +275,7 @@ class Run:
 
     def close(self, status: str, reason: str) -> None:
         """Write the run's end where the thread that runs `start_run` cannot, before the process is ended."""
-        self.client.set_tag(self.run_id, "status_reason", reason)
+        self.client.set_tag(self.run_id, "status_reason", hide(reason))
         self.client.set_terminated(self.run_id, status)
 
     def _beat(self) -> None:
@@ -344,7 +348,7 @@ def _end(run: Run | None, status: str, reason: str) -> None:
     try:
         if run is not None:
             run._stop.set()
-            run.set_tags({"status_reason": reason, "heartbeat": _now()})
+            run.set_tags({"status_reason": hide(reason), "heartbeat": _now()})
     finally:
         # stops the system metrics thread, then writes the status; without it MLflow would say FINISHED when the process ends
         mlflow.end_run(status)
@@ -361,7 +365,7 @@ def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise RunError(f"--resume {run_id}: there is no such run in {client.tracking_uri}") from error
+        raise RunError(f"--resume {run_id}: there is no such run in {shown(client.tracking_uri)}") from error
     if run.info.status == "FINISHED":
         raise RunError(f"--resume {run_id}: this run is FINISHED; there is nothing to go on with")
     if run.data.tags.get("kind") not in ("fit", "trial"):

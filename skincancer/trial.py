@@ -127,6 +127,8 @@ def _next_order(pipe: int) -> dict[str, Any] | None:
         if given in (GO, PRUNE):
             continue  # for a trial that has ended since
         log = given.pop("log")
+        sys.stdout.flush()  # what waits in a buffer would be written by the trial too, and into its log
+        sys.stderr.flush()
         child = os.fork() if FORKS else 0
         if not child:
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -169,12 +169,12 @@ class TrialProcess:
     def __call__(self, trial: Trial, slot: int, stop: threading.Event) -> Ended:
         """Run a trial to its end."""
         try:
-            experiment = self.sweep.plan.resolve(trial.params, self.places)
+            experiment, unused = self.sweep.plan.at(trial.params, self.places)
         except ConfigError as error:
             return Ended("failed", reason=str(error))
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / f"trial_{trial.number:04d}"
-        stem.with_suffix(".yaml").write_text(config.dump_yaml({**experiment.to_dict(), "search": {}}), encoding="utf-8")
+        stem.with_suffix(".yaml").write_text(config.dump_yaml(experiment.kept(search={})), encoding="utf-8")
         if not self.devices:
             with storage_errors(self.sweep.url):
                 trial.set_user_attr(THREADS, self.threads)
@@ -190,7 +190,7 @@ class TrialProcess:
         try:
             started.say({
                 "config": str(stem.with_suffix(".yaml")), "log": str(log), "number": trial.number, "parent": self.sweep.parent,
-                "params": trial.params,
+                "params": {key: value for key, value in trial.params.items() if key not in unused},
             })  # fmt: skip
             ended = talk.listen(started, stop)
             well = talk.exit_code == 0 and ended is not None
@@ -236,6 +236,9 @@ class TrialProcess:
     def _environment(self, slot: int) -> dict[str, str]:
         environment = without_launcher(os.environ)  # a trial is no rank, whatever started its worker
         environment["MLFLOW_TRACKING_URI"] = self.client.tracking_uri  # not in its file, for it may hold a password
+        environment["PYTHONUNBUFFERED"] = (
+            "1"  # the last line of a log is what was written last: the reason of a failure
+        )
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
         else:

@@ -77,13 +77,14 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
     """
     import subprocess
 
+    from skincancer.addresses import shown
     from skincancer.errors import RunError
     from skincancer.paths import sqlite_path, tracking_uri
     from skincancer.tracking import connect
 
     resolved = tracking_uri(uri)
     if resolved.startswith(("http:", "https:")):
-        raise RunError(f"{resolved} is a server: open it in a browser.")
+        raise RunError(f"{shown(resolved)} is a server: open it in a browser.")
     client = connect(resolved)  # creates the store where there is none yet, and says what is wrong with it
     views = save_views(client)
     database = sqlite_path(resolved)
@@ -103,7 +104,7 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
     ]
     if database:
         command += ["--default-artifact-root", (database.parent / "artifacts").as_uri()]
-    print(f"MLflow on {resolved}: http://{host}:{port} (Ctrl-C stops it)")
+    print(f"MLflow on {shown(resolved)}: http://{host}:{port} (Ctrl-C stops it)")
     for name, number in views.items():
         print(
             f"  {name}: http://{host}:{port}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"

@@ -27,7 +27,21 @@ def test_numbers_are_whole_where_the_key_is():
         "augment.policy": CategoricalDistribution(("none", "light")),
         "model.freeze": CategoricalDistribution(("none", "all")),
     }
-    assert [ends_of(space) for space in SPACE.values()][:2] == [[1e-4, 1e-2], [0, 0.5]]
+    assert [ends_of(space, TYPES[key]) for key, space in SPACE.items()][:3] == [[1e-4, 1e-2], [0.0, 0.5], [8, 24]]
+
+
+@pytest.mark.parametrize(
+    ("space", "drawn"),
+    [
+        ({"low": 1, "high": 10}, IntDistribution(1, 10)),
+        ({"low": 2, "high": 10, "step": 4}, IntDistribution(2, 10, step=4)),
+        ({"low": 0.1, "high": 1}, FloatDistribution(0.1, 1.0)),
+    ],
+)
+def test_a_key_of_a_number_or_a_share_is_drawn_as_its_range_is_written(space, drawn):
+    key = "trainer.limit_train_batches"
+    assert distributions({key: space}, TYPES) == {key: drawn}
+    assert [type(end) for end in ends_of(space, TYPES[key])] == [type(drawn.low)] * 2
 
 
 def test_the_grid_has_every_point_once():
@@ -49,6 +63,8 @@ def test_the_grid_has_every_point_once():
         ("model.dropuot", {"low": 0, "high": 1}, "not a known key. Did you mean 'model.dropout'?"),
         ("data.split", {"choices": ["80:20", "70:30"]}, "cannot be searched"),
         ("data.root", {"choices": ["a", "b"]}, "cannot be searched"),
+        ("data.quality", {"choices": ["keep", "drop_flagged"]}, "cannot be searched"),
+        ("data.skip_bad", {"choices": [True, False]}, "cannot be searched"),
         ("model.dropout", {"low": 0.5, "high": 0.5}, "low below high"),
         ("model.dropout", {"low": 0.5, "high": 0.1}, "low below high"),
         ("model.dropout", {"low": 0.0, "high": float("inf")}, "finite numbers"),

@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from skincancer import storage, study, trials
+from skincancer import addresses, storage, study, trials
 from skincancer.errors import ConfigError, RunError
 from skincancer.study import Ended, counts
 from skincancer.sweep_plan import Plan
@@ -32,7 +32,15 @@ SEARCH = {
     "model.dropout": {"low": 0.0, "high": 0.5},
 }
 PLAN = Plan(
-    "densenet169_undersample", {"task": "classification"}, {"seed": 3}, SEARCH, "tpe", "median", "split", "index"
+    "densenet169_undersample",
+    {"task": "classification"},
+    {"seed": 3},
+    SEARCH,
+    "tpe",
+    "median",
+    "split",
+    "index",
+    "7 to train on",
 )
 
 
@@ -287,6 +295,51 @@ def test_a_point_of_a_grid_survives_its_worker_at_every_moment(journal, monkeypa
     assert dead.number == 0
 
 
+def test_a_grid_is_queued_with_one_look_at_the_trials_and_nearly_equal_points_are_two(journal, monkeypatch):
+    space = {
+        "model.dropout": {"choices": [0.1, 0.1 + 1e-9]},
+        "augment.policy": {"choices": ["none", "light"]},
+        "model.freeze": {"choices": ["none", 1, 2]},
+    }
+    plan = replace(PLAN, search=space, sampler="grid")
+    sweep = study.create(journal, "one", plan, 100, maximize=True)
+    looks = []
+    get_trials = optuna.Study.get_trials
+    monkeypatch.setattr(
+        optuna.Study, "get_trials", lambda *given, **named: looks.append(1) or get_trials(*given, **named)
+    )
+    sweep.begin(100)
+    assert len(looks) == 1
+    assert sweep.total == len(sweep.trials()) == 12
+    for _ in range(3):
+        trial = sweep.claim(0)
+        sweep.end(trial, Ended("complete", 0.5))
+    assert len(create(journal, 100, plan).trials()) == 12
+
+
+def test_a_queued_point_that_was_one_too_many_is_not_lost_with_its_worker(journal, monkeypatch):
+    plan = replace(PLAN, search={"model.dropout": {"choices": [0.1, 0.2, 0.3]}}, sampler="grid")
+    sweep = create(journal, 3, plan)
+    monkeypatch.setattr(study.Sweep, "_fits", lambda *_: False)
+    monkeypatch.setattr(study.Sweep, "_queue_again", lambda *_: None)  # killed before it
+    assert sweep.claim(0) is None
+    monkeypatch.undo()
+    again = create(journal, 3, plan)
+    trials.work(again, objective_of_dropout, 1)
+    assert sorted(point["model.dropout"] for point in points(again)) == [0.1, 0.2, 0.3]
+
+
+def test_a_trial_that_ended_while_it_was_taken_for_dead_counts_and_is_not_repeated(journal):
+    sweep, other = create(journal, 3), study.join(journal, "one")
+    for number, state in enumerate(("complete", "pruned")):
+        trial = sweep.claim(0)
+        other.study._storage.set_trial_user_attr(trial._trial_id, "ended", "dead")  # and before it is closed:
+        sweep.end(trial, Ended(state, 0.5))
+        assert not other.release(trial, "dead")
+        assert len(points(sweep)) == number + 1
+    assert [trial.state for trial in create(journal, 3).trials()] == [TrialState.COMPLETE, TrialState.PRUNED]
+
+
 def objective_of_dropout(trial: optuna.Trial, slot: int, stop: object) -> Ended:
     return Ended("complete", trial.params["model.dropout"])
 
@@ -318,6 +371,7 @@ def test_the_other_samplers_and_pruners(journal, sampler, pruner):
         ({"search": {"model.dropout": SEARCH["model.dropout"]}}, ["search model.optimizer.lr", "asked is None"]),
         ({"split_hash": "other"}, ["split_hash: the study has 'split', asked is 'other'"]),
         ({"index_hash": "other"}, ["index_hash"]),
+        ({"images": "6 to train on"}, ["images: the study has '7 to train on', asked is '6 to train on'"]),
         ({"experiment": "resnet50"}, ["name: the study has 'densenet169_undersample', asked is 'resnet50'"]),
         ({"flags": {"seed": 4}}, ["seed: the study has 3, asked is 4"]),
         ({"flags": {"seed": 3, "data.split": "70:30"}}, ["data.split: the study has '80:20', asked is '70:30'"]),
@@ -330,6 +384,11 @@ def test_another_sweep_under_the_same_name_is_refused(journal, change, said):
         create(journal, 3, replace(PLAN, **change))
     for text in said:
         assert text in str(caught.value)
+
+
+def test_a_study_that_does_not_know_its_images_goes_on(journal):
+    create(journal, 3, replace(PLAN, images=""))
+    create(journal, 3)
 
 
 def test_where_data_lie_is_no_part_of_a_sweep(journal, tmp_path):
@@ -496,12 +555,12 @@ def test_no_url_is_told_without_repeating_it():
         assert "s3cr3t" not in str(caught.value)
 
 
-def test_passwords_are_hidden(server):
+def test_a_servers_password_is_hidden(server):
     url = new_database(server)
-    assert storage.shown(url).count("***") == 1
+    assert addresses.shown(url).count("***") == 1
     for secret in (postgres.PASSWORD, quote(postgres.PASSWORD, safe="")):
-        assert secret not in storage.shown(url)
-    assert "hunter2" not in storage.shown("postgresql+psycopg://host/x?password=hunter2")
+        assert secret not in addresses.shown(url)
+    assert "hunter2" not in addresses.shown("postgresql+psycopg://host/x?password=hunter2")
     wrong = url.replace(quote(postgres.PASSWORD, safe=""), "hunter2")
     with pytest.raises(RunError, match="password authentication failed") as caught:
         storage.open_storage(wrong)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from sklearn.metrics import balanced_accuracy_score
 
 from skincancer import config, fit, paths, study, sweep, tracking, trials
 from skincancer.config import load_yaml
+from skincancer.data.prepared import prepare_data
 from skincancer.evaluation.sweep_figures import sweep_figures
-from skincancer.sweep_plan import Plan
+from skincancer.sweep_plan import Plan, used_images
 from skincancer.terminal import Interrupted
 from skincancer.trial import TrialLink
 
@@ -257,6 +259,7 @@ def runner(
     found: study.Sweep, folder: Path, code: str, monkeypatch, devices: tuple[str, ...] = ()
 ) -> trials.TrialProcess:
     monkeypatch.setattr(trials.TrialProcess, "_command", lambda self: [sys.executable, "-c", code])
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # that a log is in its order is not for the caller to see to
     return trials.TrialProcess(found, {}, tracking.connect(None), folder / "logs", 2, devices)
 
 
@@ -518,6 +521,26 @@ def test_a_worker_with_other_images_is_refused(one, tiny_demo, store, capsys):
     one.study.set_user_attr("parent_run", client.create_run(tracking.experiment_id(client, "demo")).info.run_id)
     assert sweep.main(["--worker", "--study=one", f"--storage={one.url}", f"--data.root={tiny_demo}"]) == 1
     assert "the images here are not those of the sweep: index_hash is" in capsys.readouterr().err
+
+
+def test_a_worker_that_cannot_read_all_that_the_sweep_can_is_refused(tiny_demo, tmp_path, store, capsys):
+    here = tmp_path / "here"
+    shutil.copytree(tiny_demo, here)
+    flags = {"data.skip_bad": True, "data.size": 32}
+    data = prepare_data(config.resolve(None, {**flags, "data.root": str(tiny_demo)})[0].data)
+    search = {"model.dropout": {"low": 0.0, "high": 0.5}}
+    plan = Plan("x", {}, flags, search, "tpe", "median", data.split_hash, data.index_hash, used_images(data))
+    url = f"journal://{tmp_path}/one.journal"
+    found = study.create(url, "one", plan, 9, maximize=True)
+    found.begin(9)
+    client = tracking.connect(None)
+    found.study.set_user_attr("parent_run", client.create_run(tracking.experiment_id(client, "demo")).info.run_id)
+    (here / data.rows("val")["image"].iloc[0]).write_bytes(b"half a file")
+    assert sweep.main(["--worker", "--study=one", f"--storage={url}", f"--data.root={here}"]) == 1
+    train, val = len(data.rows("train")), len(data.rows("val"))
+    said = capsys.readouterr().err
+    assert f"images is {train} to train on, {val - 1} to validate on (" in said
+    assert f"the study has {train} to train on, {val} to validate on (" in said
 
 
 def test_a_worker_without_the_sweeps_store_is_refused(one, tmp_path, store, capsys):

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from skincancer import tracking
+from skincancer.addresses import shown
 from skincancer.data.boxes import RUN, describe_crops
 from skincancer.data.seen import REASONS
 from skincancer.evaluation import calibration, figures
@@ -334,7 +335,7 @@ class EvaluationRecorder:
         """Print the tables, and where the run is."""
         for title, caption, table in self.tables:
             self.console.print(intervals_table(title, table, caption, bool(self.note)))
-        self.console.print(f"run {self.run_id} in {self.uri}", markup=False)
+        self.console.print(f"run {self.run_id} in {shown(self.uri)}", markup=False)
 
 
 def _values(table: pd.DataFrame, suffix: str = "") -> dict[str, float]:
