@@ -23,7 +23,7 @@ def measured(image: Image.Image) -> dict[str, float]:
 
 
 def reasons(image: Image.Image) -> str:
-    return "; ".join(flags(measured(image), default_rules()))
+    return "; ".join(flags(measured(image), default_rules()).values())
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,9 @@ def test_strange_images_are_measured_too(image):
 
 def test_rules_and_thresholds_come_from_the_config():
     values = dict.fromkeys(COLUMNS, 0.5) | {"quality_sharpness": 50.0}
-    assert flags(values, {"blurred": 60}) == ["blurred (sharpness 50, below 60)"]
-    assert flags(values, {"blurred": 40}) == []
-    assert flags(values | {"quality_sharpness": float("nan")}, {"blurred": 60}) == []
+    assert flags(values, {"blurred": 60}) == {"blurred": "blurred (sharpness 50, below 60)"}
+    assert flags(values, {"blurred": 40}) == {}
+    assert flags(values | {"quality_sharpness": float("nan")}, {"blurred": 60}) == {}
     assert set(default_rules()) == set(RULES)
     assert {rule.column for rule in RULES.values()} <= set(COLUMNS)
 
