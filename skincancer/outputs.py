@@ -49,4 +49,7 @@ def check_file(path: Path, flag: str) -> None:
 
 
 def _unwritable(flag: str, path: Path, error: OSError, what: str) -> ConfigError:
-    return ConfigError(f"{flag} {path} cannot be written: {error.strerror or error}. Give a {what} that can be.")
+    file = next((f"{above} is a file" for above in path.parents if above.is_file()), "")
+    return ConfigError(
+        f"{flag} {path} cannot be written: {file or error.strerror or error}. Give a {what} that can be."
+    )

@@ -57,7 +57,7 @@ def no_work(*_args, **_more):
     ("flags", "told"),
     [
         (["--audit", "--out=a_file"], "--out a_file is a file; give a folder"),
-        (["--audit", "--out=a_file/below"], "--out a_file/below cannot be written"),
+        (["--audit", "--out=a_file/below"], "--out a_file/below cannot be written: a_file is a file"),
         (["--audit", "--write-groups=a_folder"], "--write-groups a_folder is a folder; give a file"),
         (["--audit", "--write-groups=a_file/groups.csv"], "--write-groups a_file/groups.csv cannot be written"),
         (["--show=augment", "--out=a_file/x.png"], "--out a_file/x.png cannot be written"),
