@@ -32,7 +32,7 @@ from side_by_side import machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from skincancer.data.audit import COPIES
+from skincancer.data.findings import COPIES
 from skincancer.data.index import image_root, load_index
 from skincancer.data.prepared import locate
 from skincancer.images.decode import read_image

@@ -11,17 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from skincancer import config
+from skincancer.auditing import audit, check_flags, check_outputs, other_data
 from skincancer.checks import check_masks
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError
 from skincancer.images.cleaning import STEPS
 from skincancer.images.features import FAMILIES
+from skincancer.outputs import check_file
 from skincancer.paths import data_folder
-from skincancer.schema import DataConfig, Experiment
+from skincancer.schema import Experiment
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
     from rich.console import Console
 
-    from skincancer.data.audit import Audit
     from skincancer.data.prepared import PreparedData
 
 SHOWN_IMAGES, CLEANED_IMAGES = 6, 12
@@ -229,42 +230,6 @@ def _shown(data: PreparedData, count: int = SHOWN_IMAGES) -> tuple[npt.NDArray[n
     return rows, titles
 
 
-def audit(
-    experiment: Experiment, folder: Path, against: DataConfig | None = None, groups: Path | None = None,
-    console: Console | None = None,
-) -> Audit:  # fmt: skip
-    """Look for what is wrong with a data set, print it, and write NAME_audit.csv and NAME_audit.html.
-
-    Args:
-        experiment: its `data` section names the data set.
-        folder: where the two files are written.
-        against: another data set, to look for the images in.
-        groups: where the table of copies is written that `data.groups` takes; None for nowhere.
-        console: where to print.
-
-    Raises:
-        ConfigError, DataError: as `skincancer.data.audit.audit`.
-    """
-    from skincancer.data.audit import audit as find
-    from skincancer.data.audit import write_groups
-    from skincancer.evaluation.audit_pages import confounding_text, summary, write_audit_page, write_csv
-
-    console = console or make_console()
-    with progress_bars(console) as bars:
-        found = find(experiment.data, against, bars)
-    entry, rows = found.own.entry, summary(found)
-    title = f"audit of {entry.title}: {len(found.own.index)} images in {found.own.root}"
-    console.print(make_table(title, ["found", "images", "groups"], rows or [["nothing", "", ""]]))
-    console.print(confounding_text(found), markup=False)
-    name = f"{entry.name}_audit" if found.other is None else f"{entry.name}_audit_against_{found.other.entry.name}"
-    for path in (write_csv(found, folder / f"{name}.csv"), write_audit_page(found, folder / f"{name}.html")):
-        console.print(f"wrote {path}", markup=False)
-    if groups is not None:
-        count = write_groups(found, groups)
-        console.print(f"wrote {groups}: {count} groups, for --data.groups {groups}", markup=False)
-    return found
-
-
 def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="first fetch the data set from its publisher")
     parser.add_argument(
@@ -282,9 +247,14 @@ def _add_flags(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--audit", action="store_true", help="look for copies, leaks, gaps, bad masks and confounding")
     parser.add_argument("--against", type=str, metavar="OTHER", help="with --audit: look for the images in OTHER too")
-    parser.add_argument("--against_root", type=str, metavar="FOLDER", help="with --against.root: the folder of OTHER")
     parser.add_argument(
-        "--write_groups", type=str, metavar="FILE", help="with --audit: write the copies found, for --data.groups"
+        "--against_root", type=str, metavar="FOLDER", help="with --against: the folder of OTHER (also --against.root)"
+    )
+    parser.add_argument(
+        "--write_groups",
+        type=str,
+        metavar="FILE",
+        help="with --audit: write the copies, and the lesions known by OTHER, for --data.groups",
     )
 
 
@@ -314,12 +284,14 @@ def _verb(argv: Sequence[str]) -> None:
         raise ConfigError("--out goes with --show or --audit.")
     if own.get("accept_licence") and not own.get("download"):
         raise ConfigError("--accept-licence goes with --download.")
-    _check_audit(own)
+    check_flags(flags, own)
     if own.get("features") and flags.get("data.crop"):
         raise ConfigError("--features measures whole images; leave --data.crop out.")
     # of whole images, masks are for features alone
     masks = flags.pop("data.masks", None) if own.get("features") else None
     flags["data.dataset"] = name
+    if own.get("audit"):
+        flags["data.quality"] = "drop_flagged"  # so that its rules may be given: they are the audit's
     if not own.get("experiment") and "task" not in flags and "classification" not in catalog_entry(name).tasks:
         flags |= {"task": "segmentation"}
     if flags.get("task") in ("segmentation", "joint"):
@@ -333,39 +305,22 @@ def _verb(argv: Sequence[str]) -> None:
         raise ConfigError(
             f"--show clean shows what --data.clean does; give its steps, such as [hair,colour]: {', '.join(STEPS)}."
         )
+    sheet = Path(own.get("out") or f"{name}_{show}.png")
+    folder, groups = Path(own.get("out") or "."), Path(own["write_groups"]) if own.get("write_groups") else None
+    if show:
+        check_file(sheet, "--out")
+    if own.get("audit"):
+        check_outputs(folder, groups)
     if own.get("download"):
         download(experiment, console, accept=bool(own.get("accept_licence")))
     if own.get("audit"):
-        groups = own.get("write_groups")
-        audit(experiment, Path(own.get("out") or "."), _against(own), Path(groups) if groups else None, console)
+        audit(experiment, folder, other_data(own), groups, console)
         return
     data = prepare(experiment, console)
     if own.get("features"):
         prepare_features(data, experiment, masks or experiment.data.masks, console)
     if show:
-        path = SHEETS[show](data, experiment, Path(own.get("out") or f"{name}_{show}.png"))
-        console.print(f"wrote {path}", markup=False)
-
-
-def _check_audit(own: dict[str, Any]) -> None:
-    for flag, given, needed in (
-        ("--against", own.get("against"), "audit"),
-        ("--write-groups", own.get("write_groups"), "audit"),
-        ("--against.root", own.get("against_root"), "against"),
-    ):
-        if given and not own.get(needed):
-            raise ConfigError(f"{flag} goes with --{needed}.")
-    if own.get("audit") and own.get("show"):
-        raise ConfigError("--audit and --show are two things; give one of them.")
-
-
-def _against(own: dict[str, Any]) -> DataConfig | None:
-    """Return where the data set that --against names is."""
-    if not own.get("against"):
-        return None
-    root = own.get("against_root")
-    name = catalog_entry(own["against"]).name
-    return DataConfig(dataset=name, root=str(Path(root).expanduser().absolute()) if root else None)
+        console.print(f"wrote {SHEETS[show](data, experiment, sheet)}", markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,6 @@ from test_duplicates import picture
 
 from skincancer import fit, prepare
 from skincancer.data import audit as audits
-from skincancer.data.confounding import measure_confounding, nuisance_table
 from skincancer.data.prepared import prepare_data
 from skincancer.data.verdict import verdict_line
 from skincancer.errors import ConfigError, DataError
@@ -241,50 +240,6 @@ def test_a_data_set_without_copies_says_so_and_writes_an_empty_table(tmp_path, c
     data = prepare_data(config, jobs=1)
     assert data.index["lesion_id"].nunique() == 6
     assert verdict_line(data.index, tmp_path).endswith("no image is a copy of another")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--against=ham10000"], "--against goes with --audit"),
-        (["--write-groups=x.csv"], "--write-groups goes with --audit"),
-        (["--audit", "--against.root=x"], "--against.root goes with --against"),
-        (["--audit", "--against=hma10000"], "Did you mean 'ham10000'?"),
-        (["--audit", "--show=augment"], "give one of them"),
-    ],
-)
-def test_wrong_flags_are_told(arguments, told, capsys):
-    assert prepare.main(["demo", *arguments]) == 2
-    assert told in capsys.readouterr().err
-
-
-def nuisances(rng, n, shift):
-    values = {name: rng.normal(size=n) for name in ("bytes_per_pixel", "jpeg_table", "quality_border")}
-    frames = {f"frame_{name}": 100 + rng.normal(size=n) for name in ("red", "green", "blue")}
-    frames["frame_red"] += shift
-    return pd.DataFrame({"width": 10, "height": 10, "error": "", **values, **frames})
-
-
-def test_confounding_is_found_where_there_is_some_and_only_there():
-    from sklearn.metrics import roc_auc_score
-
-    rng = np.random.default_rng(0)
-    label = np.repeat([0, 1], 150)
-    diagnosis = pd.Series(np.where(label == 1, "mel", "nv"))
-    lesions = np.array([f"L{number // 2}" for number in range(300)], dtype=object)
-    told, _ = measure_confounding(diagnosis, nuisances(rng, 300, 3.0 * label), lesions, ("mel", "nv"))
-    assert told.low > 0.9
-    assert told.low < told.auroc < told.high
-    best = told.features.iloc[0]
-    facts = nuisances(np.random.default_rng(0), 300, 3.0 * label)
-    assert best["feature"] in ("frame_red", "frame_warmth")
-    assert best["auroc"] == pytest.approx(roc_auc_score(label, nuisance_table(facts)[best["feature"]]))
-    assert "width" not in set(told.features["feature"])  # it is the same everywhere
-    chance, _ = measure_confounding(diagnosis, nuisances(rng, 300, 0.0), lesions, ("mel", "nv"))
-    assert 0.35 < chance.auroc < 0.65
-    nothing, why = measure_confounding(diagnosis.iloc[:150], facts.iloc[:150], lesions[:150], ("mel", "nv"))
-    assert nothing is None
-    assert "fewer than two classes" in why
 
 
 def test_the_same_data_set_in_the_function_too(dirty):

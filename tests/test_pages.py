@@ -27,8 +27,8 @@ def test_every_string_of_a_page_is_escaped(tmp_path):
     path = write_page(tmp_path / "page.html", NASTY, NASTY, [Section(NASTY, parts)], [NASTY], NASTY)
     page = read(path)
     assert "script" not in [tag for tag, _ in page.tags]
-    # title twice, subtitle, band, heading, paragraph, code twice, caption, table: title, column, cell, caption; footer
-    assert page.texts.count(NASTY) == 14
+    # title twice, subtitle, band, heading, paragraph, code twice, caption, table: title, column, cell, its picture, caption; footer
+    assert page.texts.count(NASTY) == 15
     assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [NASTY, NASTY]
 
 

@@ -23,7 +23,7 @@ def measured(image: Image.Image) -> dict[str, float]:
 
 
 def reasons(image: Image.Image) -> str:
-    return "; ".join(flags(measured(image), default_rules()))
+    return "; ".join(flags(measured(image), default_rules()).values())
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,9 @@ def test_strange_images_are_measured_too(image):
 
 def test_rules_and_thresholds_come_from_the_config():
     values = dict.fromkeys(COLUMNS, 0.5) | {"quality_sharpness": 50.0}
-    assert flags(values, {"blurred": 60}) == ["blurred (sharpness 50, below 60)"]
-    assert flags(values, {"blurred": 40}) == []
-    assert flags(values | {"quality_sharpness": float("nan")}, {"blurred": 60}) == []
+    assert flags(values, {"blurred": 60}) == {"blurred": "blurred (sharpness 50, below 60)"}
+    assert flags(values, {"blurred": 40}) == {}
+    assert flags(values | {"quality_sharpness": float("nan")}, {"blurred": 60}) == {}
     assert set(default_rules()) == set(RULES)
     assert {rule.column for rule in RULES.values()} <= set(COLUMNS)
 
@@ -185,3 +185,23 @@ def test_what_is_found_out_about_files_is_kept(tmp_path):
         assert first.table["jpeg_table"][1] == pytest.approx(np.mean([*image.quantization[0], *image.quantization[1]]))
     picture(7).save(tmp_path / "1.jpg", quality=71)
     assert examine(index, tmp_path, tmp_path / "cache", jobs=1).key != first.key
+
+
+def test_the_edge_is_coloured_by_what_surrounds_the_mask(tmp_path):
+    image = np.full((100, 100, 3), (200, 150, 130), np.uint8)
+    image[30:70] = (60, 30, 20)  # a lesion from edge to edge
+    for name in ("masked", "plain", "full"):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    lesion = np.zeros((100, 100), np.uint8)
+    lesion[30:70] = 255
+    Image.fromarray(lesion).save(tmp_path / "mask.png")
+    Image.new("L", (100, 100), 255).save(tmp_path / "all.png")
+    (tmp_path / "index.csv").write_text(
+        "image,diagnosis,mask\nfull.png,nv,all.png\nmasked.png,nv,mask.png\nplain.png,nv,\n"
+    )
+    index, _ = load_index(dataset("csv"), tmp_path)
+    red = examine(index, tmp_path, tmp_path / "cache", jobs=1).table.set_index("image_id")["frame_red"]
+    assert red["masked"] == 200
+    edge = 100**2 - 88**2
+    assert red["plain"] == pytest.approx(200 - 140 * 2 * 6 * 40 / edge)
+    assert red["full"] == red["plain"]  # nothing is left around it

@@ -29,11 +29,12 @@ from skincancer.images.quality import COLUMNS as QUALITY_COLUMNS
 from skincancer.images.quality import measure
 from skincancer.images.quality_rules import flags
 
-FORMAT = 2  # raised whenever other facts are kept, or found in another way
+FORMAT = 3  # raised whenever other facts are kept, or found in another way
 SIDE = 96  # of the small grey copies, px
 CHUNK = 32  # images per task of a worker
 FRAME = 0.06  # share of a side whose outermost pixels tell the colour around a lesion
-_TEXTS = {"image_id": str, "error": str, "file_digest": str, "pixel_digest": str, "mask_digest": str}
+_TEXTS = dict.fromkeys(("image_id", "error", "file_digest", "pixel_digest", "mask_error", "mask_digest"), str)
+Lesion = npt.NDArray[np.bool_]  # (H, W): inside the mask
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Examination:
         key: of the files; what else is kept about them is named by it.
         table: image_id, error ("" or why the image cannot be read; then all else is empty or NaN), file_digest, pixel_digest (32 hex
             digits), width, height (px), bytes_per_pixel, jpeg_table (mean entry of the quantisation tables: the larger the coarser;
-            0 of other formats), frame_red, frame_green, frame_blue (mean of the outermost pixels, 0–255), mask_digest, mask_share
-            (0–1), and the columns of `skincancer.images.quality`.
+            0 of other formats), frame_red, frame_green, frame_blue (mean of the outermost pixels, 0–255; without those of the mask,
+            unless it takes them all), mask_error ("" or why the image's mask cannot be used), mask_digest, mask_share (0–1; empty and
+            NaN without a mask), and the columns of `skincancer.images.quality`.
         thumbnails: uint8 (N, SIDE, SIDE), black where the image cannot be read.
     """
 
@@ -105,7 +107,7 @@ def _no_number() -> dict[str, list[str]]:
 
 def _unreadable(error: str) -> dict[str, Any]:
     numbers = ("bytes_per_pixel", "jpeg_table", "frame_red", "frame_green", "frame_blue", "mask_share")
-    texts = {"error": error, "file_digest": "", "pixel_digest": "", "mask_digest": "", "width": 0, "height": 0}
+    texts = dict.fromkeys(_TEXTS.keys() - {"image_id"}, "") | {"error": error, "width": 0, "height": 0}
     return texts | dict.fromkeys((*numbers, *QUALITY_COLUMNS), float("nan"))
 
 
@@ -152,22 +154,21 @@ def _examine_chunk(
     for number, (path, mask) in enumerate(pairs):
         try:
             content = path.read_bytes()
-            found, image = _examine_image(content)
-            facts.append(found | _examine_mask(mask, image))
+            image = read_image(content)
         except BadImage as error:
             facts.append(_unreadable(f"{path} {error}"))
             continue
+        lesion, told = _examine_mask(path, mask, image)
+        facts.append(_examine_image(content, np.asarray(image), lesion) | told)
         thumbs[number] = thumbnail(np.asarray(image), SIDE)
     return facts, thumbs
 
 
-def _examine_image(content: bytes) -> tuple[dict[str, Any], Image.Image]:
-    image = read_image(content)
-    pixels = np.asarray(image)
+def _examine_image(content: bytes, pixels: npt.NDArray[np.uint8], lesion: Lesion | None) -> dict[str, Any]:
     height, width = pixels.shape[:2]
     digest = hashlib.blake2b(f"{width}×{height}".encode(), digest_size=16)
     digest.update(pixels.tobytes())
-    red, green, blue = _frame(pixels)
+    red, green, blue = _frame(pixels, lesion)
     return {
         "error": "",
         "file_digest": hashlib.blake2b(content, digest_size=16).hexdigest(),
@@ -180,13 +181,15 @@ def _examine_image(content: bytes) -> tuple[dict[str, Any], Image.Image]:
         "frame_green": green,
         "frame_blue": blue,
         **measure(pixels),
-    }, image
+    }
 
 
-def _frame(pixels: npt.NDArray[np.uint8]) -> list[float]:
+def _frame(pixels: npt.NDArray[np.uint8], lesion: Lesion | None) -> list[float]:
     depth = max(1, round(FRAME * min(pixels.shape[:2])))
-    strips = (pixels[:depth], pixels[-depth:], pixels[:, :depth], pixels[:, -depth:])
-    return [float(value) for value in np.concatenate([strip.reshape(-1, 3) for strip in strips]).mean(axis=0)]
+    edge = np.zeros(pixels.shape[:2], dtype=bool)
+    edge[:depth] = edge[-depth:] = edge[:, :depth] = edge[:, -depth:] = True
+    around = edge if lesion is None else edge & ~lesion
+    return [float(value) for value in pixels[around if around.any() else edge].mean(axis=0)]
 
 
 def _jpeg_table(content: bytes) -> float:
@@ -197,25 +200,30 @@ def _jpeg_table(content: bytes) -> float:
     return float(np.mean(entries)) if entries else 0.0
 
 
-def _examine_mask(path: Path | None, image: Image.Image) -> dict[str, Any]:
-    if path is None:
-        return {"mask_digest": "", "mask_share": float("nan")}
-    mask = np.asarray(read_truth(path, image)) > 0
-    digest = hashlib.blake2b(f"{mask.shape}".encode(), digest_size=16)
-    digest.update(np.packbits(mask).tobytes())
-    return {"mask_digest": digest.hexdigest(), "mask_share": float(mask.mean())}
+def _examine_mask(path: Path, mask: Path | None, image: Image.Image) -> tuple[Lesion | None, dict[str, Any]]:
+    """Return the mask of an image, and the facts about it; None where there is none, or none that can be used."""
+    none: dict[str, Any] = {"mask_error": "", "mask_digest": "", "mask_share": float("nan")}
+    if mask is None:
+        return None, none
+    try:
+        lesion: Lesion = np.asarray(read_truth(mask, image)) > 0
+    except BadImage as error:
+        return None, none | {"mask_error": f"{path} {error}"}
+    digest = hashlib.blake2b(f"{lesion.shape}".encode(), digest_size=16)
+    digest.update(np.packbits(lesion).tobytes())
+    return lesion, {"mask_error": "", "mask_digest": digest.hexdigest(), "mask_share": float(lesion.mean())}
 
 
 def find_flagged(examination: Examination, rules: Mapping[str, float]) -> pd.DataFrame:
-    """Return image_id and reason of the readable images that break a quality rule.
+    """Return image_id, flags (names of rules, "; " between) and reason of the readable images that break a quality rule.
 
     Args:
         examination: of the index.
         rules: threshold of each rule that counts (`data.quality_rules`).
     """
     readable = examination.table[examination.table["error"] == ""]
-    found = [
-        (str(row["image_id"]), "; ".join(flags({str(name): value for name, value in row.items()}, rules)))
-        for row in readable.to_dict("records")
-    ]
-    return pd.DataFrame([one for one in found if one[1]], columns=["image_id", "reason"])
+    found = []
+    for row in readable.to_dict("records"):
+        if told := flags({str(name): value for name, value in row.items()}, rules):
+            found.append((str(row["image_id"]), "; ".join(told), "; ".join(told.values())))
+    return pd.DataFrame(found, columns=["image_id", "flags", "reason"])

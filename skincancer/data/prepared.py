@@ -142,7 +142,8 @@ def prepare_data(
         poor = find_flagged(examine(index, image_root(root), cache_folder(), told, jobs), config.quality_rules)
         poor = poor[~poor["image_id"].isin(dropped["image_id"])]
         flagged = len(poor)
-        dropped = pd.concat([dropped, poor.assign(reason="flagged: " + poor["reason"])], ignore_index=True)
+        poor = pd.DataFrame({"image_id": poor["image_id"], "reason": "flagged: " + poor["reason"]})
+        dropped = pd.concat([dropped, poor], ignore_index=True)
     index.loc[index["image_id"].isin(dropped["image_id"]), "role"] = ""
     if whole:
         _check_whole(index, entry, task)

@@ -1,4 +1,4 @@
-"""An audit as a person reads it: tables for the terminal, a page with the pictures side by side, a CSV with every image."""
+"""An audit as a page: what was found, with the pictures side by side."""
 
 from __future__ import annotations
 
@@ -10,58 +10,26 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from skincancer.data.audit import COPIES, FINDINGS, Audit, Examined
+from skincancer.data.audit import Audit
+from skincancer.data.examined import Examined
+from skincancer.data.findings import COPIES, FINDINGS
 from skincancer.data.index import image_root
-from skincancer.evaluation.pages import Part, Picture, Section, Table, Text, write_page
+from skincancer.evaluation.audit_tables import confounding_text, lesion_texts, name_finding, summary
+from skincancer.evaluation.pages import Cell, Part, Picture, Section, Table, Text, write_page
 from skincancer.images.decode import BadImage, read_image
 
 SHOWN_PAIRS = 40  # of pictures in each section of the page
+SHOWN_MEMBERS = 4  # of a group
 SHOWN_IMAGES = 24
 PICTURE = 160  # width of a picture, px
-_HEADINGS = {
-    "in_other": "In both data sets",
+BLANK = "\u00a0"  # in a cell that has no picture
+_HEADINGS = {"in_other": "In both data sets"}
+_GROUPS = {
     "label_conflict": "One picture, several diagnoses",
     "copies_across_parts": "Copies in several parts",
+    "across_parts_by_other": "One lesion in several parts",
 }
 _MASKS = ("full_mask", "empty_mask", "same_mask")
-
-
-def summary(found: Audit) -> list[list[object]]:
-    """Return a row a finding that was made: what, images, groups or pairs ("" where each image stands alone)."""
-    rows: list[list[object]] = []
-    for finding, what in FINDINGS.items():
-        images, groups = found.counts(finding)
-        if images:
-            rows.append([_named(found, finding, what), images, groups or ""])
-    if found.groups:
-        rows.append(["all groups of copies together", sum(map(len, found.groups)), len(found.groups)])
-    return rows
-
-
-def _named(found: Audit, finding: str, what: str) -> str:
-    if finding == "in_other" and found.other is not None:
-        return f"images that {found.other.entry.name} holds too"
-    return what
-
-
-def confounding_text(found: Audit) -> str:
-    """Say how well the classes are told by what is no lesion."""
-    if found.confounding is None:
-        return f"Class and source: not measured, {found.unmeasured}."
-    one = found.confounding
-    strongest = ", ".join(f"{what} {area:.2f}" for what, area in one.features[["what", "auroc"]].head(3).values)
-    return (
-        "Class and source: from file, size, frame and colour of the edge alone, without looking at the lesion, the classes are told "
-        f"with an area under the curve of {one.auroc:.3f} ({one.low:.3f} – {one.high:.3f}; 0.5 is chance; {one.images} images, "
-        f"cross-validated by lesion). Strongest by themselves: {strongest}."
-    )
-
-
-def write_csv(found: Audit, path: Path) -> Path:
-    """Write a row an image and finding: finding, group, image_id, other_id, value, detail."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found.findings.to_csv(path, index=False, float_format="%.6g")
-    return path
 
 
 def write_audit_page(found: Audit, path: Path) -> Path:
@@ -69,18 +37,19 @@ def write_audit_page(found: Audit, path: Path) -> Path:
     own = found.own
     sections = [
         Section("What was found", [Table("", ["finding", "images", "groups"], _cells(summary(found)))]),
+        Section("Lesions", [Text(text) for text in lesion_texts(found)]),
         Section("Class and source", _confounding(found)),
     ]
     for finding in (*COPIES, "in_other"):
         sections.append(Section(_heading(found, finding), _pairs(found, finding)))
-    sections += [
-        Section(_HEADINGS[finding], _groups(found, finding)) for finding in ("label_conflict", "copies_across_parts")
-    ]
+    sections += [Section(heading, _groups(found, finding)) for finding, heading in _GROUPS.items()]
     sections += [
         Section("Lesions in several parts", _listed(found, "lesion_across_parts")),
         Section("Patients in several parts", _listed(found, "patient_across_parts")),
+        Section("Lesions of several patients", _listed(found, "patient_conflict")),
         Section("Masks", [part for finding in _MASKS for part in _images(found, finding)]),
         Section("Images flagged for their quality", _images(found, "flagged")),
+        Section("Masks that cannot be used", _listed(found, "bad_mask")),
         Section("Files that cannot be used", _listed(found, "unreadable")),
     ]
     bands = ["SYNTHETIC DATA: these images are drawn."] if own.entry.synthetic else []
@@ -94,7 +63,7 @@ def _cells(rows: Iterable[list[object]]) -> list[list[str | int | None]]:
 
 
 def _heading(found: Audit, finding: str) -> str:
-    what = _HEADINGS.get(finding) or _named(found, finding, FINDINGS[finding])
+    what = _HEADINGS.get(finding) or name_finding(found, finding)
     return what[:1].upper() + what[1:]
 
 
@@ -140,14 +109,18 @@ def _labels(own: Examined, row: Mapping[Hashable, Any]) -> str:
 
 
 def _groups(found: Audit, finding: str) -> list[Part]:
+    """Show a group a row, its pictures side by side."""
     rows = found.of(finding)
     if rows.empty:
         return []
-    parts: list[Part] = [Text(_shown(rows["group"].nunique(), SHOWN_PAIRS, "groups"))]
+    shown: list[list[Cell]] = []
     for _, members in list(rows.groupby("group"))[:SHOWN_PAIRS]:
-        cells = [[_picture(found.own, row["image_id"]), row["detail"]] for row in members.head(6).to_dict("records")]
-        parts.append(Table("", ["image", _HEADINGS[finding].split(", ")[-1]], cells))
-    return parts
+        pictures = members.head(SHOWN_MEMBERS).to_dict("records")
+        shown.append([_picture(found.own, row["image_id"], row["detail"]) for row in pictures])
+    widest = max(map(len, shown))
+    cells = [[*row, *[BLANK] * (widest - len(row))] for row in shown]
+    title = _shown(rows["group"].nunique(), SHOWN_PAIRS, "groups")
+    return [Table(title, ["one image", *["another"] * (widest - 1)], cells, "all are in the CSV")]
 
 
 def _images(found: Audit, finding: str) -> list[Part]:
@@ -176,13 +149,14 @@ def _shown(count: int, most: int, what: str) -> str:
     )
 
 
-def _picture(own: Examined, image_id: str) -> Picture | str:
-    """Return an image as a small picture; its id alone where it cannot be read."""
+def _picture(own: Examined, image_id: str, told: str = "") -> Picture | str:
+    """Return an image as a small picture over its id and what is told of it; these alone where it cannot be read."""
+    caption = f"{image_id}, {told}" if told else image_id
     path = own.index.loc[own.index["image_id"] == image_id, "image"].iloc[0]
     try:
         image = read_image(image_root(own.root) / path)
     except BadImage as error:
-        return f"{image_id} {error}"
+        return f"{caption} {error}"
     image.thumbnail((PICTURE, PICTURE))
     pixels: npt.NDArray[np.uint8] = np.asarray(image)
-    return Picture(pixels, f"image {image_id}", image_id)
+    return Picture(pixels, f"image {image_id}", caption)

@@ -163,3 +163,15 @@ _MEASURES: dict[str, Callable[[Pixels, Frame], float]] = {
     "quality_ruler": ruler_score,
 }
 COLUMNS = ("quality_resolution", *_MEASURES)
+NAMES = {  # of the columns in tables for people
+    "quality_resolution": "shorter_side_px",
+    "quality_sharpness": "sharpness_laplacian_variance",
+    "quality_exposure": "exposure_median_grey",
+    "quality_contrast": "contrast_grey_range",
+    "quality_saturation": "saturation_mean",
+    "quality_cast": "colour_cast_chroma",
+    "quality_border": "black_border_share",
+    "quality_hair": "hair_share",
+    "quality_ink": "ink_share",
+    "quality_ruler": "ruler_regularity",
+}

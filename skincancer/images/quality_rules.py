@@ -44,20 +44,20 @@ def default_rules() -> dict[str, float]:
     return {name: rule.threshold for name, rule in RULES.items()}
 
 
-def flags(values: Mapping[str, Any], rules: Mapping[str, float]) -> list[str]:
-    """Return why an image is flagged: a text a broken rule, such as "blurred (sharpness 4.2, below 8)".
+def flags(values: Mapping[str, Any], rules: Mapping[str, float]) -> dict[str, str]:
+    """Return why an image is flagged: by each broken rule's name a text such as "blurred (sharpness 4.2, below 8)".
 
     Args:
         values: the columns of `measure`.
         rules: threshold of each rule that counts.
     """
-    found = []
+    found = {}
     for name, threshold in rules.items():
         rule = RULES[name]
         value = float(values[rule.column])
         if rule.breaks(value, threshold):
             measured = rule.column.removeprefix("quality_")
-            found.append(f"{rule.says} ({measured} {value:.3g}, {rule.side} {threshold:g})")
+            found[name] = f"{rule.says} ({measured} {value:.3g}, {rule.side} {threshold:g})"
     return found
 
 
