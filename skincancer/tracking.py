@@ -34,6 +34,7 @@ from mlflow.tracking import MlflowClient
 
 from skincancer.addresses import hide, remember, shown
 from skincancer.errors import RunError, SkinCancerError
+from skincancer.files import write_whole
 from skincancer.paths import sqlite_path, tracking_uri, work_root
 from skincancer.terminal import Interrupted, uninterrupted
 
@@ -261,9 +262,7 @@ class Run:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file into the run's folder and log it."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(self.folder / name, text)
         self.log_file(name)
 
     def close(self, status: str, reason: str) -> None:

@@ -133,6 +133,8 @@ def test_the_best_configuration_repeats_the_best_trial_exactly(there, new_store)
     assert (
         path.read_text() == (paths.sweeps_folder(tracking.connect(None).tracking_uri) / "three/best.yaml").read_text()
     )
+    command = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} python -m skincancer.fit --experiment best.yaml"
+    assert path.read_text().splitlines()[0] == f"# the same numbers again: {command}"
     content = load_yaml(path)
     assert content["search"] == {}
     assert content["name"] == "tiny_best"
