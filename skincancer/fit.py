@@ -82,7 +82,8 @@ def fit(
     if network:
         ranks = launching.count_ranks(experiment.trainer)
         check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks)
-    for closed in tracking.reap(client) if launching.is_rank_zero() else []:
+    # a trial's worker is about to write down why another one crashed, and its sweep has closed what was before
+    for closed in tracking.reap(client) if launching.is_rank_zero() and trial is None else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")
 
     recorder = FitRecorder(experiment, data, console, trial)

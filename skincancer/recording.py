@@ -179,12 +179,8 @@ class FitRecorder:
                     f"--resume {resume}: it stopped before its first epoch ended, so it starts again, but its first weights were "
                     f"{first!r} and now they are {weights!r}. Start a new run."
                 )
-        tags = {
-            "kind": "fit",
-            **tracking.git_tags(),
-            **data_tags(data),
-            "device": tracking.device_name(experiment.trainer.accelerator),
-        }
+        device = tracking.device_name(experiment.trainer.accelerator)
+        tags = {"kind": "fit", **tracking.git_tags(), **data_tags(data), "device": device}
         name = f"{experiment.name} {experiment.data.split} s{experiment.seed}"
         if self.trial:
             tags |= self.trial.tags()
@@ -192,8 +188,9 @@ class FitRecorder:
         group = f"{data.entry.name}-{experiment.task}"
         self.uri = client.tracking_uri
         with tracking.start_run(
-            client, group, name, tags, system_metrics=experiment.tracking.system_metrics, resume=resume
-        ) as run:
+            client, group, name, tags, system_metrics=experiment.tracking.system_metrics, resume=resume,
+            keep=self.trial is None,
+        ) as run:  # fmt: skip
             self.run_id, self.folder = run.run_id, run.folder
             self.console.print(f"run {run.run_id} in {group}" + (" (resumed)" if resume else ""))
             run.log_params(

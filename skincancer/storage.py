@@ -18,6 +18,7 @@ from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -89,9 +90,12 @@ def open_storage(url: str) -> BaseStorage:
 
 def _open_database(url: str, options: dict[str, Any]) -> RDBStorage:
     kind = LockedSQLite if url.startswith("sqlite") else RDBStorage
+    _check_database(url, options)
     for attempt in range(_TRIES):
         try:
             return kind(url, engine_kwargs=options)
+        except RuntimeError as error:
+            raise RunError(f"the storage {shown(url)} is of another version of Optuna: {error}") from error
         except SQLAlchemyError as error:
             # Optuna makes its tables without a lock: another worker was in the middle of it
             made = re.search(r"already exists|UNIQUE constraint|duplicate key|no such table|does not exist", str(error))
@@ -99,6 +103,20 @@ def _open_database(url: str, options: dict[str, Any]) -> RDBStorage:
                 raise
             time.sleep(random.uniform(0.2, 1.0))
     raise AssertionError("the loop returns or raises")
+
+
+def _check_database(url: str, options: dict[str, Any]) -> None:
+    """Refuse a database that is another program's, such as MLflow's: Optuna would add its tables before it finds that out."""
+    engine = create_engine(url, **options)
+    try:
+        tables = set(inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+    if "alembic_version" in tables and "version_info" not in tables:
+        raise RunError(
+            f"the storage {shown(url)} is the database of another program (it has the tables {', '.join(sorted(tables)[:5])} …). Give "
+            "one of its own; nothing was changed."
+        )
 
 
 class LockedSQLite(RDBStorage):
@@ -153,11 +171,12 @@ def storage_errors(url: str) -> Iterator[None]:
 class WholeJournal(JournalFileBackend):
     """A journal file of whole lines: what a killed writer or a full disk left half-written is cut off.
 
-    Optuna's own would go on behind the half line, and could not read the file any more.
+    Optuna's own would go on behind the half line, and could not read the file any more. A writer that stood still for so long that
+    another took its lock cuts off nothing that has come since.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._own_lock = path, JournalFileSymlinkLock(str(path))
+        self._path, self._own_lock = path, _OwnLock(str(path))
         super().__init__(str(path), lock_obj=self._own_lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -165,19 +184,58 @@ class WholeJournal(JournalFileBackend):
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         self._own_lock.acquire()
         try:
-            with open(self._path, "r+b", buffering=0) as file:
+            # what is written goes behind what others have written meanwhile
+            with open(
+                self._path, "r+b", buffering=0, opener=lambda path, how: os.open(path, how | os.O_APPEND)
+            ) as file:
+                size = file.seek(0, os.SEEK_END)
                 end = _end_of_whole_lines(file)
-                file.truncate(end)
-                file.seek(end)
+                if end < size:
+                    _cut_off(file, end, size)
+                written = 0
                 try:
-                    if file.write(lines) < len(lines):
+                    written = file.write(lines)
+                    if written < len(lines):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
                     os.fsync(file.fileno())
                 except OSError:
-                    file.truncate(end)
+                    _cut_off(file, end, end + written)
                     raise
         finally:
             self._own_lock.release()
+
+
+class _OwnLock(JournalFileSymlinkLock):
+    """Optuna's lock, which whoever waits for long enough takes from its holder; that one then leaves it to its new holder."""
+
+    _held: tuple[int, int] | None = None
+
+    def acquire(self) -> bool:
+        """See `JournalFileSymlinkLock`."""
+        super().acquire()
+        self._held = self._found()
+        return True
+
+    def release(self) -> None:
+        """See `JournalFileSymlinkLock`; one that waits calls it too."""
+        held, self._held = self._held, None
+        if held is None:
+            super().release()
+        elif held == self._found():
+            with contextlib.suppress(RuntimeError):  # taken at this moment
+                super().release()
+
+    def _found(self) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            found = os.lstat(self._lock_file)
+            return found.st_ino, found.st_ctime_ns
+        return None
+
+
+def _cut_off(file: Any, end: int, size: int) -> None:
+    """Cut a file off at `end` if its size is still `size`: else another writer, which holds the lock now, has seen to it."""
+    if file.seek(0, os.SEEK_END) == size:
+        file.truncate(end)
 
 
 def _end_of_whole_lines(file: Any) -> int:

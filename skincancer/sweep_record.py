@@ -24,6 +24,7 @@ from skincancer.data.prepared import PreparedData
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
 from skincancer.evaluation.sweep_figures import sweep_figures
+from skincancer.files import write_whole
 from skincancer.recording import best_name, data_tags
 from skincancer.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts
 from skincancer.terminal import make_table
@@ -157,8 +158,7 @@ class SweepRecord:
         if self.run is None or best is None or best.number == self._best:
             return
         text = self.best_yaml(best)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / BEST_FILE).write_text(text, encoding="utf-8")
+        write_whole(self.folder / BEST_FILE, text)
         self.run.write_text(BEST_FILE, text)
         # of a metric MLflow shows the value of the highest step, and trials do not end in the order of their numbers
         ended = sum(trial.state.is_finished() for trial in self.sweep.trials())
@@ -167,10 +167,11 @@ class SweepRecord:
         self._best = best.number
 
     def best_yaml(self, best: FrozenTrial) -> str:
-        """Return a complete experiment file that repeats a trial."""
+        """Return a complete experiment file that repeats a trial, and says on top by which command."""
         experiment = self.sweep.plan.resolve(best.params, self.places)
         text = f"trial {best.number} of the sweep {self.name}: {self.objective} {best.value:.4f} with {_point(best)}"
-        return config.dump_yaml(experiment.kept(name=f"{self.sweep.base.name}_best", description=text, search={}))
+        kept = experiment.kept(name=f"{self.sweep.base.name}_best", description=text, search={})
+        return f"# the same numbers again: {_fit_command(best, BEST_FILE)}\n{config.dump_yaml(kept)}"
 
     def finish(self, run: tracking.Run) -> None:
         """Log the table of trials, the best configuration, and the figures."""
@@ -197,15 +198,17 @@ class SweepRecord:
             done = sum(counts(trial) and trial.state.is_finished() for trial in self.sweep.trials())
             self.console.print(f"{done} of {self.sweep.total} trials have ended; the same command goes on")
         if best:
-            # sums of floats differ with the number of threads
-            threads = best.user_attrs.get(THREADS)
-            prefix = f"OMP_NUM_THREADS={threads} " if threads else ""
-            self.console.print(
-                f"the best, with its test part: {prefix}python -m skincancer.fit --experiment {self.folder / BEST_FILE}",
-                markup=False,
-            )
+            command = _fit_command(best, str(self.folder / BEST_FILE))
+            self.console.print(f"the best, with its test part: {command}", markup=False)
         assert self.run is not None
         self.console.print(f"sweep {self.run.run_id} in {shown(self.uri)}", markup=False)
+
+
+def _fit_command(best: FrozenTrial, path: str) -> str:
+    """Return the command that repeats a trial: sums of floats differ with the number of threads."""
+    threads = best.user_attrs.get(THREADS)
+    prefix = f"OMP_NUM_THREADS={threads} " if threads else ""
+    return f"{prefix}python -m skincancer.fit --experiment {path}"
 
 
 def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from typing import Any
 import mlflow
 import psutil
 from filelock import FileLock
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
@@ -34,6 +34,7 @@ from mlflow.tracking import MlflowClient
 
 from skincancer.addresses import hide, remember, shown
 from skincancer.errors import RunError, SkinCancerError
+from skincancer.files import write_whole
 from skincancer.paths import sqlite_path, tracking_uri, work_root
 from skincancer.terminal import Interrupted, uninterrupted
 
@@ -268,9 +269,7 @@ class Run:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file into the run's folder and log it."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(self.folder / name, text)
         self.log_file(name)
 
     def close(self, status: str, reason: str) -> None:
@@ -298,6 +297,7 @@ def start_run(
     *,
     system_metrics: bool = True,
     resume: str | None = None,
+    keep: bool = True,
 ) -> Iterator[Run]:
     """Start a run (or go on with one), and write down what became of it when the block ends.
 
@@ -308,6 +308,7 @@ def start_run(
         tags: the run's tags, `kind` among them.
         system_metrics: log CPU, memory and GPU use.
         resume: id of an interrupted run to go on with, already checked by `check_resumable`.
+        keep: its working folder outlives an end other than FINISHED, so that it can be resumed.
 
     Yields:
         The run. At the end it is FINISHED; FAILED, with the error as `status_reason`, if the block raised; KILLED if interrupted.
@@ -334,17 +335,17 @@ def start_run(
         threading.Thread(target=run._beat, name="heartbeat", daemon=True).start()
         yield run
     except Interrupted as interrupt:
-        _end(run, "KILLED", f"interrupted by {interrupt}")
+        _end(run, "KILLED", f"interrupted by {interrupt}", keep)
         raise
     except BaseException as error:
         text = str(error) if isinstance(error, SkinCancerError) else f"{type(error).__name__}: {error}"
-        _end(run, "FAILED", text[:4000])
+        _end(run, "FAILED", text[:4000], keep)
         raise
     else:
-        _end(run, "FINISHED", "")
+        _end(run, "FINISHED", "", keep=False)
 
 
-def _end(run: Run | None, status: str, reason: str) -> None:
+def _end(run: Run | None, status: str, reason: str, keep: bool) -> None:
     try:
         if run is not None:
             run._stop.set()
@@ -352,7 +353,7 @@ def _end(run: Run | None, status: str, reason: str) -> None:
     finally:
         # stops the system metrics thread, then writes the status; without it MLflow would say FINISHED when the process ends
         mlflow.end_run(status)
-    if run is not None and status == RunStatus.to_string(RunStatus.FINISHED):
+    if run is not None and not keep:
         shutil.rmtree(run.folder, ignore_errors=True)
 
 

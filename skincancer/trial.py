@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -26,6 +27,7 @@ from skincancer import config
 from skincancer.terminal import Interrupted, run_verb, signals_as_interrupts
 
 GO, PRUNE = "go", "prune"
+GRACE_SECONDS = 30.0  # for a trial to write its end
 STATE_TAG = "trial_state"
 FORKS = sys.platform != "darwin"  # Metal does not work in a forked process
 AHEAD = (  # what `fit` imports when it is called, and the libraries that are slow to import
@@ -66,6 +68,8 @@ class TrialLink:
         for line in sys.stdin:
             self._answers.put(json.loads(line))
         os.kill(os.getpid(), signal.SIGTERM)
+        # a main thread that hangs in a library hears no signal; this says where it hangs, and ends it
+        faulthandler.dump_traceback_later(GRACE_SECONDS, exit=True)
 
     def tags(self) -> dict[str, str]:
         """Return the tags that make a run a trial of its sweep."""

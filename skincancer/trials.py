@@ -7,15 +7,13 @@ import json
 import os
 import selectors
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -26,12 +24,12 @@ from skincancer import config
 from skincancer.errors import ConfigError, RunError, SkinCancerError
 from skincancer.launching import without_launcher
 from skincancer.paths import work_root
+from skincancer.slots import Slot, new_log, why_ended
 from skincancer.storage import storage_errors
 from skincancer.study import HEARTBEAT_SECONDS, RUN_ID, THREADS, Ended, Sweep
 from skincancer.terminal import uninterrupted
 from skincancer.trial import GO, PRUNE, STATE_TAG
 
-GRACE_SECONDS = 30.0  # for a trial to write its end
 _TICK = 0.5
 _SAME_SIGNAL_SECONDS = 2.0
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "interrupted": "INTERRUPTED"}
@@ -164,7 +162,7 @@ class TrialProcess:
     folder: Path
     workers: int
     devices: Sequence[str]
-    _started: dict[int, _Started] = field(default_factory=dict)
+    _started: dict[int, Slot] = field(default_factory=dict)
 
     def __call__(self, trial: Trial, slot: int, stop: threading.Event) -> Ended:
         """Run a trial to its end."""
@@ -207,13 +205,14 @@ class TrialProcess:
         if ended is None and code in (130, 143) and stop.wait(_SAME_SIGNAL_SECONDS):
             ended = Ended("interrupted")  # a signal to all processes reached the trial first
         if ended is None:
-            ended = Ended("failed", reason=_why(code, log))
+            ended = Ended("failed", reason=why_ended(code, log))
         self._close_run(trial.number, talk.run_id, ended, log)
         return ended
 
     def bury(self, trial: FrozenTrial) -> None:
         """Write down in MLflow that a trial's worker died; the trial is repeated."""
         if run_id := trial.user_attrs.get(RUN_ID):
+            self._remove_work(run_id)
             with contextlib.suppress(MlflowException, OSError):
                 self.client.set_tag(run_id, STATE_TAG, "DEAD")
                 if self.client.get_run(run_id).info.status == "RUNNING":
@@ -227,8 +226,8 @@ class TrialProcess:
             started.end()
             started.log.unlink(missing_ok=True)
 
-    def _start(self, slot: int) -> _Started:
-        return _Started(self._command(), self.folder / f"slot_{os.getpid()}_{slot}.log", self._environment(slot))
+    def _start(self, slot: int) -> Slot:
+        return Slot(self._command(), new_log(self.folder, slot), self._environment(slot))
 
     def _command(self) -> list[str]:
         return [sys.executable, "-m", "skincancer.trial"]
@@ -264,8 +263,11 @@ class TrialProcess:
                 self.client.set_terminated(run_id, "KILLED" if ended.state == "interrupted" else "FAILED")
             if ended.state == "failed":
                 self.client.log_artifact(run_id, str(log))
-            # a trial is repeated from its start, never resumed
-            shutil.rmtree(work_root(self.client.tracking_uri) / run_id, ignore_errors=True)
+            self._remove_work(run_id)
+
+    def _remove_work(self, run_id: str) -> None:
+        """Remove what a trial that died has left on this machine: it is repeated from its start, never resumed."""
+        shutil.rmtree(work_root(self.client.tracking_uri) / run_id, ignore_errors=True)
 
     def _make_run(self, number: int) -> str:
         """Make the run of a trial that failed before it had one."""
@@ -281,51 +283,6 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Started:
-    """A slot's process, in a session of its own: it takes orders on standard input, and its trials answer through a pipe.
-
-    Args:
-        command: gets `--pipe` and the pipe's number.
-        log: takes what it prints outside its trials.
-        environment: of it.
-    """
-
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-        reading, writing = os.pipe()
-        self.pipe: IO[bytes] = open(reading, "rb", buffering=0)
-        self.log = log
-        try:
-            with open(log, "wb") as output:
-                self.process = subprocess.Popen(
-                    [*command, "--pipe", str(writing)], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
-                    env=dict(environment), pass_fds=(writing,), start_new_session=True,
-                )  # fmt: skip
-        except BaseException:
-            self.pipe.close()
-            raise
-        finally:
-            os.close(writing)
-
-    def say(self, words: Any) -> None:
-        """Send a line; a process that has ended does not hear it."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.write((json.dumps(words) + "\n").encode())
-            self.process.stdin.flush()
-
-    def end(self) -> None:
-        """Leave nothing of it behind; one that is still there is asked first."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()  # which it takes for its end
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(GRACE_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # and its loaders
-        self.process.wait()
-        self.pipe.close()
-
-
 class _Talk:
     """What a trial's process says, and what it is answered."""
 
@@ -336,7 +293,7 @@ class _Talk:
         self.ended: Ended | None = None
         self._beaten = 0.0
 
-    def listen(self, started: _Started, stop: threading.Event) -> Ended | None:
+    def listen(self, started: Slot, stop: threading.Event) -> Ended | None:
         """Follow a trial to its end; None where it died without a word."""
         process, pipe, rest = started.process, started.pipe, b""
         with selectors.DefaultSelector() as selector:
@@ -364,7 +321,7 @@ class _Talk:
                 self.sweep.beat(self.trial)
             self._beaten = time.monotonic()
 
-    def _take(self, message: Mapping[str, Any], started: _Started) -> None:
+    def _take(self, message: Mapping[str, Any], started: Slot) -> None:
         if "run" in message:
             self.run_id = message["run"]
             with storage_errors(self.sweep.url):
@@ -381,16 +338,3 @@ class _Talk:
             self.ended = Ended("pruned")
         elif "exit" in message:
             self.exit_code = message["exit"]
-
-
-def _why(code: int, log: Path) -> str:
-    """Say why a trial's process ended, from its exit code and the last it wrote."""
-    text = log.read_bytes()[-20_000:].decode(errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("error: ")]
-    last = (told or lines or ["it wrote nothing"])[-1]
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = "; the system kills so where memory runs out" if -code == signal.SIGKILL else ""
-        return f"killed by {name}{hint}; last it wrote: {last} (all of it: {log})"
-    return f"exit code {code}: {last.removeprefix('error: ')} (all of it: {log})"

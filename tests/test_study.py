@@ -3,9 +3,12 @@
 import json
 import math
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -17,6 +20,7 @@ from urllib.parse import quote
 import optuna
 import postgres
 import pytest
+from conftest import make_store
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
@@ -636,6 +640,79 @@ def test_a_half_written_line_is_cut_off(journal, tmp_path):
     assert path.read_bytes().startswith(whole)
     assert all(json.loads(line) for line in path.read_text().splitlines())
     assert len(points(create(journal, 4))) == 4
+
+
+def test_a_writer_whose_lock_was_taken_while_it_stood_still_loses_nothing_of_others(journal, tmp_path, monkeypatch):
+    path = tmp_path / "one.journal"
+    slow, other = storage.WholeJournal(path), storage.WholeJournal(path)
+    slow.append_logs([{"op_code": 0}])
+    path.write_bytes(path.read_bytes() + b'{"half')
+    find_end = storage._end_of_whole_lines
+
+    def stand_still(file: object) -> int:
+        end = find_end(file)
+        monkeypatch.setattr(storage, "_end_of_whole_lines", find_end)
+        other._own_lock.release()  # as after half a minute
+        other.append_logs([{"op_code": 1}, {"op_code": 2}])
+        other._own_lock.acquire()  # and is about to write more
+        return end
+
+    monkeypatch.setattr(storage, "_end_of_whole_lines", stand_still)
+    slow.append_logs([{"op_code": 3}])
+    assert [json.loads(line)["op_code"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+    assert other._own_lock._held == other._own_lock._found(), "its lock is not released by who has lost it"
+    other._own_lock.release()
+    assert sorted(os.listdir(tmp_path)) == ["one.journal"]
+
+
+def test_the_database_of_another_program_is_left_alone(tmp_path):
+    uri = make_store(tmp_path / "mlruns")
+    before = (tmp_path / "mlruns/mlflow.db").read_bytes()
+    with pytest.raises(RunError, match=r"is the database of another program .* nothing was changed"):
+        storage.open_storage(uri)
+    assert (tmp_path / "mlruns/mlflow.db").read_bytes() == before
+
+
+def test_a_database_of_another_version_of_optuna_is_told(tmp_path):
+    url = f"sqlite:///{tmp_path}/one.db"
+    create(url, 3)
+    with sqlite3.connect(tmp_path / "one.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v99'")
+    with pytest.raises(RunError, match="is of another version of Optuna"):
+        storage.open_storage(url)
+
+
+READ_ONLY = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from test_study import PLAN, create
+from skincancer.errors import RunError
+create({url!r}, 3)
+for name in os.listdir({folder!r}):
+    os.chmod(os.path.join({folder!r}, name), 0o444)
+os.chmod({folder!r}, 0o555)
+if os.geteuid() == 0:
+    os.seteuid(65534)  # root may write whatever it says
+try:
+    create({url!r}, 4)
+except RunError as error:
+    print(error)
+if os.getuid() == 0:
+    os.seteuid(0)
+os.chmod({folder!r}, 0o755)
+"""
+
+
+@pytest.mark.parametrize("name", ["one.journal", "one.db"])
+def test_a_file_that_can_be_read_and_not_written(name):
+    folder = Path(tempfile.mkdtemp(prefix="skincancer-read-only-"))  # tmp_path is for one user alone
+    folder.chmod(0o755)
+    url = f"{'sqlite:///' if name == 'one.db' else 'journal://'}{folder}/{name}"
+    code = READ_ONLY.format(tests=str(Path(__file__).parent), url=url, folder=str(folder))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    shutil.rmtree(folder)
+    assert f"the storage {url} cannot be used: " in done.stdout, done.stderr
+    assert "Permission denied" in done.stdout or "readonly database" in done.stdout
 
 
 FULL = """

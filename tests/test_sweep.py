@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import pytest
 from conftest import TINY_FIT, all_runs, make_store, only_run
 from sklearn.metrics import balanced_accuracy_score
 
-from skincancer import config, fit, paths, study, sweep, tracking, trials
+from skincancer import config, fit, paths, slots, study, sweep, tracking, trials
 from skincancer.config import load_yaml
 from skincancer.data.prepared import prepare_data
 from skincancer.evaluation.sweep_figures import sweep_figures
@@ -133,6 +134,8 @@ def test_the_best_configuration_repeats_the_best_trial_exactly(there, new_store)
     assert (
         path.read_text() == (paths.sweeps_folder(tracking.connect(None).tracking_uri) / "three/best.yaml").read_text()
     )
+    command = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} python -m skincancer.fit --experiment best.yaml"
+    assert path.read_text().splitlines()[0] == f"# the same numbers again: {command}"
     content = load_yaml(path)
     assert content["search"] == {}
     assert content["name"] == "tiny_best"
@@ -182,7 +185,8 @@ def link(answer: str) -> tuple[TrialLink, int]:
     return found, reading
 
 
-def test_a_pruned_fit_ends_after_its_epoch_and_tells_no_objective(tmp_path, tiny_demo, store):
+def test_a_pruned_fit_ends_after_its_epoch_and_tells_no_objective(tmp_path, tiny_demo, store, monkeypatch):
+    monkeypatch.setattr(tracking, "reap", lambda *_: pytest.fail("a worker is about to say why another trial crashed"))
     (tmp_path / "tiny.yaml").write_text(SPACE)
     flags = {"data.root": str(tiny_demo), **dict(flag.removeprefix("--").split("=") for flag in TINY_FIT)}
     parser = config.build_parser("test", "")
@@ -364,6 +368,51 @@ def test_an_answer_to_a_trial_that_has_ended_is_no_order(one, tmp_path, monkeypa
     run.close()
 
 
+def test_the_logs_of_slots_whose_worker_was_killed_are_removed(one, tmp_path, monkeypatch, store):
+    (tmp_path / "logs").mkdir()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = socket.gethostname()
+    names = [f"slot_{host}_{gone.pid}_0.log", f"slot_{host}_{os.getppid()}_0.log", f"slot_elsewhere_{gone.pid}_0.log"]
+    for name in names:
+        (tmp_path / "logs" / name).touch()
+    runner(one, tmp_path, COMPLETE, monkeypatch)(one.claim(0), 0, threading.Event())
+    assert {path.name for path in (tmp_path / "logs").glob("slot_*")} == set(names[1:])
+
+
+HANGING = """
+import hashlib, sys, types
+from skincancer import config, trial
+
+def fit(experiment, trial):
+    trial.started("run")
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in a library, which hears no signal
+
+trial.AHEAD, trial.GRACE_SECONDS = (), 0.5
+config.resolve = lambda *_: (None, None)
+sys.modules["skincancer.fit"] = types.SimpleNamespace(fit=fit)
+sys.exit(trial.main(sys.argv[1:]))
+"""
+
+
+def test_a_trial_that_hangs_in_a_library_ends_when_its_worker_is_gone(tmp_path):
+    reading, writing = os.pipe()
+    log = tmp_path / "trial.log"
+    with open(reading, "rb") as pipe:
+        command = [sys.executable, "-c", HANGING, "--pipe", str(writing)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(writing,))
+        os.close(writing)
+        order = {"config": "", "log": str(log), "number": 0, "parent": "", "params": {}}
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        process.stdin.flush()
+        assert json.loads(pipe.readline()) == {"run": "run"}
+        time.sleep(1)  # until it is in the library
+        process.stdin.close()
+        assert json.loads(pipe.readline()) == {"exit": 1}
+        assert process.wait(30) == 0
+    assert "in fit" in log.read_text(), "where it hung"
+
+
 def test_a_process_without_orders_ends(tmp_path):
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
@@ -387,7 +436,7 @@ def test_what_is_imported_before_a_fork_starts_no_thread_and_asks_for_no_gpu():
 
 
 def test_a_trial_that_does_not_end_is_ended(one, tmp_path, monkeypatch, store):
-    monkeypatch.setattr(trials, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(slots, "GRACE_SECONDS", 1.0)
     code = SAY + (
         "import signal, subprocess, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "child = subprocess.Popen(['sleep', '300'])\nsay(epoch=child.pid, value=0.5, last=True)\ntime.sleep(300)"
@@ -421,7 +470,10 @@ def test_the_run_of_a_dead_workers_trial_says_so(one, tmp_path, monkeypatch, sto
     trial = one.claim(0)
     trial.set_user_attr("run_id", child.info.run_id)
     trial.set_user_attr("owner", {**tracking.owner_tags(), "pid": "1", "process_start": "0"})
+    work = paths.work_root(store) / child.info.run_id / "checkpoints"
+    work.mkdir(parents=True)
     trials.work(one, lambda *_: study.Ended("complete", 0.5), 1, bury=runner(one, tmp_path, COMPLETE, monkeypatch).bury)
+    assert not work.parent.exists(), "it is repeated from its start"
     found = client.get_run(child.info.run_id)
     assert found.info.status == "KILLED"
     assert found.data.tags["trial_state"] == "DEAD"

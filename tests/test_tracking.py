@@ -65,6 +65,17 @@ def test_end_is_what_happened(store, error, end, reason):
     assert run.folder.is_dir(), "what an unfinished run wrote is kept"
 
 
+def test_what_a_run_that_is_never_resumed_wrote_goes_with_it(store):
+    client = connect(None)
+    with (
+        pytest.raises(OSError, match="full"),
+        start_run(client, "demo", "a trial", {"kind": "trial"}, system_metrics=False, keep=False) as run,
+    ):
+        raise OSError("full")
+    assert not run.folder.exists()
+    assert status(client, run.run_id) == ("FAILED", "OSError: full")
+
+
 def interrupted_twice():
     with signals_as_interrupts():
         try:
