@@ -101,7 +101,7 @@ def test_a_row_an_image_with_its_quality_and_flags(small, tmp_path, capsys):
     assert (found["finding"] == "flagged").sum() == 6
 
 
-def test_the_nuisance_result_is_in_the_findings(tmp_path):
+def test_the_nuisance_result_is_in_the_findings(tmp_path, capsys):
     for number in range(12):
         image = picture(520 + number, texture=0.5)
         image.point(lambda value, n=number: min(255, value + 60 * (n % 2))).save(tmp_path / f"{number}.png")
@@ -109,6 +109,7 @@ def test_the_nuisance_result_is_in_the_findings(tmp_path):
     (tmp_path / "index.csv").write_text(f"image,diagnosis\n{rows}\n")
     assert prepare.main(["csv", f"--data.root={tmp_path}", "--audit", f"--out={tmp_path / 'out'}"]) == 0
     table = pd.read_csv(tmp_path / "out/csv_audit.csv")
+    assert "Of so few images the interval is too narrow." in capsys.readouterr().out
     told = table[table["finding"] == "confounding"].set_index("detail")["value"]
     assert told["low end of its interval"] <= told["all features together"] <= told["high end of its interval"]
     assert told["frame_light"] > 0.9

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from skincancer.data.audit import Audit
+from skincancer.data.confounding import FEW
 from skincancer.data.findings import COLUMNS, FINDINGS
 from skincancer.data.index import COLUMNS as INDEX_COLUMNS
 from skincancer.data.lesions import group_rows, known_lesions
@@ -94,6 +95,7 @@ def confounding_text(found: Audit) -> str:
     return (
         "Class and source: from file, size, frame and the picture's edge alone, the classes are told with an area under the curve of "
         f"{one.auroc:.3f} ({one.low:.3f} – {one.high:.3f}; 0.5 is chance; {one.images} images, cross-validated by lesion)."
+        + (" Of so few images the interval is too narrow." if one.images < FEW else "")
         + (f" Strongest by themselves: {strongest}." if strongest else "")
     )
 
