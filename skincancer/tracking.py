@@ -31,6 +31,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from skincancer.addresses import hide, remember, shown
 from skincancer.errors import RunError, SkinCancerError
@@ -70,10 +71,9 @@ def connect(uri: str | None) -> MlflowClient:
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
         return client
-    except (MlflowException, OSError) as error:
-        raise RunError(
-            f"the tracking store {shown(uri)} cannot be opened: {hide(error)}. Check --tracking.uri."
-        ) from None
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        reason = hide(getattr(error, "orig", None) or error)
+        raise RunError(f"the tracking store {shown(uri)} cannot be opened: {reason}. Check --tracking.uri.") from None
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:

@@ -164,3 +164,15 @@ def places(session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def store(new_store: Callable[[str], str]) -> str:
     """The URI of an empty store, which is the current one."""
     return new_store("mlruns")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[int]:
+    """The port of a PostgreSQL server."""
+    import postgres
+
+    binaries = postgres.find_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql (.ci/run does)")
+    with postgres.running_server(binaries) as port:
+        yield port

@@ -7,10 +7,13 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
+
+import psycopg
 
 USER, PASSWORD = "sweeper", "s3cr3t/p@ss"
 
@@ -54,6 +57,14 @@ def running_server(binaries: Path) -> Iterator[int]:
 def url(port: int, database: str) -> str:
     """The URL of a database of the server."""
     return f"postgresql://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/{database}"
+
+
+def new_database(port: int) -> str:
+    """Make an empty database; return its URL, as a sweep and MLflow take it."""
+    name = f"sweep{time.monotonic_ns()}"
+    with psycopg.connect(url(port, "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return url(port, name).replace("postgresql:", "postgresql+psycopg:")
 
 
 def _exists(name: str) -> bool:

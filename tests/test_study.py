@@ -71,29 +71,11 @@ def journal(tmp_path: Path) -> str:
     return f"journal://{tmp_path}/one.journal"
 
 
-@pytest.fixture(scope="session")
-def server() -> int:
-    binaries = postgres.find_binaries()
-    if binaries is None:
-        pytest.skip("no PostgreSQL server here: apt-get install postgresql (.ci/run does)")
-    with postgres.running_server(binaries) as port:
-        yield port
-
-
 @pytest.fixture(params=["journal", "sqlite", "postgresql"])
 def url(request, tmp_path: Path) -> str:
     if request.param == "postgresql":
-        return new_database(request.getfixturevalue("server"))
+        return postgres.new_database(request.getfixturevalue("server"))
     return f"{request.param}:///{tmp_path}/one.{request.param}"
-
-
-def new_database(port: int) -> str:
-    import psycopg
-
-    name = f"sweep{time.monotonic_ns()}"
-    with psycopg.connect(postgres.url(port, "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return storage.storage_url(postgres.url(port, name), Path("unused"))
 
 
 # ---------------------------------------------------------------------------------------------------------- draws and repetition
@@ -560,7 +542,7 @@ def test_no_url_is_told_without_repeating_it():
 
 
 def test_a_servers_password_is_hidden(server):
-    url = new_database(server)
+    url = postgres.new_database(server)
     assert addresses.shown(url).count("***") == 1
     for secret in (postgres.PASSWORD, quote(postgres.PASSWORD, safe="")):
         assert secret not in addresses.shown(url)
@@ -575,7 +557,7 @@ def test_a_servers_password_is_hidden(server):
 def test_a_server_without_rights_to_write(server):
     import psycopg
 
-    url = new_database(server)
+    url = postgres.new_database(server)
     with psycopg.connect(postgres.url(server, "postgres"), autocommit=True) as connection:
         connection.execute("CREATE ROLE reader LOGIN PASSWORD 'hunter2'")
     name = quote(postgres.PASSWORD, safe="")
@@ -622,7 +604,7 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path):
 
 
 def test_workers_that_start_together_on_an_empty_database(tmp_path, server):
-    for place in (f"sqlite:///{tmp_path}/new.db", new_database(server)):
+    for place in (f"sqlite:///{tmp_path}/new.db", postgres.new_database(server)):
         code = "import sys; from skincancer.storage import open_storage; open_storage(sys.argv[1]); print('opened')"
         workers = [subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE) for _ in range(4)]
         assert [worker.communicate(timeout=120)[0] for worker in workers] == [b"opened\n"] * 4

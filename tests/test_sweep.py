@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 import optuna
 import pandas as pd
+import postgres
 import psutil
 import pytest
 from conftest import TINY_FIT, all_runs, make_store, only_run
@@ -489,6 +491,26 @@ def test_each_worker_has_its_own_gpu(one, tmp_path, monkeypatch, store):
         assert (tmp_path / f"logs/trial_{trial.number:04d}.log").read_text().strip() == device
 
 
+@pytest.mark.parametrize(
+    ("given", "count", "found"),
+    [
+        (None, 2, ["0", "1"]),
+        (None, 0, []),
+        ("4,7", 2, ["4", "7"]),
+        ("GPU-8932f937, GPU-46ab", 2, ["GPU-8932f937", "GPU-46ab"]),
+        ("0,9,1", 1, ["0"]),  # CUDA takes what comes before the first that is not there
+        ("", 0, []),
+        ("0", 0, []),  # without a driver
+    ],
+)
+def test_the_gpus_that_may_be_used_keep_the_names_that_they_were_given(given, count, found, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert trials.visible_devices() == found
+
+
 def test_workers_share_the_cores(one, tmp_path, monkeypatch, store):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(trials, "usable_cores", lambda: 8)
@@ -680,3 +702,39 @@ def test_the_other_tasks(experiment, objective, tiny_demo, store):
     values = [child.data.metrics[objective] for child in by_kind("trial")]
     assert len(values) == 2
     assert parent.data.metrics[objective] == pytest.approx(max(values), abs=1e-12)
+
+
+@pytest.mark.slow
+def test_no_password_is_in_anything_that_a_sweep_leaves(server, tmp_path, tiny_demo, monkeypatch, capfd):
+    uri, url = postgres.new_database(server), postgres.new_database(server)
+    words = {postgres.PASSWORD, quote(postgres.PASSWORD, safe="")}
+    place = f"from skincancer import paths; paths.store_folder = lambda: paths.Path({str(tmp_path / 'mlruns')!r})"
+    code = f"import sys; {place}; from skincancer import trial; sys.exit(trial.main(sys.argv[1:]))"
+    monkeypatch.setattr(trials.TrialProcess, "_command", lambda self: [sys.executable, "-c", code])
+    monkeypatch.setattr(paths, "store_folder", lambda: tmp_path / "mlruns")
+    monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of a database
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    flags = arguments(tmp_path, tiny_demo, "--study=one", f"--storage={url}", "--trials=2")
+    (tmp_path / "tiny.yaml").write_text(f"{SPACE}tracking: {{uri: {uri}}}\n")
+    assert sweep.main(flags) == 0
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # not for a minute
+    wrong = {place: place.replace(quote(postgres.PASSWORD, safe=""), "hunter2") for place in (uri, url)}
+    for store, storage in ((uri, wrong[url]), (wrong[uri], url)):
+        assert sweep.main(["--worker", "--study=one", f"--storage={storage}", f"--tracking.uri={store}"]) == 1
+    (tmp_path / "tiny.yaml").unlink()
+
+    said = capfd.readouterr()
+    assert "***" in said.out
+    assert said.err.count("password authentication failed") == 2
+    texts = {"output": said.out + said.err}
+    texts |= {str(path): path.read_bytes().decode(errors="replace") for path in tmp_path.rglob("*") if path.is_file()}
+    client = tracking.connect(uri)
+    for run in client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]):
+        texts[f"run {run.info.run_id}"] = str(run.to_dictionary())
+        assert run.info.status == "FINISHED"
+    found = study.join(url, "one")
+    texts["study"] = str(found.study.user_attrs) + str(found.trials())
+    assert any(name.endswith("best.yaml") for name in texts)
+    assert len(found.trials()) == 2
+    for word in (*words, "hunter2"):
+        assert [name for name, text in texts.items() if word in text] == []
