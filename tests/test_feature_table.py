@@ -14,7 +14,7 @@ from skincancer.data.index import load_index
 from skincancer.errors import DataError
 from skincancer.images.contrast import adaptive_sigmoid
 from skincancer.images.crops import find_mask, otsu_mask
-from skincancer.images.decode import read_image
+from skincancer.images.decode import BadImage, read_image
 from skincancer.images.features import bring_to_working_size, feature_names, image_features, learned_names
 from skincancer.images.frame import frame_box
 from skincancer.schema import DataConfig
@@ -171,6 +171,12 @@ def test_masks_of_a_segmenter(few, monkeypatch):
     assert list(table["masks"]) == ["run:0123"] * 5 + [""]
     assert table.loc["i0", "abcd_diameter_share_of_image"] == pytest.approx(np.hypot(127, 191) / 256, abs=0.01)
     assert boxes.RUN == "run:"
+
+
+def test_image_that_the_segmenter_could_not_see_is_told(few):
+    """Its own cleaning failed there, so there is no mask: that is not an empty one."""
+    with pytest.raises(BadImage, match=r"cannot be cleaned as the segmenter's images were, so it has no mask"):
+        measure(few / "i0.png", None, "run:0123")
 
 
 def test_prepare_features_prints_where_the_table_is(tiny_demo, capsys):
