@@ -136,8 +136,8 @@ def join(request: Request, console: Console | None = None) -> None:
     with progress_bars(console) as bars:
         data = prepare_data(here.data, bars, task=here.task, uri=client.tracking_uri)
     for what, ours in (("index_hash", data.index_hash), ("split_hash", data.split_hash), ("images", used_images(data))):
-        theirs = getattr(opened.plan, what) or ours
-        if ours != theirs:
+        theirs = getattr(opened.plan, what)
+        if ours != theirs and (theirs or what != "images"):  # a study of an older version does not know its images
             raise RunError(
                 f"--worker: the images here are not those of the sweep: {what} is {ours}, and the study has {theirs}. Give "
                 "--data.root of the same data."

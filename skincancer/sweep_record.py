@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -29,7 +30,7 @@ from skincancer.recording import best_name, data_tags
 from skincancer.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts
 from skincancer.terminal import make_table
 
-BEST_FILE, TRIALS_FILE = "best.yaml", "trials.csv"
+BEST_FILE, TRIALS_FILE, OWNER_FILE = "best.yaml", "trials.csv", "run_id"
 _DRAW_SECONDS = 1.0
 
 
@@ -49,7 +50,7 @@ class SweepRecord:
         self, sweep: Sweep, name: str, data: PreparedData, console: Console, places: Mapping[str, Any], uri: str
     ) -> None:
         self.sweep, self.name, self.data, self.console, self.places, self.uri = sweep, name, data, console, places, uri
-        self.folder = paths.sweeps_folder(uri) / name
+        self.folder = own_folder(paths.sweeps_folder(uri) / name, sweep.study.user_attrs.get("parent_run"))
         self.objective = best_name(sweep.base.training.monitor)
         self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
         self.run: tracking.Run | None = None
@@ -73,6 +74,7 @@ class SweepRecord:
         with tracking.start_run(client, group, f"sweep {self.name}", tags, system_metrics=False, resume=before) as run:
             self.run = run
             self.sweep.study.set_user_attr("parent_run", run.run_id)
+            self.folder = own_folder(paths.sweeps_folder(self.uri) / self.name, run.run_id)
             self.console.print(f"sweep {run.run_id} in {group}" + (" (goes on)" if before else ""))
             params = {
                 "experiment": base.name, "task": base.task, "dataset": base.data.dataset, "split": base.data.split,
@@ -202,6 +204,22 @@ class SweepRecord:
             self.console.print(f"the best, with its test part: {command}", markup=False)
         assert self.run is not None
         self.console.print(f"sweep {self.run.run_id} in {shown(self.uri)}", markup=False)
+
+
+def own_folder(folder: Path, run_id: str | None) -> Path:
+    """Return the folder of a sweep on this machine: `folder`, or one beside it where a sweep of the same name in another storage has that.
+
+    Args:
+        folder: named after the study.
+        run_id: of the sweep; None where it has none yet.
+    """
+    if run_id is None:
+        return folder
+    owner = folder / OWNER_FILE
+    if owner.is_file() and owner.read_text(encoding="utf-8") != run_id:
+        return folder.with_name(f"{folder.name}-{run_id[:8]}")
+    write_whole(owner, run_id)
+    return folder
 
 
 def _fit_command(best: FrozenTrial, path: str) -> str:

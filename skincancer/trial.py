@@ -27,6 +27,7 @@ from skincancer import config
 from skincancer.terminal import Interrupted, run_verb, signals_as_interrupts
 
 GO, PRUNE = "go", "prune"
+_GONE = "gone"  # what a trial that waits for an answer hears where its worker died
 GRACE_SECONDS = 30.0  # for a trial to write its end
 STATE_TAG = "trial_state"
 FORKS = sys.platform != "darwin"  # Metal does not work in a forked process
@@ -68,6 +69,7 @@ class TrialLink:
         for line in sys.stdin:
             self._answers.put(json.loads(line))
         os.kill(os.getpid(), signal.SIGTERM)
+        self._answers.put(_GONE)  # a signal that arrives just before a thread waits for a lock does not wake it
         # a main thread that hangs in a library hears no signal; this says where it hangs, and ends it
         faulthandler.dump_traceback_later(GRACE_SECONDS, exit=True)
 
@@ -86,7 +88,10 @@ class TrialLink:
     def report(self, epoch: int, value: float, last: bool) -> bool:
         """Tell the monitored value of an epoch (from 1); return whether the worker wants no more. The last epoch is never pruned."""
         self._tell(epoch=epoch, value=value, last=last)
-        self.pruned = not last and self._answers.get() == PRUNE
+        answer = GO if last else self._answers.get()
+        if answer == _GONE:
+            raise Interrupted(signal.SIGTERM)
+        self.pruned = answer == PRUNE
         return self.pruned
 
     def ended(self, objective: float | None) -> None:

@@ -1,5 +1,7 @@
 """A whole sweep: its runs, figures and best configuration; trials that crash; every way of ending and going on."""
 
+import faulthandler
+import io
 import json
 import os
 import shutil
@@ -214,6 +216,17 @@ def test_a_trial_whose_worker_is_gone_is_interrupted():
     with pytest.raises(Interrupted) as caught:
         line.report(1, 0.5, last=False)
     assert caught.value.exit_code == 143
+
+
+def test_a_trial_that_waits_for_an_answer_when_its_worker_dies_is_interrupted(monkeypatch):
+    line, _ = link("go")
+    line._answers.get()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setattr(os, "kill", lambda *_: None)  # the signal came just before
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    line.listen()
+    with pytest.raises(Interrupted):
+        line.report(1, 0.5, last=False)
 
 
 # ------------------------------------------------------------------------------------------------------- what trials may do
@@ -688,6 +701,8 @@ def test_interrupted_killed_and_gone_on(tmp_path, tiny_demo, store):
     table = pd.read_csv(artifact(parent, "trials.csv"))
     assert list(table["state"]).count("FAIL") == 4
     assert table["counts"].sum() == 1, "the one that crashed"
+    left = {path.name for path in paths.work_root(store).iterdir()}
+    assert left <= {parent.info.run_id}, "trials are never resumed, and leave no checkpoints"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from rich.console import Console
 from skincancer import study, sweep_record
 from skincancer.study import Ended
 from skincancer.sweep_plan import Plan
-from skincancer.sweep_record import SweepRecord
+from skincancer.sweep_record import SweepRecord, own_folder
 
 DROPOUT = optuna.distributions.FloatDistribution(0.0, 0.5)
 
@@ -105,3 +105,12 @@ def test_the_file_of_the_best_trial_says_how_to_repeat_it(record):
     first, second = (record.best_yaml(found).splitlines()[0] for found in sweep.trials())
     assert first == "# the same numbers again: OMP_NUM_THREADS=3 python -m skincancer.fit --experiment best.yaml"
     assert second == "# the same numbers again: python -m skincancer.fit --experiment best.yaml"
+
+
+def test_two_sweeps_of_the_same_name_in_two_storages_have_a_folder_each(tmp_path):
+    folder = tmp_path / "sweeps/one"
+    first, second = "1234567890abcdef", "abcdef1234567890"
+    assert own_folder(folder, None) == folder
+    for _ in range(2):
+        assert own_folder(folder, first) == folder
+        assert own_folder(folder, second) == tmp_path / "sweeps/one-abcdef12"
