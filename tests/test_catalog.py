@@ -59,7 +59,7 @@ def test_finish_index_fills_sorts_and_normalises() -> None:
     )
     assert list(index.columns) == [
         *("image_id", "image", "mask", "diagnosis", "lesion_id"),
-        *("patient_id", "part", "age", "sex", "site", "dx_type"),
+        *("patient_id", "part", "age", "sex", "site", "dx_type", "mm_per_px"),
     ]
     assert list(index.index) == [0, 1, 2]
     assert list(index["image_id"]) == ["a", "b", "c"]

@@ -79,19 +79,22 @@ def trial(number: int, state: TrialState, took: float | None, began: float = 0.0
     ("trials", "left", "workers", "seconds"),
     [
         ([], 5, 1, None),
-        ([trial(0, TrialState.RUNNING, None, 7)], 5, 1, None),
-        ([trial(0, TrialState.COMPLETE, 60), trial(1, TrialState.FAIL, 20)], 5, 1, 200),
-        ([trial(0, TrialState.COMPLETE, 60), trial(1, TrialState.PRUNED, 20)], 5, 2, 100),
+        ([(0, TrialState.RUNNING, None, 7)], 5, 1, None),
+        ([(0, TrialState.COMPLETE, 60), (1, TrialState.FAIL, 20)], 5, 1, 200),
+        ([(0, TrialState.COMPLETE, 60), (1, TrialState.PRUNED, 20)], 5, 2, 100),
         # one that does not count says nothing of how long those that do take
-        ([trial(0, TrialState.COMPLETE, 60), trial(1, TrialState.FAIL, 1, ended="dead")], 2, 1, 120),
+        ([(0, TrialState.COMPLETE, 60), (1, TrialState.FAIL, 1, 0, "dead")], 2, 1, 120),
         # a quarter of a trial is done; and one that takes longer than others is nearly so
-        ([trial(0, TrialState.COMPLETE, 60), trial(1, TrialState.RUNNING, None, 15)], 2, 1, 105),
-        ([trial(0, TrialState.COMPLETE, 60), trial(1, TrialState.RUNNING, None, 500)], 2, 1, 60),
-        ([trial(0, TrialState.COMPLETE, 60)], 0, 1, 0),
+        ([(0, TrialState.COMPLETE, 60), (1, TrialState.RUNNING, None, 15)], 2, 1, 105),
+        ([(0, TrialState.COMPLETE, 60), (1, TrialState.RUNNING, None, 500)], 2, 1, 60),
+        ([(0, TrialState.COMPLETE, 60)], 0, 1, 0),
     ],
 )  # fmt: skip
 def test_the_time_left_follows_from_how_long_trials_took(trials, left, workers, seconds):
-    found = sweep_record._seconds_left(trials, left, workers)
+    began = [
+        trial(*given[:4], **({"ended": given[4]} if given[4:] else {})) for given in trials
+    ]  # now, not at the collection
+    found = sweep_record._seconds_left(began, left, workers)
     assert found is None if seconds is None else found == pytest.approx(seconds, abs=5)
 
 
