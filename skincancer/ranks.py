@@ -215,8 +215,7 @@ class Ranks(Callback):
         message = ready.read()
         if message is None:
             ready.done = True
-            self._orphaned = ready.run_id
-            self._end_with(Ending("failed", ready.rank, self._obituary(ready.rank, ready.who)))
+            self._lose(ready.rank, ready.who)
         elif message.get("kind") == "done":
             ready.done = True
         elif message:
@@ -233,7 +232,13 @@ class Ranks(Callback):
             elif code:
                 self._end_with(Ending("failed", rank, self._obituary(rank, _who(rank, self.children[rank].pid))))
         if PARENT in os.environ and not self.children and os.getppid() != int(os.environ[PARENT]):
-            self._end_with(Ending("failed", 0, self._obituary(0, f"rank 0 (process {os.environ[PARENT]})")))
+            self._lose(0, f"rank 0 (process {os.environ[PARENT]})")
+
+    def _lose(self, rank: int, who: str) -> None:
+        """Take a rank for gone; rank 0 ends the run by itself where it has said how it ends, before its line closed."""
+        if rank == 0 and self.ending is None and self._lines:
+            self._orphaned = self._lines[0].run_id
+        self._end_with(Ending("failed", rank, self._obituary(rank, who)))
 
     def _obituary(self, rank: int, who: str) -> str:
         code = None
@@ -260,7 +265,7 @@ class Ranks(Callback):
 
     def _end_orphaned(self) -> None:
         """Write down the end of a run whose rank 0 died; each rank that learns of it tries, and the first one's word stands."""
-        if self._orphaned and self.ending and self.ending.rank == 0:
+        if self._orphaned and self.ending:
             _within(_WRITE_SECONDS, close_lost, self.client, self._orphaned, self.ending.reason)
 
     def _end_process(self) -> NoReturn:

@@ -212,6 +212,22 @@ def test_one_device_has_no_ranks_to_watch(store):
         assert not one.children
 
 
+@pytest.mark.parametrize(("said", "orphaned"), [(None, "the run"), (ranks.Ending("interrupted", 0, "", 15), "")])
+def test_a_run_is_ended_by_another_rank_only_where_rank_0_has_said_nothing(said, orphaned, store):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = ranks._Line(socket.create_connection(server.getsockname()), "rank 0", "the run")
+        there = ranks._Line(server.accept()[0])
+    other = ranks.Ranks(TrainerConfig(), None, connect(None))
+    other.rank, other._lines = 1, [here]
+    if said:
+        there.send(ranks.asdict(said))
+        other._hear(here)
+    there.connection.close()
+    other._hear(here)
+    assert other.ending == (said or ranks.Ending("failed", 0, other.ending.reason))
+    assert other._orphaned == orphaned
+
+
 # ------------------------------------------------------------------------------------------------------------ two processes
 
 
