@@ -11,6 +11,8 @@ import traceback
 from types import TracebackType
 from urllib.parse import quote, unquote
 
+from skincancer.errors import SkinCancerError
+
 HIDDEN = "***"
 # a password may hold '/' and '@' that should have been written %2F and %40; digits before a '/' are a port
 _PASSWORD = re.compile(r"^([\w+.-]+://[^:/?#@]*):(?!\d*/)([^@]*(?:@[^@/?#]*(?=@))*)@")
@@ -36,6 +38,11 @@ def hide(text: object, *uris: str) -> str:
     for secret in sorted(_known.union(*map(_secrets, uris)), key=len, reverse=True):
         found = found.replace(secret, HIDDEN)
     return found
+
+
+def tell_error(error: BaseException) -> str:
+    """Return an error's words without passwords, with its type where it is not one of ours."""
+    return hide(error if isinstance(error, SkinCancerError) else f"{type(error).__name__}: {error}")
 
 
 def remember(uri: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, DataError
-from skincancer.outputs import check_file, check_folder
+from skincancer.files import check_file, check_folder
 from skincancer.schema import DataConfig, Experiment
 from skincancer.terminal import make_console, make_table, progress_bars
 

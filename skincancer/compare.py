@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from skincancer import config
 from skincancer.addresses import hide, shown
 from skincancer.errors import ConfigError, RunError, nearest
+from skincancer.files import check_folder
 from skincancer.schema import Experiment
 from skincancer.terminal import (
     Interrupted,
@@ -95,7 +96,7 @@ def compare(
     wanted = [_resolve(name, split, request) for name in request.experiments for split in request.splits]
     _check_metrics(request.metrics)
     if out is not None:
-        _check_folder(out)
+        check_folder(out, "--out")
     from skincancer import tracking
     from skincancer.evaluation.comparison import compare_cells
     from skincancer.evaluation.runs import runs_by_id
@@ -150,13 +151,6 @@ def _default_metric(tasks: Sequence[str]) -> tuple[str]:
             "of classes, or of masks."
         )
     return (defaults[0],)
-
-
-def _check_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be made: {error}. Give a folder that can be written.") from error
 
 
 def _query(cell: Wanted, request: Request) -> Query:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from skincancer.data.image_files import find_images
 from skincancer.errors import ConfigError, RunError
+from skincancer.files import check_folder
 from skincancer.terminal import make_console, progress_bars, run_verb, signals_as_interrupts
 
 if TYPE_CHECKING:
@@ -65,10 +66,7 @@ def predict(
     if format not in FORMATS:
         raise ConfigError(f"--format is {format!r}; choose one of {', '.join(FORMATS)}.")
     images = find_images(paths, without=(out / "masks", out / "overlays"))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be made: {error}. Give a folder that can be written.") from error
+    check_folder(out, "--out")
     from skincancer.models.answering import load_answerer
 
     return write_answers(load_answerer(run, uri, masks), images, out, format, progress)

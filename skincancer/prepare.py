@@ -19,9 +19,9 @@ from skincancer.checks import check_masks
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError
+from skincancer.files import check_file
 from skincancer.images.cleaning import STEPS
 from skincancer.images.features import FAMILIES
-from skincancer.outputs import check_file
 from skincancer.paths import data_folder
 from skincancer.schema import Experiment
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb

@@ -27,6 +27,7 @@ import pytorch_lightning as pl
 from mlflow.tracking import MlflowClient
 from pytorch_lightning.callbacks import Callback
 
+from skincancer.addresses import tell_error
 from skincancer.errors import RunError, SkinCancerError
 from skincancer.launching import PARENT, count_ranks, is_rank_zero, launcher
 from skincancer.schema import TrainerConfig
@@ -295,8 +296,7 @@ class Ranks(Callback):
             if not isinstance(error, SkinCancerError):
                 self._known.wait(_NEWS_SECONDS)  # a signal, or a collective call that broke, may follow a rank's death
             if not isinstance(error, Interrupted):
-                own = str(error) if isinstance(error, SkinCancerError) else f"{type(error).__name__}: {error}"
-                self._end_with(Ending("failed", self.rank, f"{_who(self.rank)} failed: {own}"[:4000]))
+                self._end_with(Ending("failed", self.rank, f"{_who(self.rank)} failed: {tell_error(error)}"[:4000]))
         self._left.set()
         self._thread.join()
         self._end_orphaned()

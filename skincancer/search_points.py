@@ -8,14 +8,15 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from skincancer import config
 from skincancer.checks import check_experiment
-from skincancer.errors import ConfigError, UnusedKey
+from skincancer.errors import ConfigError
 from skincancer.schema import Experiment
 from skincancer.search import Space, ends_of
-from skincancer.sweep_plan import DEFAULTS, Plan
+from skincancer.sweep_plan import DEFAULTS, Plan, without_unused
 
 MOST = 64  # corners that are looked at
 # what other keys' values follow from: a corner that differs in these is resolved from the file on, which takes much longer
@@ -73,7 +74,9 @@ def check_space(plan: Plan, places: Mapping[str, Any]) -> Checked:
         kind = tuple(point.get(key) for key in _RESOLVED)
         try:
             if kind in resolved:
-                left_out = _check_beside(resolved[kind], {key: typed[key, repr(value)] for key, value in point.items()})
+                values = {key: typed[key, repr(value)] for key, value in point.items()}
+                beside = partial(_check_with, resolved[kind])
+                _, left_out = without_unused(values, beside)
             else:
                 resolved[kind], left_out = plan.at(point, places, parser)
         except ConfigError as error:
@@ -112,18 +115,8 @@ def _parsed(key: str, value: Any, parser: Any) -> Any:
         raise ConfigError(f"search: {key} may be {value!r}, which is no experiment: {_plain(error)}") from error
 
 
-def _check_beside(experiment: Experiment, values: dict[str, Any]) -> list[str]:
-    """Check an experiment with other values of some keys; return those that have no meaning with the others."""
-    unused: list[str] = []
-    while True:
-        try:
-            check_experiment(_with(experiment, values), config.TYPES)
-            return unused
-        except UnusedKey as error:
-            if error.key not in values or error.key in unused:
-                raise
-            unused.append(error.key)
-            values = {**values, error.key: DEFAULTS[error.key]}
+def _check_with(experiment: Experiment, values: Mapping[str, Any]) -> None:
+    check_experiment(_with(experiment, values), config.TYPES)
 
 
 def _with(section: Any, values: Mapping[str, Any]) -> Any:

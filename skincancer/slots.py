@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
+from skincancer.tracking import find_process
 from skincancer.trial import GRACE_SECONDS
 
 
@@ -22,16 +21,9 @@ def new_log(folder: Path, slot: int) -> Path:
     """Return where the process of a slot is to write, and remove what those of workers that were killed on this machine have left."""
     host = socket.gethostname()
     for log in folder.glob(f"slot_{glob.escape(host)}_*.log"):
-        if not _is_there(int(log.stem.split("_")[-2])):
+        if find_process(int(log.stem.split("_")[-2])) is None:
             log.unlink(missing_ok=True)
     return folder / f"slot_{host}_{os.getpid()}_{slot}.log"
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 class Slot:

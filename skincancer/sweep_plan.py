@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from skincancer import config
 from skincancer.errors import UnusedKey
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from skincancer.data.prepared import PreparedData
 
+_Made = TypeVar("_Made")
 DEFAULTS = config.flatten(Experiment().to_dict())
 
 
@@ -70,16 +71,11 @@ class Plan:
             ConfigError: the point is no experiment.
         """
         content = {key: value for key, value in self.content.items() if key != "search"}
-        point, unused = dict(params), list[str]()
-        while True:
-            try:
-                flags = {**self.flags, **places, **point}
-                return config.resolve_content(self.experiment, content, flags, parser)[0], unused
-            except UnusedKey as error:
-                if error.key not in params or error.key in unused:
-                    raise
-                unused.append(error.key)
-                point[error.key] = DEFAULTS[error.key]
+
+        def resolve(point: Mapping[str, Any]) -> Experiment:
+            return config.resolve_content(self.experiment, content, {**self.flags, **places, **point}, parser)[0]
+
+        return without_unused(params, resolve)
 
     def differences(self, other: Plan) -> list[str]:
         """Return a line for whatever makes `other` another sweep, with both values."""
@@ -99,6 +95,23 @@ class Plan:
         space = {f"search {key}": value for key, value in self.search.items()}
         rest = {name: getattr(self, name) for name in ("sampler", "pruner", "split_hash", "index_hash", "images")}
         return {**kept, **space, **rest}
+
+
+def without_unused(values: Mapping[str, Any], make: Callable[[Mapping[str, Any]], _Made]) -> tuple[_Made, list[str]]:
+    """Return what `make` makes of values, and which keys have no meaning with the others; these have their defaults there.
+
+    Raises:
+        ConfigError: as `make` does, of whatever is wrong beside that.
+    """
+    point, unused = dict(values), list[str]()
+    while True:
+        try:
+            return make(point), unused
+        except UnusedKey as error:
+            if error.key not in point or error.key in unused:
+                raise
+            unused.append(error.key)
+            point[error.key] = DEFAULTS[error.key]
 
 
 def used_images(data: PreparedData) -> str:

@@ -33,8 +33,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from skincancer.addresses import hide, remember, shown
-from skincancer.errors import RunError, SkinCancerError
+from skincancer.addresses import hide, remember, shown, tell_error
+from skincancer.errors import RunError
 from skincancer.files import write_whole
 from skincancer.paths import sqlite_path, tracking_uri, work_root
 from skincancer.terminal import Interrupted, uninterrupted
@@ -114,12 +114,19 @@ def owner_alive(tags: Mapping[str, str]) -> bool | None:
     if tags.get("host") != socket.gethostname() or tags.get("boot_id") != _boot_id():
         return None
     try:
-        process = psutil.Process(int(tags["pid"]))
-        started, status = process.create_time(), process.status()
-    except (psutil.Error, KeyError, ValueError):
+        process = find_process(int(tags["pid"]))
+    except (KeyError, ValueError):
         return False
-    # dead, and not yet waited for: in a container without an init it stays so
-    return status != psutil.STATUS_ZOMBIE and f"{started:.2f}" == tags.get("process_start")
+    return process is not None and f"{process.create_time():.2f}" == tags.get("process_start")
+
+
+def find_process(pid: int) -> psutil.Process | None:
+    """Return a process of this machine that lives; None where it is gone, or dead and not waited for, as in a container without an init."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process
+    except psutil.Error:
+        return None
 
 
 def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[str]:
@@ -338,8 +345,7 @@ def start_run(
         _end(run, "KILLED", f"interrupted by {interrupt}", keep)
         raise
     except BaseException as error:
-        text = str(error) if isinstance(error, SkinCancerError) else f"{type(error).__name__}: {error}"
-        _end(run, "FAILED", text[:4000], keep)
+        _end(run, "FAILED", tell_error(error)[:4000], keep)
         raise
     else:
         _end(run, "FINISHED", "", keep=False)
@@ -349,7 +355,7 @@ def _end(run: Run | None, status: str, reason: str, keep: bool) -> None:
     try:
         if run is not None:
             run._stop.set()
-            run.set_tags({"status_reason": hide(reason), "heartbeat": _now()})
+            run.set_tags({"status_reason": reason, "heartbeat": _now()})
     finally:
         # stops the system metrics thread, then writes the status; without it MLflow would say FINISHED when the process ends
         mlflow.end_run(status)

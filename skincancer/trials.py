@@ -235,9 +235,8 @@ class TrialProcess:
     def _environment(self, slot: int) -> dict[str, str]:
         environment = without_launcher(os.environ)  # a trial is no rank, whatever started its worker
         environment["MLFLOW_TRACKING_URI"] = self.client.tracking_uri  # not in its file, for it may hold a password
-        environment["PYTHONUNBUFFERED"] = (
-            "1"  # the last line of a log is what was written last: the reason of a failure
-        )
+        # the last line of a log is then what was written last: the reason of a failure
+        environment["PYTHONUNBUFFERED"] = "1"
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
         else:

@@ -519,3 +519,10 @@ def test_runs_that_are_not_what_their_experiment_says_are_told(store, capsys, tm
     assert f"{B} is not" not in text
     table = pd.read_csv(files(run_id, tmp_path) / "compare_published.csv", keep_default_na=False)
     assert list(table["remark"]) == ["ours: backbone resnet18 instead of densenet169", ""]
+
+
+def test_a_place_that_is_a_file_is_told_before_any_run_is_looked_for(tmp_path, store, capsys):
+    (tmp_path / "file").write_text("precious")
+    assert compare.main(["--runs", "a", "b", f"--out={tmp_path / 'file'}"]) == 2
+    assert f"--out {tmp_path / 'file'} is a file; give a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"

@@ -252,7 +252,7 @@ def test_predict_refuses_a_place_that_cannot_be_written(run, tiny_demo, tmp_path
     (image, *_) = sorted((tiny_demo / "images").iterdir())
     (tmp_path / "file").write_text("")
     assert predict.main(["--run", run.info.run_id, "--out", str(tmp_path / "file/out"), str(image)]) == 2
-    assert "cannot be made" in capsys.readouterr().err
+    assert f"--out {tmp_path / 'file/out'} cannot be written: {tmp_path / 'file'} is a file" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     (tmp_path / "out/masks").write_text("in the way")
     assert predict.main(["--run", run.info.run_id, "--out", str(tmp_path / "out"), str(image)]) == 1

@@ -65,13 +65,23 @@ def test_the_live_table_counts_what_counts_and_shows_what_runs(record):
     assert second[:2] == [f"trial {waiting.number}", "epoch 0/9"]
 
 
-def trial(number: int, state: TrialState, took: float | None, began: float = 0.0, **attributes: str) -> FrozenTrial:
-    """A trial that began so many seconds ago, or that took so long."""
+def trial(number: int, state: TrialState, took: float | None, began: float = 0.0, ended: str = "") -> FrozenTrial:
+    """A trial that began so many seconds before now, or that took so long."""
     start = datetime.now() - timedelta(seconds=began)
     end = None if took is None else start + timedelta(seconds=took)
     value = 0.5 if state == TrialState.COMPLETE else None
     return FrozenTrial(
-        number, state, value, start, end, {"model.dropout": 0.1}, {"model.dropout": DROPOUT}, attributes, {}, {}, number
+        number,
+        state,
+        value,
+        start,
+        end,
+        {"model.dropout": 0.1},
+        {"model.dropout": DROPOUT},
+        {"ended": ended},
+        {},
+        {},
+        number,
     )
 
 
@@ -91,10 +101,7 @@ def trial(number: int, state: TrialState, took: float | None, began: float = 0.0
     ],
 )  # fmt: skip
 def test_the_time_left_follows_from_how_long_trials_took(trials, left, workers, seconds):
-    began = [
-        trial(*given[:4], **({"ended": given[4]} if given[4:] else {})) for given in trials
-    ]  # now, not at the collection
-    found = sweep_record._seconds_left(began, left, workers)
+    found = sweep_record._seconds_left([trial(*given) for given in trials], left, workers)
     assert found is None if seconds is None else found == pytest.approx(seconds, abs=5)
 
 

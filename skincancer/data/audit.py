@@ -151,7 +151,7 @@ def _ids(own: Examined, groups: list[list[int]]) -> list[list[str]]:
 def _kept(found: Audit) -> Audit:
     """Keep the verdict; where that fails the audit is told all the same."""
     one = found.confounding
-    lesion = unite(found.own.index["lesion_id"], group_rows(found.lesion_by_other))
+    lesion = unite(found.own.index["lesion_id"], group_rows(found.lesion_by_other))  # copies are counted by themselves
     verdict = Verdict(
         day=found.day,
         groups=found.copies,

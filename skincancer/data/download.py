@@ -31,6 +31,7 @@ from skincancer.data.dataverse import list_files
 from skincancer.data.fetching import Progress, Refused, ResumingDownloader, mirrored, remote_size
 from skincancer.data.space import check_space, disk_full
 from skincancer.errors import ConfigError, DataError
+from skincancer.files import write_whole
 from skincancer.paths import data_places, holds_files
 
 RECORD = "downloads.json"
@@ -218,9 +219,7 @@ def _wrong(source: Source, what: str, before: dict[str, Any] | None) -> DataErro
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(draft, path)
+    write_whole(path, json.dumps(record, indent=1) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

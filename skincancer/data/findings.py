@@ -9,6 +9,7 @@ import pandas as pd
 
 from skincancer.data.duplicates import exact_pairs, find_near
 from skincancer.data.examined import Examined
+from skincancer.data.index import UNKNOWN
 from skincancer.data.lesions import group_rows
 from skincancer.data.prepared import ProgressBar
 
@@ -39,13 +40,11 @@ FINDINGS = {
     "across_parts_by_other": "images of such lesions that stand in several of the publisher's parts",
 }
 COPIES = ("same_file", "same_pixels", "near_duplicate")
-_UNKNOWN = ("", "unknown", "nan", "na", "none")
 _SAME = {"same_file": "file_digest", "same_pixels": "pixel_digest"}
 
 Pair = tuple[str, int, int, float]  # finding, rows of two images that show one picture, their correlation
-Match = tuple[
-    int, float, str
-]  # of an image: row of its copy in the other data set, their correlation, the finding that tells of it
+# of an image: row of its copy in the other data set, their correlation, the finding that tells of it
+Match = tuple[int, float, str]
 Row = tuple[str, int, str, str, float, str]
 COLUMNS = ["finding", "group", "image_id", "other_id", "value", "detail"]
 
@@ -115,14 +114,8 @@ def tell_lesions(own: Examined) -> Iterator[Row]:
     patients = own.index.groupby("lesion_id")["patient_id"].nunique()
     for number, name in enumerate(patients.index[patients > 1], 1):
         for row in own.index[own.index["lesion_id"] == name].to_dict("records"):
-            yield (
-                "patient_conflict",
-                number,
-                row["image_id"],
-                "",
-                np.nan,
-                f"{name}: {row['patient_id'] or 'no patient'}",
-            )
+            detail = f"{name}: {row['patient_id'] or 'no patient'}"
+            yield "patient_conflict", number, row["image_id"], "", np.nan, detail
 
 
 def tell_gaps(own: Examined) -> Iterator[Row]:
@@ -132,7 +125,7 @@ def tell_gaps(own: Examined) -> Iterator[Row]:
         for image_id, error in table.loc[table[column] != "", ["image_id", column]].itertuples(index=False):
             yield finding, 0, image_id, "", np.nan, error
     missing = {"no_diagnosis": index["diagnosis"].isna(), "no_age": index["age"].isna()}
-    missing |= {f"no_{name}": index[name].str.casefold().isin(_UNKNOWN) for name in ("sex", "site")}
+    missing |= {f"no_{name}": index[name].str.casefold().isin(UNKNOWN) for name in ("sex", "site")}
     missing["no_mask"] = index["mask"].isna()
     for finding, gap in missing.items():
         if not gap.all():  # a column that the publisher does not have is no gap in it

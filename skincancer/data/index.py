@@ -8,7 +8,7 @@ import importlib
 import json
 import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +34,7 @@ PARTS = {
     "testing": "test",
 }
 
-_UNKNOWN = ("", "unknown", "nan", "na", "none")
+UNKNOWN = ("", "unknown", "nan", "na", "none")
 
 
 def name_first(values: Iterable[object], count: int = 5) -> str:
@@ -101,8 +101,15 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
         "diagnosis": [value or None for value in diagnoses],
         "lesion_id": [lesion or own for lesion, own in zip(text.get("lesion_id", blank), ids, strict=True)],
         "part": _parts(text.get("part", blank), ids, dataset),
-        "age": _ages(text.get("age", blank), ids, dataset),
-        "mm_per_px": _scales(text.get("mm_per_px", blank), ids, dataset),
+        "age": _numbers(text.get("age", blank), ids, "the age", dataset, lambda years: 0 <= years <= 150, "in years"),
+        "mm_per_px": _numbers(
+            text.get("mm_per_px", blank),
+            ids,
+            "mm_per_px",
+            dataset,
+            lambda mm: 0 < mm < math.inf,
+            "the size of a px in mm, above 0",
+        ),
     }
     columns |= {name: text.get(name, blank) for name in ("patient_id", "sex", "site", "dx_type")}
     # dtype object everywhere but in numbers: pandas 3 would turn None into NaN in its own text type
@@ -122,32 +129,20 @@ def _parts(given: list[str], ids: list[str], dataset: str) -> list[str]:
     return parts
 
 
-def _ages(given: list[str], ids: list[str], dataset: str) -> list[float]:
-    ages = []
+def _numbers(
+    given: list[str], ids: list[str], what: str, dataset: str, allowed: Callable[[float], bool], must: str
+) -> list[float]:
+    numbers = []
     for image_id, text in zip(ids, given, strict=True):
         try:
-            age = float("nan") if text.casefold() in _UNKNOWN else float(text)
+            number = math.nan if text.casefold() in UNKNOWN else float(text)
+            fits = math.isnan(number) or allowed(number)
         except ValueError:
-            age = -1.0
-        if age < 0 or age > 150:
-            raise DataError(f"{dataset}: the age of image {image_id} is {text!r}; it must be in years, or empty")
-        ages.append(age)
-    return ages
-
-
-def _scales(given: list[str], ids: list[str], dataset: str) -> list[float]:
-    scales = []
-    for image_id, text in zip(ids, given, strict=True):
-        try:
-            scale = float("nan") if text.casefold() in _UNKNOWN else float(text)
-        except ValueError:
-            scale = 0.0
-        if scale <= 0 or math.isinf(scale):
-            raise DataError(
-                f"{dataset}: mm_per_px of image {image_id} is {text!r}; it must be the size of a px in mm, above 0, or empty"
-            )
-        scales.append(scale)
-    return scales
+            fits = False
+        if not fits:
+            raise DataError(f"{dataset}: {what} of image {image_id} is {text!r}; it must be {must}, or empty")
+        numbers.append(number)
+    return numbers
 
 
 def classes_of(table: pd.DataFrame) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from skincancer.data.examination import examination_key
+from skincancer.files import write_whole
 from skincancer.paths import cache_folder
 
 
@@ -54,14 +54,7 @@ def keep_verdict(key: str, verdict: Verdict) -> None:
     Raises:
         OSError: the cache cannot be written; what was kept before is still there.
     """
-    path = verdict_file(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(verdict_file(key), json.dumps(asdict(verdict)))
 
 
 def _read(path: Path) -> Verdict:
