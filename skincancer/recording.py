@@ -45,7 +45,6 @@ from skincancer.terminal import make_table, progress_bars, uninterrupted, warn
 from skincancer.trial import STATE_TAG, TrialLink
 
 EMPTY_MASKS = "nothing could be measured"
-SPLIT_COLUMNS = ["image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type"]
 
 
 class FitRecorder:
@@ -209,7 +208,7 @@ class FitRecorder:
         settings = self.experiment.data
         malignant = malignant_classes(data.entry, data.classes, settings.target, tuple(settings.malignant))
         run.write_text("classes.json", classes_json(data.classes, malignant))
-        run.write_text("split.csv", data.index[SPLIT_COLUMNS].to_csv(index=False))
+        run.write_text("split.csv", data.split_table.to_csv(index=False))
         run.write_text("dropped.csv", data.dropped.to_csv(index=False))
         run.write_text(DIGESTS_FILE, digest_table(data.index, data.store.images).to_csv(index=False))
         with progress_bars(self.console) as bars:

@@ -281,6 +281,18 @@ def test_subgroups_of_a_run_folder(people, tmp_path):
     )
 
 
+def test_flagged_photographs_are_a_group_where_there_are_others(people):
+    rows, label, p = people
+    flags = np.where(np.arange(len(rows)) % 4 < 2, "blurred; hair", "")
+    table = subgroup_table(rows[["lesion_id"]].assign(quality_flags=flags), label, p, CLASSES, n_resamples=20)
+    assert set(table["attribute"]) == {"quality_flags"}
+    accuracy = table[table["metric"] == "accuracy"].set_index("group")["value"]
+    for name, chosen in (("flagged", flags != ""), ("not flagged", flags == "")):
+        assert accuracy[name] == pytest.approx(sklearn_metrics.accuracy_score(label[chosen], p[chosen].argmax(1)))
+    for every in ("", "dark"):
+        assert subgroup_table(rows[["lesion_id"]].assign(quality_flags=every), label, p, CLASSES, n_resamples=20).empty
+
+
 def test_no_metadata_no_subgroups(people, tmp_path):
     rows, label, p = people
     (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES}))

@@ -167,6 +167,15 @@ def test_flagged_images_are_left_out_and_nobody_else_moves(tmp_path):
     assert (left.index["role"] == kept.index["role"])[others].all()
     assert (left.index["role"][~others] == "").all()
     assert left.split_hash == kept.split_hash
+    assert not {*COLUMNS, "quality_flags"} & set(kept.split_table), "nobody has measured it yet"
+    table = left.split_table.set_index("image_id")
+    assert table.index[table["quality_flags"] == "blurred"].tolist() == ["04", "05"]
+    assert (table["quality_flags"] == "").sum() == 22
+    table = prepare_data(DataConfig(**given), jobs=1).split_table.set_index("image_id")
+    for number in (4, 7):
+        values = measured(Image.open(tmp_path / f"{number:02}.png"))
+        assert table.iloc[number][list(COLUMNS)].astype(float).to_dict() == pytest.approx(values)
+        assert table["quality_flags"].iloc[number] == "; ".join(flags(values, default_rules()))
 
 
 def test_what_is_found_out_about_files_is_kept(tmp_path):

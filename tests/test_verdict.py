@@ -44,6 +44,20 @@ def test_a_verdict_of_earlier_days_is_read(told):
     assert told() == "audit of 2020-01-02: 1 group of copies, none across train, val and test of this split"
 
 
+def test_an_audit_of_the_files_alone_keeps_what_another_data_set_told(told):
+    keep_verdict(KEY, Verdict("2030-01-02", [], other="ham10000", lesions=[["b", "c"]], lesions_across_parts=1))
+    keep_verdict(KEY, Verdict("2030-01-03", [["d", "e"]], nuisance=(0.6, 0.5, 0.7)))
+    assert told() == (
+        "audit of 2030-01-03: 1 group of copies, none across train, val and test of this split; "
+        "1 lesion by ham10000, 1 across train, val and test of this split: "
+        "keep them together with --data.groups FILE, which prepare --audit --write-groups FILE writes; "
+        "1 lesion in several of the publisher's parts; "
+        "file, size, frame and edge alone tell the classes with an AUROC of 0.600 (0.500 – 0.700)"
+    )
+    keep_verdict(KEY, Verdict("2030-01-04", [], other="ph2"))
+    assert told() == "audit of 2030-01-04: no image is a copy of another", "another data set's word takes its place"
+
+
 @pytest.mark.parametrize(
     "content", ['{"day": "2030-01-02", "gro', "", "[]", '{"groups": []}', '{"day": "x", "groups": 3}', "\x00\xff"]
 )

@@ -87,6 +87,21 @@ def examine(
         raise DataError(
             f"the facts about the files under {root} cannot be kept under {cache}: {error}. Set SKINCANCER_CACHE to a writable folder."
         ) from error
+    return _open(key, folder)
+
+
+def kept_examination(index: pd.DataFrame, root: Path, cache: Path) -> Examination | None:
+    """Return the facts about an index's files where they are kept of an earlier time.
+
+    Raises:
+        DataError: files are gone.
+    """
+    key = examination_key(index, root)
+    folder = cache / "examinations" / key
+    return _open(key, folder) if folder.is_dir() else None
+
+
+def _open(key: str, folder: Path) -> Examination:
     table = pd.read_csv(folder / "images.csv", dtype=_TEXTS, keep_default_na=False, na_values=_no_number())
     return Examination(key, table, np.load(folder / "thumbnails.npy"))
 

@@ -14,7 +14,7 @@ from skincancer.data import demo
 from skincancer.data.boxes import find_segmenter, mask_source, predicted
 from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.data.examination import examine, find_flagged
+from skincancer.data.examination import Examination, examine, find_flagged, kept_examination
 from skincancer.data.features import FeatureTable, open_features
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.seen import count_seen
@@ -23,10 +23,13 @@ from skincancer.data.store import Progress, Store, open_store
 from skincancer.errors import DataError
 from skincancer.images.cleaning import Box
 from skincancer.images.crops import Crop, mask_extent
+from skincancer.images.quality import COLUMNS as QUALITY_COLUMNS
+from skincancer.images.quality_rules import FLAGS
 from skincancer.paths import cache_folder, data_folder
 from skincancer.schema import DataConfig
 
 ROLES: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+SPLIT_COLUMNS = ("image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type")
 ProgressBar = Callable[[str], Progress]  # a title to a callback (done, total)
 
 
@@ -35,9 +38,11 @@ class PreparedData:
     """Everything a run needs of its data.
 
     `index` has a row an image of the store, in its order: the columns of the index, `label`, `role` ('' for none), `width`
-    and `height` of the original (px). `dropped` names images that take no part: image_id, reason. `segmenter_saw` counts test images
-    that the segmenter behind their crops or features learned from, or was chosen on; `flagged` those that `data.quality` left out.
-    `features` are the hand-made ones of every image, where they were asked for.
+    and `height` of the original (px), and, where an audit or `data.quality` has measured it, its quality: the columns of
+    `images.quality` and `quality_flags` (the rules that it breaks, "; " between; "" for none). `dropped` names images that take
+    no part: image_id, reason. `segmenter_saw` counts test images that the segmenter behind their crops or features learned from, or
+    was chosen on; `flagged` those that `data.quality` left out. `features` are the hand-made ones of every image, where they were
+    asked for.
     """
 
     entry: Dataset
@@ -54,6 +59,11 @@ class PreparedData:
     segmenter_saw: int = 0
     flagged: int = 0
     features: FeatureTable | None = None
+
+    @property
+    def split_table(self) -> pd.DataFrame:
+        """Return what runs keep of the index as split.csv: `SPLIT_COLUMNS`, and the quality where it is known."""
+        return self.index[[name for name in (*SPLIT_COLUMNS, *QUALITY_COLUMNS, FLAGS) if name in self.index]]
 
     def rows(self, role: str) -> pd.DataFrame:
         """Return the rows of one role."""
@@ -137,13 +147,15 @@ def prepare_data(
     index = index.assign(role=roles.role, width=store.table["width"], height=store.table["height"])
     dropped = _dropped(index, roles, bad, task)
     flagged = 0
-    if config.quality == "drop_flagged":
-        told = progress(f"looking at the quality of {entry.name}") if progress else None
-        poor = find_flagged(examine(index, image_root(root), cache_folder(), told, jobs), config.quality_rules)
-        poor = poor[~poor["image_id"].isin(dropped["image_id"])]
-        flagged = len(poor)
-        poor = pd.DataFrame({"image_id": poor["image_id"], "reason": "flagged: " + poor["reason"]})
-        dropped = pd.concat([dropped, poor], ignore_index=True)
+    examination = _examine(config, index, root, entry, progress, jobs)
+    if examination is not None:
+        poor = find_flagged(examination, config.quality_rules)
+        index = _with_quality(index, examination, poor)
+        if config.quality == "drop_flagged":
+            poor = poor[~poor["image_id"].isin(dropped["image_id"])]
+            flagged = len(poor)
+            poor = pd.DataFrame({"image_id": poor["image_id"], "reason": "flagged: " + poor["reason"]})
+            dropped = pd.concat([dropped, poor], ignore_index=True)
     index.loc[index["image_id"].isin(dropped["image_id"]), "role"] = ""
     if whole:
         _check_whole(index, entry, task)
@@ -156,6 +168,21 @@ def prepare_data(
         segmenter_saw=count_seen(index, found[1], found[0].settings["data"]["dataset"] == entry.name) if found else 0,
         flagged=flagged, features=features,
     )  # fmt: skip
+
+
+def _examine(
+    config: DataConfig, index: pd.DataFrame, root: Path, entry: Dataset, progress: ProgressBar | None, jobs: int
+) -> Examination | None:
+    """Return the facts about the files where they are asked for, or known already."""
+    if config.quality == "keep":
+        return kept_examination(index, image_root(root), cache_folder())
+    told = progress(f"looking at the quality of {entry.name}") if progress else None
+    return examine(index, image_root(root), cache_folder(), told, jobs)
+
+
+def _with_quality(index: pd.DataFrame, examination: Examination, flagged: pd.DataFrame) -> pd.DataFrame:
+    rules = index["image_id"].map(dict(zip(flagged["image_id"], flagged["flags"], strict=True))).fillna("")
+    return index.assign(**{name: examination.table[name] for name in QUALITY_COLUMNS}, **{FLAGS: rules})
 
 
 def list_bad(bad: pd.DataFrame) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -45,7 +46,7 @@ def verdict_file(key: str) -> Path:
 
 
 def keep_verdict(key: str, verdict: Verdict) -> None:
-    """Keep what an audit found.
+    """Keep what an audit found; one of these files alone leaves what an earlier one learned from another data set.
 
     Args:
         key: of the data set's files (`examination_key`): when they change, the verdict is of no use any more.
@@ -54,7 +55,14 @@ def keep_verdict(key: str, verdict: Verdict) -> None:
     Raises:
         OSError: the cache cannot be written; what was kept before is still there.
     """
-    write_whole(verdict_file(key), json.dumps(asdict(verdict)))
+    path = verdict_file(key)
+    if not verdict.other:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            before = _read(path)
+            if before.other:
+                told = ("other", "lesions", "lesions_across_parts")
+                verdict = replace(verdict, **{name: getattr(before, name) for name in told})
+    write_whole(path, json.dumps(asdict(verdict)))
 
 
 def _read(path: Path) -> Verdict:

@@ -30,7 +30,7 @@ from skincancer.evaluation.subgroups import write_subgroups
 from skincancer.images.cleaning import describe_clean
 from skincancer.inputs import log_dataset
 from skincancer.outcomes import OUTCOMES
-from skincancer.recording import SPLIT_COLUMNS, classes_json, data_tags, intervals_table
+from skincancer.recording import classes_json, data_tags, intervals_table
 from skincancer.terminal import uninterrupted, warn
 
 EVALUATED, EVALUATED_BY = "evaluated_run", "evaluated_by"  # tags: of the evaluation, and of each run that it evaluated
@@ -181,12 +181,12 @@ class EvaluationRecorder:
         for number, evaluated in enumerate(self.evaluation.runs):
             text = (evaluated.folder / "config.yaml").read_text(encoding="utf-8")
             run.write_text("config.yaml" if number == 0 else f"configs/{number}.yaml", text)
-        malignant, index = tuple[str, ...](), data.index
+        malignant, split = tuple[str, ...](), data.split_table
         for mapping in self.evaluation.mappings[:1]:
             malignant = mapping.malignant(self.evaluation.runs[0].malignant)
-            index = index.assign(label=mapping.data_label(index["label"].to_numpy(np.int64)))
+            split = split.assign(label=mapping.data_label(split["label"].to_numpy(np.int64)))
         run.write_text("classes.json", classes_json(data.classes, malignant))
-        run.write_text("split.csv", index[SPLIT_COLUMNS].to_csv(index=False))
+        run.write_text("split.csv", split.to_csv(index=False))
         dropped = pd.concat([data.dropped, seen.assign(reason=seen["reason"].map(REASONS))])
         run.write_text("dropped.csv", dropped.to_csv(index=False))
         if len(self.evaluation.similar):

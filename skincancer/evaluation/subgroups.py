@@ -1,4 +1,4 @@
-"""Metrics by age, sex, site and how the diagnosis was made: of each group of the test images, with its size and intervals.
+"""Metrics of each group of the test images, with its size and intervals: by age, sex, site, how the diagnosis was made, and quality.
 
 What differs between groups may be the model, or which lesions the group has: a class absent from a group is absent from its means.
 Groups of few lesions are named and not measured: their numbers would be noise, and may point at single patients.
@@ -17,8 +17,9 @@ import pandas as pd
 from skincancer.evaluation.metrics import check_predictions
 from skincancer.evaluation.predictions import DIGITS, read_predictions
 from skincancer.evaluation.statistics import bootstrap_intervals
+from skincancer.images.quality_rules import FLAGS
 
-ATTRIBUTES = ("age", "sex", "site", "dx_type")
+ATTRIBUTES = ("age", "sex", "site", "dx_type", FLAGS)
 AGE_BANDS = {"0–29": 0, "30–44": 30, "45–59": 45, "60–74": 60, "75+": 75}  # years, from
 UNKNOWN = "unknown"
 SMALLEST = 20  # lesions
@@ -49,7 +50,8 @@ def subgroup_table(
     """Measure every group of every attribute.
 
     Args:
-        rows: (N rows) lesion_id, and of `ATTRIBUTES` those that are known; "" or NaN where a value is not.
+        rows: (N rows) lesion_id, and of `ATTRIBUTES` those that are known; "" or NaN where a value is not, and of `FLAGS` where no
+            rule of quality is broken.
         label: (N,) integers in 0 … C−1.
         probability: (N, C), rows summing to 1.
         classes: the C class names.
@@ -61,7 +63,8 @@ def subgroup_table(
         A row a group and metric: attribute, group, n_images, n_lesions, n_positive (images of malignant, or positive, classes; ""
         where nobody knows), metric, value, low, high. Metrics: `METRICS`; of two classes also sensitivity and specificity; of more,
         where the malignant ones are known, `auroc_malignant`, of the sum of their probabilities, in place of `auroc_macro`. A
-        suppressed group has one row with "<20" as its number of lesions and nothing else. An attribute that no image has gives no row.
+        suppressed group has one row with "<20" as its number of lesions and nothing else. An attribute that no image has gives no row,
+        and neither do flags where no image, or each, has some.
 
     Raises:
         ValueError: malformed predictions, or `rows` of another length.
@@ -100,6 +103,11 @@ def _groups(rows: pd.DataFrame) -> list[tuple[str, npt.NDArray[np.object_]]]:
             continue
         if attribute == "age":
             values = age_band(rows["age"])
+        elif attribute == FLAGS:
+            flagged = rows[FLAGS].fillna("") != ""
+            if flagged.all() or not flagged.any():
+                continue
+            values = flagged.map({True: "flagged", False: "not flagged"})
         else:
             text = rows[attribute].astype(object).where(rows[attribute].notna(), "")
             values = text.replace("", UNKNOWN)

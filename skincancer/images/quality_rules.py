@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from skincancer.errors import ConfigError, nearest
 
+FLAGS = "quality_flags"  # column of the index: names of the rules that an image breaks, "; " between
+
 
 @dataclass(frozen=True)
 class Rule:
