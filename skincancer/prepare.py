@@ -8,17 +8,17 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from skincancer import config
 from skincancer.auditing import audit, check_flags, check_outputs, other_data
 from skincancer.checks import check_masks
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.errors import ConfigError
+from skincancer.errors import ConfigError, DataError
 from skincancer.files import check_file
 from skincancer.images.cleaning import STEPS
 from skincancer.images.features import FAMILIES
@@ -164,6 +164,41 @@ def show_clean(data: PreparedData, experiment: Experiment, path: Path) -> Path:
     return clean_sheet(originals, experiment.data.clean, path, titles)
 
 
+def show_structures(data: PreparedData, experiment: Experiment, path: Path) -> Path:
+    """Write a sheet of training images with the differential structures found in their lesions; empty masks are passed over.
+
+    Args:
+        data: prepared.
+        experiment: its `data.masks` say whose masks are taken (truth, otsu or auto), its `data.clean` is done first.
+        path: the PNG to write.
+
+    Raises:
+        DataError: true masks are asked for where there are none, an image or a mask cannot be used, or no mask shows a lesion.
+    """
+    from skincancer.data.boxes import mask_source
+    from skincancer.data.features import read_lesion
+    from skincancer.data.index import image_root
+    from skincancer.images.decode import BadImage, read_image
+    from skincancer.images.sheets import structure_sheet
+
+    source, root = mask_source(experiment.data, data.index, None, data.entry), image_root(data.root)
+    rows, titles = _shown(data)
+    found = []
+    for row, title in zip(rows, titles, strict=True):
+        image, mask = data.index["image"].iloc[row], data.index["mask"].iloc[row]
+        truth = None if mask is None else root / mask
+        try:
+            lesion, _ = read_lesion(read_image(root / image), truth, source, steps=experiment.data.clean)
+        except BadImage as error:
+            raise DataError(f"{root / image} {error}") from error
+        if lesion.mask.any():
+            found.append((lesion, title))
+    if not found:
+        raise DataError(f"the masks of {', '.join(titles)} are empty, so there is nothing to show.")
+    lesions, named = zip(*found, strict=True)
+    return structure_sheet(lesions, path, named)
+
+
 def prepare_features(
     data: PreparedData, experiment: Experiment, masks: str = "auto", console: Console | None = None
 ) -> Path:
@@ -211,6 +246,7 @@ SHEETS: dict[str, Callable[[PreparedData, Experiment, Path], Path]] = {
     "augment": show_augment,
     "crop": show_crop,
     "clean": show_clean,
+    "structures": show_structures,
 }
 
 
@@ -230,6 +266,17 @@ def _shown(data: PreparedData, count: int = SHOWN_IMAGES) -> tuple[npt.NDArray[n
     return rows, titles
 
 
+def _with_masks(experiment: Experiment, masks: str | None, own: Mapping[str, Any]) -> Experiment:
+    """Return an experiment whose `data.masks` are those that --features measures in."""
+    if not own.get("features"):
+        raise ConfigError("--show structures shows what --features finds in lesions; give that too.")
+    masks = masks or experiment.data.masks
+    check_masks(masks)
+    if masks.startswith("run:"):
+        raise ConfigError(f"--show structures takes --data.masks truth, otsu or auto, given {masks}.")
+    return replace(experiment, data=replace(experiment.data, masks=masks))
+
+
 def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="first fetch the data set from its publisher")
     parser.add_argument(
@@ -239,7 +286,7 @@ def _add_flags(parser: ArgumentParser) -> None:
         "--show",
         type=str,
         metavar="|".join(SHEETS),
-        help="write a contact sheet: augmented or cleaned images, or crops, beside the originals",
+        help="write a contact sheet: augmented or cleaned images, crops, or what structures are found, beside the originals",
     )
     parser.add_argument("--features", action="store_true", help="measure hand-made features too, into a table")
     parser.add_argument(
@@ -305,6 +352,8 @@ def _verb(argv: Sequence[str]) -> None:
         raise ConfigError(
             f"--show clean shows what --data.clean does; give its steps, such as [hair,colour]: {', '.join(STEPS)}."
         )
+    if show == "structures":
+        experiment = _with_masks(experiment, masks, own)
     sheet = Path(own.get("out") or f"{name}_{show}.png")
     folder, groups = Path(own.get("out") or "."), Path(own["write_groups"]) if own.get("write_groups") else None
     if show:

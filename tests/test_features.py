@@ -332,7 +332,7 @@ def test_image_of_one_colour_has_features(colour):
     unmeasured = {name for name, value in found.items() if math.isnan(value)}
     assert unmeasured == {
         "colour_l_less_skin", "colour_a_less_skin", "colour_b_less_skin", "abcd_border_abruptness",
-        "abcd_border_abrupt_segments", "abcd_tds_without_d", "abcd_diameter_mm",
+        "abcd_border_abrupt_segments", "abcd_tds", "abcd_tds_without_d", "abcd_diameter_mm",
     }, "there is no skin to compare with, and no scale"  # fmt: skip
 
 

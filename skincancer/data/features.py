@@ -31,6 +31,7 @@ from skincancer.images.features import (
     FAMILIES,
     MASK_EMPTY,
     WORKING_SIDE,
+    Lesion,
     bring_to_working_size,
     feature_names,
     image_features,
@@ -39,7 +40,7 @@ from skincancer.images.features import (
 from skincancer.paths import cache_folder
 from skincancer.schema import DataConfig
 
-FORMAT = 2  # raised whenever a feature gives other numbers
+FORMAT = 3  # raised whenever a feature gives other numbers
 CHUNK = 16  # images per task of a worker
 DIGITS = "%.9g"  # which float32 comes back from as it was
 FEATURES_FILE = "features.csv"
@@ -156,28 +157,53 @@ def measure(
 
     Args:
         file: of the image.
-        mask: file of its true mask, where there is one.
-        source: truth, otsu, auto, or the segmenter's name whose mask is `given`.
-        given: bool (H, W), of a segmenter.
+        mask: as all that follows but for `families`: of `read_lesion`.
+        source: whose mask.
+        given: mask of a segmenter.
         families: of features.
-        steps: of `cleaning.STEPS`, done first; what `frame` cuts away is not measured.
-        mm_per_px: the size of a px of the image, where it is known.
+        steps: of cleaning.
+        mm_per_px: the size of a px.
 
     Raises:
         BadImage: image or mask cannot be used, or a step of cleaning failed.
     """
     original = read_image(file)
+    lesion, source = read_lesion(original, mask, source, given, steps, mm_per_px)
+    measured = image_features(lesion, families)
+    masks = EMPTY if measured[MASK_EMPTY] else source
+    return {"width": original.width, "height": original.height, "masks": masks, "error": "", **measured}
+
+
+def read_lesion(
+    original: Image.Image,
+    mask: Path | None,
+    source: str,
+    given: Mask | None = None,
+    steps: Sequence[str] = (),
+    mm_per_px: float | None = None,
+) -> tuple[Lesion, str]:
+    """Return the lesion of an image at the working size, and whose mask it is.
+
+    Args:
+        original: RGB.
+        mask: file of its true mask, where there is one.
+        source: truth, otsu, auto, or the segmenter's name whose mask is `given`.
+        given: bool (H, W), of a segmenter.
+        steps: of `cleaning.STEPS`, done first; what `frame` cuts away is not measured.
+        mm_per_px: the size of a px of the image, where it is known.
+
+    Raises:
+        BadImage: the mask cannot be used, or a step of cleaning failed.
+    """
     picture, shown = clean_picture(original, steps)
     if given is None and source.startswith(RUN):
         raise BadImage("cannot be cleaned as the segmenter's images were, so it has no mask")
     if given is None:
-        lesion, source = find_mask(original, picture, shown, mask, source)
+        found, source = find_mask(original, picture, shown, mask, source)
     else:
         left, top, right, bottom = shown
-        lesion = given[top:bottom, left:right]
-    measured = image_features(bring_to_working_size(picture, lesion, mm_per_px), families)
-    masks = EMPTY if measured[MASK_EMPTY] else source
-    return {"width": original.width, "height": original.height, "masks": masks, "error": "", **measured}
+        found = given[top:bottom, left:right]
+    return bring_to_working_size(picture, found, mm_per_px), source
 
 
 def _measure_chunk(

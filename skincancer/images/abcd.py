@@ -2,7 +2,8 @@
 
 Stolz W. et al., ABCD rule of dermatoscopy, Eur J Dermatol 4:521-527 (1994); Nachbar F. et al., J Am Acad Dermatol 30:551-559
 (1994). Its letters are judged by a physician's eye; every function says how it computes what the eye would judge. Colours are in
-`skincancer.images.colours`. Every function takes a mask that is not empty; what it cannot measure is NaN.
+`skincancer.images.colours`, differential structures in `skincancer.images.structures`. Every function takes a mask that is not empty;
+what it cannot measure is NaN.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy import ndimage
 from skimage.measure import perimeter_crofton
 
 from skincancer.images.colours import colour_features
+from skincancer.images.structures import structure_features
 
 Mask = npt.NDArray[np.bool_]
 Lab = npt.NDArray[np.float64]
@@ -186,10 +188,10 @@ def abcd_features(mask: Mask, lab: Lab, scale: float = 1.0, mm_per_px: float | N
 
     A: of each principal axis the asymmetry of shape and of (smoothed) colour; the score counts the axes about which either exceeds
     its threshold. B: compactness, fractal dimension, mean abruptness, and the abrupt segments: of those that can be seen, scaled to
-    eight. C: `colours.colour_features`. D of the clinical rule is the diameter. D of the dermoscopic rule, differential structures
-    (network, dots, globules, branched streaks, structureless areas), is left out: each needs a detector of its own, which without
-    annotated structures could not be checked, so the score is `abcd_tds_without_d`, from 0.5 to 6.4, and the rule's cut-offs
-    do not apply to it.
+    eight. C: `colours.colour_features`. D of the clinical rule is the diameter, D of the dermoscopic rule
+    `structures.structure_features`, an estimate that could not be checked against annotated structures. So there are two scores:
+    `abcd_tds`, 1 to 8.9, for which the rule's cut-offs were made, though for a physician's D; and `abcd_tds_without_d`, 0.5 to 6.4, for
+    which there are none.
 
     Args:
         mask: bool (H, W), not empty.
@@ -210,7 +212,8 @@ def abcd_features(mask: Mask, lab: Lab, scale: float = 1.0, mm_per_px: float | N
     seen = segments[np.isfinite(segments)]
     abrupt = SEGMENTS * float((seen >= ABRUPT).mean()) if len(seen) else math.nan
     diameter = largest_diameter(mask)
-    colours = colour_features(mask, lab)
+    colours, structures = colour_features(mask, lab), structure_features(mask, lab)
+    count, present = colours["abcd_colour_count"], structures["abcd_structure_count"]
     return found | {
         "abcd_asymmetry_score": score,
         "abcd_border_compactness": compactness(mask),
@@ -218,8 +221,10 @@ def abcd_features(mask: Mask, lab: Lab, scale: float = 1.0, mm_per_px: float | N
         "abcd_border_abruptness": float(seen.mean()) if len(seen) else math.nan,
         "abcd_border_abrupt_segments": abrupt,
         **colours,
+        **structures,
         "abcd_diameter_px": diameter / scale,
         "abcd_diameter_mm": math.nan if mm_per_px is None else diameter / scale * mm_per_px,
         "abcd_diameter_share_of_image": diameter / max(mask.shape),
-        "abcd_tds_without_d": total_dermoscopy_score(score, abrupt, colours["abcd_colour_count"]),
+        "abcd_tds": total_dermoscopy_score(score, abrupt, count, present),
+        "abcd_tds_without_d": total_dermoscopy_score(score, abrupt, count),
     }

@@ -1,4 +1,4 @@
-"""Contact sheets, for eyes: what an augmentation or cleaning does to real images, and where crops were cut."""
+"""Contact sheets, for eyes: what an augmentation or cleaning does to real images, where crops were cut, and what structures were found."""
 
 from __future__ import annotations
 
@@ -10,16 +10,27 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from skincancer.images.abcd import abcd_features
 from skincancer.images.augment import Augment
 from skincancer.images.cleaning import Box, clean_stages
+from skincancer.images.features import Lesion
 from skincancer.images.policies import AugmentConfig, describe
+from skincancer.images.structures import find_structures
 
 _CELL = 1.7  # inches, the height of one image
 _TITLE_LENGTH = 22
+STRUCTURE_COLOURS = {
+    "network": "blue",
+    "structureless": "lime",
+    "dots": "red",
+    "globules": "yellow",
+    "streaks": "magenta",
+}
 
 
 def augment_sheet(
@@ -189,6 +200,58 @@ def clean_sheet(
                 )
             if row == 0:
                 axes.set_title(heading, fontsize=9, parse_math=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def structure_sheet(lesions: Sequence[Lesion], path: Path, titles: Sequence[str]) -> Path:
+    """Draw each lesion with its mask's outline beside the differential structures that were found in it.
+
+    Args:
+        lesions: N lesions whose masks are not empty.
+        path: the PNG to write; its folder is made.
+        titles: N row titles.
+
+    Returns:
+        `path`.
+    """
+    aspect = max(lesion.image.shape[1] / lesion.image.shape[0] for lesion in lesions)
+    rows, side = len(lesions), 2 * _CELL
+    figure = Figure(figsize=(2.1 + 2 * side * aspect, rows * side + 0.5), dpi=110)
+    FigureCanvasAgg(figure)
+    width, height = figure.get_size_inches()
+    grid = figure.add_gridspec(
+        rows, 2, left=2 / width, right=1 - 0.05 / width, top=1 - 0.45 / height, bottom=0.01, wspace=0.03, hspace=0.03
+    )
+    for row, (lesion, title) in enumerate(zip(lesions, titles, strict=True)):
+        found, measured = find_structures(lesion.mask, lesion.lab), abcd_features(lesion.mask, lesion.lab)
+        whole, marked = (figure.add_subplot(grid[row, column]) for column in (0, 1))
+        image = lesion.image.copy()
+        for area, colour in ((found.structureless, "structureless"), (found.network, "network")):
+            image[area] = (0.55 * image[area] + 0.45 * np.array(to_rgb(STRUCTURE_COLOURS[colour])) * 255).astype(
+                np.uint8
+            )
+        whole.imshow(lesion.image)
+        if not lesion.mask.all():
+            whole.contour(lesion.mask, levels=[0.5], colors="#00e5ff", linewidths=1.0)
+        marked.imshow(image)
+        spots = {"dots": (found.dots, 3), "globules": (found.globules, 6)}
+        for name, (points, size) in spots.items():
+            marked.plot(
+                points[:, 1], points[:, 0], "o", markersize=size, fillstyle="none", color=STRUCTURE_COLOURS[name]
+            )
+        for streak in found.streaks:
+            marked.plot(streak[:, 1], streak[:, 0], "s", markersize=1, color=STRUCTURE_COLOURS["streaks"])
+        for axes in (whole, marked):
+            axes.set(xticks=[], yticks=[])
+        told = f"TDS {measured['abcd_tds']:.2f}, D {measured['abcd_structure_count']:.0f}"
+        label = f"{_shorten(title)}\n{told}"
+        whole.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+        if row == 0:
+            whole.set_title("lesion", fontsize=9)
+            names = [f"{name} {colour}" for name, colour in STRUCTURE_COLOURS.items()]
+            marked.set_title(f"{', '.join(names[:2])}\n{', '.join(names[2:])}", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
