@@ -231,10 +231,6 @@ def _check_classical(experiment: Experiment) -> None:
             "data.crop is True; hand-made features are measured in masks of whole images. Leave it out, or use "
             f"--model.classical.features [{DEEP}]."
         )
-    if model.classifier == "knn" and data.balance == "class_weights":
-        raise ConfigError(
-            "data.balance is 'class_weights'; neighbours have no weights. Use undersample or oversample with knn."
-        )
     if experiment.training.monitor == "val/loss":
         raise ConfigError(
             f"training.monitor is 'val/loss'; {model.classifier} is fitted without a loss. Give val/<metric>."

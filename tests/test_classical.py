@@ -8,17 +8,22 @@ import pandas as pd
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from skops.io import dump
 
 from skincancer.config import resolve
 from skincancer.errors import ConfigError, DataError, WeightsError
+from skincancer.models import classical
 from skincancer.models.classical import (
     CLASSIFIERS,
+    CalibratedMachines,
     NamedClusters,
+    VotingNeighbours,
     fit_pipeline,
     lesion_folds,
     load_pipeline,
@@ -83,8 +88,8 @@ def test_deep_features_keep_the_scale_of_their_backbone():
         for kind, options in {"deep": deep, "hand-made": OPTIONS}.items()
     }
     plain = KNeighborsClassifier(5).fit(features, label).predict_proba(others)
-    assert np.array_equal(said["deep"], plain)
-    assert not np.array_equal(said["hand-made"], plain)
+    assert said["deep"] == pytest.approx((5 * plain + 1 / 3) / 6)
+    assert said["hand-made"] != pytest.approx((5 * plain + 1 / 3) / 6)
 
 
 def test_random_forest_is_scikit_learns():
@@ -102,9 +107,8 @@ def test_balance_acts_on_what_is_learned(classifier):
     others, _, _ = made(n=240, seed=1, strength=0.2)
     said = {}
     for balance in ("none", "class_weights", "oversample", "undersample"):
-        if (classifier, balance) != ("knn", "class_weights"):
-            pipeline = fit_pipeline(classifier, OPTIONS, DataConfig(balance=balance), features, label, groups, 0)
-            said[balance] = pipeline.predict_proba(others)[:, 2].mean()
+        pipeline = fit_pipeline(classifier, OPTIONS, DataConfig(balance=balance), features, label, groups, 0)
+        said[balance] = pipeline.predict_proba(others)[:, 2].mean()
     plain = said.pop("none")
     assert min(said.values()) > 1.2 * plain, "the rarest class is thought of more often"
 
@@ -125,6 +129,56 @@ def test_clusters_are_named_by_their_majority():
     # a weight counts as so many images
     weighted = NamedClusters(2, seed=0).fit(points, np.array([1, 1, 0, 0, 0]), np.array([1.0, 1, 3, 1, 1]))
     assert list(weighted.predict(points)) == [0, 0, 0, 0, 0]
+
+
+def test_votes_of_neighbours_are_weighed():
+    points = np.array([[0.0], [0.1], [0.2], [5.0]])
+    voting = VotingNeighbours(3).fit(points, np.array([0, 0, 1, 1]), np.array([1.0, 1, 4, 9]))
+    assert voting.predict_proba(np.array([[0.0]]))[0] == pytest.approx([2.5 / 7, 4.5 / 7])
+    assert list(voting.predict(np.array([[0.0]]))) == [1]
+    assert list(VotingNeighbours(3).fit(points, np.array([0, 0, 1, 1])).predict(np.array([[0.0]]))) == [0]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_probabilities_of_the_svm_are_a_regression_of_what_its_machines_say_of_unseen_lesions(classes):
+    features, label, groups = made(n=240, strength=0.3)
+    features, label = features[["a", "b"]].to_numpy(), np.minimum(label, classes - 1)
+    others = made(n=240, seed=1, strength=0.3)[0][["a", "b"]].to_numpy()
+    weights = np.where(label == 0, 1.0, 2.0)
+    folds = lesion_folds(label, groups, seed=0)
+    ours = CalibratedMachines(C=2.0, gamma=0.5, folds=folds).fit(features, label, weights)
+    positive = range(classes) if classes > 2 else [1]
+    unseen, told = np.zeros((240, len(positive))), np.zeros((240, len(positive)))
+    for column, number in enumerate(positive):
+        machine = SVC(C=2.0, gamma=0.5)
+        for learn, rest in folds:
+            machine.fit(features[learn], label[learn] == number, weights[learn])
+            unseen[rest, column] = machine.decision_function(features[rest])
+        told[:, column] = machine.fit(features, label == number, weights).decision_function(others)
+    regression = LogisticRegression(max_iter=10_000).fit(unseen, label, weights)
+    assert ours.predict_proba(others) == pytest.approx(regression.predict_proba(told))
+    assert np.array_equal(ours.predict(others), regression.predict(told))
+
+
+@pytest.mark.parametrize("balance", ["none", "class_weights", "oversample", "undersample"])
+def test_the_svm_is_calibrated_on_lesions_that_it_has_not_seen_whatever_is_drawn(balance, monkeypatch):
+    features, label, groups = made()
+    seen = []
+
+    class Spy(CalibratedMachines):
+        def fit(self, X, y, sample_weight=None):
+            seen.append((self.folds, X, y))
+            return super().fit(X, y, sample_weight)
+
+    monkeypatch.setattr(classical, "CalibratedMachines", Spy)
+    numbered = features.assign(c=np.arange(len(features)) // 2.0, d=0.0)  # c says which lesion it is
+    fit_pipeline("svm", OPTIONS, DataConfig(balance=balance), numbered, label, groups, 0)
+    [(folds, drawn, y)] = seen
+    lesion = drawn[:, 2]
+    assert len(folds) == 5
+    assert sorted(np.concatenate([rest for _, rest in folds])) == list(range(len(y)))
+    for learn, rest in folds:
+        assert not set(lesion[learn]) & set(lesion[rest])
 
 
 def test_no_lesion_is_on_two_sides_of_the_calibration():
@@ -200,7 +254,6 @@ def test_file_that_is_no_skops_file_is_told(tmp_path):
         ("svm_features", {"model.classical.features": []}, "each once; or deep alone"),
         ("svm_deep", {"data.masks": "otsu"}, "data.masks is 'otsu'; it is for data.crop true"),
         ("svm_deep", {"model.freeze": "all"}, "model.freeze is 'all'; it is for networks"),
-        ("knn_features", {"data.balance": "class_weights"}, "neighbours have no weights"),
         ("resnet50", {"model.classical.C": 2.0}, "model.classical.C is 2.0; it is for model.classifier svm"),
         ("resnet50", {"model.classical.features": ["abcd"]}, "it is for the classifiers svm, knn, kmeans, random_forest"),
         ("unet_resnet34", {"model.classifier": "svm"}, "is for task classification"),

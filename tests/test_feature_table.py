@@ -169,7 +169,7 @@ def test_masks_of_a_segmenter(few, monkeypatch):
     monkeypatch.setattr(features, "find_segmenter", lambda config, uri: (Segmenter(), split))
     table = opened(few, "run:somewhere").table.set_index("image_id")
     assert list(table["masks"]) == ["run:0123"] * 5 + [""]
-    assert table.loc["i0", "abcd_diameter_share_of_image"] == pytest.approx(np.hypot(127, 191) / 256, abs=0.01)
+    assert table.loc["i0", "abcd_diameter_by_longer_side"] == pytest.approx(np.hypot(127, 191) / 256, abs=0.01)
     assert boxes.RUN == "run:"
 
 

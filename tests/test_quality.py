@@ -124,6 +124,23 @@ def test_strange_images_are_measured_too(image):
     assert all(np.isfinite(value) for value in measure(image).values())
 
 
+def test_a_small_image_is_not_called_blurred_for_its_size(skin):
+    small = skin.resize((128, 128), Image.Resampling.LANCZOS)
+    assert "blurred" not in flags(measured(small), default_rules())
+    assert "blurred" in flags(measured(small.filter(ImageFilter.GaussianBlur(4))), default_rules())
+
+
+def test_the_edge_of_a_black_field_is_not_what_is_sharp(skin):
+    vague = skin.filter(ImageFilter.GaussianBlur(5))
+    field = Image.new("L", skin.size)
+    ImageDraw.Draw(field).ellipse((4, 4, 251, 251), fill=255)
+    framed = Image.composite(vague, Image.new("RGB", skin.size), field)
+    assert measured(framed)["quality_border"] > 0.1
+    assert measured(framed)["quality_sharpness"] == pytest.approx(measured(vague)["quality_sharpness"], abs=1)
+    assert "blurred" in flags(measured(framed), default_rules())
+    assert measured(Image.new("RGB", (64, 64)))["quality_sharpness"] == 0
+
+
 def test_rules_and_thresholds_come_from_the_config():
     values = dict.fromkeys(COLUMNS, 0.5) | {"quality_sharpness": 50.0}
     assert flags(values, {"blurred": 60}) == {"blurred": "blurred (sharpness 50, below 60)"}

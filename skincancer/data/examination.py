@@ -29,7 +29,7 @@ from skincancer.images.quality import COLUMNS as QUALITY_COLUMNS
 from skincancer.images.quality import measure
 from skincancer.images.quality_rules import flags
 
-FORMAT = 3  # raised whenever other facts are kept, or found in another way
+FORMAT = 4  # raised whenever other facts are kept, or found in another way
 SIDE = 96  # of the small grey copies, px
 CHUNK = 32  # images per task of a worker
 FRAME = 0.06  # share of a side whose outermost pixels tell the colour around a lesion

@@ -27,19 +27,27 @@ Frame = npt.NDArray[np.bool_]  # (H, W): the black border
 
 
 def measure(image: Pixels) -> dict[str, float]:
-    """Measure an RGB image uint8 (H, W, 3); return every column of `COLUMNS`."""
+    """Measure an RGB image uint8 (H, W, 3); return every column of `COLUMNS`.
+
+    What is smaller than `SIDE` is enlarged for all but the sharpness: that would call blurred what only has few pixels, for which there
+    is the resolution. Sharpness of so small images is still not to be compared with that of larger ones.
+    """
     scale = SIDE / max(image.shape[:2])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     sides = [max(1, round(side * scale)) for side in image.shape[1::-1]]
     small = np.asarray(cv2.resize(np.ascontiguousarray(image), sides, interpolation=method), dtype=np.uint8)
     frame = border(small)
     values = {column: function(small, frame) for column, function in _MEASURES.items()}
+    if scale > 1:
+        values["quality_sharpness"] = sharpness(image, border(image))
     return {"quality_resolution": float(min(image.shape[:2])), **values}
 
 
 def sharpness(image: Pixels, frame: Frame) -> float:
-    """Return the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000), of grey values 0–255."""
-    return float(cv2.Laplacian(_grey(image), cv2.CV_32F).var())
+    """Return the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000), of grey values 0–255; without a black border and its edge."""
+    edges = cv2.Laplacian(_grey(image), cv2.CV_32F)
+    inside = ~cv2.dilate(frame.view(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    return float(edges[inside].var()) if inside.any() else 0.0
 
 
 def exposure(image: Pixels, frame: Frame) -> float:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.calibration import CalibratedClassifierCV
+from joblib import Parallel, delayed
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.cluster import KMeans
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -29,6 +30,8 @@ from skincancer.errors import ConfigError, DataError, WeightsError
 from skincancer.schema import DEEP, ClassicalConfig, DataConfig
 
 Labels = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
+Folds = list[tuple[Labels, Labels]]
 
 FOLDS = 5  # of the calibration, where every class has as many lesions
 LEAF = 3  # images at least in a leaf of the forest: probabilities of single images would be 0 or 1
@@ -36,11 +39,91 @@ STARTS = 10  # of k-means
 # all that a file may hold beside what skops itself takes for harmless (scikit-learn's public estimators, arrays, primitives)
 TRUSTED = (
     "numpy.dtype",
-    "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._SigmoidCalibration",
     "sklearn.tree._tree.Tree",
+    "skincancer.models.classical.CalibratedMachines",
     "skincancer.models.classical.NamedClusters",
+    "skincancer.models.classical.VotingNeighbours",
 )
+
+
+class CalibratedMachines(ClassifierMixin, BaseEstimator):
+    """A support vector machine (RBF kernel) for each class against all others, and probabilities from what they all say.
+
+    A multinomial logistic regression turns the decision values into probabilities; of two classes there is one machine, and that is
+    Platt's sigmoid (1999). It learns from decision values on images that the machines which gave them had not seen.
+
+    Args:
+        C: of the machines.
+        gamma: of the machines.
+        seed: of the machines.
+        folds: of the calibration: rows to learn from and rows to decide on, which are every row once.
+    """
+
+    def __init__(self, C: float = 1.0, gamma: float | str = "scale", seed: int = 0, folds: Folds | None = None) -> None:
+        self.C, self.gamma, self.seed, self.folds = C, gamma, seed, folds
+
+    def fit(self, X: Any, y: Labels, sample_weight: Weights | None = None) -> CalibratedMachines:
+        """Fit the calibration, then the machines on all rows; weights count in both."""
+        self.classes_ = np.unique(y)
+        weights = np.ones(len(y)) if sample_weight is None else sample_weight
+        assert self.folds is not None, "fitted once"
+        decided = np.zeros((len(y), len(self._positive)))
+        for learn, rest in self.folds:
+            decided[rest] = self._decide(self._machines(X[learn], y[learn], weights[learn]), X[rest])
+        self.calibration_ = LogisticRegression(max_iter=10_000).fit(decided, y, weights)
+        self.machines_ = self._machines(X, y, weights)
+        return self
+
+    @property
+    def _positive(self) -> Labels:
+        return self.classes_ if len(self.classes_) > 2 else self.classes_[1:]
+
+    def _machines(self, X: Any, y: Labels, weights: Weights) -> list[SVC]:
+        machine = SVC(C=self.C, gamma=self.gamma, cache_size=500, random_state=self.seed)
+        fits = (delayed(clone(machine).fit)(X, y == number, weights) for number in self._positive)
+        return list(Parallel(n_jobs=-1, prefer="threads")(fits))  # libsvm works outside Python's lock
+
+    @staticmethod
+    def _decide(machines: list[SVC], X: Any) -> Weights:
+        return np.stack([machine.decision_function(X) for machine in machines], axis=1)
+
+    def predict_proba(self, X: Any) -> Weights:
+        """Return the probabilities of the classes, (N, C)."""
+        return np.asarray(self.calibration_.predict_proba(self._decide(self.machines_, X)))
+
+    def predict(self, X: Any) -> Labels:
+        """Return the most probable class of each row, (N,)."""
+        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+
+
+class VotingNeighbours(ClassifierMixin, BaseEstimator):
+    """The nearest training images vote, each by its weight; scikit-learn's have no weights.
+
+    Probabilities are the shares of the votes, with one vote more, split evenly: no class is impossible.
+
+    Args:
+        neighbours: how many vote.
+    """
+
+    def __init__(self, neighbours: int = 15) -> None:
+        self.neighbours = neighbours
+
+    def fit(self, X: Any, y: Labels, sample_weight: Weights | None = None) -> VotingNeighbours:
+        """Keep the images, and what each one's vote weighs."""
+        self.classes_, number = np.unique(y, return_inverse=True)
+        weights = np.ones(len(y)) if sample_weight is None else sample_weight
+        self.votes_ = np.eye(len(self.classes_))[number] * weights[:, None]
+        self.nearest_ = NearestNeighbors(n_neighbors=self.neighbours, algorithm="brute").fit(X)
+        return self
+
+    def predict_proba(self, X: Any) -> Weights:
+        """Return the shares of the votes, (N, C)."""
+        votes = self.votes_[self.nearest_.kneighbors(X, return_distance=False)].sum(axis=1) + 1 / len(self.classes_)
+        return np.asarray(votes / votes.sum(axis=1, keepdims=True))
+
+    def predict(self, X: Any) -> Labels:
+        """Return what each row's neighbours vote for, (N,)."""
+        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
 
 class NamedClusters(ClassifierMixin, BaseEstimator):
@@ -57,7 +140,7 @@ class NamedClusters(ClassifierMixin, BaseEstimator):
     def __init__(self, clusters: int = 8, seed: int = 0) -> None:
         self.clusters, self.seed = clusters, seed
 
-    def fit(self, X: Any, y: Labels, sample_weight: npt.NDArray[np.float64] | None = None) -> NamedClusters:
+    def fit(self, X: Any, y: Labels, sample_weight: Weights | None = None) -> NamedClusters:
         """Find clusters and count their classes; weights count in both."""
         self.classes_, number = np.unique(y, return_inverse=True)
         with threadpool_limits(1, user_api="openmp"):  # sums of several threads are of no fixed order
@@ -69,7 +152,7 @@ class NamedClusters(ClassifierMixin, BaseEstimator):
         self.probability_ = (counts + 1 / len(self.classes_)) / (counts.sum(axis=1, keepdims=True) + 1)
         return self
 
-    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
+    def predict_proba(self, X: Any) -> Weights:
         """Return the shares of the classes in each row's cluster, (N, C)."""
         return np.asarray(self.probability_[self.kmeans_.predict(X)])
 
@@ -87,8 +170,7 @@ def fit_pipeline(
     Deep features are centred, and keep the scale that the backbone gives them.
 
     Balance acts as for networks, of whose epochs this is the first: images drawn by undersample or oversample, or weights. The
-    SVM's probabilities are Platt's (1999), a sigmoid a class on decision values of images that the machine which gave them had
-    not seen: five folds, whole lesions each, after which the machine itself learns from all.
+    folds that the SVM is calibrated on have whole lesions each.
 
     Args:
         classifier: svm, knn, kmeans or random_forest.
@@ -119,16 +201,15 @@ def fit_pipeline(
         ]
     )
     pipeline.fit(features.iloc[rows], chosen, **({} if weights is None else {"classifier__sample_weight": weights}))
-    if isinstance(estimator, CalibratedClassifierCV):
-        estimator.set_params(cv=None)  # the folds name training images, and nothing needs them any more
+    if isinstance(estimator, CalibratedMachines):
+        estimator.set_params(folds=None)  # they name training images, and nothing needs them any more
     if isinstance(estimator, RandomForestClassifier):
         estimator.set_params(n_jobs=1)  # several threads add probabilities in no fixed order
     return pipeline
 
 
 def _svm(options: ClassicalConfig, seed: int, label: Labels, groups: npt.NDArray[Any]) -> Any:
-    machine = SVC(C=options.C, gamma=options.gamma, cache_size=500, random_state=seed)
-    return CalibratedClassifierCV(machine, method="sigmoid", cv=lesion_folds(label, groups, seed), ensemble=False)
+    return CalibratedMachines(options.C, options.gamma, seed, lesion_folds(label, groups, seed))
 
 
 def _knn(options: ClassicalConfig, seed: int, label: Labels, groups: npt.NDArray[Any]) -> Any:
@@ -136,7 +217,7 @@ def _knn(options: ClassicalConfig, seed: int, label: Labels, groups: npt.NDArray
         raise ConfigError(
             f"model.classical.neighbours is {options.neighbours}, but there are {len(label)} training images to draw. Give fewer."
         )
-    return KNeighborsClassifier(options.neighbours, algorithm="brute")
+    return VotingNeighbours(options.neighbours)
 
 
 def _kmeans(options: ClassicalConfig, seed: int, label: Labels, groups: npt.NDArray[Any]) -> Any:
@@ -157,7 +238,7 @@ CLASSIFIERS: dict[str, Callable[[ClassicalConfig, int, Labels, npt.NDArray[Any]]
 }  # fmt: skip
 
 
-def lesion_folds(label: Labels, groups: npt.NDArray[Any], seed: int) -> list[tuple[Labels, Labels]]:
+def lesion_folds(label: Labels, groups: npt.NDArray[Any], seed: int) -> Folds:
     """Deal images to folds for the calibration, whole lesions each, every class in each fold's training images.
 
     Args:
