@@ -94,8 +94,9 @@ def compactness(mask: Mask) -> float:
 def fractal_dimension(mask: Mask) -> float:
     """Return the box-counting dimension of a mask's border: about 1 of a smooth line, more of a ragged one.
 
-    As it is estimated here smooth lines have 0.93 to 1.02. Boxes have sides from 2 px to a quarter of the lesion's extent; the counts are means over grids that begin at each quarter of a
-    box, as where a grid begins would weigh more than how ragged the border is. NaN of lesions of less than 16 px.
+    As it is estimated here smooth lines have 0.93 to 1.02. Boxes have sides from 2 px to a quarter of the lesion's extent; the counts are
+    means over grids that begin at each quarter of a box, as where a grid begins would weigh more than how ragged the border is. NaN of
+    lesions of less than 16 px.
     """
     border = np.argwhere(_border(mask))
     border -= border.min(axis=0)

@@ -32,8 +32,8 @@ def six_colours(mask: Mask, lab: Lab) -> dict[str, float]:
     """Return the share of the lesion that each of the six colours has: every pixel is of the one nearest to it in CIELAB.
 
     The colours are taken as the image has them: under a reddish light a common brown nevus, and its skin, are nearer to red than to
-    light brown (so `data.clean: [colour]` first, where lights differ). White counts only where it is lighter than the skin around (Stolz), the median of it; what is nearest to white and not lighter than
-    the skin is none of the six. Pink counts as red.
+    light brown (so `data.clean: [colour]` first, where lights differ). White counts only where it is lighter than the skin around
+    (Stolz), the median of it; what is nearest to white and not lighter than the skin is none of the six. Pink counts as red.
 
     Args:
         mask: bool (H, W).

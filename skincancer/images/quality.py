@@ -44,7 +44,7 @@ def measure(image: Pixels) -> dict[str, float]:
 
 
 def sharpness(image: Pixels, frame: Frame) -> float:
-    """Return the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000), of grey values 0–255; without a black border and its edge."""
+    """Return the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000), of grey values 0–255; not of a black border and its edge."""
     edges = cv2.Laplacian(_grey(image), cv2.CV_32F)
     inside = ~cv2.dilate(frame.view(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
     return float(edges[inside].var()) if inside.any() else 0.0
