@@ -27,6 +27,7 @@ CLASSES_FILE = "classes.json"
 CROPS_FILE = "crops.csv"
 MASKS_FILE = "masks.csv"  # whose masks hand-made features were measured in
 SPLIT_FILE = "split.csv"
+AUDIT_FILE = "audit.txt"  # the line of the verdict on the data, where there was one
 SEGMENTER_FILES = (*MODEL_FILES, SPLIT_FILE)  # all that crops of other data are cut by
 SEGMENTER = "segmenter"  # the folder of a run's copy of the segmenter behind its crops
 LOGGED_RUN = "run"  # the folder of a logged model that holds its run's files

@@ -210,6 +210,14 @@ def _run(command: Sequence[str]) -> int:
         raise
 
 
+def _said(shipped: Experiment) -> dict[str, Any]:
+    """Return what an experiment says, in dotted keys, as the params of its runs have it."""
+    said = config.flatten(shipped.to_dict()) | {"model.backbone": shipped.model.learner}
+    if shipped.model.is_hand_made:
+        del said["data.size"]  # features are measured at a size of their own
+    return said
+
+
 def _collect(
     client: MlflowClient,
     wanted: Sequence[Wanted],
@@ -237,7 +245,7 @@ def _collect(
         )
     if missing:
         warn(console, "missing runs", f"not there yet, and left out: {', '.join(missing)}. --run-missing trains them.")
-    shipped = {(cell.experiment.name, cell.split): config.flatten(cell.shipped.to_dict()) for cell in wanted}
+    shipped = {(cell.experiment.name, cell.split): _said(cell.shipped) for cell in wanted}
     total, done, cells = sum(map(len, places.values())), 0, []
     for (name, split), found in places.items():
         loaded = []

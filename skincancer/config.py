@@ -366,6 +366,10 @@ def resolve_content(
     if resolved.training.monitor == "auto":
         training = dataclasses.replace(resolved.training, monitor=MONITORS[resolved.task])
         resolved = dataclasses.replace(resolved, training=training)
+    if resolved.model.is_hand_made and "data.size" in flags:
+        notes.append(
+            f"data.size {resolved.data.size} is of pictures to look at: hand-made features have a size of their own"
+        )
     try:
         check_experiment(resolved, TYPES)
     except ConfigError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from skincancer.data.image_files import find_images
 from skincancer.errors import ConfigError, RunError
 from skincancer.files import check_folder
-from skincancer.terminal import make_console, progress_bars, run_verb, signals_as_interrupts
+from skincancer.terminal import make_console, progress_bars, run_verb, signals_as_interrupts, warn
 
 if TYPE_CHECKING:
     from skincancer.models.answering import Answerer
@@ -23,10 +23,15 @@ SHOWN = 20  # bad files that are named at the end; the table names all
 
 @dataclass
 class Predicted:
-    """What predict did: how many images it was given, how many of them could not be used, what was wrong with the first ones."""
+    """What predict did: how many images it was given, and how many of them could not be used, with what was wrong with the first ones.
+
+    `lost` counts answers on images in whose masks there is no lesion, and `measured` says that features were to be measured there.
+    """
 
     images: int = 0
     bad: int = 0
+    lost: int = 0
+    measured: bool = False
     errors: list[str] = field(default_factory=list)
 
 
@@ -43,7 +48,8 @@ def predict(
     """Write what a finished run says of image files: a row an image as they come, in the same memory for any number of images.
 
     `full` writes `predictions.csv`: image_id, file; of a classifier prediction, truth and correct (where folders are named after
-    classes), p_<class>…; of a segmenter width, height, lesion_share; error. A segmenter also writes `masks/<image id>_segmentation.png`,
+    classes), p_<class>…; of a segmenter width, height, lesion_share; of a run on crops or hand-made features masks (whose; empty where
+    they show no lesion); error. A segmenter also writes `masks/<image id>_segmentation.png`,
     0 and 255, of the image's own size as its EXIF orientation shows it, and `overlays/`. Of the run's own test images they are the
     masks and the probabilities that its metrics were taken from. `isic` writes what the challenges take: of a segmenter masks
     alone, of a classifier of their seven classes `predictions.csv` as ISIC 2018 Task 3 has it.
@@ -53,7 +59,7 @@ def predict(
         paths: images, folders or patterns: see `data.image_files.find_images`.
         out: folder.
         format: full or isic.
-        masks: of a run on crops: whose masks cut the images, otsu or run:RUN; None for the run's own way.
+        masks: of a run on crops or hand-made features: whose masks, otsu or run:RUN; None for the run's own way.
         uri: tracking store of the run.
         progress: called with (done, total).
 
@@ -78,10 +84,11 @@ def write_answers(
 ) -> Predicted:  # fmt: skip
     """Write answers on images, each an id and a file, into a folder that is there: see `predict`."""
     from skincancer.evaluation.answer_files import AnswerTable, write_mask
+    from skincancer.images.crops import EMPTY
     from skincancer.models.answering import Answer, closing_pool, in_order, room_for
 
-    model, said = answerer.model, Predicted()
-    table = AnswerTable(model, images, format)
+    model, said = answerer.model, Predicted(measured=answerer.measures)
+    table = AnswerTable(model, images, format, answerer.crop is not None or answerer.measures)
 
     def write(given: tuple[tuple[str, str], Answer]) -> tuple[tuple[str, str], Answer, float]:
         (image_id, file), answer = given
@@ -99,6 +106,7 @@ def write_answers(
             for image, answer, share in written:
                 rows.write(*image, answer, share)
                 said.images += 1
+                said.lost += answer.masks == EMPTY
                 if answer.error:
                     said.bad += 1
                     said.errors += [f"{image[1]} {answer.error}"] if said.bad <= SHOWN else []
@@ -124,7 +132,7 @@ def _verb(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--masks",
         metavar="otsu|run:RUN",
-        help="of a run on crops: whose masks cut the images (default: the run's own way)",
+        help="of a run on crops or hand-made features: whose masks cut the images, or are measured in (default: the run's own way)",
     )
     parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of the run")
     try:
@@ -144,6 +152,14 @@ def _verb(argv: Sequence[str]) -> None:
             progress=bars("predicting"),
         )  # fmt: skip
     console.print(f"{said.images - said.bad} images answered, in {given.out}", markup=False)
+    if said.lost:
+        made = (
+            "nothing could be measured in them, and the answer is that for an image like the median of the training images"
+            if said.measured
+            else "they were shown to the model whole"
+        )
+        where = "; column masks is empty there" if given.format == "full" else ""
+        warn(console, "no lesion found", f"in {said.lost} of the images the mask shows no lesion: {made}{where}.")
     if said.bad:
         table = "predictions.csv names all" if given.format == "full" else "--format full names all"
         more = f"\n  … and {said.bad - SHOWN} more; {table}" if said.bad > SHOWN else ""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from skincancer import config, launching, tracking, training
 from skincancer.addresses import shown
-from skincancer.artifacts import MASKS_FILE, SEGMENTER, SEGMENTER_FILES, fetch_run, model_files
+from skincancer.artifacts import AUDIT_FILE, MASKS_FILE, SEGMENTER, SEGMENTER_FILES, fetch_run, model_files
 from skincancer.classical_training import Inputs
 from skincancer.data.boxes import RUN, describe_crops, describe_masks
 from skincancer.data.catalog import malignant_classes
@@ -72,6 +73,11 @@ class FitRecorder:
         self.uri = ""
         self.inputs: Inputs | None = None  # of a classical classifier
 
+    @cached_property
+    def audited(self) -> str:
+        """The line of the last audit's verdict on the data; "" without one."""
+        return verdict_line(self.data.index, image_root(self.data.root), bool(self.experiment.data.groups))
+
     def announce(self) -> None:
         """Print what is about to be trained on what."""
         data, settings = self.data, self.experiment.data
@@ -97,18 +103,16 @@ class FitRecorder:
             self.console.print(
                 f"{settings.split}: of the lesions {split.test} % test, 10 % validate and {90 - split.test} % train; none is on two sides"
             )
-        if len(data.dropped):
-            reasons = data.dropped["reason"].str.slice(0, 120).value_counts()
-            told = "; ".join(f"{count} × {reason}" for reason, count in reasons.head(5).items())
-            self.console.print(Text(f"left out: {len(data.dropped)} images (dropped.csv): {told}"))
+        if data.left_out:
+            self.console.print(Text(f"left out: {data.left_out}"))
         if data.leaking_groups:
-            warn(
-                self.console, "leaking lesions",
-                f"{data.leaking_groups} lesions or patients ({data.leaking_images} images) stand on two sides of the publisher's parts; "
-                f"data.leaks is {settings.leaks}",
-            )  # fmt: skip
-        if line := verdict_line(data.index, image_root(data.root)):
-            self.console.print(Text(line))
+            told = f"{data.leaking_groups} lesions or patients ({data.leaking_images} images) stand on two sides of the publisher's parts; "
+            if settings.leaks == "allow":
+                warn(self.console, "leaking lesions", f"{told}data.leaks is allow")
+            else:
+                self.console.print(Text(f"{told}data.leaks {settings.leaks} has left them out of the earlier role"))
+        if self.audited:
+            self.console.print(Text(self.audited))
         if settings.crop:
             self.console.print(Text(f"images cropped to the lesion: {describe_crops(data.store.table, settings)}"))
         if data.segmenter_saw:
@@ -210,6 +214,8 @@ class FitRecorder:
         run.write_text("classes.json", classes_json(data.classes, malignant))
         run.write_text("split.csv", data.split_table.to_csv(index=False))
         run.write_text("dropped.csv", data.dropped.to_csv(index=False))
+        if self.audited:
+            run.write_text(AUDIT_FILE, f"{self.audited}\n")
         run.write_text(DIGESTS_FILE, digest_table(data.index, data.store.images).to_csv(index=False))
         with progress_bars(self.console) as bars:
             whole = open_whole(data.index, image_root(data.root), data.store, settings, bars)

@@ -10,6 +10,7 @@ from skincancer.classical_training import Inputs
 from skincancer.data.boxes import RUN
 from skincancer.data.prepared import ROLES, PreparedData
 from skincancer.images.cleaning import describe_clean
+from skincancer.images.features import WORKING_SIDE
 from skincancer.outcomes import Outcome
 from skincancer.schema import DEEP, Experiment
 
@@ -60,7 +61,7 @@ def _classical_params(e: Experiment, data: PreparedData, inputs: Inputs) -> dict
     whose = table.loc[table["error"] == "", "masks"].map(lambda name: str(name).split(":")[0])
     counts = {f"masks_{name}": int(count) for name, count in whose.value_counts().items()}
     saw = {"segmenter_saw_test_images": data.segmenter_saw} if e.data.masks.startswith(RUN) else {}
-    return {"features": "+".join(options.features), **own, "masks": e.data.masks, **counts, **saw}
+    return {"size": WORKING_SIDE, "features": "+".join(options.features), **own, "masks": e.data.masks, **counts, **saw}
 
 
 def _crop_params(e: Experiment, data: PreparedData) -> dict[str, Any]:

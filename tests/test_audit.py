@@ -1,6 +1,7 @@
 """`prepare --audit`: what is wrong with a data set is found, told, written, and obeyed by splits and fits."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -175,7 +176,7 @@ def test_a_fit_is_told_what_the_last_audit_found(written, dirty):
     assert "--data.groups" in line
     together = index.assign(role="train")
     assert "4 groups of copies, none across" in verdict_line(together, dirty)
-    assert verdict_line(together.iloc[1:], dirty) == ""  # other files: nobody has audited them
+    assert "the files have changed since the last audit" in verdict_line(together.iloc[1:], dirty)
 
 
 @pytest.mark.slow
@@ -186,6 +187,9 @@ def test_a_fit_obeys_the_groups_that_an_audit_wrote(written, dirty, store, capsy
     assert "4 groups of copies, none across train, val and test" in " ".join(capsys.readouterr().out.split())
     run = only_run()
     assert len(run.data.tags["groups_hash"]) == 64
+    folder = Path(connect(None).download_artifacts(run.info.run_id, ""))
+    assert "4 groups of copies, none across train, val and test" in (folder / "audit.txt").read_text()
+    assert "4 groups of copies, none across train, val and test" in (folder / "report.html").read_text()
     split = pd.read_csv(connect(None).download_artifacts(run.info.run_id, "split.csv")).set_index("image_id")
     for group, members in pd.read_csv(groups).groupby("group")["image_id"]:
         assert split["lesion_id"][members].nunique() == 1, group

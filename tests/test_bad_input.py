@@ -269,6 +269,8 @@ def test_broken_files_can_be_left_out_and_nobody_else_moves(ham: Path, cache: Pa
     broken = damage(ham)
     data = prepare_data(config)
     assert sorted(data.dropped["image_id"]) == sorted(broken)
+    assert data.left_out.startswith("3 images (dropped.csv): ")
+    assert str(ham) not in data.left_out, "files are named in dropped.csv"
     before, after = (prepared.index.set_index("image_id")["role"] for prepared in (whole, data))
     assert (after[list(broken)] == "").all()
     assert after.drop(list(broken)).equals(before.drop(list(broken)))

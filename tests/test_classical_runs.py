@@ -11,8 +11,9 @@ from conftest import all_runs, finished_run, only_run
 from PIL import Image
 
 from skincancer import evaluate, fit, sweep
+from skincancer import predict as predict_verb
 from skincancer.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT, fetch_run
-from skincancer.config import load_yaml
+from skincancer.config import load_yaml, resolve
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.features import measure
 from skincancer.data.index import load_index
@@ -46,8 +47,9 @@ def finished(session_cache, tiny_demo, tmp_path_factory):
 def test_run_keeps_the_contract(run, artifacts):
     assert run.info.status == "FINISHED"
     params, metrics = run.data.params, run.data.metrics
-    assert {key: params[key] for key in ("backbone", "features", "C", "gamma", "weights", "masks", "split", "balance")} == {
-        "backbone": "svm", "features": "abcd+lbp", "C": "1.0", "gamma": "scale", "weights": "none", "masks": "auto",
+    keys = ("size", "backbone", "features", "C", "gamma", "weights", "masks", "split", "balance")
+    assert {key: params[key] for key in keys} == {
+        "size": "256", "backbone": "svm", "features": "abcd+lbp", "C": "1.0", "gamma": "scale", "weights": "none", "masks": "auto",
         "split": "80:20", "balance": "class_weights",
     }  # fmt: skip
     assert int(params["masks_truth"]) == len(pd.read_csv(artifacts / "masks.csv"))
@@ -128,6 +130,21 @@ def test_predict_of_files_that_show_nothing(run, tmp_path):
     answers = list(load_answerer(run.info.run_id, masks="otsu").answers([black, bad]))
     assert answers[0].probability.sum() == pytest.approx(1), "no lesion: every feature is the training images' median"
     assert answers[1].error == "is not an image"
+    assert [answer.masks for answer in answers] == ["empty", ""]
+
+
+def test_predict_tells_of_images_in_which_nothing_could_be_measured(run, tiny_demo, tmp_path, capsys):
+    Image.new("RGB", (40, 30)).save(tmp_path / "black.png")
+    some = next(iter(sorted((tiny_demo / "images").iterdir())))
+    arguments = ["--run", run.info.run_id, "--masks", "otsu", "--out", str(tmp_path / "out")]
+    assert predict_verb.main([*arguments, str(tmp_path / "black.png"), str(some)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no lesion found" in printed
+    assert "in 1 of the images the mask shows no lesion: nothing could be measured in them" in printed
+    said = pd.read_csv(tmp_path / "out/predictions.csv", keep_default_na=False).set_index("image_id")
+    assert said["masks"].to_dict() == {"black": "empty", some.stem: "otsu"}
+    assert predict_verb.main([*arguments, str(some)]) == 0
+    assert "no lesion found" not in capsys.readouterr().out
 
 
 def test_evaluate_on_the_runs_own_test_part_gives_the_runs_own_metrics(run, artifacts, tiny_demo):
@@ -138,6 +155,22 @@ def test_evaluate_on_the_runs_own_test_part_gives_the_runs_own_metrics(run, arti
         assert found.metrics[f"test/{name}"] == pytest.approx(run.data.metrics[f"test/{name}"], abs=1e-9)
     assert found.params["backbone"] == "svm"
     assert found.params["masks"] == "truth", "those of the run's own images"
+
+
+def test_evaluate_says_whose_masks_were_measured_in(run, tiny_demo, capsys):
+    for masks, differs in (("truth", False), ("otsu", True)):
+        flags = {"data.root": str(tiny_demo), "data.masks": masks}
+        evaluate.evaluate([run.info.run_id], flags, part="test")
+        printed = " ".join(capsys.readouterr().out.split())
+        assert f"measured in: {len(list((tiny_demo / 'images').iterdir()))} by" in printed
+        told = "the run learned from features measured in masks of truth, and here they are of otsu" in printed
+        assert told is differs
+
+
+def test_size_of_stored_pictures_is_told_not_to_be_that_of_features():
+    _, notes = resolve("svm_features", {"data.size": 96})
+    assert any("hand-made features have a size of their own" in note for note in notes)
+    assert not any("size of their own" in note for note in resolve("svm_deep", {"data.size": 96})[1])
 
 
 def test_run_is_compared_without_epochs(run):
@@ -222,7 +255,7 @@ def test_deep_features_come_with_their_backbone(tiny_demo, store, monkeypatch):
     assert fit.main([*again, "--seed=5"]) == 0, "other weights have features of their own"
     first, _, other = sorted(all_runs(), key=lambda one: one.info.start_time)
     assert first.info.run_id == run.info.run_id
-    assert other.data.metrics["best/balanced_accuracy"] != run.data.metrics["best/balanced_accuracy"]
+    assert other.data.metrics["test/auroc_macro"] != run.data.metrics["test/auroc_macro"]
     assert "masks" not in run.data.params
     folder = Path(connect(None).download_artifacts(run.info.run_id, ""))
     # the weights were drawn at random, so none but those that the run kept give the same answers

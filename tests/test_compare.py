@@ -521,6 +521,23 @@ def test_runs_that_are_not_what_their_experiment_says_are_told(store, capsys, tm
     assert list(table["remark"]) == ["ours: backbone resnet18 instead of densenet169", ""]
 
 
+def test_classical_runs_as_shipped_raise_no_alarm(store, capsys):
+    """Their backbone is the classifier, hand-made features have a size of their own, and one on a network's takes no masks."""
+    made = {
+        "svm_features": {"backbone": "svm", "size": 256, "masks": "auto"},
+        "svm_deep": {"backbone": "svm", "size": 64},
+        "knn_features": {"backbone": "svm", "size": 256, "masks": "auto"},
+    }
+    for number, (name, params) in enumerate(made.items()):
+        finished_fit(name, class_predictions(number, 60, 1.0), params=params)
+    compare.compare(compare.Request(tuple(made), metrics=("accuracy",)))
+    text = capsys.readouterr().out
+    assert "knn_features is not as its file says: backbone svm instead of knn" in text
+    assert "svm_features is not" not in text
+    assert "svm_deep is not" not in text
+    assert "masks of crops or features differs" not in text
+
+
 def test_a_place_that_is_a_file_is_told_before_any_run_is_looked_for(tmp_path, store, capsys):
     (tmp_path / "file").write_text("precious")
     assert compare.main(["--runs", "a", "b", f"--out={tmp_path / 'file'}"]) == 2

@@ -155,6 +155,18 @@ def test_rules_and_thresholds_come_from_the_config():
     [
         ({"data.quality": "drop_flagged", "data.quality_rules": {"blury": 3.0}}, "Did you mean 'blurred'?"),
         ({"data.quality": "drop_flagged", "data.quality_rules": {}}, "data.quality_rules is empty"),
+        (
+            {"data.quality": "drop_flagged", "data.quality_rules": {"blurred": float("nan")}},
+            "blurred is nan; quality_sharpness is a number from 0 on",
+        ),
+        (
+            {"data.quality": "drop_flagged", "data.quality_rules": {"border": 7.0}},
+            "border is 7.0; quality_border is a number from 0 to 1",
+        ),
+        (
+            {"data.quality": "drop_flagged", "data.quality_rules": {"cast": -5.0}},
+            "cast is -5.0; quality_cast is a number",
+        ),
         ({"data.quality_rules": {"blurred": 3.0}}, "it is for data.quality drop_flagged"),
         ({"data.quality": "drop"}, "keep"),
     ],
@@ -180,6 +192,8 @@ def test_flagged_images_are_left_out_and_nobody_else_moves(tmp_path):
     assert left.flagged == 2
     assert left.dropped["image_id"].tolist() == ["04", "05"]
     assert left.dropped["reason"].str.startswith("flagged: blurred (sharpness").all()
+    assert left.left_out == "2 images (dropped.csv): 2 × blurred", "whatever was measured of each"
+    assert kept.left_out == ""
     others = ~kept.index["image_id"].isin(["04", "05"])
     assert (left.index["role"] == kept.index["role"])[others].all()
     assert (left.index["role"][~others] == "").all()

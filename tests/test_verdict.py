@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from skincancer.data import verdict
 from skincancer.data.verdict import Verdict, keep_verdict, verdict_line
 
 KEY = "0" * 32
+ROOT = Path("somewhere")
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def told(tmp_path, monkeypatch):
     monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path))
     monkeypatch.setattr(verdict, "examination_key", lambda index, root: KEY)
     index = pd.DataFrame({"image_id": list("abcdef"), "role": ["train"] * 2 + ["test"] * 4})
-    return lambda: verdict_line(index, None)
+    return lambda merged=False: verdict_line(index, ROOT, merged)
 
 
 def test_one_line_of_everything_that_matters(told):
@@ -28,7 +30,7 @@ def test_one_line_of_everything_that_matters(told):
     keep_verdict(KEY, Verdict(
         day="2030-01-02", groups=[["a", "b"], ["a", "c"]], other="ham10000", lesions=[["d", "e"]], label_conflicts=1,
         copies_across_parts=3, lesions_across_parts=7, nuisance=(0.8921, 0.8791, 0.9031),
-    ))  # fmt: skip
+    ), ROOT)  # fmt: skip
     assert told() == (
         "audit of 2030-01-02: 2 groups of copies, 1 across train, val and test of this split; "
         "1 lesion by ham10000, none across train, val and test of this split: "
@@ -45,8 +47,8 @@ def test_a_verdict_of_earlier_days_is_read(told):
 
 
 def test_an_audit_of_the_files_alone_keeps_what_another_data_set_told(told):
-    keep_verdict(KEY, Verdict("2030-01-02", [], other="ham10000", lesions=[["b", "c"]], lesions_across_parts=1))
-    keep_verdict(KEY, Verdict("2030-01-03", [["d", "e"]], nuisance=(0.6, 0.5, 0.7)))
+    keep_verdict(KEY, Verdict("2030-01-02", [], other="ham10000", lesions=[["b", "c"]], lesions_across_parts=1), ROOT)
+    keep_verdict(KEY, Verdict("2030-01-03", [["d", "e"]], nuisance=(0.6, 0.5, 0.7)), ROOT)
     assert told() == (
         "audit of 2030-01-03: 1 group of copies, none across train, val and test of this split; "
         "1 lesion by ham10000, 1 across train, val and test of this split: "
@@ -54,7 +56,7 @@ def test_an_audit_of_the_files_alone_keeps_what_another_data_set_told(told):
         "1 lesion in several of the publisher's parts; "
         "file, size, frame and edge alone tell the classes with an AUROC of 0.600 (0.500 – 0.700)"
     )
-    keep_verdict(KEY, Verdict("2030-01-04", [], other="ph2"))
+    keep_verdict(KEY, Verdict("2030-01-04", [], other="ph2"), ROOT)
     assert told() == "audit of 2030-01-04: no image is a copy of another", "another data set's word takes its place"
 
 
@@ -69,7 +71,7 @@ def test_a_broken_verdict_stops_no_fit(told, content):
 
 
 def test_a_verdict_is_there_as_a_whole_or_not_at_all(told, monkeypatch):
-    keep_verdict(KEY, Verdict("2030-01-02", []))
+    keep_verdict(KEY, Verdict("2030-01-02", []), ROOT)
     before = told()
 
     def full(*_args):
@@ -77,9 +79,27 @@ def test_a_verdict_is_there_as_a_whole_or_not_at_all(told, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        keep_verdict(KEY, Verdict("2031-01-02", [["a", "b"]]))
+        keep_verdict(KEY, Verdict("2031-01-02", [["a", "b"]]), ROOT)
     assert told() == before
-    assert [path.name for path in verdict.verdict_file(KEY).parent.iterdir()] == [f"{KEY}.json"]
+    kept = [path for path in verdict.verdict_file(KEY).parent.iterdir() if path.suffix != ".last"]
+    assert kept == [verdict.verdict_file(KEY)]
+
+
+def test_changed_files_are_not_taken_for_audited_ones(told, monkeypatch):
+    keep_verdict(KEY, Verdict("2030-01-02", []), ROOT)
+    monkeypatch.setattr(verdict, "examination_key", lambda index, root: "1" * 32)
+    assert (
+        told() == "the files have changed since the last audit, which says nothing of them: run prepare --audit again"
+    )
+    assert verdict_line(pd.DataFrame({"image_id": [], "role": []}), Path("elsewhere")) == "", "never audited"
+
+
+def test_who_gives_groups_is_not_told_to_give_them(told):
+    keep_verdict(KEY, Verdict("2030-01-02", [["a", "c"]]), ROOT)
+    assert "keep them together with --data.groups FILE" in told()
+    line = told(merged=True)
+    assert "keep them together" not in line
+    assert "data.groups does not name them, or data.split official keeps to the publisher's parts" in line
 
 
 def test_an_audit_whose_verdict_cannot_be_kept_is_told_all_the_same(tmp_path, monkeypatch, capsys):

@@ -26,6 +26,7 @@ from skincancer.data.findings import (
     tell_lesions_by_other,
     tell_masks,
 )
+from skincancer.data.index import image_root
 from skincancer.data.lesions import Names, Shared, count_across, count_shared, group_rows, known_lesions, told_by, unite
 from skincancer.data.prepared import ProgressBar
 from skincancer.data.verdict import Verdict, keep_verdict
@@ -163,7 +164,7 @@ def _kept(found: Audit) -> Audit:
         nuisance=(one.auroc, one.low, one.high) if one else None,
     )
     try:
-        keep_verdict(found.own.facts.key, verdict)
+        keep_verdict(found.own.facts.key, verdict, image_root(found.own.root))
     except OSError as error:
         return replace(found, unkept=str(error))
     return found

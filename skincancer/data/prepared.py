@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ from skincancer.schema import DataConfig
 
 ROLES: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 SPLIT_COLUMNS = ("image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type")
+FLAGGED = "flagged: "
+SHOWN_REASONS = 8
 ProgressBar = Callable[[str], Progress]  # a title to a callback (done, total)
 
 
@@ -64,6 +68,21 @@ class PreparedData:
     def split_table(self) -> pd.DataFrame:
         """Return what runs keep of the index as split.csv: `SPLIT_COLUMNS`, and the quality where it is known."""
         return self.index[[name for name in (*SPLIT_COLUMNS, *QUALITY_COLUMNS, FLAGS) if name in self.index]]
+
+    @property
+    def left_out(self) -> str:
+        """Say how many images take no part and why, the commonest reasons first; "" where all do."""
+        if self.dropped.empty:
+            return ""
+        path = dict(zip(self.index["image_id"], self.index["image"], strict=True))
+        kinds = Counter[str]()
+        for image_id, reason in zip(self.dropped["image_id"], self.dropped["reason"], strict=True):
+            told = str(reason).replace(f"{image_root(self.root) / path[image_id]} ", "")
+            # what was measured differs from image to image: dropped.csv says it
+            kinds.update(re.sub(r" \([^()]*\)", "", told).split("; ") if told.startswith(FLAGGED) else [told[:120]])
+        shown = "; ".join(f"{count} × {kind.removeprefix(FLAGGED)}" for kind, count in kinds.most_common(SHOWN_REASONS))
+        more = f"; and {len(kinds) - SHOWN_REASONS} more reasons" if len(kinds) > SHOWN_REASONS else ""
+        return f"{len(self.dropped)} images (dropped.csv): {shown}{more}"
 
     def rows(self, role: str) -> pd.DataFrame:
         """Return the rows of one role."""
@@ -154,7 +173,7 @@ def prepare_data(
         if config.quality == "drop_flagged":
             poor = poor[~poor["image_id"].isin(dropped["image_id"])]
             flagged = len(poor)
-            poor = pd.DataFrame({"image_id": poor["image_id"], "reason": "flagged: " + poor["reason"]})
+            poor = pd.DataFrame({"image_id": poor["image_id"], "reason": FLAGGED + poor["reason"]})
             dropped = pd.concat([dropped, poor], ignore_index=True)
     index.loc[index["image_id"].isin(dropped["image_id"]), "role"] = ""
     if whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -45,12 +46,13 @@ def verdict_file(key: str) -> Path:
     return cache_folder() / "audits" / f"{key}.json"
 
 
-def keep_verdict(key: str, verdict: Verdict) -> None:
+def keep_verdict(key: str, verdict: Verdict, root: Path) -> None:
     """Keep what an audit found; one of these files alone leaves what an earlier one learned from another data set.
 
     Args:
         key: of the data set's files (`examination_key`): when they change, the verdict is of no use any more.
         verdict: on them.
+        root: what the paths in the index are relative to.
 
     Raises:
         OSError: the cache cannot be written; what was kept before is still there.
@@ -63,6 +65,7 @@ def keep_verdict(key: str, verdict: Verdict) -> None:
                 told = ("other", "lesions", "lesions_across_parts")
                 verdict = replace(verdict, **{name: getattr(before, name) for name in told})
     write_whole(path, json.dumps(asdict(verdict)))
+    write_whole(_last_file(root), key)
 
 
 def _read(path: Path) -> Verdict:
@@ -78,25 +81,38 @@ def _read(path: Path) -> Verdict:
     return Verdict(**{name: value for name, value in kept.items() if name in known})
 
 
-def verdict_line(index: pd.DataFrame, root: Path) -> str:
+def verdict_line(index: pd.DataFrame, root: Path, merged: bool = False) -> str:
     """Return one line about what the last audit of a data set found, and about copies that the split parts; "" without an audit.
 
     Args:
         index: image_id, image, mask, lesion_id and role of every image of the data set.
         root: what the paths in it are relative to.
+        merged: groups are given (`data.groups`).
     """
-    path = verdict_file(examination_key(index, root))
+    key = examination_key(index, root)
+    path = verdict_file(key)
     if not path.is_file():
-        return ""
+        audited = _last_file(root).is_file()
+        return (
+            "the files have changed since the last audit, which says nothing of them: run prepare --audit again"
+            if audited
+            else ""
+        )
     try:
         verdict = _read(path)
         role_of = dict(zip(index["image_id"], index["role"], strict=True))
-        return f"audit of {verdict.day}: {'; '.join(_told(verdict, role_of))}"
+        return f"audit of {verdict.day}: {'; '.join(_told(verdict, role_of, merged))}"
     except (OSError, ValueError, TypeError):
         return f"the verdict of the last audit cannot be read ({path}): run prepare --audit again"
 
 
-def _told(verdict: Verdict, role_of: Mapping[str, str]) -> list[str]:
+def _last_file(root: Path) -> Path:
+    """Return the file that says that there has been an audit of a folder, whatever its files are now."""
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]
+    return cache_folder() / "audits" / f"{digest}.last"
+
+
+def _told(verdict: Verdict, role_of: Mapping[str, str], merged: bool) -> list[str]:
     told, parted = [], 0
     for groups, what in ((verdict.groups, "group of copies"), (verdict.lesions, f"lesion by {verdict.other}")):
         if groups:
@@ -105,7 +121,9 @@ def _told(verdict: Verdict, role_of: Mapping[str, str]) -> list[str]:
             told.append(f"{_count(len(groups), what)}, {across or 'none'} across train, val and test of this split")
     if not verdict.groups:
         told.insert(0, "no image is a copy of another")
-    if parted:
+    if parted and merged:
+        told[-1] += ": data.groups does not name them, or data.split official keeps to the publisher's parts"
+    elif parted:
         told[-1] += ": keep them together with --data.groups FILE, which prepare --audit --write-groups FILE writes"
     if verdict.label_conflicts:
         told.append(f"{_count(verdict.label_conflicts, 'group of copies')} with several diagnoses")

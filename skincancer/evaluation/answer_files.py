@@ -30,12 +30,13 @@ class AnswerTable:
         model: the run's.
         images: id and file of each; the folder of a file may be named after its class.
         format: full, or isic: the table of ISIC 2018 Task 3; of a segmenter none.
+        masks: images are cut by masks, or measured in them: a column says by whose.
 
     Raises:
         ConfigError: isic, and the classes are others.
     """
 
-    def __init__(self, model: AnyModel, images: Sequence[tuple[str, str]], format: str) -> None:
+    def __init__(self, model: AnyModel, images: Sequence[tuple[str, str]], format: str, masks: bool = False) -> None:
         self.classes, self.isic, self.segments = model.classes, format == "isic", model.segments
         self._truths = {name.casefold(): name for name in self.classes}
         if self.isic:
@@ -51,7 +52,8 @@ class AnswerTable:
         told = bool(self.classes) and any(self._truth(file) for _, file in images)
         self.columns = [
             "image_id", "file", *(["prediction"] if self.classes else []), *(["truth", "correct"] if told else []),
-            *(f"p_{name}" for name in self.classes), *(["width", "height", "lesion_share"] if model.segments else []), "error",
+            *(f"p_{name}" for name in self.classes), *(["width", "height", "lesion_share"] if model.segments else []),
+            *(["masks"] if masks else []), "error",
         ]  # fmt: skip
 
     @contextlib.contextmanager
@@ -79,7 +81,7 @@ class AnswerTable:
                 shown = [f"{answer.probability[number]:#.9g}" for number in self._order]
                 self._writer.writerow({"image": image_id, **dict(zip(TASK3, shown, strict=True))})
             return
-        row: dict[str, str | int] = {"image_id": image_id, "file": file}
+        row: dict[str, str | int] = {"image_id": image_id, "file": file, "masks": answer.masks}
         if answer.error:
             row["error"] = f"{file} {answer.error}"
         elif self.segments:

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from skincancer import tracking
 from skincancer.addresses import shown
-from skincancer.data.boxes import RUN, describe_crops
+from skincancer.data.boxes import RUN, describe_crops, describe_masks
+from skincancer.data.features import FeatureTable
 from skincancer.data.seen import REASONS
 from skincancer.evaluation import calibration, figures
 from skincancer.evaluation.evaluation_report import write_evaluation_report
@@ -28,6 +29,7 @@ from skincancer.evaluation.predictions import predictions_table, read_prediction
 from skincancer.evaluation.report import REPORT_FILE
 from skincancer.evaluation.subgroups import write_subgroups
 from skincancer.images.cleaning import describe_clean
+from skincancer.images.crops import EMPTY
 from skincancer.inputs import log_dataset
 from skincancer.outcomes import OUTCOMES
 from skincancer.recording import classes_json, data_tags, intervals_table
@@ -108,14 +110,31 @@ class EvaluationRecorder:
         if self.experiment.data.crop:
             shown = describe_crops(data.store.table, dataclasses.replace(self.experiment.data, masks=self._masks()))
             self.console.print(Text(f"images cropped to the lesion: {shown}"))
-        if data.features and (empty := data.features.describe_empty(data.index["role"])):
-            warn(self.console, "empty masks", empty)
+        if data.features:
+            self._tell_features(data.features)
         if data.segmenter_saw:
             warn(
                 self.console, "the segmenter has seen these images",
                 f"{data.segmenter_saw} of them are of lesions that the segmenter behind their masks was trained or chosen on: these "
                 "are better than those of new images.",
             )  # fmt: skip
+
+    def _tell_features(self, features: FeatureTable) -> None:
+        """Say in whose masks the features were measured, loudly where the run has learned from other masks."""
+        settings = dataclasses.replace(self.experiment.data, masks=self._masks())
+        self.console.print(
+            Text(f"measured in: {describe_masks(features.table, settings, 'nothing could be measured')}")
+        )
+        here = set(features.table.loc[features.table["error"] == "", "masks"]) - {EMPTY}
+        learned = self.evaluation.runs[0].masks_by - {EMPTY}
+        if {name.startswith(RUN) or name for name in here} != {name.startswith(RUN) or name for name in learned}:
+            warn(
+                self.console, "measured in other masks",
+                f"the run learned from features measured in masks of {', '.join(sorted(learned))}, and here they are of "
+                f"{', '.join(sorted(here))}: part of any difference to its own test figures is that of the masks.",
+            )  # fmt: skip
+        if empty := features.describe_empty(self.data.index["role"]):
+            warn(self.console, "empty masks", empty)
 
     def _masks(self) -> str:
         """Return whose masks were taken: of a run's own copy of a segmenter, the name that the run knows it by."""

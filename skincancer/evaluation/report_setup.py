@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from skincancer import config
+from skincancer.artifacts import AUDIT_FILE
 from skincancer.checks import OF_CLASSIFIERS
 from skincancer.data.boxes import describe_crops
 from skincancer.data.catalog import Dataset
@@ -163,7 +164,9 @@ def _leaks(run: RunFiles) -> list[list[Cell]]:
         rows.append(["lesions found to be the same", f"merged by {Path(settings['groups']).name}"])
     if "segmenter_saw_test_images" in run.params:
         rows.append(["test images that the segmenter behind the crops knew", run.params["segmenter_saw_test_images"]])
-    rows.append(["look-alike images under other lesion ids", "not searched for by a fit"])
+    audit = run.folder / AUDIT_FILE
+    told = audit.read_text(encoding="utf-8").strip() if audit.is_file() else "no audit of these files (prepare --audit)"
+    rows.append(["copies under other lesion ids, by the last audit", told])
     return rows
 
 

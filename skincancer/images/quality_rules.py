@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,6 +42,21 @@ RULES: dict[str, Rule] = {
 }
 
 
+# the largest value of the columns that have one
+HIGHEST = dict.fromkeys(
+    (
+        "quality_exposure",
+        "quality_contrast",
+        "quality_saturation",
+        "quality_border",
+        "quality_hair",
+        "quality_ink",
+        "quality_ruler",
+    ),
+    1.0,
+)
+
+
 def default_rules() -> dict[str, float]:
     """Return each rule's name and threshold, as `data.quality_rules` holds them."""
     return {name: rule.threshold for name, rule in RULES.items()}
@@ -67,12 +83,19 @@ def check(rules: Mapping[str, float]) -> None:
     """Check `data.quality_rules`.
 
     Raises:
-        ConfigError: there is none, or one that is not known.
+        ConfigError: there is none, one that is not known, or a threshold that no image can be beyond.
     """
     if not rules:
         raise ConfigError(f"data.quality_rules is empty; name rules with their thresholds: {', '.join(RULES)}.")
-    for name in rules:
+    for name, threshold in rules.items():
         if name not in RULES:
             raise ConfigError(
                 f"data.quality_rules names {name!r}, which is no rule.{nearest(name, RULES)} The rules are {', '.join(RULES)}."
+            )
+        column = RULES[name].column
+        highest = HIGHEST.get(column, math.inf)
+        if not 0 <= threshold <= highest or math.isinf(threshold):
+            allowed = "a number from 0 on" if math.isinf(highest) else f"a number from 0 to {highest:g}"
+            raise ConfigError(
+                f"data.quality_rules: {name} is {threshold!r}; {column} is {allowed}. To leave a rule out, name the others alone."
             )

@@ -22,7 +22,7 @@ from skincancer.data.boxes import RUN, own_masks
 from skincancer.data.features import measure
 from skincancer.errors import ConfigError
 from skincancer.images.cleaning import Box, Mask
-from skincancer.images.crops import Crop, decode_crop, mask_extent
+from skincancer.images.crops import Crop, Cropped, decode_crop, mask_extent
 from skincancer.images.decode import BadImage, ImageFile, count_pixels, decode
 from skincancer.models.classical_trained import ClassicalModel
 from skincancer.models.trained import AnyModel, TrainedModel, load_model, load_segmenter
@@ -42,6 +42,7 @@ class Answer:
 
     `pixels` uint8 (S, S, 3), what the model sees, or `features` float32 (F,), hand-made ones that it takes instead; `width` and
     `height` of the original as its EXIF orientation shows it, px, and the `box` of it that `pixels` show;
+    `masks` says whose mask it was cut by or measured in (otsu, segmenter; empty where that shows no lesion), "" of whole images;
     `lesion` float32 (S, S), `logits` float32 (C,) and `probability` float64 (C,): see `trained.Answers`.
     """
 
@@ -52,6 +53,7 @@ class Answer:
     width: int = 0
     height: int = 0
     box: Box | None = None
+    masks: str = ""
     lesion: npt.NDArray[np.float32] | None = None
     logits: npt.NDArray[np.float32] | None = None
     probability: npt.NDArray[np.float64] | None = None
@@ -68,6 +70,11 @@ class Answerer:
 
     def __init__(self, model: AnyModel, crop: Crop | None = None, segmenter: TrainedModel | None = None) -> None:
         self.model, self.crop, self.segmenter = model, crop, segmenter
+
+    @property
+    def measures(self) -> bool:
+        """Whether the model takes hand-made features."""
+        return isinstance(self.model, ClassicalModel) and bool(self.model.families)
 
     def answers(self, files: Iterable[ImageFile]) -> Iterator[Answer]:
         """Yield an answer an image, in order; what cannot be read has an error."""
@@ -94,7 +101,7 @@ class Answerer:
             if self.crop is None:
                 return _read_whole(file, model)
             cut = decode_crop(file, None, model.size, model.resize, self.crop, steps=model.clean)
-            return Answer(file, "", cut.pixels, width=cut.width, height=cut.height, box=cut.box)
+            return _answer_cut(file, cut)
 
         return _told(file, count_pixels(file), read)
 
@@ -119,9 +126,17 @@ class Answerer:
                 return _measure(model, seen.file, RUN, mask)
             assert self.crop is not None
             cut = decode_crop(seen.file, None, model.size, model.resize, self.crop, mask_extent(mask), model.clean)
-            return Answer(seen.file, "", cut.pixels, width=cut.width, height=cut.height, box=cut.box)
+            return _answer_cut(seen.file, cut)
 
         return _told(seen.file, seen.width * seen.height, read)
+
+
+def _answer_cut(file: ImageFile, cut: Cropped) -> Answer:
+    return Answer(file, "", cut.pixels, width=cut.width, height=cut.height, box=cut.box, masks=_whose(cut.masks))
+
+
+def _whose(masks: str) -> str:
+    return SEGMENTER if masks.startswith(RUN) else masks
 
 
 def _read_whole(file: ImageFile, model: AnyModel) -> Answer:
@@ -187,7 +202,7 @@ def _measure(model: ClassicalModel, file: ImageFile, source: str, mask: Mask | N
     """Return the features of an image, which its answer is then taken from."""
     found = measure(file, None, source, mask, model.families, model.clean)
     features = np.array([found[name] for name in model.columns], dtype=np.float32)
-    return Answer(file, features=features, width=found["width"], height=found["height"])
+    return Answer(file, features=features, width=found["width"], height=found["height"], masks=_whose(found["masks"]))
 
 
 def in_order(
