@@ -109,6 +109,26 @@ def test_a_lesion_of_two_patients_is_a_finding_and_no_end(tmp_path):
     }  # fmt: skip
 
 
+def test_confounding_is_measured_over_people_and_not_over_images(tmp_path, monkeypatch):
+    rows = [(f"p{n}", picture(440 + n), "nv", lesion, patient) for n, (lesion, patient) in enumerate(
+        [("L1", ""), ("L1", ""), ("L2", "7"), ("L3", "7"), ("L4", "8")]
+    )]  # fmt: skip
+    rows.append(("copy", picture(444), "nv", "L5", ""))
+    root = save(tmp_path / "data", rows, columns=["lesion_id", "patient_id"])
+    people = {}
+
+    def measured(diagnosis, facts, groups, classes):
+        people.update(zip(facts["image_id"], groups, strict=True))
+        return None, "not here"
+
+    monkeypatch.setattr(audits, "measure_confounding", measured)
+    audits.audit(DataConfig(dataset="csv", root=str(root)), jobs=1)
+    groups = pd.Series(people).groupby(people).groups.values()
+    assert {frozenset(members) for members in groups} == {
+        frozenset({"p0", "p1"}), frozenset({"p2", "p3"}), frozenset({"p4", "copy"}),
+    }  # fmt: skip
+
+
 def test_names_are_united_by_groups_and_by_each_other():
     names = np.array(["c", "b", "c", "a", "d"], dtype=object)
     assert unite(names, []).tolist() == names.tolist()

@@ -56,6 +56,27 @@ def test_dullrazor_finds_planted_hair_and_restores_the_skin(shade):
     assert (repaired[far] == hairy[far]).all(), "what is no hair stays"
 
 
+@pytest.mark.parametrize("slope", [2, 5])
+def test_dullrazor_restores_what_changes_under_a_hair_from_both_its_sides(slope):
+    x = np.arange(600)
+    edge = np.rint(150 + 40 / (1 + np.exp(-(x - 302.5) / slope)))  # of a lesion, say
+    original = np.tile(edge[None, :, None], (450, 1, 3)).astype(np.uint8)
+    hairy = original.copy()
+    hairy[:, 300:306] = 60
+    repaired, mask = hair.dull_razor(hairy)
+    assert set(np.flatnonzero(mask.any(axis=0))) == set(range(300, 306))
+    assert np.abs(repaired.astype(int) - original).max() <= 2
+
+
+def test_dullrazor_draws_no_stripe_from_a_spot_beside_a_hair():
+    hairy = np.full((450, 600, 3), 180, np.uint8)
+    hairy[:, 300:306] = 60
+    hairy[225, 298] = 250  # the nearest that is no hair
+    repaired, mask = hair.dull_razor(hairy)
+    assert mask[:, 300:306].all()
+    assert (repaired[:, 299:307] == 180).all()
+
+
 def test_black_hat_finds_dark_hair_alone():
     original = skin()
     hairy, truth = with_hair(original, (60, 45, 40))
@@ -161,6 +182,25 @@ def test_reflections_and_bubbles_are_found_and_filled():
     assert not (mask & ~around).any()
     assert psnr(repaired, skin(), truth) > 30
     assert (repaired[~mask] == image[~mask]).all()
+
+
+def test_a_reflection_is_brighter_than_seven_tenths_of_white():
+    for value, shown in ((170, False), (190, True)):  # 0.67 and 0.75
+        image = np.full((450, 600, 3), 100, np.uint8)
+        image[200:204, 300:304] = value
+        repaired, mask = glare.fill_glare(image)
+        assert mask.any() == shown
+        assert (abs(repaired.astype(int) - 100).max() <= 3) == shown, "Telea's filling is not exact"
+
+
+def test_an_image_that_is_reflections_for_the_most_part_is_left_as_it_is():
+    for apart, filled in ((12, True), (9, False)):  # spots of 3 px, 5 px with their edges: 25 px of 144, and of 81
+        image = np.full((12 * 18, 12 * 18, 3), 120, np.uint8)
+        for row, column in np.ndindex(3, 3):
+            image[3 + row :: apart, 3 + column :: apart] = 250
+        repaired, mask = glare.fill_glare(image)
+        assert mask.mean() == pytest.approx(25 / 144 if filled else 0, abs=0.001)
+        assert abs(repaired.astype(int) - (120 if filled else image)).max() <= (3 if filled else 0)
 
 
 def test_pink_light_skin_is_no_reflection():

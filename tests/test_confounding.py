@@ -79,6 +79,18 @@ def test_small_sets_of_noise_give_a_half_and_a_sign_of_the_class_is_found(monkey
     assert measured(0, 12.0).low > 0.9
 
 
+def test_two_images_of_a_lesion_tell_no_more_than_one(monkeypatch):
+    monkeypatch.setattr(confounding, "RESAMPLES", 300)
+    n = 40  # lesions a class, each of two images with the same nuisances, by which it could be recognised
+    facts = nuisances(np.random.default_rng(1), 2 * n, 0.0).loc[np.repeat(np.arange(2 * n), 2)].reset_index(drop=True)
+    diagnosis = pd.Series(np.repeat(["nv", "mel"], 2 * n))
+    lesions = np.array([f"L{number // 2}" for number in range(4 * n)], dtype=object)
+    told, _ = measure_confounding(diagnosis, facts, lesions, ("nv", "mel"))
+    assert told.auroc == pytest.approx(0.5, abs=0.1)
+    error = np.sqrt((2 * n + 1) / (12 * n**2))  # of a Mann-Whitney area of n against n without any difference
+    assert told.high - told.low > 0.95 * 2 * 1.96 * error, "by images it would be 0.71 of that"
+
+
 def test_confounding_is_found_where_there_is_some_and_only_there():
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1], 150)

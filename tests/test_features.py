@@ -26,7 +26,7 @@ from skincancer.images.features import (
     learned_names,
     prepare_lesion,
 )
-from skincancer.images.texture import cooccurrence, glcm_features, lbp_features
+from skincancer.images.texture import cooccurrence, glcm_features, hog_features, lbp_features
 
 ROWS, COLUMNS = np.mgrid[:256, :256]
 SKIN, LESION = (220, 180, 160), (120, 80, 60)
@@ -132,6 +132,25 @@ def test_half_dark_circle_is_asymmetrical_in_colour_alone():
     assert found["abcd_asymmetry_score"] == 1
 
 
+def test_a_small_bump_and_a_slight_shade_are_no_asymmetry():
+    bumpy = np.zeros((256, 256), dtype=bool)
+    bumpy[98:158, 68:188] = True
+    bumpy[78:98, 119:137] = True
+    found = abcd(painted(bumpy), bumpy)
+    # the bump moves the centre by s, and the long sides' mirror images by 2 s
+    s = 360 * 40 / (7200 + 360)
+    expected = (2 * s * 120 + 360 - 2 * s * 18) / 7560
+    assert found["abcd_asymmetry_shape_major"] == pytest.approx(expected, abs=0.01)
+    assert 0.06 < expected < 0.1
+    assert found["abcd_asymmetry_score"] == 0
+    for shade, difference, score in (((132,) * 3, 5, 0), ((150,) * 3, 12, 1)):  # of L 50 to L 55 and 62
+        image = painted(disc(), lesion=(119,) * 3)
+        image[disc() & (COLUMNS > 128)] = shade
+        found = abcd(image, disc())
+        assert found["abcd_asymmetry_colour_minor"] == pytest.approx(difference, rel=0.1)
+        assert found["abcd_asymmetry_score"] == score
+
+
 def test_square_has_the_compactness_of_a_square_however_it_is_turned():
     for degrees in (0, 10, 22.5, 45):
         turned = Image.fromarray(square()).convert("L").rotate(degrees, Image.Resampling.BICUBIC)
@@ -170,6 +189,17 @@ def test_border_is_abrupt_in_the_segments_that_end_sharply():
     assert abcd_features(disc(40), lab)["abcd_border_abrupt_segments"] == 4
 
 
+def test_abruptness_of_a_ramp_of_two_strips_is_a_half():
+    image = painted(disc(), lesion=(110,) * 3, skin=(150,) * 3)
+    strip = 0.04 * 120
+    ramp = np.clip((np.hypot(ROWS - 128, COLUMNS - 128) - 60) / (2 * strip) + 0.5, 0, 1)
+    quarter = (ROWS >= 128) & (COLUMNS >= 128)
+    image[quarter] = np.rint(110 + 40 * ramp)[quarter][:, None]
+    found = abcd(image, disc())
+    assert found["abcd_border_abruptness"] == pytest.approx((6 * 1 + 2 * 0.5) / 8, abs=0.01)
+    assert found["abcd_border_abrupt_segments"] == 8, "a half is more than a third"
+
+
 def test_lesion_that_looks_like_the_skin_has_no_abrupt_border():
     found = abcd(painted(disc(), lesion=SKIN), disc())
     assert found["abcd_border_abruptness"] == found["abcd_border_abrupt_segments"] == 0
@@ -177,7 +207,7 @@ def test_lesion_that_looks_like_the_skin_has_no_abrupt_border():
 
 def test_planted_colours_are_counted():
     image, mask = painted(square(), skin=(200, 150, 140)), square()
-    stripes = {"white": 40, "red": 30, "light_brown": 20, "dark_brown": 20, "blue_grey": 14, "black": 4}
+    stripes = {"white": 40, "red": 30, "light_brown": 20, "dark_brown": 26, "blue_grey": 8, "black": 4}
     start = 64
     for name, width in stripes.items():
         image[64:192, start : start + width] = SIX_COLOURS[name]
@@ -186,11 +216,24 @@ def test_planted_colours_are_counted():
     shares = six_colours(mask, rgb2lab(image))
     assert shares == pytest.approx({name: width / 128 for name, width in stripes.items()})
     found = abcd(image, mask)
-    assert found["abcd_colour_count"] == 5, "four of 128 columns are too few"
+    assert found["abcd_colour_count"] == 5, "four of 128 columns are too few, eight are not"
     assert found["abcd_colour_black_present"] == 0
     assert found["abcd_colour_white_present"] == 1
     expected = rgb2lab(image)[mask].var(axis=0)
     assert [found[f"abcd_colour_variance_{name}"] for name in "lab"] == pytest.approx(expected.tolist())
+
+
+def test_colours_of_a_square_of_two_greys_by_hand():
+    image, mask = painted(square(), lesion=(119,) * 3, skin=(188,) * 3), square()
+    image[64:192, 64:96] = (56, 56, 56)  # a quarter
+    found = image_features(prepare_lesion(image, mask), ["colour"])
+    for channel in ("red", "green", "blue"):
+        assert [found[f"colour_{channel}_bin_{number}"] for number in range(8)] == [0, 0.25, 0, 0.75, 0, 0, 0, 0]
+    # 116 Y^(1/3) - 16 of IEC 61966-2-1's luminance: 50.0, 23.3 and 75.9
+    dark, light, skin = (116 * ((value / 255 + 0.055) / 1.055) ** (2.4 / 3) - 16 for value in (56, 119, 188))
+    assert found["colour_l_mean"] == pytest.approx(0.25 * dark + 0.75 * light, abs=0.01)
+    assert found["colour_l_std"] == pytest.approx(math.sqrt(0.25 * 0.75) * (light - dark), abs=0.01)
+    assert found["colour_l_less_skin"] == pytest.approx(0.25 * dark + 0.75 * light - skin, abs=0.01)
 
 
 def test_white_counts_only_where_it_is_lighter_than_the_skin():
@@ -256,6 +299,31 @@ def test_glcm_of_the_known_example_by_hand():
     assert found["glcm_contrast_distance_1"] == pytest.approx(np.mean(contrast))
 
 
+def test_glcm_properties_of_the_known_example_by_their_formulas():
+    counts = np.array([
+        [[4, 2, 1, 0], [2, 4, 0, 0], [1, 0, 6, 1], [0, 0, 1, 2]],
+        [[6, 0, 2, 0], [0, 4, 2, 0], [2, 2, 2, 2], [0, 0, 2, 0]],
+        [[2, 1, 3, 0], [1, 2, 1, 0], [3, 1, 0, 2], [0, 0, 2, 0]],
+        [[4, 1, 0, 0], [1, 2, 2, 0], [0, 2, 4, 1], [0, 0, 1, 0]],
+    ])  # fmt: skip  # Haralick 1973, figure 3: along rows, columns and both diagonals
+    i, j = np.indices((4, 4))
+    expected = []
+    for p in (count / count.sum() for count in counts):
+        mean, some = (i * p).sum(), p[p > 0]
+        expected.append({
+            "contrast": ((i - j) ** 2 * p).sum(),
+            "dissimilarity": (abs(i - j) * p).sum(),
+            "homogeneity": (p / (1 + (i - j) ** 2)).sum(),
+            "energy": math.sqrt((p**2).sum()),
+            "correlation": ((i - mean) * (j - mean) * p).sum() / ((i - mean) ** 2 * p).sum(),
+            "entropy": -(some * np.log(some)).sum(),
+        })  # fmt: skip
+    found = glcm_features(GREY_4X4 * 64, np.ones((4, 4), dtype=bool), distances=(1,), count=4)
+    assert found == pytest.approx(
+        {f"glcm_{name}_distance_1": np.mean([one[name] for one in expected]) for name in expected[0]}
+    )
+
+
 def test_glcm_at_two_px_goes_two_px_along_diagonals_by_hand():
     matrices = cooccurrence(GREY_4X4, np.ones((4, 4), dtype=bool), distance=2, count=4)
     # (0, 0) (0, 1) (1, 0) (1, 1) with what is two rows down and two columns right: 0-2, 0-2, 0-3, 0-3
@@ -296,6 +364,25 @@ def test_lbp_of_a_flat_lesion_is_one_pattern():
     assert found["lbp_radius_2_pattern_16"] == 1
 
 
+def test_lbp_looks_as_far_as_its_radius():
+    grey, mask = np.full((9, 9), 255, dtype=np.uint8), np.zeros((9, 9), dtype=bool)
+    grey[3:6, 3:6] = 0
+    grey[4, 4], mask[4, 4] = 100, True
+    found = lbp_features(grey, mask)
+    assert found["lbp_radius_1_pattern_0"] == 1, "darker all around"
+    assert found["lbp_radius_2_pattern_16"] == 1, "brighter all around"
+
+
+def test_hog_of_an_upright_line_is_in_its_cells_and_its_orientation():
+    grey = np.full((64, 64), 50, dtype=np.uint8)
+    grey[:28, 39:41] = 150  # of cells of 16 px: rows 0 and 1 of column 2
+    found = hog_features(grey, np.ones((64, 64), dtype=bool))
+    for row in (0, 1):
+        # the two share a length of 1; orientation 0 is that of a change from left to right
+        assert found.pop(f"hog_row_{row}_column_2_orientation_0") == pytest.approx(math.sqrt(0.5), abs=0.02)
+    assert max(found.values()) < 0.2
+
+
 def test_every_image_has_the_same_names_and_families_their_own():
     names = feature_names()
     assert len(names) == len(set(names))
@@ -317,11 +404,12 @@ def test_classifiers_learn_the_same_of_one_picture_at_two_resolutions(tiny_demo)
         found.append(image_features(bring_to_working_size(picture.resize(size, Image.Resampling.BICUBIC), small)))
     one, other = found
     assert one["abcd_diameter_px"] == pytest.approx(2 * other["abcd_diameter_px"], rel=0.02)
-    names = [name for name in learned_names() if name.startswith(("abcd", "mask", "colour"))]
+    names = learned_names()
     assert "abcd_diameter_by_longer_side" in names
     assert not {"abcd_diameter_px", "abcd_diameter_mm"} & set(names), "the resolution is the source's"
     for name in names:
-        assert other[name] == pytest.approx(one[name], rel=0.15, abs=0.08), name
+        texture = name.startswith(("glcm", "lbp", "hog"))
+        assert other[name] == pytest.approx(one[name], rel=0.15, abs=0.03 if texture else 0.08), name
 
 
 def test_working_size_keeps_proportions_and_makes_resolutions_alike():
@@ -333,6 +421,14 @@ def test_working_size_keeps_proportions_and_makes_resolutions_alike():
     found, again = image_features(lesion), image_features(bring_to_working_size(small, mask))
     assert found["abcd_diameter_px"] == pytest.approx(4 * again["abcd_diameter_px"], rel=0.02)
     assert found["abcd_border_compactness"] == pytest.approx(again["abcd_border_compactness"], rel=0.02)
+
+
+def test_mask_at_working_size_ends_where_half_of_a_pixel_is_lesion():
+    mask = np.zeros((512, 512), dtype=bool)
+    mask[:, :256] = True
+    small = bring_to_working_size(Image.new("RGB", (512, 512), LESION), mask).mask
+    assert small[:, :128].all()
+    assert not small[:, 128:].any()
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (127, 127, 127)])

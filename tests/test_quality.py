@@ -109,6 +109,18 @@ def test_the_border_is_the_dark_part_at_a_corner_and_not_the_lesion():
     assert found[:, :10].all()
 
 
+def test_a_black_border_is_no_colour_and_its_pattern_no_ruler():
+    image = np.full((256, 256, 3), (200, 100, 100), np.uint8)
+    image[:64] = 25
+    image[:64, ::8] = 0  # such as the blocks of a JPEG
+    found = measure(image)
+    assert found["quality_border"] == 0.25
+    assert found["quality_saturation"] == pytest.approx(0.5, abs=0.005)
+    assert found["quality_ruler"] == 0
+    image[:64] += 60
+    assert measure(image)["quality_ruler"] > 0.5, "the same, not black"
+
+
 def test_hair_is_thin_and_long():
     image = np.full((256, 256, 3), 180, np.uint8)
     image[100:130, 100:130] = 60  # a lesion
