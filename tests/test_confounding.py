@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from skincancer.data import confounding
 from skincancer.data.confounding import fold_areas, measure_confounding, nuisance_table
+from skincancer.data.sources import measure_sources
 
 
 def nuisances(rng, n, shift):
@@ -109,3 +110,24 @@ def test_confounding_is_found_where_there_is_some_and_only_there():
     nothing, why = measure_confounding(diagnosis.iloc[:150], facts.iloc[:150], lesions[:150], ("mel", "nv"))
     assert nothing is None
     assert "fewer than two classes" in why
+
+
+def test_class_and_source_are_told_apart_where_one_of_them_is_fixed():
+    """Pictures of a clinic are redder; it confirms nevi by follow-up, so that the colour tells the classes, and no class as such."""
+    rng = np.random.default_rng(0)
+    diagnosis = np.repeat(["mel", "nv", "nv"], 60)
+    way = np.repeat(["histo", "histo", "follow_up"], 60)
+    index = pd.DataFrame({"diagnosis": diagnosis, "dx_type": way, "image_id": np.arange(180)})
+    facts = nuisances(rng, 180, np.where(way == "follow_up", 20.0, 0.0))
+    groups = np.arange(180).astype(str)
+    assert measure_confounding(index["diagnosis"], facts, groups, ["mel", "nv"])[0].auroc > 0.65
+    elsewhere = pd.Series(np.arange(180) % 3 == 0)
+    fixed, clinic, other = measure_sources(index, facts, groups, ["mel", "nv"], elsewhere, "isic")
+    assert fixed.what == "Of images confirmed by histo alone, the classes"
+    assert (fixed.told.images, fixed.told.auroc) == (120, pytest.approx(0.5, abs=0.12))
+    assert clinic.what == "Of nv alone, how the diagnosis was confirmed"
+    assert (clinic.told.images, clinic.told.auroc) == (120, pytest.approx(1, abs=0.01))
+    assert other.what == "Of nv alone, whether an image is also in isic"
+    assert other.told.auroc == pytest.approx(0.5, abs=0.12)
+    assert measure_sources(index.assign(dx_type=""), facts, groups, ["mel", "nv"], None, "") == []
+    assert measure_sources(index.assign(dx_type="histo"), facts, groups, ["mel", "nv"], None, "")[1:] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from skincancer.data.findings import (
 from skincancer.data.index import image_root
 from skincancer.data.lesions import Names, Shared, count_across, count_shared, group_rows, known_lesions, told_by, unite
 from skincancer.data.prepared import ProgressBar
+from skincancer.data.sources import Source, measure_sources
 from skincancer.data.verdict import Verdict, keep_verdict
 from skincancer.schema import DataConfig
 
@@ -49,6 +51,7 @@ class Audit:
         lesion: (N,) a name that images of one lesion share, by all that is known: the publisher's ids, copies, the other data set's ids.
         confounding: how well the classes are told by what is no lesion; None where it cannot be measured, for the reason `unmeasured`.
         unmeasured: see there.
+        sources: the same where class or source is held fixed.
         unkept: why the verdict could not be kept for the fits; "" where it was.
     """
 
@@ -61,6 +64,7 @@ class Audit:
     lesion: Names
     confounding: Confounding | None
     unmeasured: str = ""
+    sources: Sequence[Source] = ()
     unkept: str = ""
     day: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
@@ -134,7 +138,11 @@ def audit(
     people = unite(lesion, group_rows(own.index["patient_id"]))
     confounding, unmeasured = measure_confounding(own.index["diagnosis"], own.facts.table, people, own.classes)
     findings = pd.DataFrame(rows, columns=COLUMNS)
-    found = Audit(own, other, findings, flagged, _ids(own, linked), by_other, lesion, confounding, unmeasured)
+    there = own.index["image_id"].isin(findings.loc[findings["finding"] == "in_other", "image_id"])
+    sources = measure_sources(
+        own.index, own.facts.table, people, own.classes, there if other else None, other.entry.name if other else ""
+    )
+    found = Audit(own, other, findings, flagged, _ids(own, linked), by_other, lesion, confounding, unmeasured, sources)
     return _kept(found)
 
 

@@ -14,7 +14,7 @@ from skincancer.data.audit import Audit
 from skincancer.data.examined import Examined
 from skincancer.data.findings import COPIES, FINDINGS
 from skincancer.data.index import image_root
-from skincancer.evaluation.audit_tables import confounding_text, lesion_texts, name_finding, summary
+from skincancer.evaluation.audit_tables import confounding_text, lesion_texts, name_finding, source_texts, summary
 from skincancer.evaluation.pages import Cell, Part, Picture, Section, Table, Text, write_page
 from skincancer.images.decode import BadImage, read_image
 
@@ -68,7 +68,7 @@ def _heading(found: Audit, finding: str) -> str:
 
 
 def _confounding(found: Audit) -> list[Part]:
-    parts: list[Part] = [Text(confounding_text(found))]
+    parts: list[Part] = [Text(confounding_text(found)), *(Text(text) for text in source_texts(found))]
     if found.confounding is not None:
         rows = [[what, float(area)] for what, area in found.confounding.features[["what", "auroc"]].values]
         caption = "mean over the classes, each against the others; the sign that a value goes with does not matter; 0.5 is chance"

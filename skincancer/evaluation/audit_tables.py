@@ -37,7 +37,7 @@ def name_finding(found: Audit, finding: str) -> str:
 
 def sentences(found: Audit) -> list[str]:
     """Say what is known of the data set as a whole: its lesions, those that several parts show, class and source."""
-    return [*lesion_texts(found), confounding_text(found)]
+    return [*lesion_texts(found), confounding_text(found), *source_texts(found)]
 
 
 def lesion_texts(found: Audit) -> list[str]:
@@ -100,6 +100,16 @@ def confounding_text(found: Audit) -> str:
     )
 
 
+def source_texts(found: Audit) -> list[str]:
+    """Say what the same features tell where class or source is held fixed."""
+    return [
+        f"{source.what} {'are' if source.what.endswith('classes') else 'is'} told from these with an area of {one.auroc:.3f} "
+        f"({one.low:.3f} – {one.high:.3f}; {one.images} images)."
+        for source in found.sources
+        for one in (source.told,)
+    ]
+
+
 def write_csv(found: Audit, path: Path) -> Path:
     """Write a row an image and finding: finding, group, image_id, other_id, value, detail.
 
@@ -115,6 +125,7 @@ def write_csv(found: Audit, path: Path) -> Path:
             ("low end of its interval", one.low),
             ("high end of its interval", one.high),
         ]
+        told += [(source.what, source.told.auroc) for source in found.sources]
         told += [(str(feature), float(area)) for feature, area in one.features[["feature", "auroc"]].values]
         whole += [("confounding", 0, "", "", area, detail) for detail, area in told]
     rows = [*whole, *found.findings.itertuples(index=False, name=None)]
