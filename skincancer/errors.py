@@ -31,6 +31,10 @@ class DataError(SkinCancerError):
     """A data set that is missing, laid out differently, or holds files that cannot be read."""
 
 
+class SplitError(DataError):
+    """A split that the images do not allow: too few of a class, or of a part."""
+
+
 class WeightsError(SkinCancerError):
     """Weights that cannot be had, cannot be trusted, or do not fit the model."""
 

@@ -5,6 +5,7 @@ With `--download` the data set is first fetched from its publisher, where that l
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections import Counter
@@ -18,13 +19,13 @@ from skincancer.auditing import audit, check_flags, check_outputs, other_data
 from skincancer.checks import check_masks
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.errors import ConfigError, DataError
+from skincancer.errors import ConfigError, DataError, SplitError
 from skincancer.files import check_file
 from skincancer.images.cleaning import STEPS
 from skincancer.images.features import FAMILIES
 from skincancer.paths import data_folder
 from skincancer.schema import Experiment
-from skincancer.terminal import make_console, make_table, progress_bars, run_verb
+from skincancer.terminal import make_console, make_table, progress_bars, run_verb, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from skincancer.data.prepared import PreparedData
 
-SHOWN_IMAGES, CLEANED_IMAGES = 6, 12
+SHOWN_IMAGES, CLEANED_IMAGES, LOOKED_AT = 6, 12, 60
 
 
 def prepare(experiment: Experiment, console: Console | None = None) -> PreparedData:
@@ -48,8 +49,13 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     from skincancer.data.prepared import ROLES, prepare_data
 
     console = console or make_console()
+    given: dict[str, Any] = {"task": experiment.task, "uri": experiment.tracking.uri}
+    unsplit = ""
     with progress_bars(console) as bars:
-        data = prepare_data(experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri)
+        try:
+            data = prepare_data(experiment.data, bars, **given)
+        except SplitError as error:  # pictures and features of them can be had all the same
+            data, unsplit = prepare_data(experiment.data, bars, whole=True, **given), str(error)
     index, entry = data.index, data.entry
     usable = index[index["width"] > 0]
     sizes = Counter(zip(usable["width"], usable["height"], strict=True)).most_common()
@@ -72,15 +78,21 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     ]
     if experiment.data.clean:
         facts.append(["cleaned by", ", ".join(f"{name} ({STEPS[name].source})" for name in experiment.data.clean)])
+    if data.left_out:
+        facts.append(["left out", data.left_out.replace(" (dropped.csv)", "")])
     if experiment.data.crop:
         facts.append(["crops", describe_crops(data.store.table, experiment.data)])
     console.print(make_table(entry.title, ["", "found"], facts))
     rows: list[list[object]] = []
     for diagnosis, part in index.groupby(index["diagnosis"].fillna("(no diagnosis)")):
-        counts = [int((part["role"] == role).sum()) for role in ROLES]
+        counts = [] if unsplit else [int((part["role"] == role).sum()) for role in ROLES]
         rows.append([diagnosis, len(part), part["lesion_id"].nunique(), *counts])
     title = f"classes, and their images by role at {experiment.data.split} (split seed {experiment.data.split_seed})"
-    console.print(make_table(title, ["diagnosis", "images", "lesions", *ROLES], rows))
+    if unsplit:
+        console.print(make_table("classes", ["diagnosis", "images", "lesions"], rows))
+        warn(console, "no split", f"{unsplit}. No experiment can be fitted on these images as they are.")
+    else:
+        console.print(make_table(title, ["diagnosis", "images", "lesions", *ROLES], rows))
     return data
 
 
@@ -146,7 +158,7 @@ def show_crop(data: PreparedData, experiment: Experiment, path: Path) -> Path:
 
 
 def show_clean(data: PreparedData, experiment: Experiment, path: Path) -> Path:
-    """Write a sheet of training images before and after cleaning, and between these what each step found.
+    """Write a sheet of training images before and after cleaning, and between these what each step found; images where one acts first.
 
     Args:
         data: prepared.
@@ -156,12 +168,21 @@ def show_clean(data: PreparedData, experiment: Experiment, path: Path) -> Path:
     import numpy as np
 
     from skincancer.data.index import image_root
+    from skincancer.images.cleaning import acts_on
     from skincancer.images.decode import read_image
     from skincancer.images.sheets import clean_sheet
 
-    rows, titles = _shown(data, CLEANED_IMAGES)
+    rows, titles = _shown(data, LOOKED_AT)
     originals = [np.asarray(read_image(image_root(data.root) / name)) for name in data.index["image"].iloc[rows]]
-    return clean_sheet(originals, experiment.data.clean, path, titles)
+    steps = experiment.data.clean
+    acts = {name: [row for row, image in enumerate(originals) if acts_on(image, name)] for name in steps}
+    # each step's images in turn, then whatever comes first
+    turns = [row for some in itertools.zip_longest(*acts.values()) for row in some if row is not None]
+    chosen = list(dict.fromkeys([*turns, *range(len(originals))]))[:CLEANED_IMAGES]
+    found = ", ".join(f"{name} in {len(some)}" for name, some in acts.items())
+    make_console().print(f"of the {len(originals)} images looked at, something is found by {found}", markup=False)
+    originals, titles = [originals[row] for row in chosen], [titles[row] for row in chosen]
+    return clean_sheet(originals, steps, path, titles)
 
 
 def show_structures(data: PreparedData, experiment: Experiment, path: Path) -> Path:
@@ -200,7 +221,11 @@ def show_structures(data: PreparedData, experiment: Experiment, path: Path) -> P
 
 
 def prepare_features(
-    data: PreparedData, experiment: Experiment, masks: str = "auto", console: Console | None = None
+    data: PreparedData,
+    experiment: Experiment,
+    masks: str = "auto",
+    console: Console | None = None,
+    out: Path | None = None,
 ) -> Path:
     """Build the table of hand-made features of a data set and print where it is.
 
@@ -209,6 +234,7 @@ def prepare_features(
         experiment: whose data they are.
         masks: whose masks they are measured in, as `data.masks`.
         console: where to print.
+        out: CSV file to write the table to as well, with diagnosis, lesion_id, part and role of each image.
 
     Returns:
         The CSV file: a row an image.
@@ -219,7 +245,7 @@ def prepare_features(
     """
     check_masks(masks)
     from skincancer.data.boxes import describe_masks
-    from skincancer.data.features import open_features
+    from skincancer.data.features import DIGITS, open_features
     from skincancer.data.prepared import list_bad
     from skincancer.images.features import WORKING_SIDE, feature_names
 
@@ -239,6 +265,12 @@ def prepare_features(
     console.print(make_table(f"hand-made features of {data.entry.title}", ["", "found"], facts))
     if len(found.bad):
         console.print(f"not measured:\n  {list_bad(found.bad)}", markup=False)
+    if unlikely := found.describe_unlikely():
+        warn(console, "unlikely masks", unlikely)
+    if out is not None:
+        known = data.index[["image_id", "diagnosis", "lesion_id", "part", "role"]]
+        known.merge(found.table, on="image_id").to_csv(out, index=False, float_format=DIGITS)
+        console.print(f"wrote {out}", markup=False)
     return found.file
 
 
@@ -254,7 +286,7 @@ def _shown(data: PreparedData, count: int = SHOWN_IMAGES) -> tuple[npt.NDArray[n
     """Choose training images, one of each class first; return their rows and titles."""
     import numpy as np
 
-    train = data.rows("train")
+    train = data.rows("train") if (data.index["role"] == "train").any() else data.rows("test")  # where nothing is split
     first_of_class = train.drop_duplicates("label").sort_values("label")
     chosen = list(first_of_class.index) + [row for row in train.index if row not in first_of_class.index]
     rows = np.array(chosen[:count], dtype=np.int64)
@@ -290,7 +322,10 @@ def _add_flags(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--features", action="store_true", help="measure hand-made features too, into a table")
     parser.add_argument(
-        "--out", type=str, metavar="PATH", help="where --show writes (a PNG), or --audit (a folder); default: here"
+        "--out",
+        type=str,
+        metavar="PATH",
+        help="where --show writes (a PNG), --features a copy of its table (a CSV), or --audit (a folder)",
     )
     parser.add_argument("--audit", action="store_true", help="look for copies, leaks, gaps, bad masks and confounding")
     parser.add_argument("--against", type=str, metavar="OTHER", help="with --audit: look for the images in OTHER too")
@@ -327,8 +362,8 @@ def _verb(argv: Sequence[str]) -> None:
     show = own.get("show")
     if show not in (None, *SHEETS):
         raise ConfigError(f"--show is {show!r}; it can show: {', '.join(SHEETS)}.")
-    if own.get("out") and not show and not own.get("audit"):
-        raise ConfigError("--out goes with --show or --audit.")
+    if own.get("out") and not (show or own.get("audit") or own.get("features")):
+        raise ConfigError("--out goes with --show, --audit or --features.")
     if own.get("accept_licence") and not own.get("download"):
         raise ConfigError("--accept-licence goes with --download.")
     check_flags(flags, own)
@@ -356,6 +391,9 @@ def _verb(argv: Sequence[str]) -> None:
         experiment = _with_masks(experiment, masks, own)
     sheet = Path(own.get("out") or f"{name}_{show}.png")
     folder, groups = Path(own.get("out") or "."), Path(own["write_groups"]) if own.get("write_groups") else None
+    table = Path(own["out"]) if own.get("out") and own.get("features") and not show else None
+    if table is not None:
+        check_file(table, "--out")
     if show:
         check_file(sheet, "--out")
     if own.get("audit"):
@@ -367,7 +405,7 @@ def _verb(argv: Sequence[str]) -> None:
         return
     data = prepare(experiment, console)
     if own.get("features"):
-        prepare_features(data, experiment, masks or experiment.data.masks, console)
+        prepare_features(data, experiment, masks or experiment.data.masks, console, table)
     if show:
         console.print(f"wrote {SHEETS[show](data, experiment, sheet)}", markup=False)
 

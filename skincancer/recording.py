@@ -134,6 +134,8 @@ class FitRecorder:
         self.console.print(Text(f"{learned}: {', '.join(model.classical.features)}; measured in: {masks}"))
         if empty := inputs.measured.describe_empty(self.data.index["role"]):
             warn(self.console, "empty masks", empty)
+        if unlikely := inputs.measured.describe_unlikely():
+            self.console.print(Text(unlikely))
 
     def tell_weights(self, loaded: Loaded, network: str = "") -> None:
         """Say where the weights came from; loudly where ImageNet's could not be had.

@@ -1,6 +1,7 @@
 """`data.clean` from the config to the answers: the store, the run, predict, evaluate, serving, and images on which a step fails."""
 
 import dataclasses
+import re
 
 import mlflow
 import numpy as np
@@ -287,10 +288,36 @@ def test_show_clean_writes_a_sheet_with_what_was_found(tiny_demo, tmp_path, caps
     path = tmp_path / "sheet.png"
     arguments = ["demo", f"--data.root={tiny_demo}", "--data.size=32", "--show", "clean", f"--out={path}"]
     assert prepare.main([*arguments, "--data.clean=[hair]"]) == 0
-    assert "hair (Lee et al. 1997)" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "hair (Lee et al. 1997)" in printed
     with Image.open(path) as sheet:
         marked = (np.abs(np.asarray(sheet.convert("RGB")).astype(int) - (0, 229, 255)).max(axis=2) < 40).sum()
         assert sheet.width > 400
     assert marked > 50, "hair is marked"
+    assert "images looked at, something is found by hair in" in printed
     assert prepare.main(arguments) == 2
     assert "--show clean shows what --data.clean does" in capsys.readouterr().err
+
+
+def test_show_clean_shows_images_where_a_step_acts(tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = ["image,diagnosis"]
+    for number in range(40):
+        pixels = np.full((64, 64, 3), 200, np.uint8) + rng.integers(0, 9, (64, 64, 3), dtype=np.uint8)
+        if number >= 36:
+            pixels[:10] = pixels[-10:] = pixels[:, :10] = pixels[:, -10:] = 0
+        Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
+        rows.append(f"{number:02}.png,{'mel' if number % 2 else 'nv'}")
+    (tmp_path / "index.csv").write_text("\n".join(rows))
+    shown = []
+    monkeypatch.setattr(
+        "skincancer.images.sheets.clean_sheet", lambda images, steps, path, titles: shown.extend(titles)
+    )
+    arguments = ["csv", f"--data.root={tmp_path}", "--data.size=16", "--show=clean", "--data.clean=[frame,hair]"]
+    assert prepare.main([*arguments, f"--out={tmp_path / 'sheet.png'}"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    [count] = re.findall(r"something is found by frame in (\d), hair in 0", printed)
+    assert len(shown) == 12
+    assert int(count) > 0
+    assert all(int(title[:2]) >= 36 for title in shown[: int(count)])
+    assert all(int(title[:2]) < 36 for title in shown[int(count) :])

@@ -9,7 +9,7 @@ from PIL import Image
 from skincancer import prepare
 from skincancer.data import features
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.data.features import measure, open_features
+from skincancer.data.features import FeatureTable, measure, open_features
 from skincancer.data.index import load_index
 from skincancer.errors import DataError
 from skincancer.images.contrast import adaptive_sigmoid
@@ -202,3 +202,27 @@ def test_prepare_features_prints_where_the_table_is(tiny_demo, capsys):
 def test_prepare_features_asked_wrongly(tiny_demo, capsys, flags, told):
     assert prepare.main(["demo", f"--data.root={tiny_demo}", "--data.size=32", *flags]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_one_image_is_prepared_and_measured_without_a_split(tmp_path, capsys):
+    Image.new("RGB", (40, 30), (200, 150, 140)).save(tmp_path / "one.png")
+    Image.fromarray(np.pad(np.full((10, 10), 255, np.uint8), 10)[:30, :40]).resize(
+        (40, 30), Image.Resampling.NEAREST
+    ).save(tmp_path / "mask.png")
+    (tmp_path / "index.csv").write_text("image,mask,diagnosis,lesion_id\none.png,mask.png,nv,L1\n")
+    out = tmp_path / "table.csv"
+    assert prepare.main(["csv", f"--data.root={tmp_path}", "--data.size=16", "--features", f"--out={out}"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no split" in printed
+    assert "the class 'nv' has only 1 lesion" in printed
+    table = pd.read_csv(out)
+    assert table[["image_id", "diagnosis", "lesion_id"]].to_numpy().tolist() == [["one", "nv", "L1"]]
+    assert table["abcd_diameter_px"].item() > 10
+
+
+def test_masks_that_are_hardly_lesions_are_told(tmp_path):
+    table = pd.DataFrame({"image_id": list("abcd"), "abcd_diameter_by_longer_side": [0.05, 0.5, 1.3, np.nan]})
+    told = FeatureTable(tmp_path, table).describe_unlikely()
+    assert "1 are narrower than 10% of the picture's longer side (such as a)" in told
+    assert "1 reach nearly from corner to corner (such as c)" in told
+    assert FeatureTable(tmp_path, table.iloc[[1, 3]]).describe_unlikely() == ""

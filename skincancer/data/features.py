@@ -41,6 +41,7 @@ from skincancer.paths import cache_folder
 from skincancer.schema import DataConfig
 
 FORMAT = 3  # raised whenever a feature gives other numbers
+TINY, WHOLE = 0.1, 1.2  # diameters by the picture's longer side beyond which a mask is hardly a lesion's
 CHUNK = 16  # images per task of a worker
 DIGITS = "%.9g"  # which float32 comes back from as it was
 FEATURES_FILE = "features.csv"
@@ -77,6 +78,22 @@ class FeatureTable:
             f"{counts.sum()} images ({shown}) have a mask without any lesion, in which nothing can be measured. They are kept: the "
             f"classifier knows them by {MASK_EMPTY}, and takes the medians of the training images for all else."
         )
+
+    def describe_unlikely(self) -> str:
+        """Say how many masks are hardly those of a lesion: tiny, or from corner to corner of the picture; "" of none."""
+        extent = self.table["abcd_diameter_by_longer_side"]
+        tiny, whole = self.table["image_id"][extent < TINY], self.table["image_id"][extent > WHOLE]
+        told = [
+            f"{len(ids)} {what} (such as {ids.iloc[0]})"
+            for ids, what in (
+                (tiny, f"are narrower than {TINY:.0%} of the picture's longer side"),
+                (whole, "reach nearly from corner to corner"),
+            )
+            if len(ids)
+        ]
+        if not told:
+            return ""
+        return f"of the lesions in the masks, {', and '.join(told)}: their features are of whatever is there. --show structures draws some."
 
     def columns(self, families: Sequence[str]) -> pd.DataFrame:
         """Return what is learned from of some families, as `learned_names`: float32, NaN where it cannot be measured."""

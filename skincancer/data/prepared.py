@@ -22,7 +22,7 @@ from skincancer.data.index import add_target, find_root, image_root, index_hash,
 from skincancer.data.seen import count_seen
 from skincancer.data.splits import Roles, assign_roles, merge_groups, merge_patients, parse_split, split_hash
 from skincancer.data.store import Progress, Store, open_store
-from skincancer.errors import DataError
+from skincancer.errors import DataError, SplitError
 from skincancer.images.cleaning import Box
 from skincancer.images.crops import Crop, mask_extent
 from skincancer.images.quality import COLUMNS as QUALITY_COLUMNS
@@ -125,6 +125,7 @@ def prepare_data(
     Raises:
         ConfigError: the split or target does not fit the data.
         DataError: the data are missing, laid out differently, unreadable, or leak.
+        SplitError: there are too few images to split.
         RunError: `data.masks` names a run that is no finished segmenter's.
     """
     found = find_segmenter(config, uri) if config.crop or hand_made else None
@@ -235,18 +236,18 @@ def _check_roles(index: pd.DataFrame, classes: tuple[str, ...] | None, masks: bo
     for role in ROLES:
         part = index[index["role"] == role]
         if part.empty:
-            raise DataError(f"the {role} part has no image; choose another --data.split.")
+            raise SplitError(f"the {role} part has no image; choose another --data.split.")
         if masks and part["mask"].isna().all():
-            raise DataError(f"the {role} part has no image with a mask; add masks, or choose another --data.split.")
+            raise SplitError(f"the {role} part has no image with a mask; add masks, or choose another --data.split.")
         if classes is None:
             continue
         labels = set(part.loc[part["label"] >= 0, "label"])
         missing = [name for label, name in enumerate(classes) if label not in labels]
         if role == "train" and missing:
-            raise DataError(
+            raise SplitError(
                 f"the training part has no image of {', '.join(missing)}; add images, or choose another --data.split."
             )
         if len(labels) < 2:
-            raise DataError(
+            raise SplitError(
                 f"the {role} part has images of {len(labels)} classes; at least 2 are needed. Choose another --data.split."
             )

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from skincancer.errors import ConfigError, DataError, nearest
+from skincancer.errors import ConfigError, DataError, SplitError, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,9 +163,9 @@ def _test_groups(ranked: list[str], split: Split) -> set[str]:
     return set(ranked[: _share(len(ranked), split.test)])
 
 
-def _too_few(diagnosis: str, count: int, split: Split) -> DataError:
+def _too_few(diagnosis: str, count: int, split: Split) -> SplitError:
     what = f"the class {diagnosis!r}" if diagnosis else "the images without a diagnosis"
-    return DataError(
+    return SplitError(
         f"data.split {split}: {what} has only {count} lesion{'s' if count != 1 else ''}, too few for training, "
         "validation and test to get one each; use a smaller test part, fewer folds, or more images"
     )

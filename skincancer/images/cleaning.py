@@ -100,6 +100,12 @@ def describe_clean(names: Sequence[str]) -> str:
     return "+".join(names) or "none"
 
 
+def acts_on(image: RGB, name: str) -> bool:
+    """Say whether a step finds something in an image, or where it looks for nothing, changes it."""
+    (stage,) = clean_stages(image, [name])
+    return bool(stage.found.any()) if stage.found is not None else not np.array_equal(stage.image, image)
+
+
 def clean_stages(image: RGB, names: Sequence[str]) -> Iterator[Stage]:
     """Do steps in order.
 
