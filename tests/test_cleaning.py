@@ -223,10 +223,12 @@ def test_a_border_and_a_vignette_are_cut_away_and_a_dark_lesion_is_not():
     assert (right - left) * (bottom - top) > 0.6 * 225 * 300
     assert (round_view[top:bottom, left:right].max(axis=2) == 0).mean() < 0.04 < (round_view.max(axis=2) == 0).mean()
     dark = image.copy()
-    dark[80:140, 0:90] = 12
-    assert frame.frame_box(dark)[0] > 0, "a dark band at an edge is frame"
+    dark[40:190, 0:120] = 12
+    assert frame.frame_box(dark) == (0, 0, 300, 225), "a dark lesion that reaches an edge"
+    dark[:, :30] = 12
+    assert frame.frame_box(dark)[0] >= 30, "a dark band that takes the corners"
     dark = image.copy()
-    dark[100:118, 0:40] = 12
+    dark[:18, 0:25] = 12
     assert frame.frame_box(dark) == (0, 0, 300, 225), "less than a tenth of the edge is not"
 
 

@@ -20,7 +20,7 @@ RGB = npt.NDArray[np.uint8]  # (H, W, 3)
 Mask = npt.NDArray[np.bool_]  # (H, W)
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 
-FORMAT = 1  # raised whenever a step gives other pixels
+FORMAT = 2  # raised whenever a step gives other pixels
 
 
 class CleaningError(Exception):

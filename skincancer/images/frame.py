@@ -11,8 +11,9 @@ import numpy.typing as npt
 from skincancer.images.cleaning import RGB, Box, check_rgb
 
 SIDE = 256  # px: looked at on so small an image
-BLACK = 0.25  # of the median brightness: darker pixels that hang together with the edge are frame …
+BLACK = 0.25  # of the median brightness: darker pixels that hang together with a corner are frame …
 DARKEST = 50  # … as far as they are darker than this
+CORNER = 3  # px of the small image, in which a frame shows in a corner
 LEFT_OVER = 0.1  # of a side: as much frame may stay
 LEAST = 0.4  # of width and height: less is no frame, but a dark image, and is left whole
 
@@ -52,12 +53,13 @@ def frame_box(image: RGB) -> Box:
 
 
 def _frame(brightest: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Return what is dark and hangs together with the edge, bool (H, W)."""
+    """Return what is dark and hangs together with a corner, bool (H, W): a dark lesion may reach an edge, a frame takes the corners."""
     lit = brightest[brightest > DARKEST // 2]
     limit = min(DARKEST, BLACK * float(np.median(lit))) if len(lit) else 0
-    dark = np.pad((brightest < limit).astype(np.uint8), 1, constant_values=1)
-    _, component = cv2.connectedComponents(dark, connectivity=4)
-    return np.asarray((component == component[0, 0])[1:-1, 1:-1])
+    _, component = cv2.connectedComponents((brightest < limit).astype(np.uint8), connectivity=4)
+    ends = (slice(None, CORNER), slice(-CORNER, None))
+    framing = {number for rows in ends for columns in ends for number in component[rows, columns].flat} - {0}
+    return np.isin(component, list(framing))
 
 
 def _cut(frame: npt.NDArray[np.bool_]) -> Box:

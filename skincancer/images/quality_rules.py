@@ -26,12 +26,12 @@ class Rule:
         return values < threshold if self.side == "below" else values > threshold
 
 
-# thresholds: chosen by eye on HAM10000 (contrast and ink on ISIC 2018 Task 1 too), so that each flags what a reader would call out
+# thresholds: chosen by eye on HAM10000 (contrast, ink, brightness on ISIC 2018 Task 1 too), so that each flags what a reader would name
 RULES: dict[str, Rule] = {
     "resolution": Rule("quality_resolution", "below", 64, "too few pixels"),
     "blurred": Rule("quality_sharpness", "below", 7, "blurred"),
     "dark": Rule("quality_exposure", "below", 0.24, "too dark"),
-    "bright": Rule("quality_exposure", "above", 0.9, "too bright"),
+    "bright": Rule("quality_exposure", "above", 0.96, "too bright"),
     "flat": Rule("quality_contrast", "below", 0.12, "hardly any contrast"),
     "grey": Rule("quality_saturation", "below", 0.07, "hardly any colour"),
     "cast": Rule("quality_cast", "above", 50, "a strong colour cast"),
