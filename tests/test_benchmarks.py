@@ -1,10 +1,13 @@
-"""The scripts behind the figures of speed still run against the package as it is."""
+"""The scripts behind the figures still run against the package as it is."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -57,3 +60,27 @@ def test_planted_copies_are_counted(tiny_demo):
     }
     assert recall["flip"] == ["1.000", "1.000"]
     assert float(recall["all"][0]) > 0.8
+    assert "a perceptual hash, 16 of 64 bits apart: recall 1.000" in done.stdout
+
+
+def test_the_dermoscopy_score_is_held_against_diagnoses(tmp_path):
+    rng = np.random.default_rng(0)
+    label = np.repeat([1, 0, 0], 40)
+    score = 4 + 2 * label + rng.normal(size=120)
+    names = [f"abcd_structure_{name}" for name in ("dots", "globules", "count")]
+    names += [f"abcd_structure_{name}_present" for name in ("network", "structureless", "dots", "globules", "streaks")]
+    table = pd.DataFrame({"diagnosis": np.where(label, "mel", "nv"), "lesion_id": np.arange(120), "abcd_tds": score})
+    table = table.assign(abcd_tds_without_d=0.0, **dict.fromkeys(names, 1.0))
+    table.to_csv(tmp_path / "features.csv", index=False)
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "tds.py"), str(tmp_path / "features.csv")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    told = {line.split("  ")[0].split(" AUROC")[0].strip(): line for line in done.stdout.splitlines()}
+    assert f"AUROC {roc_auc_score(label, score):.3f} (" in told["abcd_tds"]
+    assert "AUROC 0.500 (" in told["abcd_tds_without_d"]
+    assert f"sensitivity at 5.45: {(score[label == 1] > 5.45).mean():.3f} (" in done.stdout
+    assert f"specificity at 5.45: {(score[label == 0] <= 5.45).mean():.3f} (" in done.stdout
