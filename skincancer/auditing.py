@@ -120,5 +120,5 @@ def other_data(own: Mapping[str, Any]) -> DataConfig | None:
     if not own.get("against"):
         return None
     root = own.get("against_root")
-    name = catalog_entry(own["against"]).name
+    name = catalog_entry(own["against"], "--against").name
     return DataConfig(dataset=name, root=str(Path(root).expanduser().absolute()) if root else None)

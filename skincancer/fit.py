@@ -280,6 +280,10 @@ def _verb(argv: Sequence[str]) -> None:
         experiment, notes = config.resolve(own["experiment"], flags, parser)
     for note in notes:
         console.print(note, markup=False)
+    if experiment.data.groups and not resume:
+        from skincancer.data.splits import check_groups
+
+        check_groups(Path(experiment.data.groups))
     if own.get("dry_run"):
         console.print(config.dump_yaml(experiment.kept()), markup=False)
         return

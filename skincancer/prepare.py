@@ -396,6 +396,8 @@ def _verb(argv: Sequence[str]) -> None:
         check_file(table, "--out")
     if show:
         check_file(sheet, "--out")
+        if sheet.suffix.lower() != ".png":
+            raise ConfigError(f"--out is {sheet}; --show writes a PNG, so give a name that ends in .png.")
     if own.get("audit"):
         check_outputs(folder, groups)
     if own.get("download"):

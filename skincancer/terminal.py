@@ -192,6 +192,7 @@ def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         make_console(stderr=True).print(Text(f"error: {hide(error)}"))
         return 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
+        make_console(stderr=True).print("interrupted; the same command can be given again")
         return 130
     except Interrupted as interrupt:
         make_console(stderr=True).print(Text(f"interrupted by {interrupt}"))

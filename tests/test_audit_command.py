@@ -61,6 +61,8 @@ def no_work(*_args, **_more):
         (["--audit", "--write-groups=a_folder"], "--write-groups a_folder is a folder; give a file"),
         (["--audit", "--write-groups=a_file/groups.csv"], "--write-groups a_file/groups.csv cannot be written"),
         (["--show=augment", "--out=a_file/x.png"], "--out a_file/x.png cannot be written"),
+        (["--show=augment", "--out=sheet.txt"], "--out is sheet.txt; --show writes a PNG"),
+        (["--audit", "--against=nothing"], "--against is 'nothing', which is not in the catalog"),
         (["--show=clean", "--data.clean=[hair]", "--out=a_folder"], "--out a_folder is a folder; give a file"),
     ],
 )

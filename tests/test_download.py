@@ -203,7 +203,7 @@ def test_what_came_before_is_what_may_come_again(server, tmp_path):
     kept = tmp_path / "elsewhere"
     (tmp_path / source.target).rename(kept)
     old = server.files[path_of(source.url)]
-    server.files[path_of(source.url)] = pack("", {"ISIC_0000000.jpg": picture("JPEG", 1)})
+    server.files[path_of(source.url)] = pack("", {f"ISIC_000000{i}.jpg": picture("JPEG", 1 + i) for i in range(6)})
     with pytest.raises(DataError, match=r"another file than the one of 20.*take its entry out of downloads.json"):
         fetch(ISIC, tmp_path)
     assert not (tmp_path / source.target).exists()
@@ -263,6 +263,21 @@ def test_a_hostile_or_damaged_archive_leaves_no_data_set(server, tmp_path):
         assert not list(root.rglob(ISIC.downloads[2].file))
 
 
+def test_an_archive_of_something_else_makes_no_data_set(server, tmp_path, monkeypatch):
+    server.files |= isic2018()
+    path = path_of(ISIC.downloads[1].url)
+    right = server.files[path]
+    server.files[path] = pack("", {"readme.txt": b"moved"})
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"what came is not ISIC 2018 Task 1 .* delete that folder to fetch anew"):
+            fetch(ISIC, tmp_path)
+        assert [entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")] == []
+    server.files[path] = right
+    shutil.rmtree(tmp_path / ".download")
+    fetch(ISIC, tmp_path)
+    assert len(load_index(ISIC, tmp_path)[0]) == 9
+
+
 def test_a_missing_file_is_told_before_anything_is_fetched(server, tmp_path):
     server.files |= isic2018()
     gone = path_of(ISIC.downloads[5].url)
@@ -285,7 +300,7 @@ def test_a_guestbook_is_told_in_the_words_of_the_server(server, tmp_path):
 def test_a_disk_too_small_is_told_before_anything_is_fetched(server, tmp_path, monkeypatch):
     server.files |= isic2018()
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(5000))
-    with pytest.raises(DataError, match=r"has 0\.00 GB free; the data set with one archive beside it needs 0\.00 GB"):
+    with pytest.raises(DataError, match=r"has 5\.00 kB free; the data set with one archive beside it needs [\d.]+ kB"):
         fetch(ISIC, tmp_path)
     assert server.asked("GET") == []
 

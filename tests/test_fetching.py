@@ -67,6 +67,21 @@ def test_a_line_that_breaks_often_but_brings_something_is_not_given_up(server, f
     assert len(server.log) == 7
 
 
+def test_connections_that_break_early_still_bring_the_file_on(server, fetch):
+    server.cuts["/x.zip"] = [40_000] * 6
+    assert fetch().read_bytes() == CONTENT
+    whole = [one.range for one in server.log]
+    assert whole[0] is None
+    assert all(range_ for range_ in whole[1:]), "every try kept something"
+
+
+def test_a_server_without_ranges_is_not_said_to_go_on(server, fetch):
+    server.ranges = False
+    server.cuts["/x.zip"] = [K * 8] * 5
+    with pytest.raises(DataError, match=r"gives whole files alone, so that the next call begins anew"):
+        fetch()
+
+
 def test_a_later_call_goes_on_from_what_an_earlier_one_kept(server, fetch, monkeypatch):
     server.cuts["/x.zip"] = [K * 32, 0, 0, 0]
     with pytest.raises(DataError, match=r"broke off, 4 times in a row.*2\.1 MB\) is kept"):
@@ -170,7 +185,7 @@ def test_no_server_is_told_without_a_trace_of_the_library(monkeypatch):
 def test_room_is_looked_at_before_the_first_byte_is_written(server, fetch, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(2_000_000))
-    with pytest.raises(DataError, match=r"0\.00 GB free; the rest of x\.zip needs 0\.00 GB.*--data\.root"):
+    with pytest.raises(DataError, match=r"2\.00 MB free; the rest of x\.zip needs 3\.50 MB.*--data\.root"):
         fetch()
     assert not (tmp_path / "x.zip").exists()
     assert not (tmp_path / "x.zip.part").exists()

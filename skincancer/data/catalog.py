@@ -332,15 +332,19 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def dataset(name: str) -> Dataset:
+def dataset(name: str, flag: str = "data.dataset") -> Dataset:
     """Return the catalog entry called `name`.
+
+    Args:
+        name: of the data set.
+        flag: that gave it, for the error.
 
     Raises:
         ConfigError: If there is none; names the nearest and all of them.
     """
     if name not in DATASETS:
         raise ConfigError(
-            f"data.dataset is {name!r}, which is not in the catalog.{nearest(name, DATASETS)} "
+            f"{flag} is {name!r}, which is not in the catalog.{nearest(name, DATASETS)} "
             f"Choose one of {', '.join(DATASETS)}."
         )
     return DATASETS[name]

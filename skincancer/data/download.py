@@ -32,7 +32,7 @@ from skincancer.data.fetching import Progress, Refused, ResumingDownloader, mirr
 from skincancer.data.space import check_space, disk_full
 from skincancer.errors import ConfigError, DataError
 from skincancer.files import write_whole
-from skincancer.paths import data_places, holds_files
+from skincancer.paths import data_places, holds_files, mirror
 
 RECORD = "downloads.json"
 WAITING = ".download"
@@ -148,6 +148,17 @@ def _fetch_all(
         _fetch(source, f"({number}/{len(todo)}) {source.file}", waiting, before.get(source.file), fetched, progress)
     for source in missing:
         os.rename(waiting / "ready" / source.target, root / source.target)
+    from skincancer.data.index import load_index  # pandas, which no --help waits for
+
+    try:
+        load_index(entry, root)
+    except DataError as error:
+        for source in missing:
+            os.rename(root / source.target, waiting / "ready" / source.target)
+        raise DataError(
+            f"what came is not {entry.title} as its publisher lays it out: {error} It is kept in {waiting}; delete that folder to "
+            f"fetch anew{' (SKINCANCER_MIRROR may name a wrong server)' if mirror() else ''}."
+        ) from error
     _write(root / RECORD, before | fetched)
     shutil.rmtree(waiting)
     say(f"{entry.title} is in {root}; what came is recorded in {RECORD} there")

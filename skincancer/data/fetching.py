@@ -20,7 +20,7 @@ from skincancer.paths import mirror
 
 WAITS = (1.0, 3.0, 10.0)  # seconds before each further try; a byte that arrives starts the count anew
 TIMEOUTS = (10.0, 60.0)  # seconds to connect, and between two packets
-CHUNK = 1 << 16  # what a broken connection loses at most
+CHUNK = 1 << 13  # bytes, what a broken connection loses at most
 MB = 1_000_000
 PASSING = (408, 429, 500, 502, 503, 504)  # status codes that another try may not see
 
@@ -113,6 +113,7 @@ class ResumingDownloader:
         self.part, self.size, self.progress = part, size, progress
         self._notes = part.with_name(part.name + ".json")
         self._shown = -1
+        self._resumes = True
 
     def __call__(self, url: str, output_file: str, pooch: object = None) -> None:
         """Fetch a URL into `output_file`, which appears whole or not at all.
@@ -121,7 +122,7 @@ class ResumingDownloader:
             Refused: the server does not give the file.
             DataError: the server cannot be reached, broke off too often, gave another length, or the disk is full.
         """
-        _persist(url, lambda: self._step(url), self._arrived)
+        _persist(url, lambda: self._step(url), self._arrived, lambda: self._resumes)
         arrived = self._arrived()
         if self.size is not None and arrived != self.size:
             self._forget()
@@ -160,6 +161,7 @@ class ResumingDownloader:
                     self._forget()
                     raise _Passing("the file was changed on the server meanwhile")
             elif response.status_code == 200:
+                self._resumes = "Range" not in headers
                 have, total = 0, _length(response)
                 self._forget()
                 self._notes.write_text(json.dumps({"url": url, "total": total, "validator": _validator(response)}))
@@ -224,8 +226,17 @@ def _ask(method: str, url: str, headers: dict[str, str] | None = None) -> reques
     return response
 
 
-def _persist(url: str, step: Callable[[], T], arrived: Callable[[], int] = lambda: 0) -> T:
-    """Call until it succeeds; give up when every wait has passed without a new byte."""
+def _persist(
+    url: str, step: Callable[[], T], arrived: Callable[[], int] = lambda: 0, resumes: Callable[[], bool] = lambda: True
+) -> T:
+    """Call until it succeeds; give up when every wait has passed without a new byte.
+
+    Args:
+        url: for messages.
+        step: one try.
+        arrived: bytes that are there.
+        resumes: whether the server gives the rest of a file alone.
+    """
     failures, most = 0, arrived()
     while True:
         try:
@@ -240,6 +251,8 @@ def _persist(url: str, step: Callable[[], T], arrived: Callable[[], int] = lambd
                     if left
                     else ""
                 )
+                if not resumes():
+                    kept = " The server gives whole files alone, so that the next call begins anew."
                 raise DataError(
                     f"{url} could not be fetched: {error}, {failures + 1} times in a row. Check the network (and the proxy, "
                     f"where there is one), or run again later.{kept}"

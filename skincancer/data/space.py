@@ -1,4 +1,4 @@
-"""Room on a disk: looked at before gigabytes are written, and told in GB."""
+"""Room on a disk: looked at before gigabytes are written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path
 
 from skincancer.errors import DataError
 
-GB = 1e9
+UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+
+
+def show_size(size: float) -> str:
+    """Return a number of bytes in the largest unit of which it has one."""
+    unit = next((name for name, value in UNITS.items() if size >= value), "kB")
+    return f"{size / UNITS[unit]:.2f} {unit}"
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
@@ -25,7 +31,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"the disk under {folder} has {free / GB:.2f} GB free; {what} needs {needed / GB:.2f} GB. Free some space, or "
+            f"the disk under {folder} has {show_size(free)} free; {what} needs {show_size(needed)}. Free some space, or "
             "name a folder on another disk with --data.root."
         )
 
@@ -35,7 +41,7 @@ def disk_full(error: OSError, folder: Path, doing: str) -> Exception:
     free = shutil.disk_usage(folder).free if folder.is_dir() else 0
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(
-            f"the disk under {folder} is full ({free / GB:.2f} GB free): {doing}. Free some space and run again: it goes "
+            f"the disk under {folder} is full ({show_size(free)} free): {doing}. Free some space and run again: it goes "
             "on from what has come; or name a folder on another disk with --data.root."
         )
     return DataError(

@@ -239,6 +239,15 @@ def _examples(index: pd.DataFrame, role: npt.NDArray[np.object_], lesions: list[
     return "; ".join(texts)
 
 
+def check_groups(path: Path) -> None:
+    """Raise a DataError where there is no file that `data.groups` names."""
+    if not path.is_file():
+        raise DataError(
+            f"data.groups is {path}, which is no file. It is a CSV with the columns image_id and group, such as prepare --audit "
+            "--write-groups FILE writes."
+        )
+
+
 def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
     """Merge the lesions of images that a table puts into one group.
 
@@ -259,6 +268,7 @@ def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
 
     from skincancer.data.index import name_first, read_csv
 
+    check_groups(path)
     table = read_csv(path, required=("image_id", "group"))
     if (table["group"] == "").any():
         raise DataError(f"{path}: images without a group: {name_first(table.loc[table['group'] == '', 'image_id'])}")

@@ -92,7 +92,7 @@ def _pairs(found: Audit, finding: str) -> list[Part]:
     return [
         Table(
             _shown(len(rows), SHOWN_PAIRS, "pairs"),
-            ["image", "other image", "correlation", "of"],
+            ["image", "other image", "correlation of detail", "what they are"],
             shown,
             "the least alike first; all are in the CSV",
         )
@@ -127,12 +127,14 @@ def _images(found: Audit, finding: str) -> list[Part]:
     rows = found.of(finding)
     if rows.empty:
         return []
-    cells = [
-        [_picture(found.own, row["image_id"]), "" if np.isnan(row["value"]) else f"{row['value']:.3f}", row["detail"]]
-        for row in rows.head(SHOWN_IMAGES).to_dict("records")
-    ]
+    shown = rows.head(SHOWN_IMAGES)
+    columns: dict[str, list[Cell]] = {"image": [_picture(found.own, image_id) for image_id in shown["image_id"]]}
+    if shown["value"].notna().any():
+        columns["share of the image"] = ["" if np.isnan(value) else f"{value:.3f}" for value in shown["value"]]
+    if (shown["detail"] != "").any():
+        columns["why"] = list(shown["detail"])
     title = f"{FINDINGS[finding]}: {_shown(len(rows), SHOWN_IMAGES, 'images')}"
-    return [Table(title, ["image", "value", "why"], cells)]
+    return [Table(title, list(columns), [list(row) for row in zip(*columns.values(), strict=True)])]
 
 
 def _listed(found: Audit, finding: str) -> list[Part]:

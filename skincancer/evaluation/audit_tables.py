@@ -141,6 +141,10 @@ def write_images(found: Audit, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     index, facts = found.own.index, found.own.facts.table
     shown = facts[["error", "mask_error", "width", "height", *NAMES]].rename(columns=NAMES)
+    read = facts["error"] == ""
+    shown = shown.assign(
+        width=shown["width"].where(read).astype("Int64"), height=shown["height"].where(read).astype("Int64")
+    )
     told = found.flagged.set_index("image_id").reindex(index["image_id"]).fillna("").reset_index(drop=True)
     flagged = pd.DataFrame({"flags": told["flags"], "reasons": told["reason"]})
     pd.concat([index[list(INDEX_COLUMNS)], shown, flagged], axis=1).to_csv(path, index=False, float_format="%.6g")

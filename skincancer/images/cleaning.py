@@ -48,7 +48,7 @@ _HERE = "skincancer.images"
 STEPS: dict[str, Step] = {
     "hair": Step(f"{_HERE}.hair:dull_razor", "repair", "dark and light hair shaved off (DullRazor)", "Lee et al. 1997"),
     "hair_blackhat": Step(
-        f"{_HERE}.hair:black_hat", "repair", "dark hair shaved off by black-hat, threshold and inpainting", "Telea 2004 (the inpainting)"
+        f"{_HERE}.hair:black_hat", "repair", "dark hair shaved off by black-hat, threshold and inpainting", "inpainting of Telea 2004"
     ),
     "glare": Step(f"{_HERE}.glare:fill_glare", "repair", "reflections and gel bubbles filled", "Barata et al. 2012"),
     "colour": Step(
