@@ -5,11 +5,10 @@ With `--download` the data set is first fetched from its publisher, where that l
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,24 +18,21 @@ from skincancer.auditing import audit, check_flags, check_outputs, other_data
 from skincancer.checks import check_masks
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.errors import ConfigError, DataError, SplitError
+from skincancer.errors import ConfigError, SplitError
 from skincancer.files import check_file
 from skincancer.images.cleaning import STEPS
 from skincancer.images.features import FAMILIES
 from skincancer.paths import data_folder
 from skincancer.schema import Experiment
+from skincancer.showing import SHEETS, check_show
 from skincancer.terminal import make_console, make_table, progress_bars, run_verb, warn
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import pandas as pd
     from jsonargparse import ArgumentParser
     from rich.console import Console
 
     from skincancer.data.prepared import PreparedData
-
-SHOWN_IMAGES, CLEANED_IMAGES, LOOKED_AT = 6, 12, 60
 
 
 def prepare(experiment: Experiment, console: Console | None = None) -> PreparedData:
@@ -122,104 +118,6 @@ def download(experiment: Experiment, console: Console | None = None, accept: boo
         fetch.download(entry, root, accept=accept, say=lambda line: console.print(line, markup=False), progress=bars)
 
 
-def show_augment(data: PreparedData, experiment: Experiment, path: Path) -> Path:
-    """Write a contact sheet of training images beside augmented ones, one image of each class first.
-
-    Args:
-        data: prepared.
-        experiment: its `augment` section is shown; its `seed` draws.
-        path: the PNG to write.
-    """
-    from skincancer.images.sheets import augment_sheet
-
-    rows, titles = _shown(data)
-    masks = None if data.store.masks is None else data.store.masks[rows]
-    return augment_sheet(data.store.images[rows], experiment.augment, path, titles, masks=masks, seed=experiment.seed)
-
-
-def show_crop(data: PreparedData, experiment: Experiment, path: Path) -> Path:
-    """Write a contact sheet of training images with the boxes that they were cropped to, beside their crops.
-
-    Args:
-        data: prepared, with crops.
-        experiment: whatever it says of augmentation is not shown.
-        path: the PNG to write.
-    """
-    import numpy as np
-
-    from skincancer.data.index import image_root
-    from skincancer.images.decode import read_image
-    from skincancer.images.sheets import crop_sheet
-
-    rows, titles = _shown(data)
-    originals = [np.asarray(read_image(image_root(data.root) / name)) for name in data.index["image"].iloc[rows]]
-    boxes = [tuple(box) for box in data.store.table[["left", "top", "right", "bottom"]].iloc[rows].to_numpy().tolist()]
-    return crop_sheet(originals, boxes, data.store.images[rows], path, titles)
-
-
-def show_clean(data: PreparedData, experiment: Experiment, path: Path) -> Path:
-    """Write a sheet of training images before and after cleaning, and between these what each step found; images where one acts first.
-
-    Args:
-        data: prepared.
-        experiment: its `data.clean` is shown.
-        path: the PNG to write.
-    """
-    import numpy as np
-
-    from skincancer.data.index import image_root
-    from skincancer.images.cleaning import acts_on
-    from skincancer.images.decode import read_image
-    from skincancer.images.sheets import clean_sheet
-
-    rows, titles = _shown(data, LOOKED_AT)
-    originals = [np.asarray(read_image(image_root(data.root) / name)) for name in data.index["image"].iloc[rows]]
-    steps = experiment.data.clean
-    acts = {name: [row for row, image in enumerate(originals) if acts_on(image, name)] for name in steps}
-    # each step's images in turn, then whatever comes first
-    turns = [row for some in itertools.zip_longest(*acts.values()) for row in some if row is not None]
-    chosen = list(dict.fromkeys([*turns, *range(len(originals))]))[:CLEANED_IMAGES]
-    found = ", ".join(f"{name} in {len(some)}" for name, some in acts.items())
-    make_console().print(f"of the {len(originals)} images looked at, something is found by {found}", markup=False)
-    originals, titles = [originals[row] for row in chosen], [titles[row] for row in chosen]
-    return clean_sheet(originals, steps, path, titles)
-
-
-def show_structures(data: PreparedData, experiment: Experiment, path: Path) -> Path:
-    """Write a sheet of training images with the differential structures found in their lesions; empty masks are passed over.
-
-    Args:
-        data: prepared.
-        experiment: its `data.masks` say whose masks are taken (truth, otsu or auto), its `data.clean` is done first.
-        path: the PNG to write.
-
-    Raises:
-        DataError: true masks are asked for where there are none, an image or a mask cannot be used, or no mask shows a lesion.
-    """
-    from skincancer.data.boxes import mask_source
-    from skincancer.data.features import read_lesion
-    from skincancer.data.index import image_root
-    from skincancer.images.decode import BadImage, read_image
-    from skincancer.images.sheets import structure_sheet
-
-    source, root = mask_source(experiment.data, data.index, None, data.entry), image_root(data.root)
-    rows, titles = _shown(data)
-    found = []
-    for row, title in zip(rows, titles, strict=True):
-        image, mask = data.index["image"].iloc[row], data.index["mask"].iloc[row]
-        truth = None if mask is None else root / mask
-        try:
-            lesion, _ = read_lesion(read_image(root / image), truth, source, steps=experiment.data.clean)
-        except BadImage as error:
-            raise DataError(f"{root / image} {error}") from error
-        if lesion.mask.any():
-            found.append((lesion, title))
-    if not found:
-        raise DataError(f"the masks of {', '.join(titles)} are empty, so there is nothing to show.")
-    lesions, named = zip(*found, strict=True)
-    return structure_sheet(lesions, path, named)
-
-
 def prepare_features(
     data: PreparedData,
     experiment: Experiment,
@@ -272,41 +170,6 @@ def prepare_features(
         known.merge(found.table, on="image_id").to_csv(out, index=False, float_format=DIGITS)
         console.print(f"wrote {out}", markup=False)
     return found.file
-
-
-SHEETS: dict[str, Callable[[PreparedData, Experiment, Path], Path]] = {
-    "augment": show_augment,
-    "crop": show_crop,
-    "clean": show_clean,
-    "structures": show_structures,
-}
-
-
-def _shown(data: PreparedData, count: int = SHOWN_IMAGES) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Choose training images, one of each class first; return their rows and titles."""
-    import numpy as np
-
-    train = data.rows("train") if (data.index["role"] == "train").any() else data.rows("test")  # where nothing is split
-    first_of_class = train.drop_duplicates("label").sort_values("label")
-    chosen = list(first_of_class.index) + [row for row in train.index if row not in first_of_class.index]
-    rows = np.array(chosen[:count], dtype=np.int64)
-    picked = data.index.loc[rows]
-    titles = [
-        f"{image_id} ({diagnosis})" if diagnosis else image_id
-        for image_id, diagnosis in zip(picked["image_id"], picked["diagnosis"], strict=True)
-    ]
-    return rows, titles
-
-
-def _with_masks(experiment: Experiment, masks: str | None, own: Mapping[str, Any]) -> Experiment:
-    """Return an experiment whose `data.masks` are those that --features measures in."""
-    if not own.get("features"):
-        raise ConfigError("--show structures shows what --features finds in lesions; give that too.")
-    masks = masks or experiment.data.masks
-    check_masks(masks)
-    if masks.startswith("run:"):
-        raise ConfigError(f"--show structures takes --data.masks truth, otsu or auto, given {masks}.")
-    return replace(experiment, data=replace(experiment.data, masks=masks))
 
 
 def _add_flags(parser: ArgumentParser) -> None:
@@ -381,23 +244,13 @@ def _verb(argv: Sequence[str]) -> None:
     experiment, notes = config.resolve(own.get("experiment"), flags, parser)
     for note in notes:
         console.print(note, markup=False)
-    if show == "crop" and not experiment.data.crop:
-        raise ConfigError("--show crop shows what --data.crop true cuts out; give that too.")
-    if show == "clean" and not experiment.data.clean:
-        raise ConfigError(
-            f"--show clean shows what --data.clean does; give its steps, such as [hair,colour]: {', '.join(STEPS)}."
-        )
-    if show == "structures":
-        experiment = _with_masks(experiment, masks, own)
     sheet = Path(own.get("out") or f"{name}_{show}.png")
     folder, groups = Path(own.get("out") or "."), Path(own["write_groups"]) if own.get("write_groups") else None
     table = Path(own["out"]) if own.get("out") and own.get("features") and not show else None
     if table is not None:
         check_file(table, "--out")
     if show:
-        check_file(sheet, "--out")
-        if sheet.suffix.lower() != ".png":
-            raise ConfigError(f"--out is {sheet}; --show writes a PNG, so give a name that ends in .png.")
+        experiment = check_show(show, experiment, sheet, masks, bool(own.get("features")))
     if own.get("audit"):
         check_outputs(folder, groups)
     if own.get("download"):

@@ -340,7 +340,7 @@ def test_bad_group_tables(tmp_path: Path) -> None:
         table.write_text(text)
         with pytest.raises(DataError, match=message):
             merge_groups(index, table)
-    with pytest.raises(DataError, match="absent.csv, which is no file"):
+    with pytest.raises(DataError, match=r"absent\.csv, which is no file"):
         merge_groups(index, tmp_path / "absent.csv")
 
 
