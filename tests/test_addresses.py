@@ -55,7 +55,7 @@ def test_a_store_that_cannot_be_opened_is_told_without_its_password(monkeypatch)
     assert caught.value.__suppress_context__
 
 
-@pytest.mark.parametrize("verb", ["fit", "sweep --trials=2", "ui"])
+@pytest.mark.parametrize("verb", ["fit", pytest.param("sweep --trials=2", marks=pytest.mark.slow), "ui"])
 def test_no_verb_prints_the_password_of_a_wrong_server(verb, tmp_path, tiny_demo, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     name, *more = verb.split()

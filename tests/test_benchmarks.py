@@ -63,6 +63,7 @@ def test_planted_copies_are_counted(tiny_demo):
     assert "a perceptual hash, 16 of 64 bits apart: recall 1.000" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_dermoscopy_score_is_held_against_diagnoses(tmp_path):
     rng = np.random.default_rng(0)
     label = np.repeat([1, 0, 0], 40)

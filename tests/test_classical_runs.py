@@ -111,6 +111,7 @@ def test_predict_asks_whose_masks_and_answers_as_the_fit_did(run, artifacts, tin
             assert model.answer(features).probability[0] == pytest.approx(said_before.to_numpy(float), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_features_of_cleaned_images_are_those_of_new_files_too(tiny_demo, store, tmp_path):
     flags = ["--model.classical.features=[colour]", "--data.clean=[contrast]", "--data.masks=otsu"]
     assert fit.main([*FIT, f"--data.root={tiny_demo}", *flags]) == 0

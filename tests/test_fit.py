@@ -207,7 +207,7 @@ def signal_at_epoch(monkeypatch: pytest.MonkeyPatch, number: int, epoch: int) ->
     monkeypatch.setattr(training.EpochRecord, "on_train_batch_end", hook)
 
 
-@pytest.mark.parametrize("ema", ["0.0", "0.9"])
+@pytest.mark.parametrize("ema", [pytest.param("0.0", marks=pytest.mark.slow), "0.9"])
 def test_resumed_run_equals_the_uninterrupted_one(tiny_demo, tmp_path, monkeypatch, new_store, ema):
     first_store = new_store("first")
     more = [*RESUMED, f"--training.ema_decay={ema}"]

@@ -325,7 +325,7 @@ def test_data_without_any_mask_are_refused(tiny_demo, store, tmp_path, capsys):
     assert "has no masks, which segmentation needs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", [0, 255], ids=["empty", "full"])
+@pytest.mark.parametrize("value", [pytest.param(0, id="empty"), pytest.param(255, id="full", marks=pytest.mark.slow)])
 def test_empty_and_full_masks_everywhere(tiny_demo, store, tmp_path, value):
     root = tmp_path / "some"
     shutil.copytree(tiny_demo, root)

@@ -428,6 +428,7 @@ def test_a_trial_that_hangs_in_a_library_ends_when_its_worker_is_gone(tmp_path):
     assert "in fit" in log.read_text(), "where it hung"
 
 
+@pytest.mark.slow
 def test_a_process_without_orders_ends(tmp_path):
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:

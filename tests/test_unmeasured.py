@@ -94,8 +94,11 @@ def single(broken):
 )
 def test_prepare_of_one_image_says_that_it_has_no_three_parts(single, flags, capsys, tmp_path):
     flags = [*flags, f"--out={tmp_path}/sheet.png"] if "--show=clean" in flags else flags
-    assert prepare.main([*single, *flags]) == 2
-    assert "the class 'a' has only 1 lesion, too few for training, validation and test" in capsys.readouterr().err
+    assert prepare.main([*single, *flags]) == 0, "pictures and features can be had all the same"
+    told = " ".join(capsys.readouterr().out.split())
+    assert "the class 'a' has only 1 lesion, too few for training, validation and test" in told
+    assert "No experiment can be fitted on these images as they are" in told
+    assert (tmp_path / "sheet.png").is_file() == ("--show=clean" in flags)
 
 
 def test_fit_on_one_image_is_refused(single, store, capsys):
