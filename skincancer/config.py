@@ -206,7 +206,8 @@ def _explain(error: Exception, source: str, flags: Sequence[str] = ()) -> Config
             allowed = re.sub(pattern, plain, allowed)
         value = given[-1].strip().removesuffix("." if "Given value" in wrong[2] else "") if given else ""
         choices = re.findall(r"'([^']+)'", allowed)
-        return ConfigError(f"{source}: {wrong[1]} is {value!r}; it must be {allowed}.{nearest(value, choices)}")
+        hint = f" Write a list as [{value}]." if allowed.startswith("list") else nearest(value, choices)
+        return ConfigError(f"{source}: {wrong[1]} is {value!r}; it must be {allowed}.{hint}")
     return ConfigError(f"{source}: {text}")
 
 

@@ -535,7 +535,6 @@ def test_dry_run_prints_a_config_that_loads(tmp_path: Path, capsys):
 
 FAST = """
 import contextlib, io, sys
-from skincancer import fit
 for argv in (["--experiment=resnet50", "--data.splt=1"], ["--experiment=resnet50", "--data.split=80:30"],
              ["--experiment=resnet5"], ["--list"], ["--experiment=resnet50", "--dry-run"], ["--help"]):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -599,3 +598,8 @@ def test_a_run_of_a_day_with_other_defaults_is_read_and_nothing_else_is_let_thro
         resolve(
             None, {"data.quality": "keep"}, base={**stored, "data.quality": "drop_flagged", "data.quality_rules": rules}
         )
+
+
+def test_a_word_where_a_list_belongs_is_told_with_the_list(capsys):
+    assert fit.main(["--experiment=resnet50", "--data.clean=hair", "--dry-run"]) == 2
+    assert "data.clean is 'hair'; it must be list. Write a list as [hair]." in " ".join(capsys.readouterr().err.split())
