@@ -263,19 +263,63 @@ def test_a_hostile_or_damaged_archive_leaves_no_data_set(server, tmp_path):
         assert not list(root.rglob(ISIC.downloads[2].file))
 
 
-def test_an_archive_of_something_else_makes_no_data_set(server, tmp_path, monkeypatch):
+def visible(root):
+    return [entry.name for entry in root.iterdir() if not entry.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("number", "content", "told"),
+    [
+        (0, {"x.jpg": b"x", "a.txt": b"x"}, r"holds no \*_segmentation\.png, but a\.txt, x\.jpg"),
+        (1, {"readme.txt": b"moved"}, r"holds no \*\.jpg, but readme\.txt"),
+        (1, {f"{i}.txt": b"" for i in range(9)}, r"0\.txt, .*4\.txt and 4 more files"),
+    ],
+)
+def test_another_archive_is_refused_by_name_and_not_kept(server, tmp_path, number, content, told):
+    server.files |= isic2018()
+    source = ISIC.downloads[number]
+    path = path_of(source.url)
+    right = server.files[path]
+    server.files[path] = pack("", content)
+    with pytest.raises(DataError, match=rf"{source.file} from http.*{told}.*deleted; run again.*SKINCANCER_MIRROR"):
+        fetch(ISIC, tmp_path)
+    assert visible(tmp_path) == []
+    server.files[path] = right
+    server.log.clear()
+    fetch(ISIC, tmp_path)
+    assert [one.path for one in server.asked("GET")] == [path_of(one.url) for one in ISIC.downloads[number:]]
+    assert len(load_index(ISIC, tmp_path)[0]) == 9
+
+
+def test_archives_that_do_not_go_together_make_no_data_set(server, tmp_path):
     server.files |= isic2018()
     path = path_of(ISIC.downloads[1].url)
     right = server.files[path]
-    server.files[path] = pack("", {"readme.txt": b"moved"})
+    server.files[path] = server.files[path_of(ISIC.downloads[3].url)]
     for _ in range(2):
-        with pytest.raises(DataError, match=r"what came is not ISIC 2018 Task 1 .* delete that folder to fetch anew"):
+        with pytest.raises(
+            DataError, match=r"what came is not ISIC 2018 Task 1 .*of one part\? .*delete that folder to fetch anew"
+        ):
             fetch(ISIC, tmp_path)
-        assert [entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")] == []
+        assert visible(tmp_path) == []
+    for source in ISIC.downloads:  # a call that was killed before it looked
+        (tmp_path / ".download" / "ready" / source.target).rename(tmp_path / source.target)
+    with pytest.raises(DataError, match="delete that folder"):
+        fetch(ISIC, tmp_path)
+    assert visible(tmp_path) == []
     server.files[path] = right
     shutil.rmtree(tmp_path / ".download")
     fetch(ISIC, tmp_path)
     assert len(load_index(ISIC, tmp_path)[0]) == 9
+
+
+def test_what_stands_there_and_is_not_the_data_set_is_told(server, tmp_path):
+    server.files |= isic2018()
+    fetch(ISIC, tmp_path)
+    for file in (tmp_path / ISIC.downloads[1].target).iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match=r"Delete what is wrong there, and its entry in downloads\.json"):
+        fetch(ISIC, tmp_path)
 
 
 def test_a_missing_file_is_told_before_anything_is_fetched(server, tmp_path):

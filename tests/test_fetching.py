@@ -78,13 +78,28 @@ def test_connections_that_break_early_still_bring_the_file_on(server, fetch):
 def test_a_server_without_ranges_is_not_said_to_go_on(server, fetch):
     server.ranges = False
     server.cuts["/x.zip"] = [K * 8] * 5
-    with pytest.raises(DataError, match=r"gives whole files alone, so that the next call begins anew"):
+    for _ in range(2):  # a later call knows it before its first byte comes
+        with pytest.raises(DataError, match=r"lets no download go on, so that the next call begins this file anew"):
+            fetch()
+        server.statuses["/x.zip"] = [503] * 4
+
+
+def test_a_file_that_changed_does_not_make_its_server_one_without_ranges(server, fetch):
+    server.cuts["/x.zip"] = [K * 16, 0, 0, 0]
+    with pytest.raises(DataError):
         fetch()
+    server.files["/x.zip"] = CONTENT[::-1]
+    server.cuts["/x.zip"] = [K * 8, 0, 0, 0]
+    with pytest.raises(DataError, match=r"524\.29 kB\) is kept"):
+        fetch()
+    server.log.clear()
+    assert fetch().read_bytes() == CONTENT[::-1]
+    assert [one.range for one in server.log] == [f"bytes={K * 8}-"]
 
 
 def test_a_later_call_goes_on_from_what_an_earlier_one_kept(server, fetch, monkeypatch):
     server.cuts["/x.zip"] = [K * 32, 0, 0, 0]
-    with pytest.raises(DataError, match=r"broke off, 4 times in a row.*2\.1 MB\) is kept"):
+    with pytest.raises(DataError, match=r"broke off, 4 times in a row.*2\.10 MB\) is kept"):
         fetch()
     server.log.clear()
     assert fetch().read_bytes() == CONTENT

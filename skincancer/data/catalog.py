@@ -56,6 +56,7 @@ class Source:
         target: What it becomes in the root: the folder that an archive is unpacked into, or the name that any other file is kept under.
         checksum: "md5:…" or "sha256:…" where the publisher gives one outside a Dataverse; the ISIC challenges do not.
         size: Length in bytes, where it is published likewise.
+        holds: Ending, in any case, that the name of a file in an archive must have, lest another archive is taken for it.
     """
 
     url: str
@@ -63,10 +64,22 @@ class Source:
     target: str
     checksum: str | None = None
     size: int | None = None
+    holds: str = ""
 
 
 def _isic(year: int, *files: str) -> tuple[Source, ...]:
-    return tuple(Source(f"{ISIC_HOST}/{year}/{file}", file, file.removesuffix(".zip")) for file in files)
+    return tuple(
+        Source(f"{ISIC_HOST}/{year}/{file}", file, file.removesuffix(".zip"), holds=_content(file)) for file in files
+    )
+
+
+def _content(file: str) -> str:
+    """Return the ending of what an archive holds: images, their masks, or (Task 3 of 2018) their diagnoses; "" of no archive."""
+    if not file.endswith(".zip"):
+        return ""
+    if "GroundTruth" not in file:
+        return ".jpg"
+    return ".csv" if "Task3" in file else "_segmentation.png"
 
 
 @dataclass(frozen=True)
@@ -148,7 +161,7 @@ DATASETS: dict[str, Dataset] = {
         downloads=(
             Source(HAM10000_DOI, "HAM10000_metadata", "HAM10000_metadata.csv"),
             *(
-                Source(HAM10000_DOI, f"{name}.zip", name)
+                Source(HAM10000_DOI, f"{name}.zip", name, holds="_segmentation.png" if "lesion" in name else ".jpg")
                 for name in (
                     "HAM10000_segmentations_lesion_tschandl",
                     "HAM10000_images_part_1",

@@ -108,6 +108,7 @@ def download(entry: Dataset, root: Path, *, accept: bool, say: Say, progress: Pr
             return
         missing = [source for source in entry.downloads if not (root / source.target).exists()]
         if not missing and not waiting.is_dir():
+            _check_layout(entry, root, "Delete what is wrong there, and its entry in downloads.json, to fetch it anew")
             say(f"nothing is fetched: {root} holds all {len(entry.downloads)} files of {entry.title}")
             return
         _fetch_all(entry, missing, root, accept, say, progress)
@@ -148,20 +149,32 @@ def _fetch_all(
         _fetch(source, f"({number}/{len(todo)}) {source.file}", waiting, before.get(source.file), fetched, progress)
     for source in missing:
         os.rename(waiting / "ready" / source.target, root / source.target)
+    try:
+        _check_layout(entry, root, f"What came is kept in {waiting}; delete that folder to fetch anew")
+    except DataError:
+        # all that this download brought: a killed call may have moved some of it before
+        for source in entry.downloads:
+            if source.file in fetched and (root / source.target).exists():
+                os.rename(root / source.target, waiting / "ready" / source.target)
+        raise
+    _write(root / RECORD, before | fetched)
+    shutil.rmtree(waiting)
+    say(f"{entry.title} is in {root}; what came is recorded in {RECORD} there")
+
+
+def _check_layout(entry: Dataset, root: Path, remedy: str) -> None:
+    """Raise a DataError that ends in `remedy` where the files of a folder are not the data set."""
     from skincancer.data.index import load_index  # pandas, which no --help waits for
 
     try:
         load_index(entry, root)
     except DataError as error:
-        for source in missing:
-            os.rename(root / source.target, waiting / "ready" / source.target)
+        hint = " (SKINCANCER_MIRROR may name a wrong server)" if mirror() else ""
+        text = str(error)
         raise DataError(
-            f"what came is not {entry.title} as its publisher lays it out: {error} It is kept in {waiting}; delete that folder to "
-            f"fetch anew{' (SKINCANCER_MIRROR may name a wrong server)' if mirror() else ''}."
+            f"what came is not {entry.title} as its publisher lays it out: {text}{'' if text.endswith(('.', '?')) else '.'} "
+            f"{remedy}{hint}."
         ) from error
-    _write(root / RECORD, before | fetched)
-    shutil.rmtree(waiting)
-    say(f"{entry.title} is in {root}; what came is recorded in {RECORD} there")
 
 
 def _check_room(todo: list[Source], waiting: Path) -> None:
@@ -206,6 +219,12 @@ def _fetch(
         except BadArchive as error:
             file.unlink()
             raise DataError(f"{error} ({source.url}). It was deleted; run again to fetch it anew.") from error
+        names = sorted(path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file())
+        if not any(name.lower().endswith(source.holds) for name in names):
+            file.unlink()
+            shutil.rmtree(unpacked)
+            more = f" and {len(names) - 5} more files" if len(names) > 5 else ""
+            raise _wrong(source, f"it holds no *{source.holds}, but {', '.join(names[:5])}{more}", None)
     fetched[source.file] = {
         "url": source.url,
         "bytes": size,
@@ -221,7 +240,8 @@ def _fetch(
 def _wrong(source: Source, what: str, before: dict[str, Any] | None) -> DataError:
     if before is None:
         return DataError(
-            f"{source.file} from {source.url} is not what its publisher describes: {what}. It was deleted; run again to fetch it anew."
+            f"{source.file} from {source.url} is not what its publisher describes: {what}. It was deleted; run again to fetch it anew"
+            f"{' (SKINCANCER_MIRROR may name a wrong server)' if mirror() else ''}."
         )
     return DataError(
         f"{source.file} from {source.url} is another file than the one of {before['fetched']}: {what}. It was deleted. If its "

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from skincancer.data.space import check_space, disk_full
+from skincancer.data.space import check_space, disk_full, show_size
 from skincancer.errors import ConfigError, DataError
 from skincancer.paths import mirror
 
@@ -113,7 +113,6 @@ class ResumingDownloader:
         self.part, self.size, self.progress = part, size, progress
         self._notes = part.with_name(part.name + ".json")
         self._shown = -1
-        self._resumes = True
 
     def __call__(self, url: str, output_file: str, pooch: object = None) -> None:
         """Fetch a URL into `output_file`, which appears whole or not at all.
@@ -122,7 +121,7 @@ class ResumingDownloader:
             Refused: the server does not give the file.
             DataError: the server cannot be reached, broke off too often, gave another length, or the disk is full.
         """
-        _persist(url, lambda: self._step(url), self._arrived, lambda: self._resumes)
+        _persist(url, lambda: self._step(url), self._arrived, lambda: bool(self._read_notes(url).get("resumes")))
         arrived = self._arrived()
         if self.size is not None and arrived != self.size:
             self._forget()
@@ -161,10 +160,13 @@ class ResumingDownloader:
                     self._forget()
                     raise _Passing("the file was changed on the server meanwhile")
             elif response.status_code == 200:
-                self._resumes = "Range" not in headers
-                have, total = 0, _length(response)
+                have, total, validator = 0, _length(response), _validator(response)
+                # a file that was changed comes whole from any server
+                resumes = "Range" not in headers or validator != notes.get("validator")
                 self._forget()
-                self._notes.write_text(json.dumps({"url": url, "total": total, "validator": _validator(response)}))
+                self._notes.write_text(
+                    json.dumps({"url": url, "total": total, "validator": validator, "resumes": resumes})
+                )
             else:
                 raise _refusal(response)
             if total is not None:
@@ -227,7 +229,7 @@ def _ask(method: str, url: str, headers: dict[str, str] | None = None) -> reques
 
 
 def _persist(
-    url: str, step: Callable[[], T], arrived: Callable[[], int] = lambda: 0, resumes: Callable[[], bool] = lambda: True
+    url: str, step: Callable[[], T], arrived: Callable[[], int] = lambda: 0, resumes: Callable[[], bool] = lambda: False
 ) -> T:
     """Call until it succeeds; give up when every wait has passed without a new byte.
 
@@ -235,7 +237,7 @@ def _persist(
         url: for messages.
         step: one try.
         arrived: bytes that are there.
-        resumes: whether the server gives the rest of a file alone.
+        resumes: whether a later call can go on from what is there.
     """
     failures, most = 0, arrived()
     while True:
@@ -245,14 +247,11 @@ def _persist(
             if arrived() > most:
                 failures, most = 0, arrived()
             if failures == len(WAITS):
-                left = arrived()
-                kept = (
-                    f" What has come ({left / MB:.1f} MB) is kept, and the next call goes on from there."
-                    if left
-                    else ""
-                )
-                if not resumes():
-                    kept = " The server gives whole files alone, so that the next call begins anew."
+                left, kept = arrived(), ""
+                if left and resumes():
+                    kept = f" What has come ({show_size(left)}) is kept, and the next call goes on from there."
+                elif left:
+                    kept = " Its server lets no download go on, so that the next call begins this file anew."
                 raise DataError(
                     f"{url} could not be fetched: {error}, {failures + 1} times in a row. Check the network (and the proxy, "
                     f"where there is one), or run again later.{kept}"
