@@ -281,9 +281,9 @@ def _verb(argv: Sequence[str]) -> None:
     for note in notes:
         console.print(note, markup=False)
     if experiment.data.groups and not resume:
-        from skincancer.data.splits import check_groups
+        from skincancer.data.splits import read_groups
 
-        check_groups(Path(experiment.data.groups))
+        read_groups(Path(experiment.data.groups))
     if own.get("dry_run"):
         console.print(config.dump_yaml(experiment.kept()), markup=False)
         return

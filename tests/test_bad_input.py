@@ -158,8 +158,8 @@ def test_data_that_are_nowhere_name_every_place(refused, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("dataset", ["ham10000", "isic2018_task3", "malignant_vs_benign", "folder", "csv"])
 def test_a_folder_of_another_layout(refused, tmp_path: Path, dataset: str):
-    (tmp_path / "other" / "scans").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(tmp_path / "other" / "scans" / "a.jpg")
+    (tmp_path / "other" / "scans" / "today").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "other" / "scans" / "today" / "a.jpg")
     message = refused(f"--data.dataset={dataset}", f"--data.root={tmp_path / 'other'}")
     assert str(tmp_path / "other") in message
     expected = {
@@ -222,6 +222,13 @@ def test_a_table_of_groups_that_is_not_there(refused, ham: Path, tmp_path: Path)
     for early in ((), ("--dry-run",)):
         told = refused(*on_ham(ham), f"--data.groups={tmp_path / 'no.csv'}", *early)
         assert f"data.groups is {tmp_path / 'no.csv'}, which is no file" in told
+
+
+def test_a_table_of_groups_without_its_columns(refused, ham: Path, tmp_path: Path):
+    (tmp_path / "wrong.csv").write_text("image_id,lesion\na,b\n")
+    for early in ((), ("--dry-run",)):
+        told = refused(*on_ham(ham), f"--data.groups={tmp_path / 'wrong.csv'}", *early)
+        assert "wrong.csv has no column group; its columns are image_id, lesion" in told
 
 
 def test_official_parts_where_there_are_none(refused, ham: Path):

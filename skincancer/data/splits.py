@@ -239,13 +239,23 @@ def _examples(index: pd.DataFrame, role: npt.NDArray[np.object_], lesions: list[
     return "; ".join(texts)
 
 
-def check_groups(path: Path) -> None:
-    """Raise a DataError where there is no file that `data.groups` names."""
+def read_groups(path: Path) -> pd.DataFrame:
+    """Return the table that `data.groups` names: image_id, group.
+
+    Raises:
+        DataError: it is not there, cannot be read, lacks a column, or has an empty group.
+    """
+    from skincancer.data.index import name_first, read_csv
+
     if not path.is_file():
         raise DataError(
             f"data.groups is {path}, which is no file. It is a CSV with the columns image_id and group, such as prepare --audit "
             "--write-groups FILE writes."
         )
+    table = read_csv(path, required=("image_id", "group"))
+    if (table["group"] == "").any():
+        raise DataError(f"{path}: images without a group: {name_first(table.loc[table['group'] == '', 'image_id'])}")
+    return table
 
 
 def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
@@ -266,12 +276,9 @@ def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    from skincancer.data.index import name_first, read_csv
+    from skincancer.data.index import name_first
 
-    check_groups(path)
-    table = read_csv(path, required=("image_id", "group"))
-    if (table["group"] == "").any():
-        raise DataError(f"{path}: images without a group: {name_first(table.loc[table['group'] == '', 'image_id'])}")
+    table = read_groups(path)
     lesion_of = dict(zip(index["image_id"], index["lesion_id"], strict=True))
     unknown = sorted(set(table["image_id"]) - set(lesion_of))
     if unknown:
