@@ -390,6 +390,11 @@ def test_a_listing_that_lacks_something_is_told(server, tmp_path, change, told):
         (["folder", "--download"], "folder has nothing to download. Name your own folder"),
         (["csv", "--download"], "csv has nothing to download"),
         (["ham10000", "--accept-licence"], "--accept-licence goes with --download"),
+        (
+            ["ham10000", "--download", "--data.root=/proc/x"],
+            r"/proc/x cannot be made: /proc takes no new folder\. Name one",
+        ),
+        (["ham10000", "--download", f"--data.root={__file__}/x"], r"test_download\.py takes no new folder \(Not a dir"),
         (["ham10000", "--download", f"--data.root={__file__}"], "is a file; --download needs a folder"),
     ],
 )

@@ -44,6 +44,13 @@ def disk_full(error: OSError, folder: Path, doing: str) -> Exception:
             f"the disk under {folder} is full ({show_size(free)} free): {doing}. Free some space and run again: it goes "
             "on from what has come; or name a folder on another disk with --data.root."
         )
+    if folder.is_dir():
+        return DataError(
+            f"{folder} cannot be written: {error.strerror or error}. Name a folder that can, with --data.root."
+        )
+    above = next(place for place in folder.absolute().parents if place.exists())
+    # the system's word for a place that takes no folder, such as /proc, is that the new one does not exist
+    why = "" if error.errno == errno.ENOENT else f" ({error.strerror or error})"
     return DataError(
-        f"{folder} cannot be written: {error.strerror or error}. Name a folder that can, with --data.root."
+        f"{folder} cannot be made: {above} takes no new folder{why}. Name one that can be made, with --data.root."
     )
