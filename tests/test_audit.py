@@ -125,6 +125,9 @@ def test_gaps_masks_and_files(written, dirty):
     broken = found_in(folder, "unreadable")
     assert list(broken["image_id"]) == ["broken"]
     assert str(dirty / "broken.png") in broken["detail"].iloc[0]
+    images = pd.read_csv(folder / "csv_images.csv", keep_default_na=False, dtype=str).set_index("image_id")
+    assert list(images.loc["broken", ["width", "height"]]) == ["", ""]
+    assert list(images.loc["i00", ["width", "height"]]) == ["160", "160"]
     assert {"black1", "black2", "pixel"} <= set(found_in(folder, "flagged")["image_id"])
 
 
@@ -137,6 +140,22 @@ def test_the_page_shows_the_pictures_and_runs_nothing(written):
     assert {"image i02", "image flipped"} <= {one["alt"] for one in pictures}
     assert all(one["src"].startswith("data:image/jpeg") for one in pictures)
     assert "<script>" not in (folder / "csv_audit.html").read_text()
+
+
+def test_the_tables_of_the_page_have_no_empty_columns(written):
+    folder, _ = written
+    rows = read(folder / "csv_audit.html").rows()
+    heads = [row for row in rows if row[0] == "image"]
+    assert heads == [
+        ["image", "other image", "what they are"],  # the same file
+        ["image", "other image", "what they are"],  # the same pixels
+        ["image", "other image", "correlation of detail", "what they are"],
+        *[["image", "what"]] * 2,  # lesions and patients in several parts
+        *[["image", "the mask's share of the image"]] * 2,  # full, empty
+        ["image", "the mask's share of the image", "the same mask in"],
+        ["image", "why"],  # flagged
+        ["image", "what"],  # unreadable
+    ]
 
 
 def test_many_pairs_are_counted_and_not_all_shown(written, dirty, monkeypatch, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +82,24 @@ def _pairs(found: Audit, finding: str) -> list[Part]:
         rows = rows[rows["image_id"] < rows["other_id"]]
     if rows.empty:
         return []
+    near = finding == "near_duplicate" or bool((rows["value"] < 1).any())  # exact copies are all 1
     theirs = found.other if finding == "in_other" and found.other is not None else found.own
-    shown = []
+    columns: dict[str, list[Cell]] = {"image": [], "other image": [], "correlation of detail": [], "what they are": []}
     for row in rows.sort_values("value").head(SHOWN_PAIRS).to_dict("records"):
         detail = row["detail"] if finding == "in_other" else _labels(found.own, row)
-        shown.append(
-            [_picture(found.own, row["image_id"]), _picture(theirs, row["other_id"]), f"{row['value']:.3f}", detail]
-        )
-    return [
-        Table(
-            _shown(len(rows), SHOWN_PAIRS, "pairs"),
-            ["image", "other image", "correlation of detail", "what they are"],
-            shown,
-            "the least alike first; all are in the CSV",
-        )
-    ]
+        pictures = _picture(found.own, row["image_id"]), _picture(theirs, row["other_id"])
+        for cells, cell in zip(
+            columns.values(), (*pictures, f"{row['value']:.3f}" if near else "", detail), strict=True
+        ):
+            cells.append(cell)
+    order = "the least alike first; all are in the CSV" if near else "all are in the CSV"
+    return [_filled(_shown(len(rows), SHOWN_PAIRS, "pairs"), columns, order)]
+
+
+def _filled(title: str, columns: Mapping[str, Sequence[Cell]], caption: str = "") -> Table:
+    """Return a table of the columns that hold something."""
+    kept = {name: cells for name, cells in columns.items() if any(cell != "" for cell in cells)}
+    return Table(title, list(kept), [list(row) for row in zip(*kept.values(), strict=True)], caption)
 
 
 def _labels(own: Examined, row: Mapping[Hashable, Any]) -> str:
@@ -128,13 +131,12 @@ def _images(found: Audit, finding: str) -> list[Part]:
     if rows.empty:
         return []
     shown = rows.head(SHOWN_IMAGES)
-    columns: dict[str, list[Cell]] = {"image": [_picture(found.own, image_id) for image_id in shown["image_id"]]}
-    if shown["value"].notna().any():
-        columns["share of the image"] = ["" if np.isnan(value) else f"{value:.3f}" for value in shown["value"]]
-    if (shown["detail"] != "").any():
-        columns["why"] = list(shown["detail"])
-    title = f"{FINDINGS[finding]}: {_shown(len(rows), SHOWN_IMAGES, 'images')}"
-    return [Table(title, list(columns), [list(row) for row in zip(*columns.values(), strict=True)])]
+    columns: dict[str, list[Cell]] = {
+        "image": [_picture(found.own, image_id) for image_id in shown["image_id"]],
+        "the mask's share of the image": ["" if np.isnan(value) else f"{value:.3f}" for value in shown["value"]],
+        "the same mask in" if finding == "same_mask" else "why": list(shown["detail"]),
+    }
+    return [_filled(f"{FINDINGS[finding]}: {_shown(len(rows), SHOWN_IMAGES, 'images')}", columns)]
 
 
 def _listed(found: Audit, finding: str) -> list[Part]:
