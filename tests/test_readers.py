@@ -232,7 +232,7 @@ def test_folder_with_parts(tmp_path: Path, val: str) -> None:
         (("train/x/a.jpg", "train/y/b.jpg", "test/c.jpg"), "1 images lie beside the class folders: c.jpg"),
         (("train/x/a.jpg", "train/y/b.jpg", "z/c.jpg"), r"mixes part folders \(train\) with others \(z\)"),
         (("train/x/a.jpg", "val/y/b.jpg", "valid/x/c.jpg"), "both the part val"),
-        (("data/x/a.jpg", "data/y/b.jpg"), "only the class folder 'data'"),
+        (("data/x/a.jpg", "data/y/b.jpg"), "only the class folder 'data', with folders in it"),
         (("notes.txt",), "no class folder"),
     ],
 )
@@ -285,8 +285,11 @@ def test_csv_for_segmentation_needs_no_diagnosis(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["image,diagnosis", "a.jpg,nv", "lost.jpg,nv", "gone.jpg,nv"], r"2 rows .*\(image\).*lost.jpg, gone.jpg"),
-        (["image,diagnosis,mask", "a.jpg,nv,lost.png"], r"1 rows .*\(mask\).*lost.png"),
+        (
+            ["image,diagnosis", "a.jpg,nv", "lost.jpg,nv", "gone.jpg,nv"],
+            r"the image of 2 of 3 rows .*lost.jpg \(row 2\), gone.jpg \(row 3\).*take the rows out",
+        ),
+        (["image,diagnosis,mask", "a.jpg,nv,lost.png"], r"the mask of 1 of 1 rows .*lost.png \(row 1\)"),
         (["path,diagnosis", "a.jpg,nv"], "no column 'image'"),
         (["image,camera", "a.jpg,1"], "neither 'diagnosis' nor 'mask'"),
         (["image,diagnosis,Patient ID", "a.jpg,nv,1"], r"'Patient ID'; if that is 'patient_id'"),

@@ -76,8 +76,13 @@ def _check_files(path: Path, column: str, values: list[str]) -> None:
         )
     if column == "image" and "" in values:
         raise DataError(f"{path}: {values.count('')} rows have no image")
-    missing = [value for value in values if value and not (path.parent / value).is_file()]
+    missing = [
+        f"{value} (row {number})"
+        for number, value in enumerate(values, start=1)
+        if value and not (path.parent / value).is_file()
+    ]
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} rows name a file ({column}) that does not exist: {name_first(missing)}"
+            f"{path}: the {column} of {len(missing)} of {len(values)} rows after the header does not exist: {name_first(missing)}. Paths "
+            f"are relative to {path.parent}: put the files there, mend the paths, or take the rows out."
         )

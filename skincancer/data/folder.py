@@ -23,8 +23,9 @@ def read(root: Path) -> pd.DataFrame:
         Columns image_id, image, diagnosis, part ("" without parts).
 
     Raises:
-        DataError: If there are no class folders or only one, a class folder holds no image, images lie beside the
-            class folders, part and class folders are mixed, or two files differ in their extension alone.
+        DataError: If there are no class folders, or only one with all images deeper in it, a class folder holds no image,
+            images lie beside the class folders, part and class folders are mixed, or two files differ in their extension
+            alone.
     """
     folders = _subfolders(root)
     parts = [folder for folder in folders if folder.name.casefold() in PARTS]
@@ -47,8 +48,10 @@ def read(root: Path) -> pd.DataFrame:
     else:
         rows = read_classes(root, root, "")
     classes = sorted({row["diagnosis"] for row in rows})
-    if len(classes) < 2:
-        found = f"only the class folder {classes[0]!r}" if classes else "no class folder"
+    # one class can be audited; one folder whose images all lie deeper is rather a folder around the data set
+    deeper = not any(Path(row["image"]).parent.name == row["diagnosis"] for row in rows)
+    if not classes or (len(classes) == 1 and deeper):
+        found = f"only the class folder {classes[0]!r}, with folders in it" if classes else "no class folder"
         raise DataError(f"{root} holds {found}; it must hold a folder a class, or train, val and test with those")
     return pd.DataFrame(rows)
 
