@@ -86,7 +86,11 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     title = f"classes, and their images by role at {experiment.data.split} (split seed {experiment.data.split_seed})"
     if unsplit:
         console.print(make_table("classes", ["diagnosis", "images", "lesions"], rows))
-        warn(console, "no split", f"{unsplit}. No experiment can be fitted on these images as they are.")
+        warn(
+            console,
+            "no split",
+            f"{unsplit.removesuffix('.')}. No experiment can be fitted on these images as they are.",
+        )
     else:
         console.print(make_table(title, ["diagnosis", "images", "lesions", *ROLES], rows))
     return data

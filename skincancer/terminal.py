@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -23,15 +24,15 @@ from skincancer.errors import RunError, SkinCancerError
 # schedulers often send the same signal twice at once; a person who waits for a dead server sends another
 HOLD_SECONDS = 5.0
 _AGAIN_SECONDS = 0.05
-_PIPE_WIDTH = 10_000  # in a pipe a table is as wide as its content, and no name is cut
+_PIPE_WIDTH = 10_000  # in a pipe a table is as wide as its content, and no name is cut, unless COLUMNS says so
 
 
 def make_console(stderr: bool = False) -> Console:
-    """Return a console for standard output (or error)."""
+    """Return a console for standard output (or error); in a pipe it is as wide as $COLUMNS, where that is set."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(
-        stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, soft_wrap=not stream.isatty()
-    )
+    told = os.environ.get("COLUMNS", "")  # as every terminal program reads it
+    width = None if stream.isatty() else int(told) if told.isdecimal() and int(told) else _PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=not stream.isatty())
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Table:

@@ -27,6 +27,37 @@ def small(tmp_path_factory):
     return root
 
 
+def test_a_single_class_is_audited_and_class_and_source_told_as_unmeasured(tmp_path, capsys):
+    (tmp_path / "data" / "nv").mkdir(parents=True)
+    for number in range(3):
+        picture(500 + number).save(tmp_path / "data" / "nv" / f"{number}.png")
+    assert prepare.main(["folder", f"--data.root={tmp_path / 'data'}", "--audit", f"--out={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 images in" in printed
+    assert "Class and source: not measured, fewer than two classes" in printed
+
+
+def test_an_interrupted_audit_says_so(small, capsys, monkeypatch):
+    def interrupt(*_args, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audits, "find_copies", interrupt)
+    assert prepare.main(["csv", f"--data.root={small}", "--audit"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command can be given again\n"
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("90", 90), (None, 10_000), ("wide", 10_000)])
+def test_a_pipe_is_as_wide_as_it_is_told(capsys, monkeypatch, columns, widest):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert prepare.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= widest
+    assert any("CC BY-NC 4.0" in line for line in lines)
+    assert (max(map(len, lines)) > 90) == (columns != "90"), "no cell is cut where nobody says so"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
