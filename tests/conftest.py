@@ -15,6 +15,7 @@ import pytest
 
 # before anything imports torch: on tiny images a second thread only waits, and waits by computing
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # whose terminal it is says nothing of what tests read
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
