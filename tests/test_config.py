@@ -535,6 +535,7 @@ def test_dry_run_prints_a_config_that_loads(tmp_path: Path, capsys):
 
 FAST = """
 import contextlib, io, sys
+from skincancer import fit
 for argv in (["--experiment=resnet50", "--data.splt=1"], ["--experiment=resnet50", "--data.split=80:30"],
              ["--experiment=resnet5"], ["--list"], ["--experiment=resnet50", "--dry-run"], ["--help"]):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
