@@ -203,7 +203,6 @@ def _explain(error: Exception, source: str, flags: Sequence[str] = ()) -> Config
         for pattern, plain in _TYPE_NAMES:
             allowed = re.sub(pattern, plain, allowed)
         value = given[-1].strip().removesuffix("." if "Given value" in wrong[2] else "") if given else ""
-        allowed = f"a list, such as [{value}]" if allowed == "list" and value else allowed
         choices = re.findall(r"'([^']+)'", allowed)
         hint = f" Write a list as [{value}]." if allowed.startswith("list") else nearest(value, choices)
         return ConfigError(f"{source}: {wrong[1]} is {value!r}; it must be {allowed}.{hint}")

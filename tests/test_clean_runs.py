@@ -276,7 +276,7 @@ def test_predict_names_an_image_that_cannot_be_cleaned(run, artifacts, tiny_demo
             "command line: data.clean names 'hiar', which is no step of cleaning. Did you mean 'hair'?",
         ),
         ("--data.clean=[hair,hair]", "data.clean names 'hair' twice"),
-        ("--data.clean=hair", "data.clean is 'hair'; it must be a list, such as [hair]"),
+        ("--data.clean=hair", "data.clean is 'hair'; it must be list"),
     ],
 )
 def test_wrong_names_are_told_before_any_work(flag, said, capsys):
