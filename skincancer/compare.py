@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from skincancer import config
 from skincancer.addresses import hide, shown
+from skincancer.environment import git_tags
 from skincancer.errors import ConfigError, RunError, nearest
 from skincancer.files import check_folder
 from skincancer.schema import Experiment
@@ -300,7 +301,7 @@ def _log(client: MlflowClient, found: Comparison, out: Path | None, console: Con
     group = f"{found.dataset}-{runs[0].params['task']}"
     ids = " ".join(run.run_id for run in runs)
     tags = {
-        "kind": "compare", **tracking.git_tags(), "synthetic": str(found.synthetic).lower(),
+        "kind": "compare", **git_tags(), "synthetic": str(found.synthetic).lower(),
         "compared_runs": ids if len(ids) <= _MOST_TAG else "see runs.csv", "mlflow.note.content": _links(found),
     }  # fmt: skip
     title = f"compare {_short(names)} {' '.join(splits)}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import mlflow
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 
-from skincancer import tracking
 from skincancer.data.prepared import PreparedData
 from skincancer.terminal import uninterrupted
 
@@ -18,7 +18,8 @@ CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 def log_dataset(data: PreparedData, role: str, split: str) -> None:
     """Log the images of one role as an input of the active run, by a digest of the index and their ids."""
     ids = "\n".join(data.rows(role)["image_id"])
-    digest = tracking.short_digest(f"{data.index_hash}\n{role}\n{ids}")
+    # 16 hex digits, as MLflow's dataset digests go
+    digest = hashlib.sha256(f"{data.index_hash}\n{role}\n{ids}".encode()).hexdigest()[:16]
     source = _FolderSource(str(data.root))
     dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` abstract and uses it so itself
         source, name=f"{data.entry.name} {split} {role}", digest=digest

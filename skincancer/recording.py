@@ -29,6 +29,7 @@ from skincancer.data.seen import DIGESTS_FILE, FINGERPRINTS_FILE, digest_table, 
 from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
 from skincancer.data.verdict import verdict_line
+from skincancer.environment import device_name, environment_text, git_tags, model_requirements
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
 from skincancer.evaluation.explain import attention_means, explain_run, read_attention, write_errors
@@ -40,7 +41,7 @@ from skincancer.inputs import log_dataset
 from skincancer.models import serving
 from skincancer.models.weights import Loaded
 from skincancer.outcomes import OUTCOMES, Outcome
-from skincancer.run_params import fit_params
+from skincancer.run_params import data_tags, fit_params
 from skincancer.schema import Experiment
 from skincancer.terminal import make_table, progress_bars, uninterrupted, warn
 from skincancer.trial import STATE_TAG, TrialLink
@@ -184,8 +185,8 @@ class FitRecorder:
                     f"--resume {resume}: it stopped before its first epoch ended, so it starts again, but its first weights were "
                     f"{first!r} and now they are {weights!r}. Start a new run."
                 )
-        device = tracking.device_name(experiment.trainer.accelerator)
-        tags = {"kind": "fit", **tracking.git_tags(), **data_tags(data), "device": device}
+        device = device_name(experiment.trainer.accelerator)
+        tags = {"kind": "fit", **git_tags(), **data_tags(data), "device": device}
         name = f"{experiment.name} {experiment.data.split} s{experiment.seed}"
         if self.trial:
             tags |= self.trial.tags()
@@ -223,7 +224,7 @@ class FitRecorder:
             whole = open_whole(data.index, image_root(data.root), data.store, settings, bars)
         write_fingerprints(run.folder / FINGERPRINTS_FILE, data.index, *whole)
         run.log_file(FINGERPRINTS_FILE)
-        run.write_text("environment.txt", tracking.environment_text())
+        run.write_text("environment.txt", environment_text())
         if settings.crop:
             run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))
         if self.inputs and self.inputs.measured:
@@ -334,7 +335,7 @@ class FitRecorder:
         signature = serving.signature(self.outcome.classes, experiment.task != "classification", takes_masks)
         more = () if experiment.model.is_network else ("scikit-learn", "scikit-image", "skops")
         with uninterrupted():
-            serving.log_model(self.folder, signature, tracking.model_requirements(*more))
+            serving.log_model(self.folder, signature, model_requirements(*more))
 
     def report(self) -> None:
         """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""
@@ -369,14 +370,6 @@ class FitRecorder:
 def best_name(monitor: str) -> str:
     """Return the name that the best checkpoint's value of a monitored metric is logged by."""
     return f"best/{monitor.removeprefix('val/')}"
-
-
-def data_tags(data: PreparedData) -> dict[str, str]:
-    """Return the tags that say which images, roles and lesions a run is of, and whether they are drawn."""
-    return {
-        "split_hash": data.split_hash, "index_hash": data.index_hash, "groups_hash": data.groups_hash,
-        "synthetic": str(data.entry.synthetic).lower(),
-    }  # fmt: skip
 
 
 def classes_json(classes: Sequence[str], malignant: Sequence[str]) -> str:

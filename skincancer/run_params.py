@@ -68,3 +68,11 @@ def _crop_params(e: Experiment, data: PreparedData) -> dict[str, Any]:
     return {
         "masks": e.data.masks, "crop_margin": e.data.crop_margin, "segmenter_saw_test_images": data.segmenter_saw,
     }  # fmt: skip
+
+
+def data_tags(data: PreparedData) -> dict[str, str]:
+    """Return the tags that say which images, roles and lesions a run is of, and whether they are drawn."""
+    return {
+        "split_hash": data.split_hash, "index_hash": data.index_hash, "groups_hash": data.groups_hash,
+        "synthetic": str(data.entry.synthetic).lower(),
+    }  # fmt: skip

@@ -22,11 +22,13 @@ from rich.text import Text
 from skincancer import config, paths, tracking
 from skincancer.addresses import shown
 from skincancer.data.prepared import PreparedData
+from skincancer.environment import git_tags
 from skincancer.errors import RunError
 from skincancer.evaluation import figures
 from skincancer.evaluation.sweep_figures import sweep_figures
 from skincancer.files import write_whole
-from skincancer.recording import best_name, data_tags
+from skincancer.recording import best_name
+from skincancer.run_params import data_tags
 from skincancer.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts
 from skincancer.terminal import make_table
 
@@ -69,7 +71,7 @@ class SweepRecord:
         if before:
             _check_parent(client, before, self.name)
         self.sweep.begin(trials)
-        tags = {"kind": "sweep", **tracking.git_tags(), **data_tags(self.data), "trials": str(self.sweep.total)}
+        tags = {"kind": "sweep", **git_tags(), **data_tags(self.data), "trials": str(self.sweep.total)}
         group = f"{self.data.entry.name}-{base.task}"
         with tracking.start_run(client, group, f"sweep {self.name}", tags, system_metrics=False, resume=before) as run:
             self.run = run

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import event
 
 from skincancer import terminal, tracking
+from skincancer.environment import device_name
 from skincancer.errors import RunError
 from skincancer.paths import sqlite_path, tracking_uri, work_root
 from skincancer.terminal import Interrupted, signals_as_interrupts, uninterrupted
@@ -391,8 +392,8 @@ def test_ui_serves_the_store_and_stops(store, tmp_path):
 def test_the_device_is_named_by_what_the_trainer_takes(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA A100")
-    assert [tracking.device_name(name) for name in ("auto", "gpu", "cuda")] == ["NVIDIA A100"] * 3
+    assert [device_name(name) for name in ("auto", "gpu", "cuda")] == ["NVIDIA A100"] * 3
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     for name in ("cpu", "auto"):
-        assert tracking.device_name(name).endswith(f"{psutil.cpu_count()} cores")
+        assert device_name(name).endswith(f"{psutil.cpu_count()} cores")

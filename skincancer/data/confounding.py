@@ -103,9 +103,8 @@ def measure_confounding(
         model = HistGradientBoostingClassifier(
             max_iter=60, max_leaf_nodes=15, min_samples_leaf=smallest, random_state=0
         )
-        with threadpool_limits(
-            1, user_api="openmp"
-        ):  # beside another job, threads that wait for each other take minutes
+        # beside another job, threads that wait for each other take minutes
+        with threadpool_limits(1, user_api="openmp"):
             model.fit(values[train], label[train])
         # a class that a fold did not learn has probability 0 there
         probability[np.ix_(test, model.classes_)] = model.predict_proba(values[test])

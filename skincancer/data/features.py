@@ -40,7 +40,7 @@ from skincancer.images.features import (
 from skincancer.paths import cache_folder
 from skincancer.schema import DataConfig
 
-FORMAT = 3  # raised whenever a feature gives other numbers
+FORMAT = 4  # raised whenever a feature gives other numbers
 TINY, WHOLE = 0.1, 1.2  # diameters by the picture's longer side beyond which a mask is hardly a lesion's
 CHUNK = 16  # images per task of a worker
 DIGITS = "%.9g"  # which float32 comes back from as it was

@@ -119,9 +119,8 @@ def find_differences(cells: Sequence[Cell]) -> list[str]:
     for label, found in facts:
         values: dict[str, list[str]] = {}
         for (name, _), value in zip(runs, found, strict=True):
-            if (
-                value or label != WATCHED["masks"]
-            ):  # a run that takes no masks differs in its method, which its name says
+            # a run that takes no masks differs in its method, which its name says
+            if value or label != WATCHED["masks"]:
                 values.setdefault(value or "(none)", []).append(name)
         if len(values) > 1:
             said = "; ".join(f"{value}: {_few(names)}" for value, names in values.items())

@@ -20,6 +20,7 @@ from skincancer.addresses import shown
 from skincancer.data.boxes import RUN, describe_crops, describe_masks
 from skincancer.data.features import FeatureTable
 from skincancer.data.seen import REASONS
+from skincancer.environment import environment_text, git_tags
 from skincancer.evaluation import calibration, figures
 from skincancer.evaluation.evaluation_report import write_evaluation_report
 from skincancer.evaluation.external import Evaluation, mapped_validation
@@ -32,7 +33,8 @@ from skincancer.images.cleaning import describe_clean
 from skincancer.images.crops import EMPTY
 from skincancer.inputs import log_dataset
 from skincancer.outcomes import OUTCOMES
-from skincancer.recording import classes_json, data_tags, intervals_table
+from skincancer.recording import classes_json, intervals_table
+from skincancer.run_params import data_tags
 from skincancer.terminal import uninterrupted, warn
 
 EVALUATED, EVALUATED_BY = "evaluated_run", "evaluated_by"  # tags: of the evaluation, and of each run that it evaluated
@@ -151,7 +153,7 @@ class EvaluationRecorder:
         tags = {
             "kind": "evaluate",
             EVALUATED: " ".join(run.run for run in evaluation.runs),
-            **tracking.git_tags(),
+            **git_tags(),
             **data_tags(data),
         }
         group = f"{data.entry.name}-{self.experiment.task}"
@@ -210,7 +212,7 @@ class EvaluationRecorder:
         run.write_text("dropped.csv", dropped.to_csv(index=False))
         if len(self.evaluation.similar):
             run.write_text("near_duplicates.csv", self.evaluation.similar.to_csv(index=False))
-        run.write_text("environment.txt", tracking.environment_text())
+        run.write_text("environment.txt", environment_text())
         log_dataset(data, "test", self.split)
 
     def _link(self, client: MlflowClient) -> None:

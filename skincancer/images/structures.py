@@ -34,17 +34,12 @@ HOLE = 1.0  # contrast of the holes of a network
 ROUND = 2.5  # ratio of the largest to the smallest radius of a spot
 DOT = 2.5  # px, radius below which a spot is a dot; larger ones are globules
 NEAR, NEIGHBOURS, MESH = 12, 3, 5  # px and count of holes beside one that is in a network, and px that it stands for
-FLAT, WINDOW, SLOPE = (
-    1.0,
-    9,
-    3.0,
-)  # contrast of a structureless area, px of the square that it is taken in, and of what is a slope
+# contrast of a structureless area, px of the square that it is taken in, and px of what is a slope
+FLAT, WINDOW, SLOPE = 1.0, 9, 3.0
 LINE, LINE_WIDTH = 4.0, 7  # contrast of streaks, and px that are wider
 LONG, SLIM, RADIAL = 6.0, 2.5, 30.0  # px of length, length to width, degrees to the shortest way outwards
-BAND, FAR = (
-    0.12,
-    0.35,
-)  # of the diameter of a circle of the lesion's area: how far from the border, and how long a streak is at most
+# of the diameter of a circle of the lesion's area: how far from the border, and how long a streak is at most
+BAND, FAR = 0.12, 0.35
 # what the rule counts (Nachbar): structureless areas above a tenth of the lesion, more than two dots and streaks, one globule. A network
 # has no such number there.
 NETWORK_SHARE, STRUCTURELESS_SHARE, DOTS, GLOBULES, STREAKS = 0.1, 0.1, 3, 1, 3
