@@ -22,7 +22,7 @@ def one(backbone: str, size: int, batch: int, steps: int, keep: bool) -> float:
     import timm
     import torch
 
-    from skincancer.allocator import keep_freed_memory
+    from skincancer.system.hardware import keep_freed_memory
 
     if keep:
         keep_freed_memory()

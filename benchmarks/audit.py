@@ -36,10 +36,10 @@ from side_by_side import machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from skincancer.data.findings import COPIES
+from skincancer.audit.findings import COPIES
 from skincancer.data.index import image_root, load_index
-from skincancer.data.prepared import locate
-from skincancer.images.decode import read_image
+from skincancer.data.prepare import locate
+from skincancer.imaging.decode import read_image
 from skincancer.schema import DataConfig
 
 CHECKOUT = Path(__file__).resolve().parents[1]

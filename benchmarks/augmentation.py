@@ -20,8 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from skincancer.images.augment import Augment
-from skincancer.images.policies import POLICIES, AugmentConfig
+from skincancer.imaging.augmentation import Augment
+from skincancer.imaging.augmentation_policies import POLICIES
+from skincancer.schema import AugmentConfig
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -30,9 +30,9 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer.data.index import image_root
-from skincancer.data.prepared import PreparedData, prepare_data
-from skincancer.evaluation.mask_scoring import MaskRecipe, MaskScorer
-from skincancer.evaluation.predictions import predictions_table, write_predictions
+from skincancer.data.prepare import PreparedData, prepare_data
+from skincancer.metrics.mask_scorer import MaskRecipe, MaskScorer
+from skincancer.metrics.prediction_files import predictions_table, write_predictions
 from skincancer.models.segmenters import TIMM_PREFIX, build_segmenter
 from skincancer.models.weights import load_backbone, load_encoder
 from skincancer.schema import DataConfig

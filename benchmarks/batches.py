@@ -23,11 +23,10 @@ from torchvision import datasets, transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from skincancer.data.datamodules import LesionDataModule
+from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.index import image_root
-from skincancer.data.prepared import PreparedData, prepare_data
-from skincancer.images.policies import AugmentConfig
-from skincancer.schema import DataConfig
+from skincancer.data.prepare import PreparedData, prepare_data
+from skincancer.schema import AugmentConfig, DataConfig
 
 
 def limit(data: PreparedData, images: int) -> PreparedData:

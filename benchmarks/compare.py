@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from side_by_side import machine
 from synthetic_runs import class_predictions, finished_fit
 
-from skincancer.compare import Request, compare
-from skincancer.terminal import make_console
+from skincancer.compare import compare
+from skincancer.comparison.request import Request
+from skincancer.system.console import make_console
 
 EXPERIMENTS, SPLITS = ("densenet169_undersample", "resnet50_oversample"), ("80:20", "70:30")
 

@@ -32,16 +32,19 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from skincancer import config, tracking, training
-from skincancer.allocator import keep_freed_memory
-from skincancer.data.datamodules import LesionDataModule
-from skincancer.data.prepared import PreparedData, prepare_data
-from skincancer.images.augment import Augment
-from skincancer.images.policies import AugmentConfig
-from skincancer.models.building import build_task
-from skincancer.recording import FitRecorder
-from skincancer.schema import Experiment
-from skincancer.terminal import make_console
+from skincancer.config.resolve import resolve
+from skincancer.data.datamodule import LesionDataModule
+from skincancer.data.prepare import PreparedData, prepare_data
+from skincancer.imaging.augmentation import Augment
+from skincancer.models.factory import build_task
+from skincancer.models.lightning import quiet_lightning
+from skincancer.runs.store import connect
+from skincancer.schema import AugmentConfig, Experiment
+from skincancer.system.console import make_console
+from skincancer.system.hardware import keep_freed_memory
+from skincancer.training.callbacks import EpochRecord
+from skincancer.training.recorder import FitRecorder
+from skincancer.training.trainer import build_trainer
 
 NETWORKS: dict[str, dict[str, str]] = {  # of each task
     "classification": {"model.backbone": "tf_efficientnet_lite0"},
@@ -153,15 +156,13 @@ def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folde
     with contextlib.ExitStack() as stack:
         run: Any = None
         if with_mlflow:
-            client = tracking.connect(f"sqlite:///{folder}/mlruns/mlflow.db")
+            client = connect(f"sqlite:///{folder}/mlruns/mlflow.db")
             run = stack.enter_context(recorder.start(client, loaded.source, None))
         datamodule = LesionDataModule(
             data, batch_size=experiment.data.batch_size, balance="none", balance_fixed=False, augment=experiment.augment,
             seed=experiment.seed, workers=experiment.data.workers,
         )  # fmt: skip
-        trainer = training.build_trainer(
-            experiment, recorder.folder if run else folder, [training.EpochRecord(run)], progress_bar=False
-        )
+        trainer = build_trainer(experiment, recorder.folder if run else folder, [EpochRecord(run)], progress_bar=False)
         turns = InTurns(BareLoop(twin, data, experiment), datamodule)
         trainer.callbacks.insert(0, turns)  # type: ignore[attr-defined]  # set by its callback connector
         trainer.fit(task, datamodule)
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("--mlflow", action="store_true", help="fit writes a real run, into a temporary store")
     given = parser.parse_args()
 
-    training.quiet_lightning()
+    quiet_lightning()
     keep_freed_memory()  # as fit does; one process has one allocator, so that the bare loop gains by it too
     network = NETWORKS[given.task] | ({"model.backbone": given.backbone} if given.backbone else {})
     flags = {
@@ -194,7 +195,7 @@ def main() -> None:
         "trainer.accelerator": given.accelerator, "trainer.precision": given.precision,
         "trainer.max_epochs": len(POLICIES) * (1 + given.rounds), "trainer.limit_val_batches": 1,
     }  # fmt: skip
-    experiment, _ = config.resolve(None, {name: value for name, value in flags.items() if value is not None})
+    experiment, _ = resolve(None, {name: value for name, value in flags.items() if value is not None})
     data = limit(prepare_data(experiment.data, task=given.task), given.images)
     with tempfile.TemporaryDirectory() as folder:
         turns = measure(experiment, data, given.mlflow, Path(folder))

@@ -17,9 +17,9 @@ from side_by_side import machine
 
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.index import image_root, load_index
-from skincancer.images.crops import find_mask
-from skincancer.images.decode import read_image
-from skincancer.images.features import FAMILIES, bring_to_working_size, feature_names, image_features
+from skincancer.imaging.crop import find_mask
+from skincancer.imaging.decode import read_image
+from skincancer.imaging.features.families import FAMILIES, bring_to_working_size, feature_names, image_features
 
 
 def main() -> None:

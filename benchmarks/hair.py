@@ -25,11 +25,11 @@ from skimage.filters import sato
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from skincancer.data.demo_drawing import CLASSES, draw_lesion
 from skincancer.data.index import image_root, load_index
-from skincancer.data.prepared import locate
-from skincancer.images.decode import read_image
-from skincancer.images.hair import black_hat, dull_razor
+from skincancer.data.prepare import locate
+from skincancer.data.readers.demo_drawing import CLASSES, draw_lesion
+from skincancer.imaging.cleaning.hair import black_hat, dull_razor
+from skincancer.imaging.decode import read_image
 from skincancer.schema import DataConfig
 
 Pair = tuple[np.ndarray, np.ndarray]

@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from skincancer.data.catalog import dataset
 from skincancer.data.index import image_root, load_index
-from skincancer.evaluation.masks import mask_metrics, mean_metrics, surface
-from skincancer.images.decode import read_mask
+from skincancer.imaging.decode import read_mask
+from skincancer.imaging.mask_operations import surface
+from skincancer.metrics.segmentation import mask_metrics, mean_metrics
 
 OFFICIAL = {
     "jaccard": "jaccard",

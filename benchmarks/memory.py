@@ -27,7 +27,7 @@ from side_by_side import machine, spread
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer.data.index import image_root, load_index
-from skincancer.data.prepared import locate
+from skincancer.data.prepare import locate
 from skincancer.schema import DataConfig
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -17,10 +17,10 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from skincancer.artifacts import fetch_run
-from skincancer.evaluation.comparison import Resamples, paired_difference, same_images
-from skincancer.evaluation.masks import MASK_METRICS
-from skincancer.evaluation.scores import load_scores
+from skincancer.comparison.predictions import load_scores
+from skincancer.comparison.tables import Resamples, paired_difference, same_images
+from skincancer.metrics.segmentation import MASK_METRICS
+from skincancer.runs.artifacts import fetch_run
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc_macro")
 

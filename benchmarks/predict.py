@@ -23,7 +23,7 @@ from side_by_side import in_turns, machine, ratios, spread
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from skincancer.allocator import keep_freed_memory
+from skincancer.system.hardware import keep_freed_memory
 
 COUNTS = 1000  # the smaller number of images whose peak memory is measured
 
@@ -32,11 +32,12 @@ def make_run(folder: Path, backbone: str, size: int, batch: int) -> None:
     """Write a run's folder with a network that was never trained."""
     import torch
 
-    from skincancer import config
-    from skincancer.models.tasks import ClassificationTask
+    from skincancer.config.resolve import resolve
+    from skincancer.models.tasks.classification import ClassificationTask
+    from skincancer.system.yaml_files import dump_yaml
 
     flags = {"data.size": size, "data.batch_size": batch, "model.backbone": backbone, "model.weights": "none"}
-    experiment, _ = config.resolve("efficientnet_lite0", flags)
+    experiment, _ = resolve("efficientnet_lite0", flags)
     model = experiment.to_dict()["model"]
     task = ClassificationTask(
         backbone=backbone, size=size, classes=list("abcdefg"), dropout=0.0, head="softmax", head_hidden=0, freeze="none",
@@ -47,7 +48,7 @@ def make_run(folder: Path, backbone: str, size: int, batch: int) -> None:
     torch.save(
         {"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}, folder / "checkpoints/best.ckpt"
     )
-    (folder / "config.yaml").write_text(config.dump_yaml(experiment.to_dict()))
+    (folder / "config.yaml").write_text(dump_yaml(experiment.to_dict()))
 
 
 def link(source: Path, folder: Path, count: int) -> None:
@@ -75,7 +76,7 @@ def bare(run: Path, images: Path, size: int, batch: int, keep: bool) -> None:
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
 
-    from skincancer.models.loading import load_task
+    from skincancer.models.factory import load_task
 
     if keep:
         keep_freed_memory()
@@ -111,7 +112,7 @@ def main() -> None:
         peak(*given.peak)
         return
     if given.folder is None:
-        from skincancer.data.prepared import locate
+        from skincancer.data.prepare import locate
         from skincancer.schema import DataConfig
 
         given.folder = locate(DataConfig())[1] / "images"
@@ -134,8 +135,8 @@ def measure_memory(given: argparse.Namespace, place: Path) -> None:
 
 def measure_speed(given: argparse.Namespace, place: Path) -> None:
     """Print images per second of predict, of the bare loop and of decoding, and their ratios."""
-    from skincancer.data.image_files import find_images
-    from skincancer.models.answering import closing_pool, in_order, load_answerer
+    from skincancer.inference.image_files import find_images
+    from skincancer.inference.predictor import closing_pool, in_order, load_answerer
     from skincancer.predict import write_answers
 
     many = place / "many"

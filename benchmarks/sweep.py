@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import postgres
 from side_by_side import machine
 
-from skincancer.storage import shown, storage_url
-from skincancer.study import counts, create
-from skincancer.sweep_plan import Plan
+from skincancer.sweeps.plan import Plan
+from skincancer.sweeps.storage import storage_url
+from skincancer.sweeps.study import counts, create
+from skincancer.system.credentials import shown
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SPACE = "task: classification\nsearch:\n  model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}\n"
@@ -44,7 +45,7 @@ def measure_trials(trials: int, epochs: int, rounds: int, flags: list[str]) -> N
     """Time sweeps of real trials of one thread, by one worker and by two in turn, and what of it is training."""
     import pandas as pd
 
-    from skincancer.tracking import connect
+    from skincancer.runs.store import connect
 
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from skincancer.evaluation.statistics import bootstrap_weights, percentile_interval
+from skincancer.metrics.bootstrap import bootstrap_weights, percentile_interval
 
 CUT = 5.45
 STRUCTURES = ("network", "structureless", "dots", "globules", "streaks")

@@ -16,14 +16,15 @@ import pytorch_lightning as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from skincancer import config, training
-from skincancer.allocator import keep_freed_memory
-from skincancer.artifacts import fetch_run
-from skincancer.data.datamodules import LesionDataModule
-from skincancer.data.prepared import prepare_data
-from skincancer.evaluation.statistics import bootstrap_means
+from skincancer.config.resolve import resolve
+from skincancer.data.datamodule import LesionDataModule
+from skincancer.data.prepare import prepare_data
 from skincancer.fit import choose_threshold
-from skincancer.models.loading import load_task
+from skincancer.metrics.bootstrap import bootstrap_means
+from skincancer.models.factory import load_task
+from skincancer.models.lightning import quiet_lightning
+from skincancer.runs.artifacts import fetch_run
+from skincancer.system.hardware import keep_freed_memory
 
 METRICS = ("dice", "jaccard", "thresholded_jaccard", "hd95")
 
@@ -35,11 +36,11 @@ def main() -> None:
     parser.add_argument("--views", nargs="+", default=["none", "flips", "d4"], choices=["none", "flips", "d4"])
     parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of the run")
     given = parser.parse_args()
-    training.quiet_lightning()
+    quiet_lightning()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         settings, checkpoint = fetch_run(given.run, Path(folder), given.uri)
-        experiment, _ = config.resolve(str(settings), {})
+        experiment, _ = resolve(str(settings), {})
         task = load_task(checkpoint)
         data = prepare_data(experiment.data, task=experiment.task)
         module = LesionDataModule(

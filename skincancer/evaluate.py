@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skincancer import config
-from skincancer.allocator import keep_freed_memory
+from skincancer.config.cli import parse_flags
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import DataConfig
-from skincancer.terminal import make_console, progress_bars, run_verb, signals_as_interrupts, warn
+from skincancer.system.console import make_console, progress_bars, run_verb, warn
+from skincancer.system.hardware import keep_freed_memory
+from skincancer.system.interrupts import signals_as_interrupts
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
 
 PARTS = ("all", "test")
 NEAR_DUPLICATES = ("exclude", "keep")
@@ -54,15 +56,16 @@ def evaluate(
         WeightsError: a checkpoint cannot be used.
     """
     _check(runs, data, part, prevalence, near_duplicates)
-    from skincancer import tracking, training
-    from skincancer.evaluation.evaluation_record import EvaluationRecorder
     from skincancer.evaluation.external import mapped_predictions, predict_test, prepare_evaluation
-    from skincancer.evaluation.finished import load_finished
+    from skincancer.evaluation.recorder import EvaluationRecorder
+    from skincancer.models.lightning import quiet_lightning
+    from skincancer.runs.finished import load_finished
+    from skincancer.runs.store import connect
 
-    training.quiet_lightning()
+    quiet_lightning()
     keep_freed_memory()
     console = make_console()
-    client = tracking.connect(uri)
+    client = connect(uri)
     with tempfile.TemporaryDirectory() as place:
         finished = [load_finished(run, Path(place) / str(number), uri) for number, run in enumerate(runs)]
         tasks = {run.task for run in finished}
@@ -143,7 +146,7 @@ def _verb(argv: Sequence[str]) -> None:
     from skincancer.evaluation.class_mapping import parse_map
 
     argv = [re.sub(r"^--near-duplicates(?==|$)", "--near_duplicates", flag) for flag in argv]
-    flags, own = config.parse_flags(_parser(), argv)
+    flags, own = parse_flags(_parser(), argv)
     uri = flags.pop("tracking.uri", None)
     given = own.get("map")
     with signals_as_interrupts():

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skincancer import config, registry
-from skincancer.allocator import keep_freed_memory
+from skincancer.config.cli import build_parser, parse_flags
+from skincancer.config.experiments import list_experiments
+from skincancer.config.resolve import resolve
 from skincancer.errors import ConfigError, RunError
+from skincancer.runs import registry
+from skincancer.runs.lifecycle import reap_runs
 from skincancer.schema import Experiment
-from skincancer.terminal import make_console, make_table, progress_bars, run_verb, signals_as_interrupts, warn
+from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
+from skincancer.system.hardware import keep_freed_memory
+from skincancer.system.interrupts import signals_as_interrupts
+from skincancer.system.yaml_files import dump_yaml
+from skincancer.training.resume import load_resumed
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from skincancer.recording import FitRecorder
-    from skincancer.trial import TrialLink
+    from skincancer.sweeps.trial import TrialLink
+    from skincancer.training.recorder import FitRecorder
 
 
 def fit(
@@ -29,7 +34,7 @@ def fit(
     """Train an experiment, or go on with an interrupted run of it; return the MLflow run id.
 
     Args:
-        experiment: resolved, as `skincancer.config.resolve` makes it.
+        experiment: resolved, as `skincancer.config.resolve.resolve` makes it.
         resume: id of an interrupted run; its config must be `experiment`'s.
         register: NAME or NAME@ALIAS: register the model under it when the run has finished; a resumed run keeps what it was started
             with.
@@ -49,27 +54,31 @@ def fit(
             f"--resume {resume}: {experiment.model.classifier} is fitted at once and has no point to go on from. Start a new run: "
             f"python -m skincancer.fit --experiment {experiment.name} …"
         )
-    from skincancer.models.building import check_network
+    from skincancer.models.factory import check_network
 
     check_network(experiment)
-    from skincancer import launching, tracking, training
+    from skincancer.models.lightning import quiet_lightning
+    from skincancer.runs.lifecycle import reap
+    from skincancer.runs.store import connect
+    from skincancer.training.launch import check_launcher, count_ranks, is_rank_zero
+    from skincancer.training.trainer import check_devices
 
-    training.quiet_lightning()
-    training.check_devices(experiment.trainer)
-    launching.check_launcher(experiment.trainer)
+    quiet_lightning()
+    check_devices(experiment.trainer)
+    check_launcher(experiment.trainer)
     keep_freed_memory()
     console = make_console()
-    console.quiet = not launching.is_rank_zero()
+    console.quiet = not is_rank_zero()
 
-    client = tracking.connect(experiment.tracking.uri)
+    client = connect(experiment.tracking.uri)
     if resume and not target and (before := registry.wanted(client, resume)):
         target = registry.parse_target(before)
     if target:
         registry.check_registry(client)
 
-    from skincancer.data.datamodules import check_shares
-    from skincancer.data.prepared import prepare_data
-    from skincancer.recording import FitRecorder
+    from skincancer.data.datamodule import check_shares
+    from skincancer.data.prepare import prepare_data
+    from skincancer.training.recorder import FitRecorder
 
     with progress_bars(console) as bars:
         data = prepare_data(
@@ -80,10 +89,10 @@ def fit(
             hand_made=experiment.model.is_hand_made,
         )
     if network:
-        ranks = launching.count_ranks(experiment.trainer)
+        ranks = count_ranks(experiment.trainer)
         check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks)
     # a trial's worker is about to write down why another one crashed, and its sweep has closed what was before
-    for closed in tracking.reap(client) if launching.is_rank_zero() and trial is None else []:
+    for closed in reap(client) if is_rank_zero() and trial is None else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")
 
     recorder = FitRecorder(experiment, data, console, trial)
@@ -96,7 +105,7 @@ def fit(
     if trial:
         return recorder.run_id
     recorder.report()
-    if target and launching.is_rank_zero():
+    if target and is_rank_zero():
         version = registry.register(client, recorder.run_id, target)
         console.print(f"registered as {target}, version {version}", markup=False)
     return recorder.run_id
@@ -106,27 +115,30 @@ def _fit_network(
     experiment: Experiment, data: Any, recorder: FitRecorder, client: Any, resume: str | None, tags: dict[str, str]
 ) -> None:
     """Train a network, or go on with it, and test its best checkpoint."""
-    from skincancer import tracking, training
-    from skincancer.models.building import build_task
-    from skincancer.ranks import Ranks
+    from skincancer.models.factory import build_task
+    from skincancer.runs.artifacts import LAST_CHECKPOINT
+    from skincancer.runs.lifecycle import has_checkpoint
+    from skincancer.training.callbacks import ReportToSweep
+    from skincancer.training.checkpoints import best_checkpoint, export_best
+    from skincancer.training.distributed import Ranks
 
     trial = recorder.trial
-    goes_on = tracking.has_checkpoint(client, resume)
+    goes_on = has_checkpoint(client, resume)
     task, loaded = build_task(experiment, data, goes_on)
     if not goes_on:
         recorder.tell_weights(loaded)
     with recorder.start(client, loaded.source, resume) as run, Ranks(experiment.trainer, run, client) as ranks:
         if run:
             run.set_tags(tags)
-        reports = [training.ReportToSweep(trial, experiment.training.monitor)] if trial else []
+        reports = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
         trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run, [ranks, *reports])
-        last = recorder.folder / tracking.LAST_CHECKPOINT
+        last = recorder.folder / LAST_CHECKPOINT
         trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
         if trial and trial.pruned:
             recorder.finish_trial(run, record)
             return
-        best = training.best_checkpoint(trainer)
-        best_epoch = training.export_best(best) if trainer.is_global_zero else 0
+        best = best_checkpoint(trainer)
+        best_epoch = export_best(best) if trainer.is_global_zero else 0
         trainer.strategy.barrier()
         which: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True, "verbose": False}
         if experiment.task != "classification":
@@ -143,7 +155,8 @@ def _fit_network(
 
 def _fit_classical(experiment: Experiment, data: Any, recorder: FitRecorder, client: Any, tags: dict[str, str]) -> None:
     """Fit a classical classifier at once: a run without epochs."""
-    from skincancer.classical_training import find_inputs, fit_classifier, predict_part
+    from skincancer.inference.classical_model import predict_part
+    from skincancer.training.classical import find_inputs, fit_classifier
 
     with progress_bars(recorder.console) as bars:
         inputs = find_inputs(experiment, data, bars)
@@ -165,25 +178,26 @@ def choose_threshold(experiment: Experiment, data: Any, task: Any, trainer: Any,
 
     The checkpoint keeps the threshold among its hyper-parameters.
     """
-    from skincancer import training
-    from skincancer.evaluation.mask_scoring import build_scorer
-    from skincancer.evaluation.masks import ThresholdSearch
+    from skincancer.metrics.segmentation import ThresholdSearch
+    from skincancer.models.factory import build_scorer
+    from skincancer.training.checkpoints import export_best
 
     task.scorer = build_scorer(data, experiment)
     if experiment.model.mask.threshold == "auto":
         task.search = ThresholdSearch()
         trainer.validate(task, **which)
         if trainer.is_global_zero:
-            training.export_best(which["ckpt_path"], threshold=task.threshold)
+            export_best(which["ckpt_path"], threshold=task.threshold)
         trainer.strategy.barrier()
 
 
 def _assemble(
     experiment: Experiment, data: Any, folder: Path, run: Any, callbacks: Sequence[Any]
 ) -> tuple[Any, Any, Any]:
-    from skincancer.data.datamodules import LesionDataModule
-    from skincancer.launching import count_ranks
-    from skincancer.training import EpochRecord, averaging_note, build_trainer
+    from skincancer.data.datamodule import LesionDataModule
+    from skincancer.training.callbacks import EpochRecord, averaging_note
+    from skincancer.training.launch import count_ranks
+    from skincancer.training.trainer import build_trainer
 
     settings = experiment.data
     datamodule = LesionDataModule(
@@ -198,48 +212,6 @@ def _assemble(
         warn(make_console(), "averaged weights", note)
     trainer = build_trainer(experiment, folder, [record, *callbacks], progress_bar=sys.stdout.isatty())
     return trainer, datamodule, record
-
-
-def load_resumed(run_id: str, name: str | None, flags: dict[str, Any], parser: ArgumentParser) -> Experiment:
-    """Return the config of the run to go on with; refuse one that was changed, with both values shown."""
-    from skincancer import artifacts, launching, tracking
-
-    client = tracking.connect(flags.get("tracking.uri"))
-    if launching.is_rank_zero():  # by the time other ranks look, rank 0 owns the run
-        tracking.check_resumable(client, run_id)
-    with tempfile.TemporaryDirectory() as folder:
-        stored = config.load_yaml(artifacts.download(client, run_id, "config.yaml", Path(folder)))
-    kept, _ = config.resolve(None, {}, parser, base=config.flatten(stored))
-    asked = kept
-    if name or flags:
-        asked, _ = config.resolve(name, flags, parser, base=None if name else config.flatten(stored))
-    before, now = config.flatten(kept.to_dict()), config.flatten(asked.to_dict())
-    changed = [
-        f"{key}: the run has {before[key]!r}, asked is {now[key]!r}" for key in now if before.get(key) != now[key]
-    ]
-    changed = [line for line in changed if not line.startswith("tracking.")]
-    if changed:
-        raise RunError(
-            f"--resume {run_id}: the config differs:\n  " + "\n  ".join(changed) + "\nResume with the run's own config "
-            f"(python -m skincancer.fit --resume {run_id}), or start a new run."
-        )
-    # its config leaves out the password of its store, which is where it was found
-    return replace(asked, tracking=replace(asked.tracking, uri=flags.get("tracking.uri")))
-
-
-def reap_runs(older_than: str | None, uri: str | None) -> None:
-    """Close runs whose process is gone, and those of other hosts that have been silent for `older_than` (such as 24h)."""
-    from skincancer import tracking
-
-    hours = None
-    if older_than is not None:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", older_than)
-        if not match:
-            raise ConfigError(f"--older-than is {older_than!r}; give hours or days, such as 24h or 2d.")
-        hours = float(match[1]) * (24 if match[2] == "d" else 1)
-    console = make_console()
-    closed = tracking.reap(tracking.connect(uri), hours)
-    console.print(f"closed {len(closed)} stale runs as KILLED" + (": " + ", ".join(closed) if closed else ""))
 
 
 def _add_flags(parser: ArgumentParser) -> None:
@@ -257,13 +229,13 @@ def _add_flags(parser: ArgumentParser) -> None:
 def _verb(argv: Sequence[str]) -> None:
     console = make_console()
     argv = [re.sub(r"^--(dry|older)-", r"--\1_", flag) for flag in argv]
-    parser = config.build_parser(
+    parser = build_parser(
         "python -m skincancer.fit", "Train one experiment, test its best checkpoint, leave a complete run behind."
     )
     _add_flags(parser)
-    flags, own = config.parse_flags(parser, argv)
+    flags, own = parse_flags(parser, argv)
     if own.get("list"):
-        rows = list(config.list_experiments().items())
+        rows = list(list_experiments().items())
         console.print(make_table("experiments", ["name", "what it is, and where its recipe comes from"], rows))
         return
     if own.get("older_than") and not own.get("reap"):
@@ -276,16 +248,16 @@ def _verb(argv: Sequence[str]) -> None:
         experiment = load_resumed(resume, own.get("experiment"), flags, parser)
     else:
         if not own.get("experiment"):
-            raise ConfigError(f"give --experiment NAME; one of {', '.join(config.list_experiments())}, or a path.")
-        experiment, notes = config.resolve(own["experiment"], flags, parser)
+            raise ConfigError(f"give --experiment NAME; one of {', '.join(list_experiments())}, or a path.")
+        experiment, notes = resolve(own["experiment"], flags, parser)
     for note in notes:
         console.print(note, markup=False)
     if experiment.data.groups and not resume:
-        from skincancer.data.splits import read_groups
+        from skincancer.data.groups import read_groups
 
         read_groups(Path(experiment.data.groups))
     if own.get("dry_run"):
-        console.print(config.dump_yaml(experiment.kept()), markup=False)
+        console.print(dump_yaml(experiment.kept()), markup=False)
         return
     with signals_as_interrupts():
         fit(experiment, resume, own.get("register"))

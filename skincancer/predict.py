@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skincancer.data.image_files import find_images
 from skincancer.errors import ConfigError, RunError
-from skincancer.files import check_folder
-from skincancer.terminal import make_console, progress_bars, run_verb, signals_as_interrupts, warn
+from skincancer.inference.image_files import find_images
+from skincancer.system.console import make_console, progress_bars, run_verb, warn
+from skincancer.system.files import check_folder
+from skincancer.system.interrupts import signals_as_interrupts
 
 if TYPE_CHECKING:
-    from skincancer.models.answering import Answerer
+    from skincancer.inference.predictor import Answerer
+
 
 FORMATS = ("full", "isic")
 SHOWN = 20  # bad files that are named at the end; the table names all
@@ -73,7 +75,7 @@ def predict(
         raise ConfigError(f"--format is {format!r}; choose one of {', '.join(FORMATS)}.")
     images = find_images(paths, without=(out / "masks", out / "overlays"))
     check_folder(out, "--out")
-    from skincancer.models.answering import load_answerer
+    from skincancer.inference.predictor import load_answerer
 
     return write_answers(load_answerer(run, uri, masks), images, out, format, progress)
 
@@ -83,9 +85,9 @@ def write_answers(
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:  # fmt: skip
     """Write answers on images, each an id and a file, into a folder that is there: see `predict`."""
-    from skincancer.evaluation.answer_files import AnswerTable, write_mask
-    from skincancer.images.crops import EMPTY
-    from skincancer.models.answering import Answer, closing_pool, in_order, room_for
+    from skincancer.imaging.crop import EMPTY
+    from skincancer.inference.output_files import AnswerTable, write_mask
+    from skincancer.inference.predictor import Answer, closing_pool, in_order, room_for
 
     model, said = answerer.model, Predicted(measured=answerer.measures)
     table = AnswerTable(model, images, format, answerer.crop is not None or answerer.measures)

@@ -8,41 +8,42 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skincancer import config
-from skincancer.auditing import audit, check_flags, check_outputs, other_data
-from skincancer.checks import check_masks
+from skincancer.config.cli import build_parser, parse_flags
+from skincancer.config.resolve import absolute_run, resolve
+from skincancer.config.validation import check_masks
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.errors import ConfigError, SplitError
-from skincancer.files import check_file
-from skincancer.images.cleaning import STEPS
-from skincancer.images.features import FAMILIES
-from skincancer.paths import data_folder
-from skincancer.schema import Experiment
-from skincancer.showing import SHEETS, check_show
-from skincancer.terminal import make_console, make_table, progress_bars, run_verb, warn
+from skincancer.errors import ConfigError, DataError, SplitError
+from skincancer.imaging.cleaning.steps import STEPS
+from skincancer.imaging.features.families import FAMILIES
+from skincancer.schema import DataConfig, Experiment
+from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
+from skincancer.system.files import check_file, check_folder
+from skincancer.system.paths import data_folder
+from skincancer.visualization.previews import SHEETS
 
 if TYPE_CHECKING:
     import pandas as pd
     from jsonargparse import ArgumentParser
     from rich.console import Console
 
-    from skincancer.data.prepared import PreparedData
+    from skincancer.audit.audit import Audit
+    from skincancer.data.prepare import PreparedData
 
 
 def prepare(experiment: Experiment, console: Console | None = None) -> PreparedData:
     """Build the store that an experiment's `data` section needs, and print what was found.
 
     Raises:
-        ConfigError, DataError: as `skincancer.data.prepared.prepare_data`.
+        ConfigError, DataError: as `skincancer.data.prepare.prepare_data`.
     """
-    from skincancer.data.boxes import describe_crops
-    from skincancer.data.prepared import ROLES, prepare_data
+    from skincancer.data.mask_sources import describe_crops
+    from skincancer.data.prepare import ROLES, prepare_data
 
     console = console or make_console()
     given: dict[str, Any] = {"task": experiment.task, "uri": experiment.tracking.uri}
@@ -111,15 +112,17 @@ def download(experiment: Experiment, console: Console | None = None, accept: boo
         accept: the user agrees to the publisher's terms of use, where there are some.
 
     Raises:
-        ConfigError, DataError: as `skincancer.data.download.download`.
+        ConfigError, DataError: as `skincancer.data.download.publisher.download`.
     """
-    from skincancer.data import download as fetch
+    from skincancer.data.download import publisher
 
     entry, console = catalog_entry(experiment.data.dataset), console or make_console()
-    fetch.check_downloadable(entry)
-    root = fetch.download_root(entry, experiment.data.root, data_folder())
+    publisher.check_downloadable(entry)
+    root = publisher.download_root(entry, experiment.data.root, data_folder())
     with progress_bars(console) as bars:
-        fetch.download(entry, root, accept=accept, say=lambda line: console.print(line, markup=False), progress=bars)
+        publisher.download(
+            entry, root, accept=accept, say=lambda line: console.print(line, markup=False), progress=bars
+        )
 
 
 def prepare_features(
@@ -143,16 +146,16 @@ def prepare_features(
 
     Raises:
         ConfigError: no such masks.
-        DataError, RunError: as `skincancer.data.features.open_features`.
+        DataError, RunError: as `skincancer.data.feature_table.open_features`.
     """
     check_masks(masks)
-    from skincancer.data.boxes import describe_masks
-    from skincancer.data.features import DIGITS, open_features
-    from skincancer.data.prepared import list_bad
-    from skincancer.images.features import WORKING_SIDE, feature_names
+    from skincancer.data.feature_table import DIGITS, open_features
+    from skincancer.data.mask_sources import describe_masks
+    from skincancer.data.prepare import list_bad
+    from skincancer.imaging.features.families import WORKING_SIDE, feature_names
 
     console = console or make_console()
-    settings = replace(experiment.data, masks=config.absolute_run(masks))
+    settings = replace(experiment.data, masks=absolute_run(masks))
     with progress_bars(console) as bars:
         found = open_features(data.index, data.root, data.entry, settings, experiment.tracking.uri, bars)
     facts: list[list[object]] = [
@@ -210,13 +213,13 @@ def _add_flags(parser: ArgumentParser) -> None:
 def _verb(argv: Sequence[str]) -> None:
     console = make_console()
     prog = "python -m skincancer.prepare"
-    parser = config.build_parser(
+    parser = build_parser(
         prog, "A data set into its prepared store: python -m skincancer.prepare NAME [--data.size 224 …]"
     )
     _add_flags(parser)
     name = argv[0] if argv and not argv[0].startswith("-") else None
     argv = [re.sub(r"^--(write|against)[-.](groups|root)(?==|$)", r"--\1_\2", flag) for flag in argv]
-    flags, own = config.parse_flags(parser, argv[1:] if name else argv)
+    flags, own = parse_flags(parser, argv[1:] if name else argv)
     if own.get("list"):
         rows = [
             [entry.name, entry.title, entry.licence, "yes" if entry.downloads else ""] for entry in DATASETS.values()
@@ -245,7 +248,7 @@ def _verb(argv: Sequence[str]) -> None:
         flags |= {"task": "segmentation"}
     if flags.get("task") in ("segmentation", "joint"):
         flags.setdefault("model.architecture", "unet")  # any will do: a store depends on the data section alone
-    experiment, notes = config.resolve(own.get("experiment"), flags, parser)
+    experiment, notes = resolve(own.get("experiment"), flags, parser)
     for note in notes:
         console.print(note, markup=False)
     sheet = Path(own.get("out") or f"{name}_{show}.png")
@@ -272,6 +275,145 @@ def _verb(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run; return the exit code."""
     return run_verb(_verb, argv)
+
+
+USED = ("data.dataset", "data.root", "data.quality_rules")  # of the configuration
+_NEEDED = {"against": "audit", "write_groups": "audit", "against_root": "against"}
+_SPELT = {"against": "--against", "write_groups": "--write-groups", "against_root": "--against.root"}
+
+
+def audit(
+    experiment: Experiment, folder: Path, against: DataConfig | None = None, groups: Path | None = None,
+    console: Console | None = None,
+) -> Audit:  # fmt: skip
+    """Look for what is wrong with a data set, print it, and write NAME_audit.csv, NAME_images.csv and NAME_audit.html.
+
+    Args:
+        experiment: its `data` section names the data set, and the quality rules.
+        folder: where the three files are written.
+        against: another data set, to look for the images in.
+        groups: where the table is written that `data.groups` takes: copies, and lesions by the other data set; None for nowhere.
+        console: where to print.
+
+    Raises:
+        ConfigError: `folder` or `groups` cannot be written, or as `skincancer.audit.audit.audit`.
+        DataError: as there; or a file cannot be written in the end, when the others are.
+    """
+    check_outputs(folder, groups)
+    from skincancer.audit.audit import audit as find
+    from skincancer.audit.audit import write_groups
+    from skincancer.audit.report import sentences, summary, write_audit_page, write_csv, write_images
+
+    console = console or make_console()
+    with progress_bars(console) as bars:
+        found = find(experiment.data, against, bars)
+    entry, rows = found.own.entry, summary(found)
+    title = f"audit of {entry.title}: {len(found.own.index)} images in {found.own.root}"
+    console.print(make_table(title, ["found", "images", "groups"], rows or [["nothing", "", ""]]))
+    for text in sentences(found):
+        console.print(text, markup=False)
+    name = f"{entry.name}_audit" if found.other is None else f"{entry.name}_audit_against_{found.other.entry.name}"
+    files: dict[Path, Callable[[Audit, Path], object]] = {
+        folder / f"{name}.csv": write_csv,
+        folder / f"{entry.name}_images.csv": write_images,
+    }
+    if groups is not None:
+        files[groups] = write_groups
+    files[folder / f"{name}.html"] = write_audit_page
+    failed = []
+    for path, write in files.items():
+        try:
+            told = write(found, path)
+        except OSError as error:  # one full disk loses no other file
+            failed.append(f"{path} cannot be written: {error.strerror or error}")
+            continue
+        more = f": {told} groups, for --data.groups {path}" if path == groups else ""
+        console.print(f"wrote {path}{more}", markup=False)
+    if found.unkept:
+        console.print(f"fits are not told of this audit, as it cannot be kept: {found.unkept}", markup=False)
+    if failed:
+        raise DataError(f"{'; '.join(failed)}. Free some space, or give another place with --out and --write-groups.")
+    return found
+
+
+def check_outputs(folder: Path, groups: Path | None) -> None:
+    """Try to write where an audit will write.
+
+    Raises:
+        ConfigError: `folder` or `groups` cannot be written.
+    """
+    check_folder(folder, "--out")
+    if groups is not None:
+        check_file(groups, "--write-groups")
+
+
+def check_flags(flags: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse what an audit would ignore, and what goes with it alone.
+
+    Args:
+        flags: keys of the configuration given on the command line.
+        own: flags of `prepare`.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    for flag, needed in _NEEDED.items():
+        if own.get(flag) and not own.get(needed):
+            raise ConfigError(f"{_SPELT[flag]} goes with --{needed}.")
+    if not own.get("audit"):
+        return
+    if own.get("show"):
+        raise ConfigError("--audit and --show are two things; give one of them.")
+    if own.get("features"):
+        raise ConfigError("--audit and --features are two things; give one of them.")
+    unused = [*(["experiment"] if own.get("experiment") else []), *(key for key in flags if key not in USED)]
+    if unused:
+        raise ConfigError(
+            f"--audit makes no use of --{unused[0]}: it looks at whole images as their publisher has them. "
+            f"Of the configuration it takes {', '.join(f'--{key}' for key in USED)}. Leave it out."
+        )
+
+
+def other_data(own: Mapping[str, Any]) -> DataConfig | None:
+    """Return where the data set that --against names is."""
+    if not own.get("against"):
+        return None
+    root = own.get("against_root")
+    name = catalog_entry(own["against"], "--against").name
+    return DataConfig(dataset=name, root=str(Path(root).expanduser().absolute()) if root else None)
+
+
+def check_show(show: str, experiment: Experiment, sheet: Path, masks: str | None, features: bool) -> Experiment:
+    """Check what a sheet needs before any work; return the experiment with the masks that it is drawn with.
+
+    Args:
+        show: of `SHEETS`.
+        experiment: resolved.
+        sheet: the PNG to write.
+        masks: as given for the features; None for those of the experiment.
+        features: they are measured too.
+
+    Raises:
+        ConfigError: something else has to be given too, or the sheet cannot be written there.
+    """
+    check_file(sheet, "--out")
+    if sheet.suffix.lower() != ".png":
+        raise ConfigError(f"--out is {sheet}; --show writes a PNG, so give a name that ends in .png.")
+    if show == "crop" and not experiment.data.crop:
+        raise ConfigError("--show crop shows what --data.crop true cuts out; give that too.")
+    if show == "clean" and not experiment.data.clean:
+        raise ConfigError(
+            f"--show clean shows what --data.clean does; give its steps, such as [hair,colour]: {', '.join(STEPS)}."
+        )
+    if show != "structures":
+        return experiment
+    if not features:
+        raise ConfigError("--show structures shows what --features finds in lesions; give that too.")
+    masks = masks or experiment.data.masks
+    check_masks(masks)
+    if masks.startswith("run:"):
+        raise ConfigError(f"--show structures takes --data.masks truth, otsu or auto, given {masks}.")
+    return replace(experiment, data=replace(experiment.data, masks=masks))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,55 @@ Every field is a key of an experiment file and a dotted flag (`--data.split 70:3
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
-from skincancer.addresses import without_password
-from skincancer.images.policies import AugmentConfig
-from skincancer.images.quality_rules import default_rules
+from skincancer.imaging.quality import default_rules
+from skincancer.system.credentials import without_password
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random augmentation of training images; a field left out takes the policy's value, 0 switches it off.
+
+    A field with ± draws uniformly and per image between minus and plus that value.
+
+    Args:
+        policy: name of the set of values in `POLICIES` that fills the fields left out
+        rotation: largest rotation in degrees anticlockwise, 0 to 180
+        rotation_low: smallest rotation in degrees, -180 to `rotation`; where no policy names it, minus `rotation`
+        horizontal_flip: probability of swapping left and right
+        vertical_flip: probability of swapping top and bottom
+        translation: shift as ± fraction of the width and of the height
+        scaling: zoom as ± fraction, both axes alike
+        shear: shear along the width, in ± degrees
+        brightness: factor on all colours, 1 ± fraction
+        contrast: factor on the distance from the image's mean grey, 1 ± fraction
+        saturation: factor on the distance from each pixel's own grey, 1 ± fraction
+        hue: rotation of the colours about grey, in ± turns (0.5 reaches every hue)
+        noise: standard deviation of Gaussian noise, for values in [0, 1]
+        elastic: largest displacement of a smooth random warp, as fraction of the shorter side
+        elastic_sigma: smoothness of that warp: standard deviation of its filter, as fraction of the shorter side
+    """
+
+    policy: str = "light"
+    rotation: float | None = None
+    rotation_low: float | None = None
+    horizontal_flip: float | None = None
+    vertical_flip: float | None = None
+    translation: float | None = None
+    scaling: float | None = None
+    shear: float | None = None
+    brightness: float | None = None
+    contrast: float | None = None
+    saturation: float | None = None
+    hue: float | None = None
+    noise: float | None = None
+    elastic: float | None = None
+    elastic_sigma: float = 0.08
+
 
 DEEP = "deep"  # in place of a family of features: those of a frozen backbone
 
@@ -44,7 +87,7 @@ class DataConfig:
         workers: loader processes; the store is memory-mapped, so 0 is fast on a CPU
         skip_bad: leave unreadable images out and record them instead of stopping
         quality: keep every image, or drop_flagged: leave those out that break a rule of quality_rules, and record them
-        quality_rules: rule to threshold, those that count (`skincancer.images.quality_rules`)
+        quality_rules: rule to threshold, those that count (`skincancer.imaging.quality`)
     """
 
     dataset: str = "demo"
@@ -340,3 +383,44 @@ class Experiment:
         if uri := content["tracking"]["uri"]:
             content["tracking"]["uri"] = without_password(uri)
         return content
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested sections into dotted keys; a key of the schema that holds a mapping (search) stays whole."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and dotted not in KEYS:
+            flat.update(flatten(value, f"{dotted}."))
+        else:
+            flat[dotted] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested sections."""
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        *sections, last = dotted.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return nested
+
+
+def _types(section: Any, prefix: str = "") -> dict[str, Any]:
+    types: dict[str, Any] = {}
+    for name, hint in get_type_hints(section).items():
+        types |= _types(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {f"{prefix}{name}": hint}
+    return types
+
+
+TYPES = _types(Experiment)
+KEYS = tuple(TYPES)
+MAY_BE_NULL = {key for key, value in flatten(Experiment().to_dict()).items() if value is None}
+SECTIONS = sorted({key.rsplit(".", 1)[0] for key in KEYS if "." in key})
+
+
+# the hyper-parameters of classical classifiers, and whose they are
+OF_CLASSIFIERS = {"C": "svm", "gamma": "svm", "neighbours": "knn", "clusters": "kmeans", "trees": "random_forest"}

@@ -11,21 +11,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from skincancer import config, paths
-from skincancer.addresses import shown
+from skincancer.config.cli import build_parser, parse_flags
+from skincancer.config.experiments import find_experiment, list_experiments
+from skincancer.config.resolve import resolve
+from skincancer.config.search_space import PLACE_KEYS, PRUNERS, SAMPLERS, grid
 from skincancer.errors import ConfigError, RunError, nearest
-from skincancer.schema import Experiment
-from skincancer.search import PLACE_KEYS, PRUNERS, SAMPLERS, grid
-from skincancer.search_points import check_space
-from skincancer.sweep_plan import Plan, used_images
-from skincancer.terminal import make_console, make_table, progress_bars, run_verb, signals_as_interrupts
+from skincancer.schema import TYPES, Experiment
+from skincancer.sweeps.plan import Plan, used_images
+from skincancer.sweeps.space_check import check_space
+from skincancer.system import paths
+from skincancer.system.console import make_console, make_table, progress_bars, run_verb
+from skincancer.system.credentials import shown
+from skincancer.system.interrupts import signals_as_interrupts
+from skincancer.system.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
     from rich.console import Console
 
-    from skincancer.study import Sweep
-    from skincancer.sweep_record import SweepRecord
+    from skincancer.sweeps.report import SweepRecord
+    from skincancer.sweeps.study import Sweep
 
 
 @dataclass(frozen=True)
@@ -66,19 +71,21 @@ def sweep(request: Request, console: Console | None = None) -> str:
     assert request.experiment is not None
     started = time.monotonic()
     plan, experiment, points, notes = _check(request)
-    from skincancer import study, tracking
-    from skincancer.data.prepared import prepare_data
-    from skincancer.models.building import check_network
-    from skincancer.storage import storage_url
-    from skincancer.sweep_record import SweepRecord
-    from skincancer.training import monitor_mode
+    from skincancer.data.prepare import prepare_data
+    from skincancer.metrics.names import monitor_mode
+    from skincancer.models.factory import check_network
+    from skincancer.runs.lifecycle import reap
+    from skincancer.runs.store import connect
+    from skincancer.sweeps import study
+    from skincancer.sweeps.report import SweepRecord
+    from skincancer.sweeps.storage import storage_url
 
     for point in points:
         check_network(point)
     console = console or make_console()
     for note in notes:
         console.print(note, markup=False)
-    client = tracking.connect(experiment.tracking.uri)
+    client = connect(experiment.tracking.uri)
     name = request.study or default_name(experiment)
     folder = paths.sweeps_folder(client.tracking_uri)
     url = storage_url(request.storage, folder / f"{name}.journal")
@@ -86,7 +93,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
         data = prepare_data(
             experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri, hand_made=experiment.model.is_hand_made,
         )  # fmt: skip
-    for closed in tracking.reap(client):
+    for closed in reap(client):
         console.print(f"closed run {closed} as KILLED: its process is gone")
     plan = replace(plan, split_hash=data.split_hash, index_hash=data.index_hash, images=used_images(data))
     opened = study.create(url, name, plan, request.trials, maximize=monitor_mode(experiment.training.monitor) == "max")
@@ -115,14 +122,15 @@ def join(request: Request, console: Console | None = None) -> None:
     started = time.monotonic()
     from mlflow.exceptions import MlflowException
 
-    from skincancer import study, tracking
-    from skincancer.data.prepared import prepare_data
-    from skincancer.storage import storage_url
-    from skincancer.sweep_record import SweepRecord
+    from skincancer.data.prepare import prepare_data
+    from skincancer.runs.store import connect
+    from skincancer.sweeps import study
+    from skincancer.sweeps.report import SweepRecord
+    from skincancer.sweeps.storage import storage_url
 
     assert request.study is not None
     console = console or make_console()
-    client = tracking.connect(request.flags.get("tracking.uri"))
+    client = connect(request.flags.get("tracking.uri"))
     url = storage_url(request.storage, paths.sweeps_folder(client.tracking_uri) / f"{request.study}.journal")
     opened = study.join(url, request.study, tell=lambda text: console.print(text, markup=False))
     try:
@@ -153,17 +161,18 @@ def _places(request: Request) -> dict[str, Any]:
 
 
 def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: float) -> None:
-    from skincancer import tracking, trials
+    from skincancer.runs.store import connect
+    from skincancer.sweeps import executor
 
     accelerator = record.places.get("trainer.accelerator", opened.base.trainer.accelerator)
-    devices = trials.visible_devices() if accelerator in ("auto", "gpu", "cuda") else []
+    devices = executor.visible_devices() if accelerator in ("auto", "gpu", "cuda") else []
     workers = request.workers or max(1, len(devices))
     if 0 < len(devices) < workers:
         record.console.print(f"{workers} workers share {len(devices)} GPUs")
-    runner = trials.TrialProcess(opened, record.places, tracking.connect(record.uri), record.folder, workers, devices)
+    runner = executor.TrialProcess(opened, record.places, connect(record.uri), record.folder, workers, devices)
     deadline = None if request.minutes is None else started + 60 * request.minutes
     with contextlib.closing(runner), record.live(workers) as tick:
-        trials.work(opened, runner, workers, deadline=deadline, tick=tick, bury=runner.bury)
+        executor.work(opened, runner, workers, deadline=deadline, tick=tick, bury=runner.bury)
 
 
 def default_name(experiment: Experiment) -> str:
@@ -185,7 +194,7 @@ def _check(request: Request) -> tuple[Plan, Experiment, list[Experiment], list[s
     assert request.experiment is not None
     if request.trials < 1:
         raise ConfigError(f"--trials is {request.trials}; give how many there are to be in all, 1 or more.")
-    experiment, notes = config.resolve(request.experiment, request.flags)
+    experiment, notes = resolve(request.experiment, request.flags)
     search, trainer = experiment.search, experiment.trainer
     if not search:
         raise ConfigError(
@@ -207,7 +216,7 @@ def _check(request: Request) -> tuple[Plan, Experiment, list[Experiment], list[s
             f"search: data.batch_size cannot be searched with trainer.limit_val_batches {trainer.limit_val_batches}: trials would be "
             "compared on different images. Leave one of them out."
         )
-    content = config.load_yaml(config.find_experiment(request.experiment))
+    content = load_yaml(find_experiment(request.experiment))
     flags = {key: value for key, value in request.flags.items() if key not in PLACE_KEYS}
     plan = Plan(experiment.name, content, flags, dict(search), request.sampler, request.pruner, "", "")
     checked = check_space(plan, _places(request))
@@ -219,7 +228,7 @@ def _check(request: Request) -> tuple[Plan, Experiment, list[Experiment], list[s
             )
         notes.append(f"{key} has no meaning with {choices}; trials there leave it out")
     if request.sampler == "grid":
-        grid(search, config.TYPES)
+        grid(search, TYPES)
     return plan, experiment, checked.networks, notes
 
 
@@ -237,17 +246,17 @@ def _add_flags(parser: ArgumentParser) -> None:
 
 
 def _verb(argv: Sequence[str]) -> None:
-    parser = config.build_parser(
+    parser = build_parser(
         "python -m skincancer.sweep", "Search hyper-parameters: an Optuna study over an experiment's search space."
     )
     parser.usage = "%(prog)s --experiment NAME --trials N [--workers W] [--study NAME] [--storage URL] [--KEY VALUE …]"
     _add_flags(parser)
-    flags, own = config.parse_flags(parser, argv)
+    flags, own = parse_flags(parser, argv)
     if own.get("list"):
         rows = [
-            (name, ", ".join(config.load_yaml(config.find_experiment(name))["search"]))
-            for name in config.list_experiments()
-            if config.load_yaml(config.find_experiment(name)).get("search")
+            (name, ", ".join(load_yaml(find_experiment(name))["search"]))
+            for name in list_experiments()
+            if load_yaml(find_experiment(name)).get("search")
         ]
         make_console().print(make_table("experiments with a search: block", ["name", "what is searched"], rows))
         return
@@ -267,7 +276,7 @@ def _verb(argv: Sequence[str]) -> None:
     )  # fmt: skip
     if not own.get("worker"):
         if not request.experiment:
-            raise ConfigError(f"give --experiment NAME; one of {', '.join(config.list_experiments())}, or a path.")
+            raise ConfigError(f"give --experiment NAME; one of {', '.join(list_experiments())}, or a path.")
         with signals_as_interrupts():
             sweep(request)
         return

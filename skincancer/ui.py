@@ -11,10 +11,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from skincancer.terminal import run_verb, signals_as_interrupts
+from skincancer.system.console import run_verb
+from skincancer.system.interrupts import signals_as_interrupts
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
 
 VIEW = "skincancer"  # the key of the saved view
 # MLflow's UI keeps saved views as tags of an experiment; it opens one by this key in the address
@@ -77,10 +79,10 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
     """
     import subprocess
 
-    from skincancer.addresses import shown
     from skincancer.errors import RunError
-    from skincancer.paths import sqlite_path, tracking_uri
-    from skincancer.tracking import connect
+    from skincancer.runs.store import connect
+    from skincancer.system.credentials import shown
+    from skincancer.system.paths import sqlite_path, tracking_uri
 
     resolved = tracking_uri(uri)
     if resolved.startswith(("http:", "https:")):

@@ -48,7 +48,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 @functools.cache
 def empty_database() -> bytes:
     """An MLflow database without runs: creating one takes seconds, copying it nothing."""
-    from skincancer.tracking import connect
+    from skincancer.runs.store import connect
 
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "mlflow.db"
@@ -65,7 +65,7 @@ def make_store(folder: Path) -> str:
 
 def all_runs() -> list["Run"]:
     """Every run of the current store, in the order of their starts."""
-    from skincancer.tracking import connect
+    from skincancer.runs.store import connect
 
     client = connect(None)
     return list(client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"]))
@@ -115,7 +115,7 @@ def run(finished: "tuple[Run, str]", monkeypatch: pytest.MonkeyPatch) -> "Run":
 @pytest.fixture
 def artifacts(run: "Run") -> Path:
     """The artifacts of the module's `finished` run."""
-    from skincancer.tracking import connect
+    from skincancer.runs.store import connect
 
     return Path(connect(None).download_artifacts(run.info.run_id, ""))
 
@@ -129,7 +129,7 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn demo of a few lesions a class: the root folder."""
-    from skincancer.data import demo
+    from skincancer.data.readers import demo
 
     root = tmp_path_factory.mktemp("demo") / "tiny"
     demo.draw(root, lesions=TINY_LESIONS)

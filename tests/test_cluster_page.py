@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY_FIT, all_runs
 
-from skincancer import launching
-from skincancer.config import load_yaml
+from skincancer.system.yaml_files import load_yaml
+from skincancer.training.launch import without_launcher
 
 PAGE = Path(__file__).parents[1] / "CLUSTER.md"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.S | re.M)
@@ -112,7 +112,7 @@ def test_the_run_on_several_nodes_is_one_run(tmp_path, tiny_demo, store):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     environment = {
-        **launching.without_launcher(os.environ), "PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+        **without_launcher(os.environ), "PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
         "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "2", "MASTER_PORT": port,
     }  # fmt: skip
     flags = [*TINY_FIT, "--data.dataset=demo", f"--data.root={tiny_demo}"]

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from skincancer import prepare
-from skincancer.data import demo
-from skincancer.data.prepared import prepare_data
+from skincancer.data.prepare import prepare_data
+from skincancer.data.readers import demo
 from skincancer.schema import DataConfig
 
 

@@ -3,7 +3,7 @@
 import json
 
 from skincancer import ui
-from skincancer.tracking import connect, experiment_id
+from skincancer.runs.store import connect, experiment_id
 
 
 def test_every_experiment_gets_a_view_with_the_columns_that_matter(store):

@@ -123,14 +123,14 @@ DATASETS: dict[str, Dataset] = {
     "demo": Dataset(
         name="demo",
         title="Demo (synthetic dermoscopy)",
-        reader="skincancer.data.demo:read",
+        reader="skincancer.data.readers.demo:read",
         tasks=("classification", "segmentation", "joint"),
         classes=HAM10000_CLASSES,
         malignant=HAM10000_MALIGNANT,
         licence="Apache-2.0, drawn by this project",
         citation="",
         how_to_get="Nothing to get: it is drawn in seconds when it is first used.",
-        layout="written by skincancer.data.demo",
+        layout="written by skincancer.data.readers.demo",
         defaults={
             "data.size": 64,
             "trainer.max_epochs": 14,
@@ -142,7 +142,7 @@ DATASETS: dict[str, Dataset] = {
     "ham10000": Dataset(
         name="ham10000",
         title="HAM10000",
-        reader="skincancer.data.ham10000:read",
+        reader="skincancer.data.readers.ham10000:read",
         tasks=("classification", "segmentation", "joint"),
         classes=HAM10000_CLASSES,
         malignant=HAM10000_MALIGNANT,
@@ -173,7 +173,7 @@ DATASETS: dict[str, Dataset] = {
     "isic2018_task3": Dataset(
         name="isic2018_task3",
         title="ISIC 2018 Task 3",
-        reader="skincancer.data.isic2018_task3:read",
+        reader="skincancer.data.readers.isic2018_task3:read",
         tasks=("classification",),
         classes=HAM10000_CLASSES,
         malignant=HAM10000_MALIGNANT,
@@ -203,7 +203,7 @@ DATASETS: dict[str, Dataset] = {
     "isic2018_task1": Dataset(
         name="isic2018_task1",
         title="ISIC 2018 Task 1",
-        reader="skincancer.data.isic_segmentation:read_2018",
+        reader="skincancer.data.readers.isic_segmentation:read_2018",
         tasks=("segmentation",),
         classes=(),
         malignant=(),
@@ -229,7 +229,7 @@ DATASETS: dict[str, Dataset] = {
     "isic2017_task1": Dataset(
         name="isic2017_task1",
         title="ISIC 2017 Part 1",
-        reader="skincancer.data.isic_segmentation:read_2017",
+        reader="skincancer.data.readers.isic_segmentation:read_2017",
         tasks=("classification", "segmentation", "joint"),
         classes=("melanoma", "nevus", "seborrheic_keratosis"),
         malignant=("melanoma",),
@@ -257,7 +257,7 @@ DATASETS: dict[str, Dataset] = {
     "isic2016_task1": Dataset(
         name="isic2016_task1",
         title="ISIC 2016 Part 1",
-        reader="skincancer.data.isic_segmentation:read_2016",
+        reader="skincancer.data.readers.isic_segmentation:read_2016",
         tasks=("segmentation",),
         classes=(),
         malignant=(),
@@ -283,7 +283,7 @@ DATASETS: dict[str, Dataset] = {
     "ph2": Dataset(
         name="ph2",
         title="PH²",
-        reader="skincancer.data.ph2:read",
+        reader="skincancer.data.readers.ph2:read",
         tasks=("classification", "segmentation", "joint"),
         classes=("atypical_nevus", "common_nevus", "melanoma"),
         malignant=("melanoma",),
@@ -298,7 +298,7 @@ DATASETS: dict[str, Dataset] = {
     "malignant_vs_benign": Dataset(
         name="malignant_vs_benign",
         title="Skin Cancer: Malignant vs. Benign",
-        reader="skincancer.data.malignant_vs_benign:read",
+        reader="skincancer.data.readers.malignant_vs_benign:read",
         tasks=("classification",),
         classes=("benign", "malignant"),
         malignant=("malignant",),
@@ -317,7 +317,7 @@ DATASETS: dict[str, Dataset] = {
     "folder": Dataset(
         name="folder",
         title="A folder a class",
-        reader="skincancer.data.folder:read",
+        reader="skincancer.data.readers.folder:read",
         tasks=("classification",),
         classes=(),
         malignant=(),
@@ -329,7 +329,7 @@ DATASETS: dict[str, Dataset] = {
     "csv": Dataset(
         name="csv",
         title="A table of images",
-        reader="skincancer.data.csv_table:read",
+        reader="skincancer.data.readers.csv_table:read",
         tasks=("classification", "segmentation", "joint"),
         classes=(),
         malignant=(),

@@ -1,7 +1,7 @@
 """Which images are the same, or nearly: exact copies by digests, near-duplicates by their looks, and the groups that both make.
 
 Near-duplicates are looked for among each image's nearest neighbours by a description that flips and turns do not alter, in a k-d tree
-(about n log n), and each candidate is verified by the correlation of its detail after registration (`skincancer.images.fingerprints`).
+(about n log n), and each candidate is verified by the correlation of its detail after registration (`skincancer.imaging.similarity`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from skincancer.images.fingerprints import (
+from skincancer.imaging.similarity import (
     COARSE,
     FINE,
     TURNS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib
 import json
@@ -10,13 +9,12 @@ import math
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from skincancer.data.catalog import Dataset
 from skincancer.errors import ConfigError, DataError, nearest
-from skincancer.paths import data_places, holds_files
+from skincancer.system.paths import data_places, holds_files
 
 COLUMNS = (
     "image_id", "image", "mask", "diagnosis", "lesion_id", "patient_id", "part", "age", "sex", "site", "dx_type",
@@ -250,88 +248,3 @@ def add_target(
         )
     label = [labels.get(value, -1) for value in index["diagnosis"]]
     return index.assign(label=pd.Series(label, index=index.index, dtype="int64")), names
-
-
-def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
-    """Read a table, comma or tab separated, with every column as str, "" where empty.
-
-    Raises:
-        DataError: If the file cannot be read as such a table, is empty, names a column twice, lacks a required one, or
-            has a row of another length than the header.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            separator = "\t" if "\t" in file.readline() else ","
-            file.seek(0)
-            lines = [[cell.strip() for cell in line] for line in csv.reader(file, delimiter=separator) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
-    if not lines:
-        raise DataError(f"{path} is empty")
-    header, *rows = lines
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise DataError(f"{path} has the column {repeated[0]!r} more than once")
-    missing = [name for name in required if name not in header]
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(header)}")
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise DataError(f"{path}: row {number} after the header has {len(row)} columns instead of {len(header)}")
-    return pd.DataFrame({name: [row[i] for row in rows] for i, name in enumerate(header)}, dtype=object)
-
-
-def list_jpegs(folder: Path) -> dict[str, Path]:
-    """Return the JPEG files directly in a folder by id (the name without extension); other and hidden files are left.
-
-    Raises:
-        DataError: If two files have the same id.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in (".jpg", ".jpeg") and not path.name.startswith("."):
-            if path.stem in found:
-                raise DataError(f"{found[path.stem]} and {path} have the same image id")
-            found[path.stem] = path
-    return found
-
-
-def list_masks(folder: Path) -> dict[str, Path]:
-    """Return the files `<image id>_segmentation.png` (in any case) directly in a folder by image id; others are left.
-
-    Raises:
-        DataError: If two files belong to one image.
-    """
-    ending = "_segmentation.png"
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.lower().endswith(ending) and not path.name.startswith("."):
-            image_id = path.name[: -len(ending)]
-            if image_id in found:
-                raise DataError(f"{found[image_id]} and {path} are masks of the same image; keep one")
-            found[image_id] = path
-    return found
-
-
-def check_match(
-    images: Iterable[str], others: Iterable[str], source: Path, hint: str = "", kind: Literal["row", "mask"] = "row"
-) -> None:
-    """Check that images and the rows of a table, or the masks of a folder, name the same ids.
-
-    Args:
-        images: Ids of the images.
-        others: Ids of the rows or masks.
-        source: The table or the folder of masks, for the message.
-        hint: What to do, for the end of the message; starts with a space.
-        kind: What `others` are.
-
-    Raises:
-        DataError: Naming how many images have no row (mask), or rows (masks) no image, and the first of them.
-    """
-    with_image, with_other = set(images), set(others)
-    for lacking, what in (
-        (with_other - with_image, f"{kind}s without an image"),
-        (with_image - with_other, f"images without a {kind}"),
-    ):
-        if lacking:
-            raise DataError(f"{source}: {len(lacking)} {what}: {name_first(sorted(lacking))}.{hint}")

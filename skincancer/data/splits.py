@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Literal
 from skincancer.errors import ConfigError, DataError, SplitError, nearest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
+
 
 LEAKS = ("stop", "drop_from_train", "allow")
 VALIDATION_PERCENT = 10
@@ -239,96 +238,11 @@ def _examples(index: pd.DataFrame, role: npt.NDArray[np.object_], lesions: list[
     return "; ".join(texts)
 
 
-def read_groups(path: Path) -> pd.DataFrame:
-    """Return the table that `data.groups` names: image_id, group.
-
-    Raises:
-        DataError: it is not there, cannot be read, lacks a column, or has an empty group.
-    """
-    from skincancer.data.index import name_first, read_csv
-
-    if not path.is_file():
-        raise DataError(
-            f"data.groups is {path}, which is no file. It is a CSV with the columns image_id and group, such as prepare --audit "
-            "--write-groups FILE writes."
-        )
-    table = read_csv(path, required=("image_id", "group"))
-    if (table["group"] == "").any():
-        raise DataError(f"{path}: images without a group: {name_first(table.loc[table['group'] == '', 'image_id'])}")
-    return table
-
-
-def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
-    """Merge the lesions of images that a table puts into one group.
-
-    Args:
-        index: A finished index.
-        path: CSV with the columns `image_id` and `group`, such as an audit writes. An image may be in several groups;
-            all lesions that are linked become one, and it takes the smallest of their ids.
-
-    Returns:
-        The index with merged `lesion_id`, and the sha256 (hex) of the table's rows, in whatever order they stand.
-
-    Raises:
-        DataError: If the table cannot be read, has an empty group, or names an image that is not in the index.
-    """
-    import pandas as pd
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    from skincancer.data.index import name_first
-
-    table = read_groups(path)
-    lesion_of = dict(zip(index["image_id"], index["lesion_id"], strict=True))
-    unknown = sorted(set(table["image_id"]) - set(lesion_of))
-    if unknown:
-        raise DataError(f"{path} names {len(unknown)} images that are not in the data set: {name_first(unknown)}")
-
-    lesions, groups = sorted(set(lesion_of.values())), sorted(set(table["group"]))
-    node = {lesion: number for number, lesion in enumerate(lesions)}
-    group_node = {group: len(lesions) + number for number, group in enumerate(groups)}
-    rows = [node[lesion_of[image_id]] for image_id in table["image_id"]]
-    columns = [group_node[group] for group in table["group"]]
-    size = len(lesions) + len(groups)
-    _, component = connected_components(
-        coo_array(([1] * len(rows), (rows, columns)), shape=(size, size)), directed=False
-    )
-    smallest: dict[int, str] = {}
-    for lesion in lesions:
-        smallest.setdefault(component[node[lesion]], lesion)
-    merged = [smallest[component[node[lesion]]] for lesion in index["lesion_id"]]
-    digest = _sha256(sorted(set(zip(table["image_id"], table["group"], strict=True))))
-    return index.assign(lesion_id=pd.Series(merged, index=index.index, dtype=object)), digest
-
-
-def merge_patients(index: pd.DataFrame) -> pd.DataFrame:
-    """Return a finished index in which all lesions of a known patient are one, `patient ID`.
-
-    Skin, camera and physician are the patient's: where one lesion is known, the others are half known. So no patient may be on two
-    sides of a split, and intervals draw patients.
-
-    Raises:
-        DataError: a lesion is of several patients, or of one in some of its images and of none in others.
-    """
-    from skincancer.data.index import name_first
-
-    known = index["patient_id"] != ""
-    if not known.any():
-        return index
-    patients = index.groupby("lesion_id")["patient_id"].nunique()
-    for lesion in patients.index[patients > 1]:
-        names = sorted(set(index.loc[index["lesion_id"] == lesion, "patient_id"]))
-        raise DataError(
-            f"the images of lesion {lesion} name the patients {name_first(map(repr, names))}; a lesion is of one patient. "
-            "Mend patient_id or lesion_id in the table."
-        )
-    return index.assign(lesion_id=index["lesion_id"].mask(known, "patient " + index["patient_id"]))
-
-
 def split_hash(index: pd.DataFrame, roles: Roles) -> str:
     """Return the sha256 (hex) of ids and roles: the same wherever the same images have the same roles."""
-    return _sha256(sorted(zip(index["image_id"], roles.role, strict=True)))
+    return hash_rows(sorted(zip(index["image_id"], roles.role, strict=True)))
 
 
-def _sha256(rows: Iterable[tuple[str, str]]) -> str:
+def hash_rows(rows: Iterable[tuple[str, str]]) -> str:
+    """Return the sha256 (hex) of rows of text."""
     return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()

@@ -192,7 +192,7 @@ def parse_map(words: Sequence[str]) -> dict[str, list[str]]:
         ConfigError: neither of them.
     """
     if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
-        from skincancer.config import load_yaml
+        from skincancer.system.yaml_files import load_yaml
 
         content = load_yaml(Path(words[0]).expanduser())
         pairs = [(str(target), names) for target, names in content.items()]

@@ -13,26 +13,26 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from skincancer import config, training
-from skincancer.classical_training import predict_other
-from skincancer.data.boxes import RUN, own_masks
+from skincancer.config.resolve import resolve
+from skincancer.data.cache import ProgressBar
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
-from skincancer.data.datamodules import LesionDataModule
+from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.index import add_target, image_root, load_index
-from skincancer.data.prepared import PreparedData, ProgressBar, locate, prepare_data
-from skincancer.data.seen import find_seen, find_similar, open_whole, pixel_digests
+from skincancer.data.mask_sources import RUN, own_masks
+from skincancer.data.overlap import find_seen, find_similar, open_whole, pixel_digests
+from skincancer.data.prepare import PreparedData, locate, prepare_data
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
-from skincancer.evaluation.finished import FinishedRun, Validation
-from skincancer.evaluation.mask_scoring import build_scorer
-from skincancer.models.classical_trained import ClassicalModel
-from skincancer.models.classifying import Classifying, Predictions
-from skincancer.models.joint import JointPredictions
-from skincancer.models.loading import load_task
-from skincancer.models.segmenting import Segmenting
-from skincancer.schema import DEEP, Experiment
-from skincancer.terminal import make_console, progress_bars
+from skincancer.inference.classical_model import ClassicalModel, predict_other
+from skincancer.models.factory import build_scorer, load_task
+from skincancer.models.lightning import OwnSignals
+from skincancer.models.tasks.classification import Classifying, Predictions
+from skincancer.models.tasks.joint import JointPredictions
+from skincancer.models.tasks.segmentation import Segmenting
+from skincancer.runs.finished import FinishedRun, Validation
+from skincancer.schema import DEEP, Experiment, flatten
+from skincancer.system.console import make_console, progress_bars
 
 OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power")
 OF_RUN = ("data.size", "data.resize", "data.clean", "data.crop", "data.crop_margin", *OF_TRAINING)
@@ -119,7 +119,7 @@ def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experim
                 f"--{key}: an evaluation takes the run's own, {run.stored[key]!r}. Leave it out, or train another run."
             )
     values = dict(run.stored)
-    schema = config.flatten(Experiment().to_dict())
+    schema = flatten(Experiment().to_dict())
     values |= {key: schema[key] for key in OF_TRAINING}
     if flags.get("data.dataset", values["data.dataset"]) != values["data.dataset"]:
         values |= {key: schema[key] for key in OF_DATASET}
@@ -134,7 +134,7 @@ def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experim
     hand_made = not run.is_network and DEEP not in values["model.classical.features"]
     if (values["data.crop"] or hand_made) and "data.masks" not in flags:
         values["data.masks"] = _masks(run)
-    experiment, _ = config.resolve(None, flags, base=values)
+    experiment, _ = resolve(None, flags, base=values)
     return experiment
 
 
@@ -164,7 +164,7 @@ def prepare_evaluation(
         RunError: the runs do not fit each other.
     """
     first = plan(runs[0], flags, uri)
-    shared = {key: value for key, value in config.flatten(first.to_dict()).items() if key in OF_ALL}
+    shared = {key: value for key, value in flatten(first.to_dict()).items() if key in OF_ALL}
     experiments = (first, *(plan(run, {**shared, **flags}, uri) for run in runs[1:]))
     mappings = () if first.task == "segmentation" else map_runs(runs, first, given)
     data = tuple(
@@ -279,7 +279,7 @@ def predict_test(run: FinishedRun, experiment: Experiment, data: PreparedData, p
     own: dict[str, Any] = {name: getattr(options, name) for name in ("accelerator", "precision", "deterministic")}
     trainer = pl.Trainer(
         **own, devices=1,
-        callbacks=[training.OwnSignals()], logger=False, enable_checkpointing=False, enable_progress_bar=progress_bar,
+        callbacks=[OwnSignals()], logger=False, enable_checkpointing=False, enable_progress_bar=progress_bar,
         enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.test(task, datamodule=datamodule, verbose=False)

@@ -10,6 +10,7 @@ from skincancer.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
+
 # backbones that cannot take smaller images (px)
 SMALLEST_SIZE: dict[str, int] = {"inception_v3": 75}
 

@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from skincancer.allocator import keep_freed_memory
 from skincancer.errors import WeightsError
 from skincancer.models.backbones import build_backbone, normalisation
-from skincancer.models.task import Normalise
+from skincancer.models.tasks.base import Normalise
 from skincancer.models.weights import Loaded, load_backbone
 from skincancer.schema import Experiment
+from skincancer.system.hardware import keep_freed_memory
 
 
 class DeepFeatures:

@@ -10,7 +10,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
-from skincancer.models.encoder_decoders import Segmenter
+from skincancer.models.decoders import Segmenter
 
 # of logit(p): nothing found is p = 0, whose logit is not finite
 SMALLEST_PROBABILITY = 1e-6

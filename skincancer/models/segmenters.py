@@ -10,7 +10,8 @@ from skincancer.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-    from skincancer.models.encoder_decoders import JointSegmenter, Padded, Segmenter
+    from skincancer.models.decoders import JointSegmenter, Padded, Segmenter
+
 
 TIMM_PREFIX = "tu-"  # SMP's prefix of timm's models as encoders
 STRIDE = 32  # of the deepest features, px
@@ -35,7 +36,7 @@ _TAKES = {
 
 def _smp(architecture: str, encoder: str, size: int) -> Segmenter:
     """Any architecture of segmentation_models_pytorch, with its own defaults."""
-    from skincancer.models.encoder_decoders import Segmenter
+    from skincancer.models.decoders import Segmenter
 
     return Segmenter(*_smp_model(architecture, encoder, size))
 
@@ -59,7 +60,7 @@ def _over_encoder(architecture: str, encoder: str, size: int) -> Segmenter:
     """FCN, SegNet or autoencoder, over one of SMP's encoders."""
     from segmentation_models_pytorch.encoders import get_encoder
 
-    from skincancer.models.encoder_decoders import FCN, Autoencoder, Segmenter, SegNet
+    from skincancer.models.decoders import FCN, Autoencoder, Segmenter, SegNet
 
     if architecture == "segnet" and encoder not in SEGNET_ENCODERS:
         raise ConfigError(f"model.backbone is {encoder!r}, but segnet takes {' and '.join(SEGNET_ENCODERS)}.")
@@ -214,7 +215,7 @@ def build_joint(architecture: str, encoder: str, size: int, classes: int, dropou
         classes: C, of the logits (B, C) that it gives beside those of the masks.
         dropout: before the linear layer.
     """
-    from skincancer.models.encoder_decoders import JointSegmenter
+    from skincancer.models.decoders import JointSegmenter
 
     head = {"classes": classes, "dropout": dropout, "pooling": "avg"}
     return JointSegmenter(*_smp_model(architecture, encoder, size, head))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 
 from skincancer.errors import WeightsError
 from skincancer.models.backbones import build_backbone
-from skincancer.models.encoder_decoders import Padded
+from skincancer.models.decoders import Padded
 from skincancer.models.segmenters import TIMM_PREFIX, encoder_side
-from skincancer.models.transfer import encoder_names, holds_encoder, transfer_encoder
+from skincancer.models.weight_transfer import encoder_names, holds_encoder, transfer_encoder
 
 PROBE_SECONDS = 5.0  # the hub's own retries take most of a minute where there is no network
 ADVICE = "Use --model.weights none to start at random, or --model.weights PATH."
@@ -107,8 +106,7 @@ def load_encoder(module: Padded, encoder: str, size: int, weights: str, tracking
 def _given(weights: str, tracking_uri: str | None) -> tuple[dict[str, Tensor], str]:
     """Read the state dict that `run:RUN_ID` or a path names; return it and its source."""
     if weights.startswith("run:"):
-        from skincancer.artifacts import fetch_run
-        from skincancer.tracking import BEST_CHECKPOINT
+        from skincancer.runs.artifacts import BEST_CHECKPOINT, fetch_run
 
         with tempfile.TemporaryDirectory() as folder:
             (checkpoint,) = fetch_run(weights[4:], Path(folder), tracking_uri, (BEST_CHECKPOINT,))

@@ -1,0 +1,123 @@
+"""Command-line parsing: every key of an experiment is a dotted flag."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from skincancer.errors import ConfigError, nearest
+from skincancer.schema import KEYS, MAY_BE_NULL, SECTIONS, Experiment, flatten, unflatten
+
+
+def _check_keys(flat: Mapping[str, Any], source: str) -> None:
+    for key in flat:
+        if key in KEYS:
+            continue
+        if key in SECTIONS:
+            raise ConfigError(
+                f"{source}: {key} is {flat[key]!r}; it is a section and takes keys such as {_inside(key)}"
+            )
+        raise ConfigError(f"{source}: {key} is not a known key.{nearest(key, KEYS)} {_allowed(key)}")
+
+
+def _inside(section: str) -> str:
+    return ", ".join(key for key in KEYS if key.startswith(f"{section}."))
+
+
+def _allowed(key: str) -> str:
+    """Say which keys stand where the unknown one was written."""
+    section = key
+    while "." in section:
+        section = section.rsplit(".", 1)[0]
+        if section in SECTIONS:
+            return f"Keys of {section}: {_inside(section)}."
+    return f"Top-level keys: {', '.join(sorted({key.split('.')[0] for key in KEYS}))}, study."
+
+
+def build_parser(prog: str, description: str) -> ArgumentParser:
+    """Return a parser that takes `--experiment` and every key of the schema as a dotted flag."""
+    parser = ArgumentParser(
+        prog=prog,
+        usage="%(prog)s --experiment NAME [--KEY VALUE …]",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+    )
+    parser.add_argument("--experiment", type=str, help="a shipped experiment's name (--list) or a path to a YAML file")
+    parser.add_argument("--list", action="store_true", help="list the shipped experiments and stop")
+    parser.add_class_arguments(Experiment, None, fail_untyped=True)
+    return parser
+
+
+_TYPE_NAMES = (
+    (r"<class '(\w+)'>", r"\1"), ("NoneType", "null"), (r"typing\.", ""), ("Union", "one of "), ("Literal", "one of "),
+    (r"\bint\b", "whole number"), (r"\bfloat\b", "number"), (r"\bstr\b", "text"), (r"\bbool\b", "true or false"),
+)  # fmt: skip
+
+
+def explain_error(error: Exception, source: str, flags: Sequence[str] = ()) -> ConfigError:
+    """Turn the parser's error into: where, key, value, what is allowed, nearest match."""
+    text = str(error)
+    unknown = re.match(r"unrecognized arguments: (.*)", text, re.S)
+    if unknown:
+        flag = unknown[1].split()[0]
+        known = [f"--{key}" for key in KEYS] + list(flags)
+        key = flag.split("=")[0]
+        return ConfigError(f"{source}: {key} is not a known flag.{nearest(key, known)} {_allowed(key.lstrip('-'))}")
+    wrong = re.match(r'Parser key "([\w.]+)":\s*(.*)', text, re.S)
+    if wrong:
+        given = re.findall(r"(?:Got|Given) value: (.*)", wrong[2])
+        expected = re.findall(r"Expected an? (.*?)(?:\. Got value|$)", wrong[2], re.M) or [wrong[2]]
+        allowed = " or ".join(dict.fromkeys(expected))
+        for pattern, plain in _TYPE_NAMES:
+            allowed = re.sub(pattern, plain, allowed)
+        value = given[-1].strip().removesuffix("." if "Given value" in wrong[2] else "") if given else ""
+        choices = re.findall(r"'([^']+)'", allowed)
+        hint = f" Write a list as [{value}]." if allowed.startswith("list") else nearest(value, choices)
+        return ConfigError(f"{source}: {wrong[1]} is {value!r}; it must be {allowed}.{hint}")
+    return ConfigError(f"{source}: {text}")
+
+
+def parse_layer(parser: ArgumentParser, flat: Mapping[str, Any], source: str) -> None:
+    """Check keys and types of one file's values, so that an error names the file that holds it."""
+    _check_keys(flat, source)
+    for key, value in flat.items():
+        parse_value(parser, key, value, source)
+
+
+def parse_value(parser: ArgumentParser, key: str, value: Any, source: str) -> Any:
+    """Return a value as its key's type has it.
+
+    Raises:
+        ConfigError: it has another type.
+    """
+    if value is None and key not in MAY_BE_NULL:
+        raise ConfigError(f"{source}: {key} is null; give a value, or leave the key out.")
+    try:
+        return parser.parse_object(unflatten({key: value}), defaults=False, env=False)[key]
+    except ArgumentError as error:
+        raise explain_error(error, source) from error
+
+
+def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parse the command line into (keys of the schema that were given, the verb's own flags).
+
+    Raises:
+        ConfigError: an unknown flag or a wrong type.
+    """
+    own = [option for action in parser._actions for option in action.option_strings]
+    for flag in argv:
+        section = flag.split("=")[0]
+        if section.startswith("--") and section[2:] in SECTIONS:
+            raise ConfigError(f"command line: {section} is a section; give its keys: {_inside(section[2:])}")
+    try:
+        given = parser.parse_args(list(argv), defaults=False, env=False).as_dict()
+    except ArgumentError as error:
+        raise explain_error(error, "command line", own) from error
+    flat = flatten(given)
+    keys = {key: value for key, value in flat.items() if key in KEYS}
+    return keys, {key: value for key, value in flat.items() if key not in KEYS}

@@ -1,0 +1,36 @@
+"""Shipped experiment files: list them and find one by name or path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from skincancer.errors import ConfigError, nearest
+from skincancer.system.paths import experiments_folder
+from skincancer.system.yaml_files import load_yaml
+
+
+def list_experiments() -> dict[str, str]:
+    """Return the shipped experiments: name to description."""
+    found = sorted(experiments_folder().glob("*.yaml"))
+    return {path.stem: str(load_yaml(path).get("description", "")) for path in found}
+
+
+def find_experiment(name: str) -> Path:
+    """Return the file of an experiment given by name or path.
+
+    Raises:
+        ConfigError: there is none; says the nearest name and all of them.
+    """
+    if name.endswith((".yaml", ".yml")) or "/" in name or os.sep in name:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+        raise ConfigError(f"--experiment {name}: there is no such file (looked at {path.absolute()})")
+    path = experiments_folder() / f"{name}.yaml"
+    if path.is_file():
+        return path
+    names = [found.stem for found in sorted(experiments_folder().glob("*.yaml"))]
+    raise ConfigError(
+        f"--experiment {name}: unknown.{nearest(name, names)} Choose one of {', '.join(names)}, or give a path to a YAML file."
+    )

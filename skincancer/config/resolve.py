@@ -1,0 +1,177 @@
+"""Experiments: load by name or path, override by dotted flag, check before anything long starts.
+
+Order of values: schema defaults, the catalog entry's, the experiment file, its `study:` block (on real data only), flags.
+Nothing here imports torch, pandas or MLflow, so that a wrong key is told in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from skincancer.config.cli import build_parser, explain_error, parse_layer
+from skincancer.config.experiments import find_experiment
+from skincancer.config.validation import check_experiment, is_of_network
+from skincancer.data.catalog import dataset as catalog_entry
+from skincancer.errors import ConfigError, UnusedKey
+from skincancer.imaging import augmentation_policies
+from skincancer.metrics.names import MONITORS
+from skincancer.models.backbones import SMALLEST_SIZE
+from skincancer.schema import KEYS, TYPES, Experiment, flatten, unflatten
+from skincancer.system.yaml_files import load_yaml
+
+EXTRA_KEYS = ("study",)  # keys of an experiment file that a resolved config does not hold
+
+
+def resolve(
+    experiment: str | None,
+    flags: Mapping[str, Any],
+    parser: ArgumentParser | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> tuple[Experiment, list[str]]:
+    """Resolve an experiment: defaults, catalog, file, study, flags; then check it.
+
+    Args:
+        experiment: name or path; None starts from the defaults.
+        flags: dotted keys that go before everything else.
+        parser: as `build_parser` makes it.
+        base: the complete config of a run (dotted keys) to start from instead of a file, as `--resume` does. What it holds of things
+            that it does not use are the defaults of its day, and those of today take their place.
+
+    Returns:
+        The experiment, and notes to print (which study values apply, a size that was raised).
+
+    Raises:
+        ConfigError: anything wrong that can be known without torch.
+    """
+    path = find_experiment(experiment) if experiment else None
+    parser = parser or build_parser("skincancer", "")
+    content = load_yaml(path) if path else unflatten(_without_unused(base or {}, parser))
+    return resolve_content(path.stem if path else None, content, flags, parser, str(path) if path else "config")
+
+
+def _without_unused(base: Mapping[str, Any], parser: ArgumentParser) -> dict[str, Any]:
+    left = dict(base)
+    while True:
+        try:
+            resolve_content(None, unflatten(left), {}, parser)
+        except UnusedKey as error:
+            if error.key in left:
+                del left[error.key]
+                continue
+        except ConfigError:  # told when all of it is resolved
+            pass
+        return left
+
+
+def resolve_content(
+    name: str | None,
+    content: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    parser: ArgumentParser | None = None,
+    source: str = "config",
+) -> tuple[Experiment, list[str]]:
+    """Resolve what an experiment file holds, as `resolve` does.
+
+    Args:
+        name: the experiment's, where the content gives none.
+        content: of the file.
+        flags: dotted keys that go before everything else.
+        parser: as `build_parser` makes it.
+        source: what errors call the content.
+    """
+    parser = parser or build_parser("skincancer", "")
+    content = dict(content)
+    study = content.pop("study", None) or {}
+    if not isinstance(study, Mapping):
+        raise ConfigError(f"{source}: study is {study!r}; it must be a section of keys")
+    from_file, from_study = flatten(content), flatten(study)
+    if name and "name" not in from_file:
+        from_file["name"] = name
+    parse_layer(parser, from_file, source)
+    parse_layer(parser, from_study, f"{source}, study")
+
+    dataset = flags.get("data.dataset", from_file.get("data.dataset", Experiment().data.dataset))
+    entry = catalog_entry(dataset)
+    notes = []
+    if from_study and not entry.synthetic:
+        applied = {key: value for key, value in from_study.items() if key not in flags}
+        if applied:
+            notes.append("study values apply: " + ", ".join(f"{key} {value}" for key, value in applied.items()))
+    else:
+        from_study = {}
+    given = {**from_file, **from_study, **flags}
+    defaults = dict(entry.defaults)
+    if given.get("model.classifier", "network") != "network":  # what nobody chose is nothing to refuse
+        defaults = {key: value for key, value in defaults.items() if not is_of_network(key, hand_made=False)}
+    merged = {**defaults, **given}
+
+    backbone = merged.get("model.backbone", Experiment().model.backbone)
+    smallest = SMALLEST_SIZE.get(str(backbone).split(".")[0], 1)
+    size = merged.get("data.size", Experiment().data.size)
+    if isinstance(size, int) and 0 < size < smallest:
+        if "data.size" in {**from_file, **from_study, **flags}:
+            raise ConfigError(
+                f"data.size is {size}; {backbone} takes images of at least {smallest} px. Give --data.size {smallest} or more."
+            )
+        merged["data.size"] = smallest
+        notes.append(f"data.size raised from {size} to {smallest}: the smallest that {backbone} takes")
+
+    try:
+        result = parser.instantiate(parser.parse_object(unflatten({"experiment": None, **merged}), env=False))
+    except ArgumentError as error:
+        raise explain_error(error, source) from error
+    values = {field.name: getattr(result, field.name) for field in dataclasses.fields(Experiment)}
+    resolved = Experiment(**values)
+    resolved = dataclasses.replace(
+        resolved,
+        augment=augmentation_policies.resolve(resolved.augment),
+        data=dataclasses.replace(
+            resolved.data,
+            root=_absolute(resolved.data.root),
+            groups=_absolute(resolved.data.groups),
+            masks=absolute_run(resolved.data.masks),
+        ),
+        trainer=dataclasses.replace(resolved.trainer, precision=str(resolved.trainer.precision)),
+        model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
+    )
+    if resolved.training.monitor == "auto":
+        training = dataclasses.replace(resolved.training, monitor=MONITORS[resolved.task])
+        resolved = dataclasses.replace(resolved, training=training)
+    if resolved.model.is_hand_made and "data.size" in flags:
+        notes.append(
+            f"data.size {resolved.data.size} is of pictures to look at: hand-made features have a size of their own"
+        )
+    try:
+        check_experiment(resolved, TYPES)
+    except ConfigError as error:
+        layers = (
+            ("command line", flags),
+            (f"{source}, study", from_study),
+            (source, from_file),
+            (dataset, entry.defaults),
+        )
+        text = f"{_origin(str(error), layers)}{error}"
+        raise (UnusedKey(error.key, text) if isinstance(error, UnusedKey) else ConfigError(text)) from error
+    return resolved, notes
+
+
+def _origin(message: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Say which layer set the key that a message is about; "" where it is a default."""
+    key = next((word.strip(":") for word in message.split() if word.strip(":") in KEYS), None)
+    return next((f"{source}: " for source, values in layers if key in values), "")
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def absolute_run(masks: str) -> str:
+    """Make the folder of `run:FOLDER` absolute; an id, or another source of masks, stays."""
+    run = masks.removeprefix("run:")
+    folder = Path(run).expanduser()
+    return f"run:{folder.absolute()}" if run and run != masks and folder.is_dir() else masks

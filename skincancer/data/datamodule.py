@@ -1,0 +1,193 @@
+"""Batches from the store: which rows an epoch shows, on which rank, in which order; augmentation on the device.
+
+The order of an epoch is a function of (seed, epoch), dealt in disjoint shares to ranks. Evaluation deals without padding.
+Workers draw nothing at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from skincancer.data.balance import deal, epoch_order
+from skincancer.data.prepare import ROLES, PreparedData
+from skincancer.data.seeding import AUGMENT_STREAM, step_seed
+from skincancer.data.store import Store
+from skincancer.errors import ConfigError
+from skincancer.imaging.augmentation import Augment
+from skincancer.schema import AugmentConfig
+
+
+class Draw(NamedTuple):
+    """A batch to gather: its epoch, its number in the epoch, and rows of the index table."""
+
+    epoch: int
+    number: int
+    rows: npt.NDArray[np.int64]
+
+
+class StoreDataset(Dataset[dict[str, Any]]):
+    """Gathers whole batches from the store by row.
+
+    A batch holds `image` uint8 (B, 3, H, W) (a channels_last view), `label` int64 (B,), `index` int64 (B,), and `draw` (epoch, number),
+    from which every random step of the batch is seeded; with masks, `mask` float32 (B, 1, H, W) and `has_mask` bool (B,).
+    """
+
+    def __init__(self, store: Store, label: npt.NDArray[np.int64], has_mask: npt.NDArray[np.bool_]) -> None:
+        self.store, self.label, self.has_mask = store, label, has_mask
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """Gather one batch."""
+        rows = draw.rows
+        batch: dict[str, Any] = {
+            "image": torch.from_numpy(self.store.images[rows]).permute(0, 3, 1, 2),
+            "label": torch.from_numpy(self.label[rows]),
+            "index": torch.from_numpy(rows),
+            "draw": (draw.epoch, draw.number),
+        }
+        if self.store.masks is not None:
+            batch["mask"] = torch.from_numpy(self.store.masks[rows])[:, None].float()
+            batch["has_mask"] = torch.from_numpy(self.has_mask[rows])
+        return batch
+
+
+def check_shares(data: PreparedData, batch_size: int, balance: str, ranks: int) -> None:
+    """Check that every part has images for each rank in every step, before any rank is started.
+
+    Raises:
+        ConfigError: names the part, its images and the ranks.
+    """
+    for role in ROLES:
+        labels = data.rows(role)["label"].to_numpy(np.int64)
+        images = len(epoch_order(labels, balance, seed=0, epoch=0)) if role == "train" else len(labels)
+        try:
+            deal(np.arange(images), batch_size, rank=0, world_size=ranks)
+        except ConfigError as error:
+            raise ConfigError(f"the {role} part: {error}") from error
+
+
+class TrainSampler(Sampler[Draw]):
+    """This rank's share of an epoch, balanced; Lightning calls `set_epoch` before each, also after a resume."""
+
+    def __init__(
+        self, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], *, balance: str, fixed: bool,
+        batch_size: int, seed: int, rank: int, world_size: int,
+    ) -> None:  # fmt: skip
+        self.rows, self.labels = rows, labels
+        self.balance, self.fixed, self.batch_size, self.seed = balance, fixed, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.images = len(self._order(0))  # of an epoch, over all ranks; the same in every epoch
+        self.batches = len(self._deal(0))
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        return epoch_order(self.labels, self.balance, self.seed, epoch, self.fixed)
+
+    def _deal(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        return deal(self._order(epoch), self.batch_size, self.rank, self.world_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Draw]:
+        for number, positions in enumerate(self._deal(self.epoch)):
+            yield Draw(self.epoch, number, self.rows[positions])
+
+
+class EvaluationSampler(Sampler[Draw]):
+    """This rank's share of a part, in order, every image once over all ranks, the same number of batches on each."""
+
+    def __init__(self, rows: npt.NDArray[np.int64], batch_size: int, rank: int, world_size: int) -> None:
+        self.batches = deal(rows, batch_size, rank, world_size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Draw]:
+        for number, rows in enumerate(self.batches):
+            yield Draw(0, number, rows)
+
+
+class LesionDataModule(pl.LightningDataModule):
+    """Loaders over prepared data, and the random augmentation of training batches on the device.
+
+    Args:
+        data: as `prepare_data` makes it.
+        batch_size: images per step and device.
+        balance: name of the balance of the training part.
+        balance_fixed: undersampling keeps one subset.
+        augment: resolved augmentation.
+        seed: of order, balance and augmentation.
+        workers: loader processes.
+    """
+
+    def __init__(
+        self, data: PreparedData, *, batch_size: int, balance: str, balance_fixed: bool, augment: AugmentConfig, seed: int,
+        workers: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.data, self.batch_size, self.seed, self.workers = data, batch_size, seed, workers
+        self.balance, self.balance_fixed = balance, balance_fixed
+        self.augment = Augment(augment)
+        self.labels = data.index["label"].to_numpy(np.int64)
+        self.dataset = StoreDataset(data.store, self.labels, data.index["mask"].notna().to_numpy())
+
+    def _rows(self, role: str) -> npt.NDArray[np.int64]:
+        return np.flatnonzero(self.data.index["role"].to_numpy() == role).astype(np.int64)
+
+    def _ranks(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, sampler: Sampler[Draw]) -> DataLoader[Any]:
+        return DataLoader(
+            self.dataset, sampler=sampler, batch_size=None, num_workers=self.workers,
+            persistent_workers=self.workers > 0, pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+
+    def train_sampler(self) -> TrainSampler:
+        """Return the sampler of the training part on this rank."""
+        rows = self._rows("train")
+        rank, world_size = self._ranks()
+        return TrainSampler(
+            rows, self.labels[rows], balance=self.balance, fixed=self.balance_fixed, batch_size=self.batch_size,
+            seed=self.seed, rank=rank, world_size=world_size,
+        )  # fmt: skip
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the training part."""
+        return self._loader(self.train_sampler())
+
+    def _evaluation_loader(self, role: str) -> DataLoader[Any]:
+        return self._loader(EvaluationSampler(self._rows(role), self.batch_size, *self._ranks()))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the validation part."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the test part."""
+        return self._evaluation_loader("test")
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Bring images to float32 in [0, 1] on the device, and augment them while training.
+
+        Augmentation draws from (seed, rank, epoch, batch) alone: it differs by rank and repeats on resume.
+        """
+        batch["image"] = batch["image"].float().div_(255)
+        if self.trainer is not None and self.trainer.training:
+            epoch, number = batch["draw"]
+            seed = step_seed(self.seed, AUGMENT_STREAM, self.trainer.global_rank, epoch, number)
+            batch["image"], mask = self.augment(batch["image"], batch.get("mask"), seed)
+            if mask is not None:
+                batch["mask"] = mask
+        return batch

@@ -1,0 +1,256 @@
+"""A data set made ready for a run: index, target, roles and store, in the order that keeps splits whole."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from skincancer.data.cache import ProgressBar
+from skincancer.data.catalog import Dataset
+from skincancer.data.catalog import dataset as catalog_entry
+from skincancer.data.feature_table import FeatureTable, open_features
+from skincancer.data.file_facts import Examination, examine, find_flagged, kept_examination
+from skincancer.data.groups import merge_groups, merge_patients
+from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
+from skincancer.data.mask_sources import mask_source
+from skincancer.data.overlap import count_seen
+from skincancer.data.readers import demo
+from skincancer.data.splits import Roles, assign_roles, parse_split, split_hash
+from skincancer.data.store import Store, open_store
+from skincancer.errors import DataError, SplitError
+from skincancer.imaging.crop import Crop
+from skincancer.imaging.mask_operations import mask_extent
+from skincancer.imaging.quality import COLUMNS as QUALITY_COLUMNS
+from skincancer.imaging.quality import FLAGS
+from skincancer.imaging.types import Box
+from skincancer.schema import DataConfig
+from skincancer.system.paths import cache_folder, data_folder
+
+ROLES: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+SPLIT_COLUMNS = ("image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type")
+FLAGGED = "flagged: "
+SHOWN_REASONS = 8
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Everything a run needs of its data.
+
+    `index` has a row an image of the store, in its order: the columns of the index, `label`, `role` ('' for none), `width`
+    and `height` of the original (px), and, where an audit or `data.quality` has measured it, its quality: the columns of
+    `images.quality` and `quality_flags` (the rules that it breaks, "; " between; "" for none). `dropped` names images that take
+    no part: image_id, reason. `segmenter_saw` counts test images that the segmenter behind their crops or features learned from, or
+    was chosen on; `flagged` those that `data.quality` left out. `features` are the hand-made ones of every image, where they were
+    asked for.
+    """
+
+    entry: Dataset
+    root: Path
+    index: pd.DataFrame
+    classes: tuple[str, ...]
+    store: Store
+    dropped: pd.DataFrame
+    leaking_groups: int
+    leaking_images: int
+    index_hash: str
+    split_hash: str
+    groups_hash: str
+    segmenter_saw: int = 0
+    flagged: int = 0
+    features: FeatureTable | None = None
+
+    @property
+    def split_table(self) -> pd.DataFrame:
+        """Return what runs keep of the index as split.csv: `SPLIT_COLUMNS`, and the quality where it is known."""
+        return self.index[[name for name in (*SPLIT_COLUMNS, *QUALITY_COLUMNS, FLAGS) if name in self.index]]
+
+    @property
+    def left_out(self) -> str:
+        """Say how many images take no part and why, the commonest reasons first; "" where all do."""
+        if self.dropped.empty:
+            return ""
+        path = dict(zip(self.index["image_id"], self.index["image"], strict=True))
+        kinds = Counter[str]()
+        for image_id, reason in zip(self.dropped["image_id"], self.dropped["reason"], strict=True):
+            told = str(reason).replace(f"{image_root(self.root) / path[image_id]} ", "")
+            # what was measured differs from image to image: dropped.csv says it
+            kinds.update(re.sub(r" \([^()]*\)", "", told).split("; ") if told.startswith(FLAGGED) else [told[:120]])
+        shown = "; ".join(f"{count} × {kind.removeprefix(FLAGGED)}" for kind, count in kinds.most_common(SHOWN_REASONS))
+        more = f"; and {len(kinds) - SHOWN_REASONS} more reasons" if len(kinds) > SHOWN_REASONS else ""
+        return f"{len(self.dropped)} images (dropped.csv): {shown}{more}"
+
+    def rows(self, role: str) -> pd.DataFrame:
+        """Return the rows of one role."""
+        return self.index[self.index["role"] == role]
+
+
+def locate(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dataset, Path]:
+    """Find the folder of a data set, drawing the demo where it is not there yet.
+
+    Raises:
+        DataError: the data are missing; says how to get them.
+    """
+    entry = catalog_entry(config.dataset)
+    if entry.name != "demo":
+        return entry, find_root(entry, config.root, data_folder())
+    root = Path(config.root) if config.root else demo.default_root(cache_folder())
+    if not (root / "metadata.csv").is_file():  # a drawn folder appears whole; one of other lesions is as good
+        demo.draw(root, progress=progress("drawing the demo") if progress else None)
+    return entry, root
+
+
+def prepare_data(
+    config: DataConfig, progress: ProgressBar | None = None, jobs: int = -1, task: str = "classification",
+    uri: str | None = None, whole: bool = False, hand_made: bool = False,
+) -> PreparedData:  # fmt: skip
+    """Read a data set, give every image a role and a label, and open its store.
+
+    Roles are computed on the full index, before anything is dropped, so that a bad file moves no other image.
+
+    Args:
+        config: the data section of an experiment.
+        progress: makes progress callbacks by title.
+        jobs: worker processes for building the store; -1 for one a core.
+        task: classification leaves out what has no label, segmentation what has no mask, joint what has neither; the latter two
+            store masks.
+        uri: tracking store of the segmenter that `data.masks` may name.
+        whole: every image is a test image, whatever the split; for a model that is finished.
+        hand_made: measure features in masks too; of a segmenter behind them it is counted which images it has seen.
+
+    Raises:
+        ConfigError: the split or target does not fit the data.
+        DataError: the data are missing, laid out differently, unreadable, or leak.
+        SplitError: there are too few images to split.
+        RunError: `data.masks` names a run that is no finished segmenter's.
+    """
+    from skincancer.inference.model import find_segmenter, predicted
+
+    found = find_segmenter(config, uri) if config.crop or hand_made else None
+    segmenter = found[0] if found else None
+    entry, root = locate(config, progress)
+    index, diagnoses = load_index(entry, root)
+    if task == "joint" and index["diagnosis"].isna().all():
+        raise DataError(f"{entry.name} in {root} has no diagnoses, which joint needs. To get them: {entry.how_to_get}")
+    index, groups_hash = merge_patients(index), ""
+    if config.groups:
+        index, groups_hash = merge_groups(index, Path(config.groups))
+    index, classes = add_target(index, entry, diagnoses, config.target, tuple(config.malignant))
+    masks = task != "classification"
+    if masks and index["mask"].isna().all():
+        raise DataError(f"{entry.name} in {root} has no masks, which {task} needs. To get them: {entry.how_to_get}")
+    crop = Crop(mask_source(config, index, segmenter, entry), config.crop_margin) if config.crop else None
+    if whole:
+        roles = Roles(np.full(len(index), "test", dtype=object))
+    else:
+        roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
+
+    def find_boxes() -> list[Box | None]:
+        assert segmenter is not None
+        return predicted(segmenter, index, image_root(root), mask_extent, progress, jobs)
+
+    store = open_store(
+        index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=masks, crop=crop,
+        find_boxes=find_boxes if segmenter and crop else None, clean=config.clean,
+        progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
+    )  # fmt: skip
+    features = open_features(index, root, entry, config, uri, progress, jobs) if hand_made else None
+    bad = store.bad if features is None else pd.concat([store.bad, features.bad]).drop_duplicates("image_id")
+    if len(bad) and not config.skip_bad:
+        raise DataError(
+            f"{len(bad)} of {len(index)} images of {entry.name} cannot be used:\n  {list_bad(bad)}\n"
+            "Replace them, or leave them out (and have them recorded) with --data.skip_bad true."
+        )
+    identity = index_hash(index), split_hash(index, roles)
+    index = index.assign(role=roles.role, width=store.table["width"], height=store.table["height"])
+    dropped = _dropped(index, roles, bad, task)
+    flagged = 0
+    examination = _examine(config, index, root, entry, progress, jobs)
+    if examination is not None:
+        poor = find_flagged(examination, config.quality_rules)
+        index = _with_quality(index, examination, poor)
+        if config.quality == "drop_flagged":
+            poor = poor[~poor["image_id"].isin(dropped["image_id"])]
+            flagged = len(poor)
+            poor = pd.DataFrame({"image_id": poor["image_id"], "reason": FLAGGED + poor["reason"]})
+            dropped = pd.concat([dropped, poor], ignore_index=True)
+    index.loc[index["image_id"].isin(dropped["image_id"]), "role"] = ""
+    if whole:
+        _check_whole(index, entry, task)
+    else:
+        _check_roles(index, classes if task != "segmentation" else None, masks)
+    return PreparedData(
+        entry=entry, root=root, index=index, classes=classes, store=store, dropped=dropped,
+        leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
+        index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
+        segmenter_saw=count_seen(index, found[1], found[0].settings["data"]["dataset"] == entry.name) if found else 0,
+        flagged=flagged, features=features,
+    )  # fmt: skip
+
+
+def _examine(
+    config: DataConfig, index: pd.DataFrame, root: Path, entry: Dataset, progress: ProgressBar | None, jobs: int
+) -> Examination | None:
+    """Return the facts about the files where they are asked for, or known already."""
+    if config.quality == "keep":
+        return kept_examination(index, image_root(root), cache_folder())
+    told = progress(f"looking at the quality of {entry.name}") if progress else None
+    return examine(index, image_root(root), cache_folder(), told, jobs)
+
+
+def _with_quality(index: pd.DataFrame, examination: Examination, flagged: pd.DataFrame) -> pd.DataFrame:
+    rules = index["image_id"].map(dict(zip(flagged["image_id"], flagged["flags"], strict=True))).fillna("")
+    return index.assign(**{name: examination.table[name] for name in QUALITY_COLUMNS}, **{FLAGS: rules})
+
+
+def list_bad(bad: pd.DataFrame) -> str:
+    """Return why images cannot be used, as lines for an indented list of twenty at most; the column is `error`."""
+    more = [f"… and {len(bad) - 20} more"] if len(bad) > 20 else []
+    return "\n  ".join([*bad["error"].head(20), *more])
+
+
+def _dropped(index: pd.DataFrame, roles: Roles, bad: pd.DataFrame, task: str) -> pd.DataFrame:
+    reasons: dict[str, str] = dict.fromkeys(index.loc[index["role"] == "", "image_id"], "no role in this split")
+    unlabelled, unmasked = index["label"] < 0, index["mask"].isna()
+    lacking, reason = {
+        "classification": (unlabelled, "no label"),
+        "segmentation": (unmasked, "no mask"),
+        "joint": (unlabelled & unmasked, "no mask and no label"),
+    }[task]
+    reasons |= dict.fromkeys(index.loc[lacking, "image_id"], reason)
+    reasons |= dict.fromkeys(roles.dropped, "its lesion or patient is on another side of the publisher's parts")
+    reasons |= dict(zip(bad["image_id"], bad["error"], strict=True))
+    return pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
+
+
+def _check_whole(index: pd.DataFrame, entry: Dataset, task: str) -> None:
+    test = index[index["role"] == "test"]
+    if test.empty or (task != "classification" and test["mask"].isna().all()):
+        what = "a label" if task == "classification" else "a mask"
+        raise DataError(f"{entry.name} has no readable image with {what}, so nothing can be evaluated.")
+
+
+def _check_roles(index: pd.DataFrame, classes: tuple[str, ...] | None, masks: bool) -> None:
+    for role in ROLES:
+        part = index[index["role"] == role]
+        if part.empty:
+            raise SplitError(f"the {role} part has no image; choose another --data.split.")
+        if masks and part["mask"].isna().all():
+            raise SplitError(f"the {role} part has no image with a mask; add masks, or choose another --data.split.")
+        if classes is None:
+            continue
+        labels = set(part.loc[part["label"] >= 0, "label"])
+        missing = [name for label, name in enumerate(classes) if label not in labels]
+        if role == "train" and missing:
+            raise SplitError(
+                f"the training part has no image of {', '.join(missing)}; add images, or choose another --data.split."
+            )
+        if len(labels) < 2:
+            raise SplitError(
+                f"the {role} part has images of {len(labels)} classes; at least 2 are needed. Choose another --data.split."
+            )

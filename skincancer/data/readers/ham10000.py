@@ -1,0 +1,102 @@
+"""Reader for HAM10000 (Tschandl, Rosendahl, Kittler 2018) as Harvard Dataverse and Kaggle lay it out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from skincancer.data.index import name_first
+from skincancer.data.readers.files import check_match, list_jpegs, list_masks, read_csv
+from skincancer.errors import DataError
+
+METADATA = ("ham10000_metadata.csv", "ham10000_metadata.tab", "ham10000_metadata")
+MASKS = "HAM10000_segmentations_lesion_tschandl"
+
+_IMAGE_FOLDER = re.compile(r"(ham10000[ _-]?)?images([ _-]?part[ _-]?[12])?", re.IGNORECASE)
+
+
+def read(root: Path) -> pd.DataFrame:
+    """Read metadata, images and, where the folder of masks is there, masks; an image without a mask file has none.
+
+    Returns:
+        Columns image_id, image, mask, diagnosis, lesion_id, age, sex, site, dx_type; the publisher gives no parts.
+
+    Raises:
+        DataError: If metadata or images are missing or do not name the same ids, an id lies in two folders, or a mask
+            has no image.
+    """
+    metadata = _metadata(root)
+    table = read_csv(
+        metadata, required=("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
+    ).rename(columns={"dx": "diagnosis", "localization": "site"})
+    images = _images(root)
+    check_match(images, table["image_id"], metadata, " Are the images of both parts there?")
+
+    masks = _masks(root, images)
+    mask = [masks[i].relative_to(root).as_posix() if i in masks else None for i in table["image_id"]]
+    return pd.DataFrame(
+        {
+            **{name: table[name] for name in ("image_id", "diagnosis", "lesion_id", "age", "sex", "site", "dx_type")},
+            "image": [images[i].relative_to(root).as_posix() for i in table["image_id"]],
+            "mask": pd.Series(mask, dtype=object),
+        }
+    )
+
+
+def _metadata(root: Path) -> Path:
+    found = sorted(path for path in root.iterdir() if path.name.lower() in METADATA and path.is_file())
+    if len(found) != 1:
+        what = (
+            f"{len(found)} tables of metadata ({name_first(path.name for path in found)})" if found else "no metadata"
+        )
+        raise DataError(
+            f"ham10000: {root} holds {what}; it must hold exactly one of HAM10000_metadata.csv, "
+            "HAM10000_metadata.tab, HAM10000_metadata"
+        )
+    return found[0]
+
+
+def _images(root: Path) -> dict[str, Path]:
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and _IMAGE_FOLDER.fullmatch(path.name))
+    listings: dict[str, dict[str, Path]] = {}
+    for folder in folders or [root]:
+        listing = list_jpegs(folder)
+        # Kaggle's archive holds each part twice, its folders spelled in upper and in lower case.
+        twin = listings.setdefault(folder.name.casefold(), listing)
+        if _sizes(twin) != _sizes(listing):
+            raise DataError(f"ham10000: {folder} and its namesake in another spelling hold different images; keep one")
+    images: dict[str, Path] = {}
+    for listing in listings.values():
+        both = sorted(images.keys() & listing.keys())
+        if both:
+            raise DataError(
+                f"ham10000: {len(both)} image ids lie in more than one folder: {name_first(both)} "
+                f"(for one, {images[both[0]]} and {listing[both[0]]}). Keep one copy of each."
+            )
+        images |= listing
+    if not images:
+        looked = name_first(folder.name for folder in folders) or "the root itself, as there is no folder of images"
+        raise DataError(f"ham10000: no *.jpg in {root}; looked in {looked}")
+    return images
+
+
+def _masks(root: Path, images: dict[str, Path]) -> dict[str, Path]:
+    folder = root / MASKS
+    if not folder.is_dir():
+        return {}
+    masks = list_masks(folder)
+    if not masks:
+        raise DataError(f"{folder} holds no file <image id>_segmentation.png; fill it, or take it away")
+    strangers = sorted(masks.keys() - images.keys())
+    if strangers:
+        raise DataError(
+            f"{folder}: {len(strangers)} masks without an image: {name_first(strangers)}. Are the images of both parts "
+            "there? If they are, take these masks away."
+        )
+    return masks
+
+
+def _sizes(listing: dict[str, Path]) -> dict[str, int]:
+    return {image_id: path.stat().st_size for image_id, path in listing.items()}

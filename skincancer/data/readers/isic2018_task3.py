@@ -1,0 +1,88 @@
+"""Reader for ISIC 2018 Task 3 (Codella et al. 2019): HAM10000 as training part, with validation and test parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from skincancer.data.index import name_first
+from skincancer.data.readers.files import check_match, list_jpegs, read_csv
+from skincancer.errors import DataError
+
+PARTS = {"Training": "train", "Validation": "val", "Test": "test"}
+LABELS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+
+
+def read(root: Path) -> pd.DataFrame:
+    """Read the training part, and validation and test where both images and ground truth are there.
+
+    The lesion groupings, which exist for the training part alone, are required: without them views of one lesion would
+    be dealt to both training and validation.
+
+    Returns:
+        Columns image_id, image, diagnosis (in the lower-case names of HAM10000), lesion_id and dx_type ("" outside
+        the training part), part.
+
+    Raises:
+        DataError: If the training part or its groupings are missing, a part has images or ground truth alone, the
+            two do not name the same ids, or a row of the ground truth is not one-hot.
+    """
+    tables = []
+    for published, part in PARTS.items():
+        folder = root / f"ISIC2018_Task3_{published}_Input"
+        name = f"ISIC2018_Task3_{published}_GroundTruth"
+        truth = _find(root, f"{name}.csv", name)
+        if not folder.is_dir() and truth is None and part != "train":
+            continue
+        if not folder.is_dir():
+            raise DataError(f"isic2018_task3: {folder} is missing; fetch {folder.name}.zip and unpack it there")
+        if truth is None:
+            raise DataError(
+                f"isic2018_task3: {folder.name} has no labels; fetch {name}.zip and unpack it so that "
+                f"{root / name / f'{name}.csv'} exists" + (", or take the images away" if part != "train" else "")
+            )
+        tables.append(_read_part(root, folder, truth).assign(part=part))
+    training = tables[0]
+    lesions, dx_type = _read_groupings(root, training["image_id"])
+    tables[0] = training.assign(lesion_id=lesions, dx_type=dx_type)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _find(root: Path, name: str, *folders: str) -> Path | None:
+    return next((path for path in (root / name, *(root / folder / name for folder in folders)) if path.is_file()), None)
+
+
+def _read_part(root: Path, folder: Path, truth: Path) -> pd.DataFrame:
+    table = read_csv(truth, required=("image", *LABELS))
+    images = list_jpegs(folder)
+    check_match(images, table["image"], truth, f" Is {folder.name} complete?")
+    values = table[list(LABELS)].apply(pd.to_numeric, errors="coerce")
+    one_hot = values.isin([0, 1]).all(axis=1) & (values.sum(axis=1) == 1)
+    if not one_hot.all():
+        wrong = table.loc[~one_hot, "image"]
+        raise DataError(f"{truth}: {len(wrong)} rows do not hold a single 1 among zeros: {name_first(wrong)}")
+    return pd.DataFrame(
+        {
+            "image_id": table["image"],
+            "image": [images[i].relative_to(root).as_posix() for i in table["image"]],
+            "diagnosis": values.idxmax(axis=1).str.lower(),
+        }
+    )
+
+
+def _read_groupings(root: Path, ids: pd.Series[str]) -> tuple[list[str], list[str]]:
+    name = "ISIC2018_Task3_Training_LesionGroupings"
+    path = _find(root, f"{name}.csv", "ISIC2018_Task3_Training_GroundTruth", name)
+    if path is None:
+        raise DataError(
+            f"isic2018_task3: {root / f'{name}.csv'} is missing; without it views of one lesion would be dealt to both "
+            "training and validation. Fetch it from challenge.isic-archive.com/data/#2018."
+        )
+    table = read_csv(path, required=("image", "lesion_id", "diagnosis_confirm_type"))
+    check_match(ids, table["image"], path)
+    twice = table.loc[table["image"].duplicated(), "image"]
+    if len(twice):
+        raise DataError(f"{path} names images twice: {name_first(twice)}")
+    table = table.set_index("image").reindex(list(ids))
+    return list(table["lesion_id"]), list(table["diagnosis_confirm_type"])

@@ -1,0 +1,80 @@
+"""Reader for PH² (Mendonça et al. 2013): 200 dermoscopic images with masks and clinical diagnoses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from skincancer.data.index import name_first
+from skincancer.data.readers.files import check_match
+from skincancer.errors import DataError
+
+IMAGES = "PH2 Dataset images"
+TABLE = "PH2_dataset.txt"
+DIAGNOSES = {"0": "common_nevus", "1": "atypical_nevus", "2": "melanoma"}  # the column Clinical Diagnosis
+
+
+def read(root: Path) -> pd.DataFrame:
+    """Read images, masks and the table; the root is PH2Dataset or the folder above it.
+
+    A case lies in `PH2 Dataset images/IMD002/`, as `IMD002_Dermoscopic_Image/IMD002.bmp` with the mask
+    `IMD002_lesion/IMD002_lesion.bmp`; the masks of its colours (`IMD002_roi`) are left alone. The publisher tells no
+    lesions and gives no parts.
+
+    Returns:
+        Columns image_id, image, mask, diagnosis: common_nevus, atypical_nevus, melanoma (the clinical diagnosis).
+
+    Raises:
+        DataError: If images or table are not there, a case lacks its image or its mask, images and table do not name
+            the same cases, or the table cannot be understood.
+    """
+    base = next((path for path in (root, root / "PH2Dataset") if (path / IMAGES).is_dir()), None)
+    if base is None:
+        raise DataError(f"ph2: neither {root} nor {root / 'PH2Dataset'} holds the folder {IMAGES!r}; unpack it there")
+    cases = sorted(path for path in (base / IMAGES).iterdir() if path.is_dir() and not path.name.startswith("."))
+    images = {case.name: case / f"{case.name}_Dermoscopic_Image" / f"{case.name}.bmp" for case in cases}
+    masks = {case.name: case / f"{case.name}_lesion" / f"{case.name}_lesion.bmp" for case in cases}
+    for paths, what in ((images, "image"), (masks, "mask")):
+        lacking = [path for path in paths.values() if not path.is_file()]
+        if lacking:
+            raise DataError(
+                f"ph2: {len(lacking)} of {len(cases)} cases have no {what}: "
+                f"{name_first(path.relative_to(base) for path in lacking)}. Unpack the archive again."
+            )
+    diagnoses = _read_table(base)
+    check_match(images, diagnoses, base / TABLE, f" Is {base / IMAGES} complete?")
+    return pd.DataFrame(
+        {
+            "image_id": list(images),
+            "image": [path.relative_to(root).as_posix() for path in images.values()],
+            "mask": [path.relative_to(root).as_posix() for path in masks.values()],
+            "diagnosis": [diagnoses[case] for case in images],
+        }
+    )
+
+
+def _read_table(base: Path) -> dict[str, str]:
+    """Return the diagnosis of each case from the table: cells between ||, a header line, a legend after the rows."""
+    path = base / TABLE
+    if not path.is_file():
+        other = f" {path.with_suffix('.xlsx')} is not read." if path.with_suffix(".xlsx").is_file() else ""
+        raise DataError(f"ph2: {path} is missing; it comes with the archive.{other}")
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    rows = [[cell.strip() for cell in line.split("||")] for line in lines if line.lstrip().startswith("||")]
+    header = rows[0] if rows else []
+    if "Name" not in header or "Clinical Diagnosis" not in header:
+        raise DataError(f"{path} has no header line || Name || … || Clinical Diagnosis || …; take the publisher's file")
+    name, code = header.index("Name"), header.index("Clinical Diagnosis")
+    diagnoses: dict[str, str] = {}
+    for row in rows[1:]:
+        if len(row) <= code or row[code] not in DIAGNOSES or not row[name] or row[name] in diagnoses:
+            raise DataError(
+                f"{path}: the row {' || '.join(row).strip()!r} cannot be understood; it must have a name of its "
+                "own, and 0, 1 or 2 as clinical diagnosis"
+            )
+        diagnoses[row[name]] = DIAGNOSES[row[code]]
+    return diagnoses

@@ -1,1 +1,0 @@
-"""What happens to pixels: geometry, decoding, augmentation."""

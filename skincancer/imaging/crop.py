@@ -1,0 +1,147 @@
+"""Crops to the lesion: the box of a mask with a margin, and where that mask comes from. Boxes are (left, top, right, bottom), px."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from skincancer.imaging.decode import ImageFile, clean_picture, read_image, read_truth
+from skincancer.imaging.geometry import to_square
+from skincancer.imaging.mask_operations import mask_extent, otsu_mask
+from skincancer.imaging.types import Box, Mask
+
+EMPTY = "empty"  # in place of whose mask it was, of an image without any lesion in it
+SMALLEST_SHARE = 1 / 8  # of the image's shorter side
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How a store crops its images.
+
+    Args:
+        masks: truth, otsu, or auto (truth, and otsu where there is none); a segmenter's boxes are given, and its name stands here.
+        margin: on each side, as a share of the longer side of the mask's box.
+    """
+
+    masks: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """One cropped image: uint8 (S, S, 3); the original's width and height, px; the box, and whose mask it encloses."""
+
+    pixels: npt.NDArray[np.uint8]
+    width: int
+    height: int
+    box: Box
+    masks: str
+
+
+def crop_box(mask: Mask, margin: float) -> Box | None:
+    """Return the box of a mask with a margin, as `widen`; None if the mask is empty.
+
+    Args:
+        mask: bool (H, W).
+        margin: on each side, as a share of the longer side of the mask's box.
+    """
+    extent = mask_extent(mask)
+    return widen(extent, (0, 0, mask.shape[1], mask.shape[0]), margin) if extent else None
+
+
+def widen(extent: Box, frame: Box, margin: float) -> Box | None:
+    """Return the box of a lesion with a margin: square, so that a lesion keeps its shape, wherever there is room for it.
+
+    A square that goes over an edge is moved inside; one that is longer than a side of the frame is cut to that side. None
+    is smaller than an eighth of the frame's shorter side: a segmenter's stray spot, enlarged, would show nothing.
+
+    Args:
+        extent: of the lesion; what lies outside the frame does not count.
+        frame: the part of the image that is shown; its whole, where none was cut away.
+        margin: on each side, as a share of the longer side of the extent.
+
+    Returns:
+        None if the lesion lies outside the frame.
+    """
+    ends = [(max(extent[side], frame[side]), min(extent[side + 2], frame[side + 2])) for side in (0, 1)]
+    if any(high <= low for low, high in ends):
+        return None
+    room = [frame[2] - frame[0], frame[3] - frame[1]]
+    side = max(round(max(high - low for low, high in ends) * (1 + 2 * margin)), round(min(room) * SMALLEST_SHARE))
+    starts, lengths = [], []
+    for (low, high), first, extents in zip(ends, frame, room, strict=False):
+        length = min(side, extents)
+        starts.append(first + min(max((low + high - 2 * first - length) // 2, 0), extents - length))
+        lengths.append(length)
+    return starts[0], starts[1], starts[0] + lengths[0], starts[1] + lengths[1]
+
+
+def find_mask(
+    original: Image.Image, picture: Image.Image, shown: Box, mask: Path | None, source: str
+) -> tuple[Mask, str]:
+    """Return the lesion's mask in a picture, bool (H, W), and whose it is.
+
+    Args:
+        original: RGB.
+        picture: what cleaning made of it.
+        shown: the box of the original that the picture shows.
+        mask: file of the true mask of the original, where there is one.
+        source: truth, otsu, or auto (truth, and otsu where there is none).
+
+    Raises:
+        BadImage: the mask cannot be read, or is of another size than the original.
+    """
+    if source == "auto":
+        source = "otsu" if mask is None else "truth"
+    if source == "otsu":
+        return otsu_mask(picture), source
+    assert mask is not None, "checked before anything is built"
+    left, top, right, bottom = shown
+    return (np.asarray(read_truth(mask, original)) > 0)[top:bottom, left:right], source
+
+
+def decode_crop(
+    image: ImageFile,
+    mask: Path | None,
+    size: int,
+    resize: str,
+    crop: Crop,
+    given: Box | None = None,
+    steps: Sequence[str] = (),
+) -> Cropped:
+    """Decode one image and cut it to its lesion, then bring that to the square; an image whose mask is empty stays whole.
+
+    Args:
+        image: file.
+        mask: file of the true mask, where there is one.
+        size: side of the square, px.
+        resize: stretch, pad or crop, of what was cut out.
+        crop: whose mask, and the margin.
+        given: the extent of a segmenter's mask of the original, where `crop.masks` names one; None if that is empty.
+        steps: of `cleaning.STEPS`, done first; what `frame` cut away is not in any crop.
+
+    Raises:
+        BadImage: unreadable, a mask of another size than its image, or a step of cleaning that failed.
+    """
+    original = read_image(image)
+    source = crop.masks
+    if source == "auto":
+        source = "otsu" if mask is None else "truth"
+    extent = given
+    if source == "truth":
+        assert mask is not None, "checked before a store is built"
+        extent = mask_extent(np.asarray(read_truth(mask, original)) > 0)
+    picture, frame = clean_picture(original, steps)
+    left, top = frame[:2]
+    if source == "otsu":
+        inside = mask_extent(otsu_mask(picture))
+        extent = (inside[0] + left, inside[1] + top, inside[2] + left, inside[3] + top) if inside else None
+    box = widen(extent, frame, crop.margin) if extent else None
+    shown = picture.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top)) if box else picture
+    square = np.asarray(to_square(shown, size, resize))
+    return Cropped(square, original.width, original.height, box or frame, source if box else EMPTY)

@@ -1,0 +1,312 @@
+"""Classification metrics from a table of predictions, for one set of images or for thousands of resamples at once.
+
+`label` is int64 (N,) in 0 … C−1, `probability` float64 (N, C) in [0, 1] with rows that sum to 1, and the prediction
+is the class of highest probability (the first of equals). A weight says how often an image counts.
+
+* `accuracy`: share of images predicted right.
+* `balanced_accuracy`: mean recall over the classes present in `label`.
+* `f1_macro`: mean F1 over the classes present in `label` or in the prediction.
+* `sensitivity`, `specificity`, `precision`: for two classes those of class 1, the positive (malignant) one; for more,
+  each class against the rest, averaged over the classes present in `label`. Precision of a class never predicted is
+  0.
+* `auroc_macro`, `average_precision_macro`: for two classes those of class 1; for more, each class against the rest,
+  averaged over the classes that have both positives and negatives. Ties count as in scikit-learn; average precision
+  is the step-wise sum, without interpolation.
+* `ece`: expected calibration error of the highest probability in 15 bins of equal width, each open below and closed
+  above (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+* `recall/<class>`: recall of one class.
+
+What has nothing to count is NaN: the recall of a class absent from `label`, the AUROC where only one class is
+present, and so on. Macro averages leave NaN out. The values are those of scikit-learn wherever scikit-learn has the
+metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "f1_macro",
+    "auroc_macro",
+    "average_precision_macro",
+    "sensitivity",
+    "specificity",
+    "precision",
+    "ece",
+)  # and recall/<class> for every class, in the order of the classes
+AREAS = ("auroc_macro", "average_precision_macro")  # under curves
+CALIBRATION_BINS = 15
+
+_CHUNK = 2**19  # weights handled at once: 4 MiB of float64, so that memory does not grow with the number of resamples
+
+
+def classification_metrics(
+    label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], weight: npt.ArrayLike | None = None
+) -> dict[str, float]:
+    """Compute every metric once.
+
+    Args:
+        label: (N,) integers in 0 … C−1.
+        probability: (N, C) in [0, 1], rows summing to 1.
+        classes: the C class names; with two, the second is the positive class.
+        weight: (N,) how often each image counts, not negative; once each if None.
+
+    Returns:
+        The names in `METRICS`, then `recall/<class>`; NaN where a metric is undefined.
+
+    Raises:
+        ValueError: if shapes, labels, probabilities or weights are not as above.
+    """
+    rows = np.ones((1, np.size(label))) if weight is None else np.asarray(weight)[None]
+    return {name: float(value[0]) for name, value in weighted_metrics(label, probability, classes, rows).items()}
+
+
+def weighted_metrics(
+    label: npt.ArrayLike,
+    probability: npt.ArrayLike,
+    classes: Sequence[str],
+    weight: npt.ArrayLike,
+    *,
+    areas: bool = True,
+) -> dict[str, Floats]:
+    """Compute every metric for each row of weights, as a bootstrap needs it.
+
+    Args:
+        label: (N,) integers in 0 … C−1.
+        probability: (N, C) in [0, 1], rows summing to 1.
+        classes: the C class names; with two, the second is the positive class.
+        weight: (R, N), any real dtype, not negative: row r says how often each image counts in resample r.
+        areas: with AUROC and average precision, which take most of the time.
+
+    Returns:
+        The names in `METRICS` (without areas: all but those two), then `recall/<class>`, each float64 (R,); NaN where a metric is
+        undefined in a resample.
+
+    Raises:
+        ValueError: if shapes, labels, probabilities or weights are not as above.
+    """
+    y, p = check_predictions(label, probability, classes)
+    w = _checked_weight(weight, len(y))
+    n_classes = len(classes)
+    cell = np.eye(n_classes**2)[y * n_classes + p.argmax(axis=1)]
+    gap = calibration_gap(y, p)
+    scored = ([1] if n_classes == 2 else range(n_classes)) if areas else []
+    rankings = [_ranking(p[:, c], y == c) for c in scored]
+
+    step = max(1, _CHUNK // len(y))
+    chunks = []
+    for start in range(0, len(w), step):
+        rows = w[start : start + step].astype(np.float64)
+        rates = _rates((rows @ cell).reshape(-1, n_classes, n_classes))
+        columns = np.ascontiguousarray(rows.T) if rankings else rows
+        found = [_areas(columns, ranking) for ranking in rankings]
+        chosen = np.isfinite(rates.recall)  # classes present in the resample
+        if n_classes == 2:
+            chosen = np.broadcast_to([False, True], chosen.shape)
+        values = {
+            "accuracy": rates.accuracy,
+            "balanced_accuracy": _mean(rates.recall),
+            "f1_macro": _mean(rates.f1),
+            **{
+                name: _mean(np.stack(area, axis=1)) for name, area in zip(AREAS, zip(*found, strict=True), strict=False)
+            },
+            "sensitivity": _mean(np.where(chosen, rates.recall, np.nan)),
+            "specificity": _mean(np.where(chosen, rates.specificity, np.nan)),
+            "precision": _mean(np.where(chosen, rates.precision, np.nan)),
+            "ece": _ratio(np.abs(rows @ gap).sum(axis=1), rows.sum(axis=1)),
+        }
+        values |= {f"recall/{name}": rates.recall[:, c] for c, name in enumerate(classes)}
+        chunks.append(values)
+    return {name: np.concatenate([values[name] for values in chunks]) for name in chunks[0]}
+
+
+def per_class_table(label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str]) -> pd.DataFrame:
+    """Compute each class against the rest.
+
+    Args:
+        label: (N,) integers in 0 … C−1.
+        probability: (N, C) in [0, 1], rows summing to 1.
+        classes: the C class names.
+
+    Returns:
+        A row a class, in the order of `classes`: `class n recall precision specificity f1 auroc`, n being the images
+        of the class; NaN where a value is undefined.
+
+    Raises:
+        ValueError: if shapes, labels or probabilities are not as above.
+    """
+    import pandas as pd
+
+    y, p = check_predictions(label, probability, classes)
+    n_classes = len(classes)
+    confusion = np.bincount(y * n_classes + p.argmax(axis=1), minlength=n_classes**2).reshape(1, n_classes, n_classes)
+    rates = _rates(confusion.astype(np.float64))
+    once = np.ones((len(y), 1))
+    return pd.DataFrame(
+        {
+            "class": list(classes),
+            "n": np.bincount(y, minlength=n_classes),
+            "recall": rates.recall[0],
+            "precision": rates.precision[0],
+            "specificity": rates.specificity[0],
+            "f1": rates.f1[0],
+            "auroc": [_areas(once, _ranking(p[:, c], y == c))[0].item() for c in range(n_classes)],
+        }
+    )
+
+
+def calibration_bin(confidence: Floats) -> Ints:
+    """Return the calibration bin 0 … 14 of confidences in [0, 1]; bin b is (b/15, (b+1)/15], the first also holds 0."""
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, CALIBRATION_BINS - 1)
+
+
+def calibration_gap(label: Ints, probability: Floats) -> Floats:
+    """Return (N, 15): right or wrong minus confidence, in the image's bin. The `ece` is the sum of the bins' absolute sums over N."""
+    confidence = probability.max(axis=1)
+    right = probability.argmax(axis=1) == label
+    return np.eye(CALIBRATION_BINS)[calibration_bin(confidence)] * (right - confidence)[:, None]
+
+
+def check_predictions(label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str]) -> tuple[Ints, Floats]:
+    """Return label as int64 (N,) and probability as float64 (N, C), or say what is wrong with them.
+
+    Raises:
+        ValueError: if shapes do not fit each other and `classes`, if labels are not integers in 0 … C−1, or if
+            probabilities are not finite, not in [0, 1] or sum to something else than 1 (to 0.01: half-precision
+            softmax is let through).
+    """
+    y, p = np.asarray(label), np.asarray(probability, dtype=np.float64)
+    n_classes = len(classes)
+    if n_classes < 2 or len(set(classes)) != n_classes:
+        raise ValueError(f"classes must be two or more different names, given {list(classes)}")
+    if y.ndim != 1 or not len(y):
+        raise ValueError(f"label must have shape (N,) with at least one image, given {y.shape}")
+    if p.shape != (len(y), n_classes):
+        raise ValueError(
+            f"probability must have shape ({len(y)}, {n_classes}) for {len(y)} labels and {n_classes} classes, "
+            f"given {p.shape}"
+        )
+    if y.dtype.kind not in "iu":
+        raise ValueError(f"label must hold integers, the positions in classes, given dtype {y.dtype}")
+    if y.min() < 0 or y.max() >= n_classes:
+        raise ValueError(
+            f"labels must lie in 0 … {n_classes - 1}, given {y.min()} … {y.max()}; leave out images without label (−1)"
+        )
+    if not np.isfinite(p).all():
+        raise ValueError(
+            f"probabilities must be finite; {(~np.isfinite(p).all(axis=1)).sum()} of {len(p)} rows are not"
+        )
+    if p.min() < -1e-6 or p.max() > 1 + 1e-6 or np.abs(p.sum(axis=1) - 1).max() > 0.01:
+        raise ValueError(
+            f"probabilities must lie in [0, 1] and sum to 1 in each row, given values {p.min():.4g} … {p.max():.4g} "
+            f"and sums {p.sum(axis=1).min():.4g} … {p.sum(axis=1).max():.4g}; apply softmax to logits first"
+        )
+    return y.astype(np.int64), p
+
+
+def _checked_weight(weight: npt.ArrayLike, n_images: int) -> npt.NDArray[np.number]:
+    w = np.asarray(weight)
+    if w.ndim != 2 or not len(w) or w.shape[1] != n_images:
+        raise ValueError(
+            f"weight must have shape (R, {n_images}): a row a resample, a column an image; given {w.shape}"
+        )
+    if w.dtype.kind not in "biuf" or not np.isfinite(w).all() or w.min() < 0:
+        raise ValueError("weights must be finite numbers that are not negative")
+    return w
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Divide; NaN where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+def _mean(values: Floats) -> Floats:
+    """Average (R, C) over the classes that are not NaN; NaN where none is left (np.nanmean would warn)."""
+    defined = np.isfinite(values)
+    return _ratio(np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
+
+
+class _Rates(NamedTuple):
+    accuracy: Floats  # (R,)
+    recall: Floats  # (R, C), as all below; NaN where undefined
+    precision: Floats
+    specificity: Floats
+    f1: Floats
+
+
+def _rates(confusion: Floats) -> _Rates:
+    """Compute rates from weighted confusion matrices (R, C, C), true class by predicted class."""
+    n_classes = confusion.shape[1]
+    right = np.einsum("rcc->rc", confusion)
+    wrong = confusion * (1 - np.eye(n_classes))
+    missed, false_alarms = wrong.sum(axis=2), wrong.sum(axis=1)
+    n_true = right + missed
+    n_other = n_true @ (1 - np.eye(n_classes))  # summed, not subtracted: exactly 0 where no other class is present
+    precision = _ratio(right, right + false_alarms)
+    precision[(n_true > 0) & (right + false_alarms == 0)] = 0
+    return _Rates(
+        accuracy=_ratio(right.sum(axis=1), n_true.sum(axis=1)),
+        recall=_ratio(right, n_true),
+        precision=precision,
+        specificity=_ratio(n_other - false_alarms, n_other),
+        f1=_ratio(2 * right, 2 * right + missed + false_alarms),
+    )
+
+
+class _Ranking(NamedTuple):
+    """Images sorted by falling score in blocks of equal scores; it does not depend on weights, so it is made once."""
+
+    order: Ints  # (N,)
+    block_start: Ints  # (B,) positions in order
+    positive: Ints  # (P,) the positive images, in order
+    positive_start: Ints  # (K,) positions in positive where a block begins
+    positive_block: Ints  # (K,) the blocks that hold positives
+
+
+def _ranking(score: Floats, positive: npt.NDArray[np.bool_]) -> _Ranking:
+    order = np.argsort(-score, kind="stable")
+    is_start = np.append(True, np.diff(score[order]) != 0)
+    block = np.cumsum(is_start) - 1
+    in_order = positive[order]
+    positive_block, positive_start = np.unique(block[in_order], return_index=True)
+    return _Ranking(order, np.flatnonzero(is_start), order[in_order], positive_start, positive_block)
+
+
+def _areas(weight: Floats, ranking: _Ranking) -> tuple[Floats, Floats]:
+    """Return AUROC and average precision (R,) for weights (N, R); NaN where positives or negatives weigh nothing.
+
+    Only blocks that hold positives matter: AUROC is the mean, over positives, of the share of negatives ranked below
+    plus half of those that tie; average precision is the mean, over positives, of the precision at the end of their
+    block.
+    """
+    nowhere = np.full(weight.shape[1], np.nan)
+    if not 0 < len(ranking.positive) < len(ranking.order):
+        return nowhere, nowhere
+    block = np.add.reduceat(weight[ranking.order], ranking.block_start, axis=0)
+    down_to_block = np.cumsum(block, axis=0)
+    total = down_to_block[-1]
+    down_to_block, block = down_to_block[ranking.positive_block], block[ranking.positive_block]
+    positive = np.add.reduceat(weight[ranking.positive], ranking.positive_start, axis=0)
+    positive_down_to_block = np.cumsum(positive, axis=0)
+    n_positive = positive_down_to_block[-1]
+    n_negative = total - n_positive
+
+    negatives_beaten = n_negative - (down_to_block - positive_down_to_block) + (block - positive) / 2
+    precision = np.divide(positive_down_to_block, down_to_block, out=np.zeros_like(block), where=down_to_block > 0)
+    auroc = _ratio(np.einsum("kr,kr->r", positive, negatives_beaten), n_positive * n_negative)
+    average_precision = _ratio(np.einsum("kr,kr->r", positive, precision), n_positive)
+    return auroc, np.where(n_negative > 0, average_precision, np.nan)

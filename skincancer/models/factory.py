@@ -1,0 +1,176 @@
+"""An experiment's network: whether it can be had at all, and the task with its first weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from skincancer.data.index import image_root
+from skincancer.errors import ConfigError, WeightsError
+from skincancer.metrics.mask_scorer import MaskRecipe, MaskScorer
+from skincancer.models.tasks.classification import ClassificationTask
+from skincancer.models.tasks.joint import JointTask
+from skincancer.models.tasks.segmentation import SegmentationTask
+from skincancer.models.weights import load_checkpoint
+from skincancer.schema import Experiment
+
+if TYPE_CHECKING:
+    from skincancer.data.prepare import PreparedData
+    from skincancer.models.weights import Loaded
+
+    AnyTask = ClassificationTask | SegmentationTask | JointTask
+
+
+def check_network(experiment: Experiment) -> None:
+    """Check that the network exists and takes images of this size, before any data is read; hand-made features need none.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    model, size = experiment.model, experiment.data.size
+    if model.is_hand_made:
+        return
+    if experiment.task != "classification":
+        from skincancer.models.segmenters import check_segmenter
+
+        check_segmenter(model.architecture, model.backbone, size, experiment.task == "joint")
+    else:
+        from skincancer.models.backbones import check_backbone
+
+        check_backbone(model.backbone, size)
+
+
+def build_task(experiment: Experiment, data: PreparedData, from_checkpoint: bool) -> tuple[AnyTask, Loaded]:
+    """Build the task; return it, and where its first weights really came from.
+
+    Args:
+        experiment: resolved.
+        data: prepared.
+        from_checkpoint: the weights will come from a checkpoint, so none are fetched.
+
+    Raises:
+        ConfigError: a sigmoid head for other than two classes.
+        DataError: classes are to be sampled, and training images of the joint task have no label.
+        WeightsError: the weights cannot be had.
+    """
+    import pytorch_lightning as pl
+
+    pl.seed_everything(experiment.seed, verbose=False)
+    weights = "none" if from_checkpoint else experiment.model.weights
+    builders = {"classification": _build_classifier, "segmentation": _build_segmenter, "joint": _build_joint}
+    return builders[experiment.task](experiment, data, weights)
+
+
+def _build_classifier(experiment: Experiment, data: PreparedData, weights: str) -> tuple[AnyTask, Loaded]:
+    import pytorch_lightning as pl
+
+    from skincancer.models.tasks.classification import ClassificationTask
+    from skincancer.models.weights import load_backbone
+
+    model, size = experiment.model, experiment.data.size
+    if model.head == "sigmoid" and len(data.classes) != 2:
+        raise ConfigError(
+            f"model.head is sigmoid, which is for two classes; these data have {len(data.classes)}. Use --data.target malignancy."
+        )
+    loaded = load_backbone(model.backbone, size, weights, experiment.tracking.uri)
+    # the head's weights do not depend on where the backbone's come from
+    pl.seed_everything(experiment.seed, verbose=False)
+    task = ClassificationTask(
+        backbone=model.backbone, size=size, classes=list(data.classes), dropout=model.dropout, head=model.head,
+        head_hidden=model.head_hidden, class_weights=_class_weights(experiment, data), module=loaded.backbone, **_common(experiment),
+    )  # fmt: skip
+    if model.compile:
+        task.backbone.compile()
+    return task, loaded
+
+
+def _build_segmenter(experiment: Experiment, data: PreparedData, weights: str) -> tuple[AnyTask, Loaded]:
+    from skincancer.models.segmenters import build_segmenter
+    from skincancer.models.tasks.segmentation import SegmentationTask
+    from skincancer.models.weights import load_encoder
+
+    model, size = experiment.model, experiment.data.size
+    segmenter = build_segmenter(model.architecture, model.backbone, size)
+    loaded = load_encoder(segmenter, model.backbone, size, weights, experiment.tracking.uri)
+    task = SegmentationTask(
+        architecture=model.architecture, backbone=model.backbone, size=size, threshold=_threshold(experiment),
+        module=segmenter, **_common(experiment),
+    )  # fmt: skip
+    if model.compile:
+        task.segmenter.compile()
+    return task, loaded
+
+
+def _build_joint(experiment: Experiment, data: PreparedData, weights: str) -> tuple[AnyTask, Loaded]:
+    from skincancer.data.balance import epoch_order
+    from skincancer.models.segmenters import build_joint
+    from skincancer.models.tasks.joint import JointTask
+    from skincancer.models.weights import load_encoder
+
+    model, size = experiment.model, experiment.data.size
+    # balance refuses unlabelled images, which no other task trains on: here, and not in a run that has started
+    epoch_order(data.rows("train")["label"].to_numpy(), experiment.data.balance, experiment.seed, epoch=0)
+    segmenter = build_joint(model.architecture, model.backbone, size, len(data.classes), model.dropout)
+    loaded = load_encoder(segmenter, model.backbone, size, weights, experiment.tracking.uri)
+    task = JointTask(
+        architecture=model.architecture, backbone=model.backbone, size=size, classes=list(data.classes),
+        dropout=model.dropout, class_weights=_class_weights(experiment, data), threshold=_threshold(experiment),
+        module=segmenter, **_common(experiment),
+    )  # fmt: skip
+    if model.compile:
+        task.segmenter.compile()
+    return task, loaded
+
+
+def _class_weights(experiment: Experiment, data: PreparedData) -> list[float] | None:
+    from skincancer.data.balance import class_weights
+
+    if experiment.data.balance != "class_weights":
+        return None
+    labels = data.rows("train")["label"].to_numpy()
+    return list(class_weights(labels, len(data.classes), experiment.data.class_weight_power).tolist())
+
+
+def _threshold(experiment: Experiment) -> float | None:
+    threshold = experiment.model.mask.threshold
+    return None if threshold == "auto" else threshold
+
+
+def _common(experiment: Experiment) -> dict[str, Any]:
+    model, settings = experiment.model, experiment.to_dict()["model"]
+    return {
+        "freeze": str(model.freeze), "unfreeze_epoch": model.unfreeze_epoch, "loss": settings["loss"],
+        "optimizer": settings["optimizer"], "schedule": settings["schedule"], "tta": model.tta,
+        "channels_last": model.channels_last, "seed": experiment.seed,
+    }  # fmt: skip
+
+
+def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask | JointTask:
+    """Rebuild a model from `checkpoints/best.ckpt`, in evaluation mode, on the CPU.
+
+    Raises:
+        WeightsError: no checkpoint of a run, or its weights do not fit.
+    """
+    content = load_checkpoint(checkpoint)
+    hyper_parameters = content.get("hyper_parameters")
+    if not isinstance(hyper_parameters, dict) or "state_dict" not in content:
+        raise WeightsError(f"{checkpoint}: no checkpoint of a run (hyper_parameters or state_dict are missing).")
+    kind: type[ClassificationTask | SegmentationTask | JointTask] = ClassificationTask
+    if "architecture" in hyper_parameters:
+        kind = JointTask if "classes" in hyper_parameters else SegmentationTask
+    try:
+        task = kind(**cast(dict[str, Any], hyper_parameters))
+    except (TypeError, KeyError) as error:
+        raise WeightsError(f"{checkpoint}: no checkpoint of a model of this version: {error}") from error
+    try:
+        task.load_state_dict(cast(dict[str, Any], content["state_dict"]))
+    except RuntimeError as error:
+        raise WeightsError(f"{checkpoint}: its weights do not fit its own hyper-parameters: {error}") from error
+    return task.eval()
+
+
+def build_scorer(data: PreparedData, experiment: Experiment) -> MaskScorer:
+    """Return the scorer of prepared data, whose masks are made as an experiment says."""
+    mask = experiment.model.mask
+    recipe = MaskRecipe(experiment.data.resize, mask.largest_component, mask.fill_holes)
+    return MaskScorer(data.index, image_root(data.root), recipe, data.store.boxes)

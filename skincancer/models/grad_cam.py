@@ -1,0 +1,129 @@
+"""Where a classifier looks: Grad-CAM (Selvaraju et al., ICCV 2017) of the last features, by the library `grad-cam`.
+
+A class's map is ReLU(Σ αᵏ Aᵏ): the channels Aᵏ of the last features before pooling, weighted by the mean gradient αᵏ of the class's
+logit. Transformers that classify from a token of their own give their patches no gradient at the end; theirs is taken at the first
+norm of the last block, as the library's documentation advises, with the tokens of the patches laid out as they lie in the image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from skincancer.errors import RunError
+from skincancer.models.tasks.classification import ClassificationTask
+from skincancer.models.tasks.joint import JointTask
+
+NO_MAP = (
+    "{name}: Grad-CAM does not know how its features lie in the image ({found}); there are maps for CNNs and for ViTs of "
+    "square patches."
+)
+
+
+class Maps(NamedTuple):
+    """Grad-CAM maps of a batch.
+
+    Attributes:
+        values: float32 (B, H, W): 0 where the class has the least support in the image, 1 where it has the most. All 0 where
+            no place supports the class, or all do alike, as on a single cell.
+        cells: Rows and columns of the features that they were enlarged from.
+    """
+
+    values: npt.NDArray[np.float32]
+    cells: tuple[int, int]
+
+
+def grad_cam(task: ClassificationTask | JointTask, image: Tensor, label: Sequence[int]) -> Maps:
+    """Compute the map of one class for each image, of the plain view whatever `tta` is.
+
+    Of a sigmoid head with its logit z, the maps are those of −z/2 and z/2, whose softmax are the same probabilities.
+
+    Args:
+        task: with its weights; left in evaluation mode, its parameters as they were.
+        image: float32 (B, 3, H, W), RGB in [0, 1].
+        label: B classes.
+
+    Raises:
+        RunError: the backbone's features are neither maps nor tokens of square patches.
+    """
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    classifier = _Classifier(task)
+    image, height, width = image.to(task.device), slice(None), slice(None)
+    if isinstance(task, JointTask):
+        image, height, width = task.segmenter.pad(image)
+    layer = classifier.layer()
+    with _still(task):
+        # first of the layer's hooks: the graph begins here, so that the way back is through the head alone
+        cut = layer.register_forward_hook(lambda module, given, found: found.detach().requires_grad_())
+        cam = GradCAM(classifier, [layer], reshape_transform=classifier.lay_out)
+        try:
+            values = cam(image, [ClassifierOutputTarget(number) for number in label])
+            cells = cam.activations_and_grads.activations[0].shape[2:]
+        finally:
+            cam.activations_and_grads.release()
+            cut.remove()
+    return Maps(values[:, height, width].astype(np.float32), (int(cells[0]), int(cells[1])))
+
+
+class _Classifier(nn.Module):
+    """A task's way from images (B, 3, H, W) to logits of classes (B, C), its last features passing through `last`."""
+
+    def __init__(self, task: ClassificationTask | JointTask) -> None:
+        super().__init__()
+        self.task, self.last = task, nn.Identity()
+
+    def forward(self, image: Tensor) -> Tensor:
+        task, image = self.task, self.task.normalise(image)
+        if isinstance(task, JointTask):
+            model: Any = task.segmenter.model  # the decoder has no part in the classes
+            return model.classification_head(self.last(model.encoder(image)[-1]))
+        backbone: Any = task.backbone
+        logits = task.classify(backbone.forward_head(self.last(backbone.forward_features(image))))
+        return logits - logits.mean(1, keepdim=True) if task.hparams["head"] == "sigmoid" else logits
+
+    def layer(self) -> nn.Module:
+        """Return the module whose output the maps are made of."""
+        backbone: Any = getattr(self.task, "backbone", None)
+        if getattr(backbone, "global_pool", None) != "token":
+            return self.last
+        try:
+            return backbone.blocks[-1].norm1
+        except (AttributeError, TypeError, IndexError) as error:
+            raise self._unknown("it pools a token, and has no blocks with a first norm") from error
+
+    def lay_out(self, features: Tensor) -> Tensor:
+        """Features, as the layer gives them, to (B, C, rows, columns)."""
+        backbone = getattr(self.task, "backbone", None)
+        if features.ndim == 4:
+            return features.permute(0, 3, 1, 2) if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else features
+        if features.ndim == 3:
+            tokens = features.shape[1]
+            for prefix in (int(getattr(backbone, "num_prefix_tokens", 0) or 0), 0):
+                side = math.isqrt(max(tokens - prefix, 0))
+                if side and side**2 == tokens - prefix:
+                    return features[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+        raise self._unknown(f"features of {tuple(features.shape)}")
+
+    def _unknown(self, found: str) -> RunError:
+        return RunError(NO_MAP.format(name=self.task.hparams["backbone"], found=found))
+
+
+@contextlib.contextmanager
+def _still(task: nn.Module) -> Iterator[None]:
+    """Let no parameter have a gradient meanwhile: none is needed, and they would be kept in memory."""
+    learning = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -1,0 +1,46 @@
+"""Lightning settings that every use of a model shares."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+# what Lightning says about choices that are made here on purpose
+_INTENDED = (
+    "The '.*' does not have many workers",  # the store is mapped: batches are gathered, not decoded
+    "The number of training batches",  # small data sets: we log once an epoch
+    "You're using the WeightAveraging callback",  # loading the averaged weights for test is what is wanted
+    "It is recommended to use `self.log",  # every rank computes from the same gathered table
+    "Found .* module\\(s\\) in eval mode at the start of training",  # frozen BatchNorm
+    "Checkpoint directory .* exists and is not empty",  # a resumed run
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # inside Lightning
+)
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's tips and the warnings about choices made here on purpose; errors and other warnings stay."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _INTENDED:
+        warnings.filterwarnings("ignore", message=message)
+
+
+class OwnSignals(Callback):
+    """Puts the SIGTERM handler back that was there before the Trainer.
+
+    Lightning's calls a collective inside the handler, which waits for ever when ranks are elsewhere. `Ranks` ends them instead.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
+
+    on_train_start = on_validation_start = on_test_start = _restore

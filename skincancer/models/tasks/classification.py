@@ -1,0 +1,173 @@
+"""What tasks with class logits share: the loss over labelled images, and at the end of a part predictions with their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skincancer.errors import RunError
+from skincancer.metrics.classification import classification_metrics
+from skincancer.models.backbones import build_backbone, count_features, frozen_parameters, normalisation
+from skincancer.models.losses import LOSSES
+from skincancer.models.tasks.base import VIEWS, Batch, Normalise, Task, View, turn
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of the classes of a part: sorted by index, one row an image.
+
+    `index` int64 (N,), rows of the index table; `label` int64 (N,), −1 where absent; `logits` float32 (N, C); `probability`
+    float64 (N, C); `loss` the training loss over the labelled images.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    logits: np.ndarray
+    probability: np.ndarray
+    loss: float
+
+
+class Classifying(Task):
+    """A task whose model gives logits of classes; a subclass sets `classes` and calls `configure_class_loss`."""
+
+    classes: list[str]
+    class_weights: Tensor | None
+    needs_labels = True  # False for who keeps its own labels, such as those of other classes, and its own metrics
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logits: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def configure_class_loss(self) -> None:
+        """Build the loss; class weights are no part of a checkpoint, so that its weights load whatever the loss."""
+        options = self.hparams["loss"]
+        self.class_loss = LOSSES[options["name"]](options)
+        weights = self.hparams["class_weights"]
+        tensor = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self.register_buffer("class_weights", tensor, persistent=False)
+
+    def keep_logits(self, batch: Batch, logits: Tensor) -> None:
+        """Keep the class logits (B, C) of a batch."""
+        self._logits.append((batch["index"].cpu(), batch["label"].cpu(), logits.float().cpu()))
+
+    def finish_classes(self, part: str) -> tuple[Predictions, dict[str, float]]:
+        """Gather what was kept of a part (val or test); return it, and the metrics of its labelled images, if there are any.
+
+        Raises:
+            RunError: the model gives NaN, or no image has a label where labels are needed.
+        """
+        self.stop_if_not_finite()  # a loss that was not finite is told with its own step, before its consequences
+        index, label, logits = self.gather(self._logits)
+        self._logits.clear()
+        weights = None if self.class_weights is None else self.class_weights.cpu()
+        loss = float(self.class_loss(logits, label, weights))
+        probability = torch.softmax(logits.double(), dim=1).numpy()
+        if not np.isfinite(probability).all():
+            raise RunError(
+                f"the model gives NaN on the {part} images after step {self.global_step}; lower --model.optimizer.lr"
+            )
+        labelled = (label >= 0).numpy()
+        metrics: dict[str, float] = {}
+        if labelled.any():
+            metrics = classification_metrics(label.numpy()[labelled], probability[labelled], self.classes)
+        elif self.needs_labels:
+            raise RunError(
+                f"none of the {len(label)} {part} images that were evaluated has a label; raise trainer.limit_{part}_batches."
+            )
+        return Predictions(index.numpy(), label.numpy(), logits.numpy(), probability, loss), metrics
+
+
+class ClassificationTask(Classifying):
+    """A timm backbone with a new head, trained on labels.
+
+    Args:
+        backbone: timm's name.
+        size: image side, px.
+        classes: names, in the order of the labels.
+        dropout: before the classifying layer (and before the hidden one, where there is one).
+        head: softmax, or sigmoid for two classes: one logit z, given out as the two logits (0, z).
+        head_hidden: units of a hidden layer; 0 for none.
+        freeze: none, all, or a number of stages.
+        unfreeze_epoch: from when everything learns; None for never.
+        loss, optimizer, schedule: the sections of the config, as dicts.
+        class_weights: one a class, or None.
+        tta: views of an image whose logits `predict_logits` averages: none, flips or d4.
+        channels_last: NHWC memory format.
+        seed: of the steps.
+        module: a built backbone with its weights; None builds one with random weights (a checkpoint will fill it).
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        size: int,
+        classes: Sequence[str],
+        dropout: float,
+        head: str,
+        head_hidden: int,
+        freeze: str,
+        unfreeze_epoch: int | None,
+        loss: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        schedule: Mapping[str, Any],
+        class_weights: Sequence[float] | None,
+        tta: str,
+        channels_last: bool,
+        seed: int,
+        module: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["module"], logger=False)
+        mean, std = normalisation(backbone)
+        self.normalise = Normalise(mean, std)
+        self.backbone = module if module is not None else build_backbone(backbone, size)
+        features = count_features(self.backbone, size)
+        outputs = 1 if head == "sigmoid" else len(classes)
+        layers: list[nn.Module] = [nn.Dropout(dropout)]
+        if head_hidden:
+            layers += [nn.Linear(features, head_hidden), nn.ReLU(), nn.Dropout(dropout)]
+            features = head_hidden
+        self.head = nn.Sequential(*layers, nn.Linear(features, outputs))
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        self.configure_class_loss()
+        self.set_frozen({f"backbone.{name}" for name in frozen_parameters(self.backbone, freeze)})
+        self.classes = list(classes)
+        self.predictions: Predictions | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits (B, C)."""
+        return self.classify(self.backbone(self.normalise(image)))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Pooled features (B, F) of the backbone to logits (B, C)."""
+        logits = self.head(features)
+        if self.hparams["head"] == "sigmoid":
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        return logits
+
+    def predict_logits(self, image: Tensor) -> Tensor:
+        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits (B, C), averaged over the views of `tta`."""
+        return self._averaged(image, VIEWS[self.hparams["tta"]])
+
+    def _averaged(self, image: Tensor, views: Sequence[View]) -> Tensor:
+        return torch.stack([self(turn(image, view)) for view in views]).mean(0)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        return self.guard(self.class_loss(self(batch["image"]), batch["label"], self.class_weights))
+
+    def evaluate(self, batch: Batch) -> None:
+        """Keep the logits of a batch."""
+        self.keep_logits(batch, self._averaged(batch["image"], self.evaluation_views()))
+
+    def finish(self, part: str) -> None:
+        """Gather what was kept of a part (val or test), set `predictions`, log `<part>/<metric>`."""
+        self.predictions, metrics = self.finish_classes(part)
+        self.report(part, {"loss": self.predictions.loss, **metrics}, shown="balanced_accuracy")

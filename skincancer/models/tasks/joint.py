@@ -1,0 +1,125 @@
+"""The joint task: mask and class of an image from one pass through one encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skincancer.models.decoders import JointSegmenter
+from skincancer.models.segmenters import build_joint
+from skincancer.models.tasks.base import VIEWS, Batch, View, turn, turn_back
+from skincancer.models.tasks.classification import Classifying, Predictions
+from skincancer.models.tasks.segmentation import MaskPredictions, Segmenting
+
+
+@dataclass(frozen=True)
+class JointPredictions:
+    """What a model says of a part: of the classes and of the masks, the same images in the same order."""
+
+    classes: Predictions
+    masks: MaskPredictions
+
+
+class JointTask(Classifying, Segmenting):
+    """A segmenter with a head for classes on its encoder, trained on masks and labels.
+
+    The loss is the mask loss, over the images of a batch that have a mask, plus `loss["class_factor"]` times the class loss, over
+    those that have a label; what a batch has none of gives 0, with a gradient of 0. Metrics of masks are logged as `mask_<metric>`.
+
+    Args:
+        architecture: a name of `JOINT_ARCHITECTURES`.
+        backbone: its encoder.
+        size: image side, px.
+        classes: names, in the order of the labels.
+        dropout: before the classifying layer.
+        freeze: none, or all (the whole encoder).
+        unfreeze_epoch: from when everything learns; None for never.
+        loss, optimizer, schedule: the sections of the config, as dicts.
+        class_weights: one a class, or None.
+        tta: views of an image whose logits, of masks and of classes, are averaged: none, flips or d4.
+        threshold: a pixel is lesion above this probability; None for 0.5 until `threshold` is set.
+        channels_last: NHWC memory format.
+        seed: of the steps.
+        module: a built segmenter with its weights; None builds one with random weights (a checkpoint will fill it).
+    """
+
+    def __init__(
+        self,
+        *,
+        architecture: str,
+        backbone: str,
+        size: int,
+        classes: Sequence[str],
+        dropout: float,
+        freeze: str,
+        unfreeze_epoch: int | None,
+        loss: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        schedule: Mapping[str, Any],
+        class_weights: Sequence[float] | None,
+        tta: str,
+        threshold: float | None,
+        channels_last: bool,
+        seed: int,
+        module: JointSegmenter | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["module"], logger=False)
+        built = module if module is not None else build_joint(architecture, backbone, size, len(classes), dropout)
+        self.configure_segmenter(built, backbone, freeze, threshold, channels_last)
+        self.configure_class_loss()
+        self.classes = list(classes)
+        self.predictions: JointPredictions | None = None
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits of masks (B, 1, H, W) and of classes (B, C), from one pass."""
+        masks, classes = self.segmenter(self.normalise(image))
+        return masks, classes
+
+    def predict_both(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits of masks (B, 1, H, W) and of classes (B, C), averaged over `tta`."""
+        return self._averaged(image, VIEWS[self.hparams["tta"]])
+
+    def predict_probability(self, image: Tensor) -> Tensor:
+        """Images float32 (B, 3, H, W), RGB in [0, 1], to lesion probabilities (B, 1, H, W), of logits averaged over `tta`."""
+        return self.predict_both(image)[0].sigmoid()
+
+    def predict_logits(self, image: Tensor) -> Tensor:
+        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits of classes (B, C), averaged over the views of `tta`."""
+        return self.predict_both(image)[1]
+
+    def _averaged(self, image: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:
+        found = [self(turn(image, view)) for view in views]
+        masks = [turn_back(logits.float(), view) for (logits, _), view in zip(found, views, strict=True)]
+        return torch.stack(masks).mean(0), torch.stack([logits.float() for _, logits in found]).mean(0)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of both losses of a batch."""
+        masks, classes = self(batch["image"])
+        mask_loss = self.mask_loss(masks, batch["mask"], batch["has_mask"])
+        class_loss = self.class_loss(classes, batch["label"], self.class_weights)
+        return self.guard(mask_loss + self.hparams["loss"]["class_factor"] * class_loss)
+
+    def evaluate(self, batch: Batch) -> None:
+        """Keep the class logits of a batch and score its masks, or search the threshold on them."""
+        masks, classes = self._averaged(batch["image"], self.evaluation_views())
+        if self.search is None:
+            self.keep_logits(batch, classes)
+        self.score_masks(batch, masks)
+
+    def finish(self, part: str) -> None:
+        """Gather what was kept of a part (val or test), set `predictions`, log `<part>/<metric>` and `<part>/mask_<metric>`."""
+        classes, class_metrics = self.finish_classes(part)
+        masks, mask_metrics = self.finish_masks(part)
+        self.predictions = JointPredictions(classes, masks)
+        losses = {
+            "loss": masks.loss + self.hparams["loss"]["class_factor"] * classes.loss,
+            "mask_loss": masks.loss,
+            "class_loss": classes.loss,
+        }
+        self.report(part, {**losses, **class_metrics}, shown="balanced_accuracy")
+        self.report(part, {f"mask_{name}": value for name, value in mask_metrics.items()}, shown="mask_jaccard")

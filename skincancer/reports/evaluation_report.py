@@ -1,0 +1,75 @@
+"""`report.html` of an evaluation: what was evaluated on what, what was left out, and how good it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from mlflow.entities import Run as MlflowRun
+
+from skincancer.data.catalog import Dataset
+from skincancer.reports import fit_report, run_description
+from skincancer.reports.fit_report import NO_DEVICE, REPORT_FILE
+from skincancer.runs.finished import RunFiles
+from skincancer.visualization.html import Picture, Section, Table, write_page
+
+
+def write_evaluation_report(
+    folder: Path,
+    run: MlflowRun,
+    title: str,
+    entry: Dataset,
+    tables: Sequence[tuple[str, str, pd.DataFrame]],
+    notes: Sequence[tuple[str, str]],
+) -> Path:
+    """Write `report.html` into the folder of an evaluation's artifacts.
+
+    Args:
+        folder: with figures/, and subgroups.csv where there are any.
+        run: the evaluation's own: its params and tags.
+        title: of the page.
+        entry: the data that the run was evaluated on.
+        tables: title, caption, and rows of `metric value low high`.
+        notes: title and text of what nobody may overlook.
+
+    Returns:
+        The file.
+    """
+    files = RunFiles(folder, run, lambda image_ids: {})
+    asked = [[name.replace("_", " "), value] for name, value in sorted(run.data.params.items())]
+    evaluated = run.data.tags.get("evaluated_run", "")
+    results = [
+        Table(
+            head,
+            ["metric", "value", "95 % interval"],
+            [
+                [
+                    str(row["metric"]).replace("_", " "),
+                    float(row["value"]),
+                    fit_report.interval(row["low"], row["high"]),
+                ]
+                for row in table.to_dict("records")
+            ],
+            caption,
+        )
+        for head, caption, table in tables
+    ]
+    pictures = [
+        Picture(path, f"{path.stem.replace('_', ' ')} of the evaluation", path.stem.replace("_", " "))
+        for path in sorted((folder / "figures").glob("*.png"))
+    ]
+    bands = (
+        ["SYNTHETIC DATA: these images are drawn, and the figures have no medical meaning."] if entry.synthetic else []
+    )
+    bands += [f"{head}: {text}" for head, text in notes]
+    sections = [
+        Section("Results", results),
+        Section("What was evaluated", [Table("", ["what", "value"], [["evaluated run", evaluated], *asked])]),
+        Section("Figures", pictures),
+        fit_report.subgroups_section(files),
+        run_description.environment_section(files),
+        run_description.licence_section(entry),
+    ]
+    subtitle = f"Evaluation {run.info.run_id} on {entry.title}."
+    return write_page(folder / REPORT_FILE, title, subtitle, sections, bands, NO_DEVICE)

@@ -1,0 +1,241 @@
+"""`report.html` of a fit: what was trained on what, how well it does, what it gets wrong, how to repeat it; from the run's files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.entities import Run as MlflowRun
+
+from skincancer.reports import run_description
+from skincancer.reports.error_analysis import SHOWN_ERRORS, attention_means, choose_sample, read_attention
+from skincancer.runs.finished import RunFiles, Thumbnails, count
+from skincancer.visualization.html import Cell, Part, Section, Table, Text, write_page
+
+REPORT_FILE = "report.html"
+NO_DEVICE = "Research software. No medical device: not for diagnosis, and not for decisions about patients."
+
+
+def write_report(folder: Path, run: MlflowRun, thumbnails: Thumbnails) -> Path:
+    """Write `report.html` into the folder of a run's artifacts.
+
+    Args:
+        folder: with config.yaml, classes.json, split.csv and predictions/test.csv; every other file that is there has its place in
+            the report, and what is not there has none.
+        run: its params, tags, metrics and start.
+        thumbnails: of the test images (`run_files.store_thumbnails`).
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: one of the four is missing.
+    """
+    files = RunFiles(folder, run, thumbnails)
+    settings = files.settings
+    title = f"{settings['name']} · {files.entry.title} · {settings['data']['split']} · seed {settings['seed']}"
+    start = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+    description = settings.get("description") or ""
+    subtitle = f"{description + '. ' if description else ''}Run {run.info.run_id}, {start:%d %B %Y, %H:%M} UTC."
+    sections = [
+        results_section(files),
+        run_description.data_section(files),
+        run_description.training_section(files),
+        *figure_sections(files),
+        subgroups_section(files),
+        errors_section(files),
+        predictions_section(files),
+        run_description.configuration_section(files),
+        run_description.environment_section(files),
+        run_description.licence_section(files.entry),
+    ]
+    return write_page(folder / REPORT_FILE, title, subtitle, sections, run_description.warnings(files), NO_DEVICE)
+
+
+SHOWN_PREDICTIONS = 30
+FIGURES = {
+    "Classes": {
+        "confusion_matrix": "Which class is taken for which.",
+        "roc": "Sensitivity, and the false alarms that it costs.",
+        "precision_recall": "Precision against recall; the ticks at the right edge are what chance would reach.",
+    },
+    "Calibration": {"reliability": "How often predictions made with a given confidence are right."},
+    "Masks": {
+        "jaccard_histogram": "How much the masks of the test images overlap with the true ones.",
+        "overlays": "The best, median and worst test images, with the contours of truth and prediction.",
+    },
+}
+ATTENTION = {
+    "attention_in_mask": "of the map, inside the true mask",
+    "mask_share": "of the image, inside the true mask",
+}
+SCORES = ("jaccard", "dice", "sensitivity", "specificity", "hd95")
+
+
+def results_section(run: RunFiles) -> Section:
+    """The metrics of the test part."""
+    intervals = run.table("intervals.csv", "metric")
+    if intervals is None:
+        return Section("Results")
+    images, lesions = count(run.test)
+    caption = (
+        f"{images:,} images of {lesions:,} lesions. Intervals: bootstrap over lesions, {intervals['n_resamples'].max():,} "
+        "resamples. They cover the choice of the test lesions; not that of the training images or seeds, and not another "
+        "clinic's images."
+    )
+    if run.task != "classification":
+        caption += " Metrics of masks are means over images at their original size; hd95 in pixels."
+    return Section(
+        "Results", [Table("Test", ["metric", "value", "95 % interval"], _with_intervals(intervals), caption)]
+    )
+
+
+def _with_intervals(table: pd.DataFrame, names: dict[str, str] | None = None) -> list[list[Cell]]:
+    return [
+        [(names or {}).get(row["metric"], row["metric"]), _number(row["value"]), interval(row["low"], row["high"])]
+        for row in table.to_dict("records")
+    ]
+
+
+def _number(value: float) -> str | None:
+    return None if np.isnan(value) else f"{value:.3f}"
+
+
+def interval(low: float, high: float) -> str | None:
+    """Write the bounds of an interval, where it has some."""
+    return None if np.isnan(low) or np.isnan(high) else f"{low:.3f} – {high:.3f}"
+
+
+def figure_sections(run: RunFiles) -> list[Section]:
+    """Confusion, ROC, precision-recall, calibration, masks: those that the run has."""
+    return [
+        Section(title, [part for name, caption in figures.items() for part in run.picture(name, caption)])
+        for title, figures in FIGURES.items()
+    ]
+
+
+def subgroups_section(run: RunFiles) -> Section:
+    """Metrics by age, sex, site and so on, where they were computed."""
+    table = run.table("subgroups.csv")
+    if table is None or table.empty:
+        return Section("Subgroups")
+    if {"metric", "value", "low", "high"} <= set(table):
+        table = _row_a_group(table)
+    rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    caption = (
+        "In brackets 95 % intervals. Groups of few lesions are named and not measured. A group may differ from another in the "
+        "lesions that it has as much as in how the model sees them."
+    )
+    return Section("Subgroups", [Table("", [str(name).replace("_", " ") for name in table], rows, caption)])
+
+
+def _row_a_group(table: pd.DataFrame) -> pd.DataFrame:
+    """Turn a row a group and metric into a row a group, with a column a metric."""
+    keys = [str(name) for name in table if name not in ("metric", "value", "low", "high")]
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+        group = groups.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys})
+        if row["metric"] is not None and row["value"] is not None:
+            bounds = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
+            group[str(row["metric"])] = f"{row['value']:.3f}{bounds}"
+    return pd.DataFrame(list(groups.values()))
+
+
+def _cell(value: Any) -> Cell:
+    if value is None or pd.isna(value):
+        return None
+    # pandas makes floats of counts that are missing somewhere
+    return int(value) if isinstance(value, float) and value.is_integer() and value > 1 else value
+
+
+def errors_section(run: RunFiles) -> Section:
+    """The errors with the highest loss, with Grad-CAM; where the model looks; the worst masks."""
+    parts: list[Part] = []
+    errors = run.table("errors.csv", "image_id", "lesion_id", "label", "prediction")
+    if errors is not None:
+        labelled = int((run.test["label"] != "").sum())
+        parts.append(Text(f"{len(errors):,} of {labelled:,} test images are taken for another class."))
+    if errors is not None and len(errors):
+        parts += run.picture(
+            "errors", "The errors with the highest loss: the image as the network sees it, and Grad-CAM over it."
+        )
+        worst = errors.head(SHOWN_ERRORS)
+        thumbnails = run.thumbnail_cells(worst["image_id"].tolist())
+        rows: list[list[Cell]] = []
+        for thumbnail, row in zip(thumbnails, worst.to_dict("records"), strict=True):
+            p_label, p_prediction = _probability(row["p_label"]), _probability(row["p_prediction"])
+            rows.append(
+                [thumbnail, row["image_id"], row["label"], p_label, row["prediction"], p_prediction, row["loss"]]
+            )
+        columns = ["", "image", "truth", "its probability", "prediction", "its probability", "loss"]
+        parts.append(Table("Errors with the highest loss", columns, rows, "All of them: errors.csv."))
+    parts += _attention(run)
+    worst_jaccard = f"{run.mask_prefix}jaccard"
+    if run.task != "classification":
+        known = run.test.dropna(subset=worst_jaccard).sort_values(worst_jaccard, kind="stable")
+        caption = "All of them: predictions/test.csv. The contours of the worst are in the figure above."
+        parts.append(_scores(run, known.head(SHOWN_ERRORS), "Masks with the lowest Jaccard", caption))
+    return Section("Errors", parts)
+
+
+def _attention(run: RunFiles) -> list[Part]:
+    path = run.folder / "attention.csv"
+    if not path.is_file():
+        return []
+    attention = read_attention(path)
+    means = attention_means(attention)
+    if means.empty:
+        return [Text("There are no Grad-CAM maps: the last features are of too few cells for one.")]
+    caption = (
+        f"Means over {int(attention['sample'].sum())} test images drawn at random, of the Grad-CAM map of the predicted class. "
+        "A map without preference has the second share inside the mask. Each image: attention.csv."
+    )
+    return [
+        Table("Where the model looks", ["share", "mean", "95 % interval"], _with_intervals(means, ATTENTION), caption)
+    ]
+
+
+def predictions_section(run: RunFiles) -> Section:
+    """A sample of the test images."""
+    chosen = choose_sample(run.test["image_id"].tolist(), SHOWN_PREDICTIONS)
+    sample = run.test.set_index("image_id", drop=False).loc[chosen]
+    caption = f"{len(sample)} of {len(run.test):,} test images, drawn at random. All of them: predictions/test.csv."
+    if run.task == "segmentation":
+        return Section("Predictions", [_scores(run, sample, "", caption)])
+    mask = ["mask_jaccard"] if "mask_jaccard" in sample else []
+    rows = [
+        [thumbnail, *_prediction(row), *(float(row[name]) for name in mask)]
+        for thumbnail, row in zip(run.thumbnail_cells(chosen), sample.to_dict("records"), strict=True)
+    ]
+    columns = ["", "image", "truth", "its probability", "prediction", "its probability", ""]
+    return Section("Predictions", [Table("", [*columns, *(name.replace("_", " ") for name in mask)], rows, caption)])
+
+
+def _prediction(row: dict[Any, Any]) -> list[Cell]:
+    truth, prediction = row["label"], row["prediction"]
+    right = "" if not truth else "right" if truth == prediction else "WRONG"
+    p_truth = _probability(row[f"p_{truth}"]) if truth else None
+    return [row["image_id"], truth, p_truth, prediction, _probability(row[f"p_{prediction}"]), right]
+
+
+def _probability(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.0005 else "<0.001"
+
+
+def _scores(run: RunFiles, table: pd.DataFrame, title: str, caption: str) -> Table:
+    """Return a table of images with the scores of their masks."""
+    names: Sequence[str] = [name for name in SCORES if run.mask_prefix + name in table]
+    image_ids = table["image_id"].tolist()
+    rows: list[list[Cell]] = [
+        [thumbnail, row["image_id"], *(_score(name, row[run.mask_prefix + name]) for name in names)]
+        for thumbnail, row in zip(run.thumbnail_cells(image_ids), table.to_dict("records"), strict=True)
+    ]
+    return Table(title, ["", "image", *names], rows, caption)
+
+
+def _score(name: str, value: float) -> Cell:
+    return f"{value:.1f}" if name == "hd95" and np.isfinite(value) else float(value)

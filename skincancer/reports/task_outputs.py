@@ -1,0 +1,225 @@
+"""What a task's runs write down and print: tables of predictions, test metrics with intervals, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from skincancer.data.index import image_root
+from skincancer.data.prepare import ROLES, PreparedData
+from skincancer.imaging.decode import read_image
+from skincancer.metrics.bootstrap import bootstrap_intervals, bootstrap_means
+from skincancer.metrics.classification import classification_metrics
+from skincancer.metrics.prediction_files import predictions_table, read_predictions, read_scores
+from skincancer.metrics.segmentation import MASK_METRICS, mean_metrics
+from skincancer.models.segmenters import OWN_LOSSES
+from skincancer.models.tasks.classification import ClassificationTask, Predictions
+from skincancer.models.tasks.joint import JointPredictions, JointTask
+from skincancer.models.tasks.segmentation import MaskPredictions, SegmentationTask
+from skincancer.schema import ModelConfig
+from skincancer.visualization.classification import FIGURES
+from skincancer.visualization.segmentation import Case, choose_cases, jaccard_histogram, overlay_sheet
+
+SHOWN_CASES = 3  # best, median and worst, each
+
+
+class Outcome(Protocol):
+    """One task's part of a run's record. Tables lie in `predictions/{val,test}.csv` of a folder."""
+
+    classes: tuple[str, ...]  # to count images by
+    epoch_columns: dict[str, str]
+
+    def params(self, model: ModelConfig) -> dict[str, Any]:
+        """Return the params that other tasks have not."""
+
+    def chosen(self, task: Any) -> dict[str, float]:
+        """Return what was chosen on the validation part beside the epoch."""
+
+    def table(self, predictions: Any) -> pd.DataFrame:
+        """Return the table of predictions of a part."""
+
+    def best(self, folder: Path) -> dict[str, float]:
+        """Return the metrics of the best checkpoint on the validation part."""
+
+    def test(self, folder: Path) -> pd.DataFrame:
+        """Return the test metrics with intervals: metric value low high n_resamples."""
+
+    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
+        """Yield the figures of the test part, by name."""
+
+
+class ClassificationOutcome:
+    """Classes: probabilities, confusion, ROC, reliability; images without a label have a row in the table and count nowhere else."""
+
+    def __init__(self, data: PreparedData) -> None:
+        self.data, self.classes = data, data.classes
+        self.epoch_columns = {
+            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/accuracy": "accuracy",
+            "val/balanced_accuracy": "balanced accuracy", "val/auroc_macro": "AUROC", "epoch_seconds": "time (s)",
+        }  # fmt: skip
+
+    def params(self, model: ModelConfig) -> dict[str, Any]:
+        """Return loss and dropout."""
+        return {"loss": model.loss.name, "dropout": model.dropout}
+
+    def chosen(self, task: ClassificationTask) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
+    def table(self, predictions: Predictions) -> pd.DataFrame:
+        """Return image_id lesion_id label prediction p_<class>… logit_<class>…."""
+        rows = self.data.index.iloc[predictions.index]
+        return predictions_table(
+            rows, predictions.label, predictions.logits, predictions.probability, self.data.classes
+        )
+
+    def best(self, folder: Path) -> dict[str, float]:
+        """Return the metrics of the best checkpoint on the validation part."""
+        _, label, probability = self._labelled(folder, "val")
+        return classification_metrics(label, probability, self.classes)
+
+    def test(self, folder: Path) -> pd.DataFrame:
+        """Return the test metrics with intervals."""
+        table, label, probability = self._labelled(folder, "test")
+        return bootstrap_intervals(label, probability, table["lesion_id"].to_numpy(), self.classes)
+
+    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
+        """Yield confusion matrix, ROC and precision-recall curves, and reliability."""
+        _, label, probability = self._labelled(folder, "test")
+        for name, draw in FIGURES.items():
+            yield name, draw(label, probability, self.classes, title=title, note=note)
+
+    def _labelled(self, folder: Path, part: str) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        table, label, probability = read_predictions(folder / f"predictions/{part}.csv", self.classes)
+        known = label >= 0
+        return table[known], label[known], probability[known]
+
+
+class SegmentationOutcome:
+    """Masks: scores of every image with a mask at its original size, overlays of the best, median and worst.
+
+    Args:
+        data: prepared.
+        prefix: of the metrics' names.
+    """
+
+    def __init__(self, data: PreparedData, prefix: str = "") -> None:
+        self.data, self.prefix, self.classes = data, prefix, tuple[str, ...]()
+        self.epoch_columns = {
+            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/jaccard": "Jaccard",
+            "val/dice": "Dice", "val/thresholded_jaccard": "thresholded Jaccard", "epoch_seconds": "time (s)",
+        }  # fmt: skip
+
+    def params(self, model: ModelConfig) -> dict[str, Any]:
+        """Return architecture, the sum of losses, and how masks are cleaned."""
+        masks = " + ".join(f"{weight:g} {name}" for name, weight in model.loss.masks.items())
+        return {
+            "architecture": model.architecture,
+            "loss": "own" if model.architecture in OWN_LOSSES else masks,
+            "largest_component": model.mask.largest_component,
+            "fill_holes": model.mask.fill_holes,
+        }
+
+    def chosen(self, task: SegmentationTask) -> dict[str, float]:
+        """Return the threshold."""
+        return {"threshold": task.threshold}
+
+    def table(self, predictions: MaskPredictions) -> pd.DataFrame:
+        """Return image_id lesion_id and every mask metric."""
+        rows = self.data.index.iloc[predictions.index][["image_id", "lesion_id"]].reset_index(drop=True)
+        return pd.concat([rows, predictions.table.add_prefix(self.prefix)], axis=1)
+
+    def best(self, folder: Path) -> dict[str, float]:
+        """Return the metrics of the best checkpoint on the validation part."""
+        return mean_metrics(read_scores(folder / "predictions/val.csv"), self.prefix)
+
+    def test(self, folder: Path) -> pd.DataFrame:
+        """Return the test metrics with intervals."""
+        table = read_scores(folder / "predictions/test.csv")
+        return bootstrap_means(table, [self.prefix + name for name in MASK_METRICS], table["lesion_id"].to_numpy())
+
+    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
+        """Yield the histogram of the Jaccard, and overlays."""
+        scores = read_scores(folder / "predictions/test.csv").set_index("image_id")
+        jaccard = scores[f"{self.prefix}jaccard"].dropna()
+        yield "jaccard_histogram", jaccard_histogram(jaccard.to_numpy(), title=title, note=note)
+        chosen = choose_cases(jaccard.to_numpy(), SHOWN_CASES)
+        cases = {
+            name: [self._case(task, jaccard.index[position], float(jaccard.iloc[position])) for position in row]
+            for name, row in chosen.items()
+        }
+        yield "overlays", overlay_sheet(cases, title=title, note=note)
+
+    def _case(self, task: SegmentationTask | JointTask, image_id: str, jaccard: float) -> Case:
+        import torch
+
+        assert task.scorer is not None
+        row = int(np.flatnonzero(self.data.index["image_id"].to_numpy() == image_id)[0])
+        image = (
+            torch.from_numpy(np.array(self.data.store.images[row][None])).permute(0, 3, 1, 2).to(task.device).float()
+            / 255
+        )
+        with torch.inference_mode():
+            square = task.eval().predict_probability(image)[0, 0].cpu().numpy()
+        original = np.asarray(read_image(image_root(self.data.root) / self.data.index["image"].iloc[row]))
+        return Case(image_id, original, task.scorer.truth(row), task.scorer.mask(row, square, task.threshold), jaccard)
+
+
+class JointOutcome:
+    """Both, of one table: columns, metrics and params of classes as they are, those of masks as `mask_<metric>`."""
+
+    def __init__(self, data: PreparedData) -> None:
+        self.data, self.classes = data, data.classes
+        self.of_classes, self.of_masks = ClassificationOutcome(data), SegmentationOutcome(data, "mask_")
+        self.epoch_columns = {
+            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/accuracy": "accuracy",
+            "val/balanced_accuracy": "balanced accuracy", "val/auroc_macro": "AUROC", "val/mask_jaccard": "mask Jaccard",
+            "epoch_seconds": "time (s)",
+        }  # fmt: skip
+
+    def params(self, model: ModelConfig) -> dict[str, Any]:
+        """Return those of both, the whole sum of losses, and of how many images of each role the mask and the label are known."""
+        of_classes, of_masks = self.of_classes.params(model), self.of_masks.params(model)
+        counts: dict[str, int] = {}
+        for role in ROLES:
+            rows = self.data.rows(role)
+            counts[f"{role}_masks"] = int(rows["mask"].notna().sum())
+            counts[f"{role}_labels"] = int((rows["label"] >= 0).sum())
+        loss = f"{of_masks['loss']} + {model.loss.class_factor:g} {of_classes['loss']}"
+        return {**of_classes, **of_masks, "loss": loss, **counts}
+
+    def chosen(self, task: JointTask) -> dict[str, float]:
+        """Return the threshold."""
+        return {"threshold": task.threshold}
+
+    def table(self, predictions: JointPredictions) -> pd.DataFrame:
+        """Return the table of the classes, and every mask metric; the label is empty, and metrics are, where there is none."""
+        return self.of_classes.table(predictions.classes).merge(
+            self.of_masks.table(predictions.masks).drop(columns="lesion_id"), on="image_id", validate="1:1"
+        )
+
+    def best(self, folder: Path) -> dict[str, float]:
+        """Return the metrics of the best checkpoint on the validation part."""
+        return {**self.of_classes.best(folder), **self.of_masks.best(folder)}
+
+    def test(self, folder: Path) -> pd.DataFrame:
+        """Return the test metrics with intervals."""
+        return pd.concat([self.of_classes.test(folder), self.of_masks.test(folder)], ignore_index=True)
+
+    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
+        """Yield the figures of both."""
+        yield from self.of_classes.figures(folder, task, title, note)
+        yield from self.of_masks.figures(folder, task, title, note)
+
+
+OUTCOMES: dict[str, type[ClassificationOutcome | SegmentationOutcome | JointOutcome]] = {
+    "classification": ClassificationOutcome,
+    "segmentation": SegmentationOutcome,
+    "joint": JointOutcome,
+}

@@ -1,0 +1,68 @@
+"""The images of a run as inputs of it in MLflow, by digest."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import mlflow
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+
+from skincancer.data.prepare import PreparedData
+from skincancer.system.interrupts import uninterrupted
+
+CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def log_dataset(data: PreparedData, role: str, split: str) -> None:
+    """Log the images of one role as an input of the active run, by a digest of the index and their ids."""
+    ids = "\n".join(data.rows(role)["image_id"])
+    # 16 hex digits, as MLflow's dataset digests go
+    digest = hashlib.sha256(f"{data.index_hash}\n{role}\n{ids}".encode()).hexdigest()[:16]
+    source = _FolderSource(str(data.root))
+    dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` abstract and uses it so itself
+        source, name=f"{data.entry.name} {split} {role}", digest=digest
+    )
+    with uninterrupted():
+        mlflow.log_input(dataset, context=CONTEXTS[role])
+
+
+class _FolderSource(DatasetSource):
+    """Where the images lie: a folder of this machine; MLflow's own local source would try to read it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "folder"
+
+    def load(self, **kwargs: Any) -> str:
+        """Return the folder."""
+        return self.folder
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return False
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> _FolderSource:
+        return cls(str(raw_source))
+
+    def to_dict(self) -> dict[str, str]:
+        """Return primitives."""
+        return {"folder": self.folder}
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[str, str]) -> _FolderSource:
+        """Rebuild from primitives."""
+        return cls(source_dict["folder"])
+
+
+def data_tags(data: PreparedData) -> dict[str, str]:
+    """Return the tags that say which images, roles and lesions a run is of, and whether they are drawn."""
+    return {
+        "split_hash": data.split_hash, "index_hash": data.index_hash, "groups_hash": data.groups_hash,
+        "synthetic": str(data.entry.synthetic).lower(),
+    }  # fmt: skip

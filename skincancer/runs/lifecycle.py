@@ -1,0 +1,270 @@
+"""Everything MLflow: where the store is, a run's life from start to end, what it logs, resuming, reaping.
+
+A run's end is said once, here: FINISHED after its last artifact, FAILED with the reason, or KILLED on SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from skincancer.errors import ConfigError, RunError
+from skincancer.runs.artifacts import LAST_CHECKPOINT
+from skincancer.runs.store import experiment_id
+from skincancer.system.console import make_console
+from skincancer.system.credentials import hide, shown, tell_error
+from skincancer.system.files import write_whole
+from skincancer.system.hardware import owner_alive, owner_tags
+from skincancer.system.interrupts import Interrupted, uninterrupted
+from skincancer.system.paths import work_root
+
+HEARTBEAT_SECONDS = 30.0
+
+
+def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[str]:
+    """Close runs whose process is gone, as KILLED, and return their ids.
+
+    Args:
+        client: an open store.
+        older_than_hours: also close runs of other hosts or boots whose last heartbeat is older than this; None leaves them.
+    """
+    closed = []
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    token = None
+    running: list[MlflowRun] = []
+    while True:
+        page = client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=500, page_token=token)
+        running += [run for run in page if "process_start" in run.data.tags]
+        token = page.token
+        if not token:
+            break
+    for run in running:
+        alive = owner_alive(run.data.tags)
+        reason = "its process is gone"
+        if alive is None and older_than_hours is not None:
+            silent = silent_seconds(run) / 3600
+            alive = silent < older_than_hours
+            reason = f"no heartbeat for {silent:.1f} hours"
+        if alive is False:
+            client.set_tag(run.info.run_id, "status_reason", f"reaped: {reason}")
+            client.set_terminated(run.info.run_id, "KILLED")
+            closed.append(run.info.run_id)
+    return closed
+
+
+def close_lost(client: MlflowClient, run_id: str, reason: str) -> None:
+    """Write down that a run FAILED whose writing process is gone, unless its end is written already."""
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_tag(run_id, "status_reason", reason)
+        client.set_terminated(run_id, "FAILED")
+
+
+def silent_seconds(run: MlflowRun) -> float:
+    """Return how long ago a run's owner gave its last sign of life."""
+    heartbeat = run.data.tags.get("heartbeat")
+    last = datetime.fromisoformat(heartbeat).timestamp() if heartbeat else run.info.start_time / 1000
+    return time.time() - last
+
+
+@dataclass
+class Run:
+    """A run that is being written. `folder` is its own working folder, kept until the run has FINISHED."""
+
+    client: MlflowClient
+    run_id: str
+    experiment_id: str
+    folder: Path
+    resumed: bool = False
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where the resume point lies."""
+        return self.folder / LAST_CHECKPOINT
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log flat params; on a resumed run only those that are not there yet (MLflow's params never change)."""
+        with uninterrupted():
+            known = self.client.get_run(self.run_id).data.params
+            new = [Param(name, str(value)) for name, value in params.items() if name not in known]
+            self.client.log_batch(self.run_id, params=new)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics at one step (an epoch, 1-based, where they belong to one) in one call."""
+        now = int(time.time() * 1000)
+        batch = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        with uninterrupted():
+            self.client.log_batch(self.run_id, metrics=batch)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags, in one call."""
+        with uninterrupted():
+            self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def log_file(self, name: str) -> None:
+        """Log the file `name` (a path relative to the run's folder) as the artifact of the same name."""
+        parent = str(Path(name).parent)
+        with uninterrupted():
+            self.client.log_artifact(self.run_id, str(self.folder / name), None if parent == "." else parent)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file into the run's folder and log it."""
+        write_whole(self.folder / name, text)
+        self.log_file(name)
+
+    def close(self, status: str, reason: str) -> None:
+        """Write the run's end where the thread that runs `start_run` cannot, before the process is ended."""
+        self.client.set_tag(self.run_id, "status_reason", hide(reason))
+        self.client.set_terminated(self.run_id, status)
+
+    def _beat(self) -> None:
+        # a heartbeat is for those who look from other hosts: a failing one must not end the run
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(MlflowException, OSError):
+                self.client.set_tag(self.run_id, "heartbeat", _now())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def start_run(
+    client: MlflowClient,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    *,
+    system_metrics: bool = True,
+    resume: str | None = None,
+    keep: bool = True,
+) -> Iterator[Run]:
+    """Start a run (or go on with one), and write down what became of it when the block ends.
+
+    Args:
+        client: an open store.
+        experiment: name of the MLflow experiment.
+        name: the run's name.
+        tags: the run's tags, `kind` among them.
+        system_metrics: log CPU, memory and GPU use.
+        resume: id of an interrupted run to go on with, already checked by `check_resumable`.
+        keep: its working folder outlives an end other than FINISHED, so that it can be resumed.
+
+    Yields:
+        The run. At the end it is FINISHED; FAILED, with the error as `status_reason`, if the block raised; KILLED if interrupted.
+    """
+    number = experiment_id(client, experiment)
+    all_tags = {**tags, **owner_tags(), "heartbeat": _now(), "status_reason": ""}
+    if system_metrics:
+        mlflow.set_system_metrics_sampling_interval(10)
+    run: Run | None = None
+    try:
+        with uninterrupted():
+            active = mlflow.start_run(
+                run_id=resume,
+                experiment_id=None if resume else number,
+                run_name=None if resume else name,
+                tags=None if resume else all_tags,  # a run without its owner's tags could never be reaped
+                log_system_metrics=system_metrics,
+            )
+            run_id = active.info.run_id
+            folder = work_root(client.tracking_uri) / run_id
+            run = Run(client, run_id, active.info.experiment_id, folder, resumed=resume is not None)
+            folder.mkdir(parents=True, exist_ok=True)
+            run.set_tags({**all_tags, "work_folder": str(folder)})
+        threading.Thread(target=run._beat, name="heartbeat", daemon=True).start()
+        yield run
+    except Interrupted as interrupt:
+        _end(run, "KILLED", f"interrupted by {interrupt}", keep)
+        raise
+    except BaseException as error:
+        _end(run, "FAILED", tell_error(error)[:4000], keep)
+        raise
+    else:
+        _end(run, "FINISHED", "", keep=False)
+
+
+def _end(run: Run | None, status: str, reason: str, keep: bool) -> None:
+    try:
+        if run is not None:
+            run._stop.set()
+            run.set_tags({"status_reason": reason, "heartbeat": _now()})
+    finally:
+        # stops the system metrics thread, then writes the status; without it MLflow would say FINISHED when the process ends
+        mlflow.end_run(status)
+    if run is not None and not keep:
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
+    """Return the run that `--resume` names, or say why it cannot be gone on with.
+
+    Raises:
+        RunError: unknown, already finished, or owned by a process that lives or may live.
+    """
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise RunError(f"--resume {run_id}: there is no such run in {shown(client.tracking_uri)}") from error
+    if run.info.status == "FINISHED":
+        raise RunError(f"--resume {run_id}: this run is FINISHED; there is nothing to go on with")
+    if run.data.tags.get("kind") not in ("fit", "trial"):
+        raise RunError(
+            f"--resume {run_id}: this run is of kind {run.data.tags.get('kind')!r}; only fits can be resumed"
+        )
+    if run.info.status == "RUNNING":
+        alive = owner_alive(run.data.tags)
+        owner = f"process {run.data.tags.get('pid')} on {run.data.tags.get('host')}"
+        if alive:
+            raise RunError(f"--resume {run_id}: this run is still being written by {owner}; stop it first")
+        if alive is None:
+            raise RunError(
+                f"--resume {run_id}: this run is RUNNING, owned by {owner}, which cannot be seen from here. If that "
+                "process is gone, close the run with `python -m skincancer.fit --reap --older-than 0h` and resume then."
+            )
+    folder = run.data.tags.get("work_folder", "")
+    if not Path(folder).is_dir():
+        raise RunError(
+            f"--resume {run_id}: its working folder {folder or '(none)'} is not on this machine; resume where it ran"
+        )
+    return run
+
+
+def has_checkpoint(client: MlflowClient, run_id: str | None) -> bool:
+    """Say whether a run to resume has a resume point: none before its first epoch has ended, and none for a new run."""
+    if run_id is None:
+        return False
+    folder = client.get_run(run_id).data.tags.get("work_folder", "")
+    return (Path(folder) / LAST_CHECKPOINT).is_file()
+
+
+def reap_runs(older_than: str | None, uri: str | None) -> None:
+    """Close runs whose process is gone, and those of other hosts that have been silent for `older_than` (such as 24h)."""
+    from skincancer.runs.store import connect
+
+    hours = None
+    if older_than is not None:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", older_than)
+        if not match:
+            raise ConfigError(f"--older-than is {older_than!r}; give hours or days, such as 24h or 2d.")
+        hours = float(match[1]) * (24 if match[2] == "d" else 1)
+    console = make_console()
+    closed = reap(connect(uri), hours)
+    console.print(f"closed {len(closed)} stale runs as KILLED" + (": " + ", ".join(closed) if closed else ""))
+
+
+STATE_TAG = "trial_state"

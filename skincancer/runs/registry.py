@@ -1,0 +1,133 @@
+"""The model registry: a finished run's model under a name and an alias, and back from the name to the model.
+
+MLflow is imported only where it is used, so that a wrong name is told at once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from skincancer.errors import ConfigError, RunError
+from skincancer.system.credentials import hide, shown
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+
+MODELS = "models:/"
+ALIAS = "candidate"  # whoever compares candidates names the champion
+REGISTER_TAG = "register"
+
+
+class Target(NamedTuple):
+    """A name in the registry, and the alias that its newest version gets."""
+
+    name: str
+    alias: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.alias}"
+
+
+def parse_target(text: str) -> Target:
+    """Read `NAME` or `NAME@ALIAS`.
+
+    Raises:
+        ConfigError: MLflow does not take such a name or alias.
+    """
+    name, at, alias = text.partition("@")
+    if not name.strip() or name != name.strip() or re.search(r"[/:\\]|^\.+$", name):
+        raise ConfigError(
+            f"--register is {text!r}; give a name without '/', '\\' and ':', such as lesions or lesions@{ALIAS}."
+        )
+    if not at:
+        return Target(name, ALIAS)
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"(?i)latest|v\d+", alias):
+        raise ConfigError(
+            f"--register is {text!r}; an alias has letters, digits, '_' and '-', and is not latest or v1, v2 …, which MLflow keeps "
+            f"for itself. The default is {ALIAS}."
+        )
+    return Target(name, alias)
+
+
+def check_registry(client: MlflowClient) -> None:
+    """Find out before a run whether the store can register its model.
+
+    Raises:
+        RunError: it has no registry.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.search_registered_models(max_results=1)
+    except MlflowException as error:
+        raise RunError(
+            f"--register: the store {shown(client.tracking_uri)} has no model registry: {hide(error)}. Leave --register out, or "
+            "use another store."
+        ) from error
+
+
+def wanted(client: MlflowClient, run_id: str) -> str | None:
+    """Return what a run that is resumed was started with as `--register`."""
+    return client.get_run(run_id).data.tags.get(REGISTER_TAG)
+
+
+def register(client: MlflowClient, run_id: str, target: Target) -> str:
+    """Register the model of a finished run as the newest version of a name, and give it the alias; return the version.
+
+    Raises:
+        RunError: the registry refused; the run itself is whole.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        outputs = client.get_run(run_id).outputs
+        assert outputs is not None, "a run that finished has logged its model"
+        model_id = outputs.model_outputs[-1].model_id
+        if not client.search_registered_models(f"name = '{target.name.replace(chr(39), chr(39) * 2)}'"):
+            client.create_registered_model(target.name)
+        version = str(
+            client.create_model_version(target.name, f"{MODELS}{model_id}", run_id, model_id=model_id).version
+        )
+        client.set_registered_model_alias(target.name, target.alias, version)
+        client.set_tag(run_id, "registered_version", version)
+    except (MlflowException, OSError) as error:
+        raise RunError(
+            f"run {run_id} is finished and whole, but its model could not be registered as {target}: {hide(error)}. Register it from the "
+            "MLflow UI (python -m skincancer.ui)."
+        ) from error
+    return version
+
+
+def is_registered(run: str) -> bool:
+    """Say whether a text names a registered model rather than a run."""
+    return run.startswith(MODELS) or "@" in run
+
+
+def find_version(client: MlflowClient, model: str) -> ModelVersion:
+    """Return the version of a registered model: NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION.
+
+    Raises:
+        RunError: no such model, alias or version; says which there are.
+    """
+    from mlflow.exceptions import MlflowException
+
+    text = model.removeprefix(MODELS)
+    name, _, alias = text.partition("@")
+    number = ""
+    if not alias:
+        name, _, number = text.partition("/")
+    if not name or not (alias or number.isdigit()):
+        raise RunError(f"{model}: give a registered model as NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION.")
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException as error:
+        raise RunError(f"{model}: there is no registered model {name!r} in {shown(client.tracking_uri)}") from error
+    try:
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        aliases = ", ".join(f"{key} (version {value})" for key, value in sorted(registered.aliases.items())) or "none"
+        what = f"alias {alias!r}" if alias else f"version {number}"
+        raise RunError(f"{model}: the registered model {name!r} has no {what}; its aliases: {aliases}.") from error

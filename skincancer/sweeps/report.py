@@ -1,0 +1,324 @@
+"""What a sweep shows while it runs, and what it leaves: its MLflow run, the table of trials, figures, and the best configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from skincancer.data.prepare import PreparedData
+from skincancer.errors import RunError
+from skincancer.metrics.names import best_name
+from skincancer.runs.dataset_inputs import data_tags
+from skincancer.runs.lifecycle import Run, silent_seconds, start_run
+from skincancer.sweeps.figures import sweep_figures
+from skincancer.sweeps.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts
+from skincancer.system import paths
+from skincancer.system.console import make_table
+from skincancer.system.credentials import shown
+from skincancer.system.files import write_whole
+from skincancer.system.hardware import owner_alive
+from skincancer.system.provenance import git_tags
+from skincancer.system.yaml_files import dump_yaml
+from skincancer.visualization.style import save
+
+BEST_FILE, TRIALS_FILE, OWNER_FILE = "best.yaml", "trials.csv", "run_id"
+_DRAW_SECONDS = 1.0
+
+
+class SweepRecord:
+    """Writes one sweep down, and tells the user about it; of a worker that joined it only tells.
+
+    Args:
+        sweep: opened.
+        name: of its study.
+        data: prepared.
+        console: where to print.
+        places: PLACE_KEYS of this machine, but the MLflow store.
+        uri: of the MLflow store.
+    """
+
+    def __init__(
+        self, sweep: Sweep, name: str, data: PreparedData, console: Console, places: Mapping[str, Any], uri: str
+    ) -> None:
+        self.sweep, self.name, self.data, self.console, self.places, self.uri = sweep, name, data, console, places, uri
+        self.folder = own_folder(paths.sweeps_folder(uri) / name, sweep.study.user_attrs.get("parent_run"))
+        self.objective = best_name(sweep.base.training.monitor)
+        self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
+        self.run: Run | None = None
+        self._best = -1
+        self._told = {trial.number for trial in sweep.trials() if trial.state.is_finished()}
+
+    @contextlib.contextmanager
+    def start(self, client: MlflowClient, trials: int) -> Iterator[Run]:
+        """Start the sweep's MLflow run, or go on with it; `trials` are to be in all.
+
+        Raises:
+            RunError: another process is at it, or the run is gone.
+        """
+        base, plan = self.sweep.base, self.sweep.plan
+        before = self.sweep.study.user_attrs.get("parent_run")
+        if before:
+            _check_parent(client, before, self.name)
+        self.sweep.begin(trials)
+        tags = {"kind": "sweep", **git_tags(), **data_tags(self.data), "trials": str(self.sweep.total)}
+        group = f"{self.data.entry.name}-{base.task}"
+        with start_run(client, group, f"sweep {self.name}", tags, system_metrics=False, resume=before) as run:
+            self.run = run
+            self.sweep.study.set_user_attr("parent_run", run.run_id)
+            self.folder = own_folder(paths.sweeps_folder(self.uri) / self.name, run.run_id)
+            self.console.print(f"sweep {run.run_id} in {group}" + (" (goes on)" if before else ""))
+            params = {
+                "experiment": base.name, "task": base.task, "dataset": base.data.dataset, "split": base.data.split,
+                "split_seed": base.data.split_seed, "seed": base.seed, "study": self.name, "storage": shown(self.sweep.url),
+                "objective": self.objective, "sampler": plan.sampler, "pruner": plan.pruner, "search": json.dumps(plan.search),
+            }  # fmt: skip
+            run.log_params(params)
+            run.write_text("config.yaml", dump_yaml(base.kept()))
+            yield run
+
+    @contextlib.contextmanager
+    def live(self, workers: int) -> Iterator[Callable[[], None]]:
+        """Show the sweep while the block runs: yield what draws a table on a terminal, and a line a trial in a pipe."""
+        last = 0.0
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            live = None
+            if self.console.is_terminal:
+                live = stack.enter_context(Live(console=self.console, auto_refresh=False, transient=True))
+
+            def tick() -> None:
+                nonlocal last
+                if time.monotonic() - last < _DRAW_SECONDS:
+                    return
+                last = time.monotonic()
+                trials = self.sweep.trials()
+                if live:
+                    live.update(self.table(trials, workers, time.monotonic() - started), refresh=True)
+                self._tell(trials)
+                with contextlib.suppress(MlflowException, OSError):  # the next look tries again, and the end must
+                    self._keep_best()
+
+            yield tick
+            last = 0.0
+            tick()
+
+    def table(self, trials: list[FrozenTrial], workers: int, seconds: float) -> Table:
+        """Return the live table: counts, the best so far, the time left, and a row for each trial that runs."""
+        state = {name: sum(t.state == name and counts(t) for t in trials) for name in TrialState}
+        done = sum(state.values()) - state[TrialState.RUNNING]
+        best = self.sweep.best()
+        table = Table(title=Text(f"sweep {self.name}"), title_justify="left")
+        for column in ("trials", "running", "pruned", "failed", self.objective, "elapsed", "time left"):
+            table.add_column(column)
+        table.add_row(
+            f"{done} of {self.sweep.total}", str(state[TrialState.RUNNING]), str(state[TrialState.PRUNED]),
+            str(state[TrialState.FAIL]), f"{best.value:.4f} (trial {best.number})" if best else "–", _clock(seconds),
+            _clock(_seconds_left(trials, self.sweep.total - done, max(workers, state[TrialState.RUNNING]))),
+        )  # fmt: skip
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and counts(trial):
+                epoch = max(trial.intermediate_values, default=0)
+                value = f", {trial.intermediate_values[epoch]:.4f}" if epoch else ""
+                table.add_row(
+                    f"trial {trial.number}",
+                    f"epoch {epoch}/{self.sweep.base.trainer.max_epochs}{value}",
+                    "",
+                    "",
+                    Text(_point(trial)),
+                )
+        return table
+
+    def _tell(self, trials: list[FrozenTrial]) -> None:
+        for trial in trials:
+            if not trial.state.is_finished() or trial.number in self._told:
+                continue
+            self._told.add(trial.number)
+            if not counts(trial):
+                what = f"{trial.user_attrs.get(ENDED)}: does not count" + (
+                    "" if trial.user_attrs.get(ENDED) in ("surplus", "double") else ", is repeated"
+                )
+            elif trial.state == TrialState.COMPLETE:
+                what = f"{self.objective} {trial.value:.4f}"
+            elif trial.state == TrialState.PRUNED:
+                what = f"pruned after epoch {max(trial.intermediate_values, default=0)}"
+            else:
+                what = f"failed: {trial.user_attrs.get(REASON, '')}"
+            self.console.print(Text(f"trial {trial.number}: {what} ({_point(trial)})"))
+
+    def _keep_best(self) -> None:
+        """Write the best configuration down as soon as it is one, so that nothing that comes can lose it."""
+        best = self.sweep.best()
+        if self.run is None or best is None or best.number == self._best:
+            return
+        text = self.best_yaml(best)
+        write_whole(self.folder / BEST_FILE, text)
+        self.run.write_text(BEST_FILE, text)
+        # of a metric MLflow shows the value of the highest step, and trials do not end in the order of their numbers
+        ended = sum(trial.state.is_finished() for trial in self.sweep.trials())
+        self.run.log_metrics({self.objective: float(best.value or 0)}, step=ended)
+        self.run.set_tags({"best_trial": str(best.number), "best_run": str(best.user_attrs.get(RUN_ID, ""))})
+        self._best = best.number
+
+    def best_yaml(self, best: FrozenTrial) -> str:
+        """Return a complete experiment file that repeats a trial, and says on top by which command."""
+        experiment = self.sweep.plan.resolve(best.params, self.places)
+        text = f"trial {best.number} of the sweep {self.name}: {self.objective} {best.value:.4f} with {_point(best)}"
+        kept = experiment.kept(name=f"{self.sweep.base.name}_best", description=text, search={})
+        return f"# the same numbers again: {_fit_command(best, BEST_FILE)}\n{dump_yaml(kept)}"
+
+    def finish(self, run: Run) -> None:
+        """Log the table of trials, the best configuration, and the figures."""
+        self._keep_best()
+        table = trials_table(self.sweep, self.objective)
+        run.write_text(TRIALS_FILE, table.to_csv(index=False))
+        (run.folder / "figures").mkdir(exist_ok=True)
+        title = f"{self.name} · {self.objective}"
+        for name, figure in sweep_figures(self.sweep.study, self.objective, title, self.note):
+            save(figure, run.folder / "figures" / f"{name}.png")
+            run.log_file(f"figures/{name}.png")
+
+    def report(self) -> None:
+        """Print the best trials, and how to go on."""
+        table = trials_table(self.sweep, self.objective)
+        shown_columns = ["trial", "state", self.objective, "minutes", *self.sweep.plan.search]
+        order = table.sort_values(
+            self.objective, ascending=self.sweep.study.direction.name == "MINIMIZE", na_position="last"
+        )
+        rows = [[_cell(value) for value in row] for row in order[shown_columns].head(10).to_numpy()]
+        self.console.print(make_table(f"sweep {self.name}: the best of {len(table)} trials", shown_columns, rows))
+        over, best = self.sweep.is_over(), self.sweep.best()
+        if not over:
+            done = sum(counts(trial) and trial.state.is_finished() for trial in self.sweep.trials())
+            self.console.print(f"{done} of {self.sweep.total} trials have ended; the same command goes on")
+        if best:
+            command = _fit_command(best, str(self.folder / BEST_FILE))
+            self.console.print(f"the best, with its test part: {command}", markup=False)
+        assert self.run is not None
+        self.console.print(f"sweep {self.run.run_id} in {shown(self.uri)}", markup=False)
+
+
+def own_folder(folder: Path, run_id: str | None) -> Path:
+    """Return the folder of a sweep on this machine: `folder`, or one beside it where a sweep of the same name in another storage has that.
+
+    Args:
+        folder: named after the study.
+        run_id: of the sweep; None where it has none yet.
+    """
+    if run_id is None:
+        return folder
+    owner = folder / OWNER_FILE
+    if owner.is_file() and owner.read_text(encoding="utf-8") != run_id:
+        return folder.with_name(f"{folder.name}-{run_id[:8]}")
+    write_whole(owner, run_id)
+    return folder
+
+
+def _fit_command(best: FrozenTrial, path: str) -> str:
+    """Return the command that repeats a trial: sums of floats differ with the number of threads."""
+    threads = best.user_attrs.get(THREADS)
+    prefix = f"OMP_NUM_THREADS={threads} " if threads else ""
+    return f"{prefix}python -m skincancer.fit --experiment {path}"
+
+
+def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
+    """Return a row a trial, with its point.
+
+    Columns: trial state counts ended (why it does not count) objective start end minutes epochs last_epoch_value run_id reason, and the
+    keys of the space. A pruned trial has no objective, but the monitored value of its last epoch. Start and end are local times of
+    the worker.
+    """
+    rows = []
+    for trial in sweep.trials():
+        if trial.state == TrialState.WAITING:
+            continue
+        start, end = trial.datetime_start, trial.datetime_complete
+        last = max(trial.intermediate_values, default=0)
+        row = {
+            "trial": trial.number, "state": trial.state.name, "counts": counts(trial), "ended": trial.user_attrs.get(ENDED, ""),
+            objective: trial.value if trial.state == TrialState.COMPLETE else None,
+            "start": start, "end": end, "minutes": (end - start).total_seconds() / 60 if start and end else None,
+            "epochs": last, "last_epoch_value": trial.intermediate_values.get(last),
+            "run_id": trial.user_attrs.get(RUN_ID, ""), "reason": trial.user_attrs.get(REASON, ""),
+        }  # fmt: skip
+        rows.append(row | trial.params)
+    columns = [
+        "trial", "state", "counts", "ended", objective, "start", "end", "minutes", "epochs", "last_epoch_value", "run_id", "reason",
+        *sweep.plan.search,
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns).astype({objective: float})
+
+
+def _check_parent(client: MlflowClient, run_id: str, name: str) -> None:
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise RunError(
+            f"the study {name} belongs to the sweep {run_id}, which is not in {shown(client.tracking_uri)}. Give the MLflow store that "
+            "it was started with, or another --study."
+        ) from error
+    if run.info.lifecycle_stage == "deleted":
+        raise RunError(
+            f"the run {run_id} of the sweep {name} is deleted; bring it back (mlflow runs restore "
+            f"--run-id {run_id}), or give another --study."
+        )
+    if run.info.status != "RUNNING" or (alive := owner_alive(run.data.tags)) is False:
+        return
+    owner = f"process {run.data.tags.get('pid')} on {run.data.tags.get('host')}"
+    silent = silent_seconds(run)
+    if alive:
+        raise RunError(
+            f"the sweep {name} is being run by {owner}. Join it with --worker (and --study, --storage), or stop it first."
+        )
+    # of another machine, or of this one before it was started anew
+    if silent < SILENT_SECONDS:
+        raise RunError(
+            f"the sweep {name} was being run by {owner}, which cannot be seen from here; its last sign of life is {silent:.0f} s old. "
+            f"Join it with --worker, or start this command again when there has been none for {SILENT_SECONDS / 60:.0f} minutes."
+        )
+
+
+def _seconds_left(trials: list[FrozenTrial], left: int, workers: int) -> float | None:
+    took = [
+        (trial.datetime_complete - trial.datetime_start).total_seconds()
+        for trial in trials
+        if counts(trial) and trial.datetime_complete and trial.datetime_start
+    ]
+    if not took:
+        return None
+    running = sum(
+        min((datetime.now() - trial.datetime_start).total_seconds(), sum(took) / len(took))
+        for trial in trials
+        if trial.state == TrialState.RUNNING and counts(trial) and trial.datetime_start
+    )
+    return max(0.0, left * sum(took) / len(took) - running) / workers
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _point(trial: FrozenTrial) -> str:
+    return ", ".join(f"{key} {_cell(value)}" for key, value in trial.params.items())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "–" if pd.isna(value) else f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,100 @@
+"""What a person sees: rich tables and progress bars on a terminal, plain whole tables in a pipe; errors without traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from skincancer.errors import RunError, SkinCancerError
+from skincancer.system.credentials import hide
+from skincancer.system.interrupts import Interrupted
+
+_PIPE_WIDTH = 10_000  # in a pipe a table is as wide as its content, and no name is cut, unless COLUMNS says so
+
+
+def make_console(stderr: bool = False) -> Console:
+    """Return a console for standard output (or error); in a pipe it is as wide as $COLUMNS, where that is set."""
+    stream = sys.stderr if stderr else sys.stdout
+    told = os.environ.get("COLUMNS", "")  # as every terminal program reads it
+    width = None if stream.isatty() else int(told) if told.isdecimal() and int(told) else _PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Table:
+    """Return a table; columns of numbers are right-aligned. Cell texts are taken literally."""
+    table = Table(
+        title=Text(title), caption=Text(caption) if caption else None, title_justify="left", caption_justify="left"
+    )
+    for number, column in enumerate(columns):
+        numbers = number > 0 and all(re.fullmatch(r"[-–\d., %]*", str(row[number])) for row in rows)
+        table.add_column(column, justify="right" if numbers else "left", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def warn(console: Console, title: str, text: str) -> None:
+    """Print what nobody may overlook: a box on a terminal, lines of their own in a pipe."""
+    if console.is_terminal:
+        console.print(Panel(Text(text), title=Text(title), border_style="bold yellow", title_align="left"))
+    else:
+        lines = "\n".join(f"!!! {line}" for line in [title, *text.splitlines()])
+        console.print(Text(f"\n{lines}\n"))
+
+
+@contextlib.contextmanager
+def progress_bars(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Yield a maker of progress callbacks: `bars(title)(done, total)`. In a pipe only the end of each is printed."""
+    if not console.is_terminal:
+
+        def plain(title: str) -> Callable[[int, int], None]:
+            def update(done: int, total: int) -> None:
+                if done == total:
+                    console.print(Text(f"{title}: {total} done"))
+
+            return update
+
+        yield plain
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def bar(title: str) -> Callable[[int, int], None]:
+            task = progress.add_task(title, total=None, visible=False)
+
+            def update(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total, visible=True)
+
+            return update
+
+        yield bar
+
+
+def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit code.
+
+    0; 2 for what was asked wrongly; 1 for a run that failed; 130 or 143 for SIGINT or SIGTERM. Expected errors have no traceback.
+    """
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            verb(sys.argv[1:] if argv is None else argv)
+        return 0
+    except SkinCancerError as error:
+        make_console(stderr=True).print(Text(f"error: {hide(error)}"))
+        return 1 if isinstance(error, RunError) else 2
+    except KeyboardInterrupt:
+        make_console(stderr=True).print("interrupted; the same command can be given again")
+        return 130
+    except Interrupted as interrupt:
+        make_console(stderr=True).print(Text(f"interrupted by {interrupt}"))
+        return interrupt.exit_code

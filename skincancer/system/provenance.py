@@ -1,0 +1,47 @@
+"""What a run ran on and with: the machine, the checkout, the packages."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+
+def git_tags() -> dict[str, str]:
+    """Return commit and dirty flag of the checkout that this package runs from; empty strings outside one."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    # `status` of an unrelated repository around site-packages would be misleading
+    if commit is None or git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is None:
+        return {"git_commit": "", "git_dirty": ""}
+    return {"git_commit": commit, "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
+
+
+def model_requirements(*more: str) -> list[str]:
+    """Return the versions that a logged model needs, of `more` packages too.
+
+    They are given outright, since MLflow's own inference imports the model twice.
+    """
+    return [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "timm", "pytorch-lightning", "mlflow", "numpy", "pandas", *more)
+    ]
+
+
+@functools.cache  # hundreds of files are read
+def environment_text() -> str:
+    """Return Python, platform and every installed distribution with its version, one a line."""
+    files = [distribution.metadata for distribution in importlib.metadata.distributions()]
+    names = {file["Name"]: file["Version"] for file in files if file["Name"]}
+    packages = [f"{name}=={version}" for name, version in sorted(names.items(), key=lambda item: item[0].lower())]
+    return "\n".join([f"# Python {platform.python_version()}, {platform.platform()}", *packages]) + "\n"

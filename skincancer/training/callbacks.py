@@ -1,0 +1,135 @@
+"""Lightning callbacks of a fit."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from skincancer.models.tasks.base import Task
+from skincancer.runs.lifecycle import Run
+from skincancer.sweeps.trial import TrialLink
+
+
+class EpochRecord(Callback):
+    """Keeps a row an epoch, for `epochs.csv` and MLflow; it is part of the resume point.
+
+    A row: epoch (from 1), train/loss (mean over images), val/loss, val/<metric>, lr, epoch_seconds, images_per_second (training
+    alone), optimizer_steps and images_seen (both since the run's start).
+    """
+
+    def __init__(self, run: Run | None) -> None:
+        self.run = run
+        self.rows: list[dict[str, float]] = []
+        self.images_seen = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return rows and counts, as primitives."""
+        return {"rows": self.rows, "images_seen": self.images_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a resume point."""
+        self.rows, self.images_seen = list(state_dict["rows"]), int(state_dict["images_seen"])
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+        self._validation = 0.0
+        self._loss: torch.Tensor | float = 0.0
+        self._images = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add up the loss on the device; log the step's loss every few steps."""
+        count = len(batch["index"])
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self._loss = self._loss + loss * count
+        self._images += count
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by its logger connector
+        if self.run is not None and (batch_idx + 1) % every == 0:
+            self.run.log_metrics({"train/loss_step": float(loss)}, step=trainer.global_step)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note when training paused."""
+        self._validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note how long validation took."""
+        if trainer.state.fn == "fit":
+            self._validation += time.perf_counter() - self._validation_start
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the epoch's row."""
+        assert isinstance(pl_module, Task)
+        pl_module.stop_if_not_finite()
+        total, images = float(self._loss), self._images
+        if trainer.world_size > 1:
+            sums = torch.tensor([total, images], dtype=torch.float64, device=pl_module.device)
+            torch.distributed.all_reduce(sums)
+            total, images = float(sums[0]), int(sums[1])
+        self.images_seen += images
+        seconds = time.perf_counter() - self._start
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "train/loss": total / images,
+            **values,
+            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "epoch_seconds": seconds,
+            "images_per_second": images / max(seconds - self._validation, 1e-9),
+            "optimizer_steps": trainer.global_step,
+            "images_seen": self.images_seen,
+        }
+        self.rows.append(row)
+        if self.run is not None:
+            self.run.log_metrics(
+                {name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
+            )
+            self.table().to_csv(self.run.folder / "epochs.csv", index=False)
+
+    def table(self) -> pd.DataFrame:
+        """Return the rows so far."""
+        return pd.DataFrame(self.rows)
+
+
+class ReportToSweep(Callback):
+    """Reports the monitored value of each epoch to the sweep that the run is a trial of, and stops where that wants no more."""
+
+    def __init__(self, trial: TrialLink, monitor: str) -> None:
+        self.trial, self.monitor = trial, monitor
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report; the epoch's validation has been."""
+        epoch = trainer.current_epoch + 1
+        value = float(trainer.callback_metrics[self.monitor])
+        if self.trial.report(epoch, value, last=trainer.should_stop or epoch == trainer.max_epochs):
+            trainer.should_stop = True
+
+
+def averaging_note(decay: float, steps: int) -> str:
+    """Say that averaged weights reach back over most of a run of `steps` optimiser steps; "" where they do not."""
+    window = round(1 / (1 - decay))
+    if not decay or 2 * window <= steps:
+        return ""
+    return (
+        f"training.ema_decay {decay} averages over about {window} steps, but the run has {steps}: its result is mostly its "
+        f"beginning. Use at most {max(0.0, 1 - 2 / steps):.3g}, or 0."
+    )
+
+
+def lightning_bars() -> Callback:
+    """Return progress bars that count epochs from 1."""
+    from pytorch_lightning.callbacks import RichProgressBar
+
+    class Bars(RichProgressBar):
+        """Counts epochs from 1, as every table does."""
+
+        def _get_train_description(self, current_epoch: int) -> str:
+            return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+
+    return Bars(leave=False)

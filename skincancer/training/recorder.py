@@ -1,0 +1,381 @@
+"""What a fit writes down and prints: params, tags, inputs, artifacts, the model, and the table at the end (design: the run contract)."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+from rich.text import Text
+
+from skincancer.audit.verdict import verdict_line
+from skincancer.data.catalog import malignant_classes
+from skincancer.data.index import image_root
+from skincancer.data.mask_sources import RUN, describe_crops, describe_masks
+from skincancer.data.overlap import DIGESTS_FILE, FINGERPRINTS_FILE, digest_table, open_whole, write_fingerprints
+from skincancer.data.prepare import ROLES, PreparedData
+from skincancer.data.splits import parse_split
+from skincancer.data.store import CROP_COLUMNS
+from skincancer.errors import RunError
+from skincancer.inference import serving
+from skincancer.metrics.names import best_name
+from skincancer.metrics.prediction_files import write_predictions
+from skincancer.metrics.subgroups import write_subgroups
+from skincancer.models.weights import Loaded
+from skincancer.reports.error_analysis import attention_means, explain_run, read_attention, write_errors
+from skincancer.reports.fit_report import REPORT_FILE, write_report
+from skincancer.reports.task_outputs import OUTCOMES, Outcome
+from skincancer.reports.thumbnails import store_thumbnails
+from skincancer.runs.artifacts import (
+    AUDIT_FILE,
+    MASKS_FILE,
+    SEGMENTER,
+    SEGMENTER_FILES,
+    classes_json,
+    fetch_run,
+    model_files,
+)
+from skincancer.runs.dataset_inputs import data_tags, log_dataset
+from skincancer.runs.lifecycle import STATE_TAG, Run, check_resumable, has_checkpoint, start_run
+from skincancer.schema import Experiment
+from skincancer.sweeps.trial import TrialLink
+from skincancer.system.console import make_table, progress_bars, warn
+from skincancer.system.credentials import shown
+from skincancer.system.hardware import device_name
+from skincancer.system.interrupts import uninterrupted
+from skincancer.system.provenance import environment_text, git_tags, model_requirements
+from skincancer.system.yaml_files import dump_yaml
+from skincancer.training.callbacks import EpochRecord
+from skincancer.training.classical import Inputs
+from skincancer.training.launch import is_rank_zero
+from skincancer.training.params import fit_params
+from skincancer.visualization.classification import learning_curves
+from skincancer.visualization.style import save
+from skincancer.visualization.tables import intervals_table
+
+EMPTY_MASKS = "nothing could be measured"
+
+
+class FitRecorder:
+    """Writes one fit down, and tells the user about it. On ranks above 0 it does nothing.
+
+    Args:
+        experiment: resolved.
+        data: prepared.
+        console: where to print; quiet on ranks above 0.
+        trial: the run is a trial of a sweep.
+    """
+
+    def __init__(
+        self, experiment: Experiment, data: PreparedData, console: Console, trial: TrialLink | None = None
+    ) -> None:
+        self.experiment, self.data, self.console, self.trial = experiment, data, console, trial
+        self.run_id = ""
+        self.folder = Path()
+        self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
+        self.title = f"{experiment.name} · {data.entry.name} · {experiment.data.split} · seed {experiment.seed}"
+        self.outcome: Outcome = OUTCOMES[experiment.task](data)
+        self.intervals = pd.DataFrame()
+        self.tested = (0, 0)
+        self.epochs = pd.DataFrame()
+        self.uri = ""
+        self.inputs: Inputs | None = None  # of a classical classifier
+
+    @cached_property
+    def audited(self) -> str:
+        """The line of the last audit's verdict on the data; "" without one."""
+        return verdict_line(self.data.index, image_root(self.data.root), bool(self.experiment.data.groups))
+
+    def announce(self) -> None:
+        """Print what is about to be trained on what."""
+        data, settings = self.data, self.experiment.data
+        classes, masks = self.outcome.classes, self.experiment.task == "joint"
+        counts = {role: data.rows(role) for role in ROLES}
+        rows = [
+            [
+                role,
+                len(part),
+                part["lesion_id"].nunique(),
+                *(int((part["label"] == label).sum()) for label in range(len(classes))),
+                *([int(part["mask"].notna().sum())] if masks else []),
+            ]
+            for role, part in counts.items()
+        ]
+        title = f"{data.entry.title}, {settings.split}, split seed {settings.split_seed}"
+        caption = f"balance of the training part: {settings.balance}" if settings.balance != "none" else ""
+        self.console.print(
+            make_table(title, ["role", "images", "lesions", *classes, *(["masks"] if masks else [])], rows, caption)
+        )
+        split = parse_split(settings.split)
+        if split.kind == "ratio":
+            self.console.print(
+                f"{settings.split}: of the lesions {split.test} % test, 10 % validate and {90 - split.test} % train; none is on two sides"
+            )
+        if data.left_out:
+            self.console.print(Text(f"left out: {data.left_out}"))
+        if data.leaking_groups:
+            told = f"{data.leaking_groups} lesions or patients ({data.leaking_images} images) stand on two sides of the publisher's parts; "
+            if settings.leaks == "allow":
+                warn(self.console, "leaking lesions", f"{told}data.leaks is allow")
+            else:
+                self.console.print(Text(f"{told}data.leaks {settings.leaks} has left them out of the earlier role"))
+        if self.audited:
+            self.console.print(Text(self.audited))
+        if settings.crop:
+            self.console.print(Text(f"images cropped to the lesion: {describe_crops(data.store.table, settings)}"))
+        if data.segmenter_saw:
+            warn(
+                self.console, "the segmenter has seen test images",
+                f"{data.segmenter_saw} test images are of lesions that the segmenter behind the masks was trained or chosen on: "
+                "these masks are better than those of new images. Train it on the same --data.split and --data.split_seed.",
+            )  # fmt: skip
+
+    def tell_features(self, inputs: Inputs) -> None:
+        """Say what a classical classifier learns from, and whose masks its features were measured in."""
+        self.inputs, model = inputs, self.experiment.model
+        learned = f"{model.classifier} on {inputs.features.shape[1]} features"
+        if inputs.loaded:
+            self.tell_weights(inputs.loaded, f"{learned} of a frozen {model.backbone}")
+            return
+        assert inputs.measured is not None
+        masks = describe_masks(inputs.measured.table, self.experiment.data, EMPTY_MASKS)
+        self.console.print(Text(f"{learned}: {', '.join(model.classical.features)}; measured in: {masks}"))
+        if empty := inputs.measured.describe_empty(self.data.index["role"]):
+            warn(self.console, "empty masks", empty)
+        if unlikely := inputs.measured.describe_unlikely():
+            self.console.print(Text(unlikely))
+
+    def tell_weights(self, loaded: Loaded, network: str = "") -> None:
+        """Say where the weights came from; loudly where ImageNet's could not be had.
+
+        Args:
+            loaded: the weights.
+            network: what they are of, where it is not the network that is trained.
+        """
+        model = self.experiment.model
+        trained = (
+            f"{model.architecture}, encoder {model.backbone}" if model.architecture else f"backbone {model.backbone}"
+        )
+        self.console.print(Text(f"{network or trained}, weights: {loaded.source}"))
+        if loaded.source == "random" and self.experiment.model.weights == "auto":
+            warn(self.console, "RANDOM WEIGHTS: this is not transfer learning", loaded.note)
+        elif loaded.note:
+            self.console.print(Text(loaded.note))
+
+    @contextlib.contextmanager
+    def start(self, client: MlflowClient, weights: str, resume: str | None = None) -> Iterator[Run | None]:
+        """Start the run and write down all that is known before training; None on ranks above 0."""
+        if not is_rank_zero():
+            # the folder itself is broadcast by the checkpoint callbacks
+            with tempfile.TemporaryDirectory() as folder:
+                self.folder = Path(client.get_run(resume).data.tags["work_folder"]) if resume else Path(folder)
+                yield None
+            return
+        experiment, data = self.experiment, self.data
+        goes_on = has_checkpoint(client, resume)
+        if resume:
+            before = check_resumable(client, resume)
+            for name, now in (
+                ("index_hash", data.index_hash),
+                ("split_hash", data.split_hash),
+                ("groups_hash", data.groups_hash),
+            ):
+                then = before.data.tags.get(name, "")
+                if then != now:
+                    raise RunError(
+                        f"--resume {resume}: the data have changed: {name} of the run is {then or '(none)'}, now it is "
+                        f"{now or '(none)'}. Restore the data, or start a new run."
+                    )
+            first = before.data.params.get("weights", weights)
+            if not goes_on and first != weights:
+                raise RunError(
+                    f"--resume {resume}: it stopped before its first epoch ended, so it starts again, but its first weights were "
+                    f"{first!r} and now they are {weights!r}. Start a new run."
+                )
+        device = device_name(experiment.trainer.accelerator)
+        tags = {"kind": "fit", **git_tags(), **data_tags(data), "device": device}
+        name = f"{experiment.name} {experiment.data.split} s{experiment.seed}"
+        if self.trial:
+            tags |= self.trial.tags()
+            name = f"trial {self.trial.number} of {name}"
+        group = f"{data.entry.name}-{experiment.task}"
+        self.uri = client.tracking_uri
+        with start_run(
+            client, group, name, tags, system_metrics=experiment.tracking.system_metrics, resume=resume,
+            keep=self.trial is None,
+        ) as run:  # fmt: skip
+            self.run_id, self.folder = run.run_id, run.folder
+            self.console.print(f"run {run.run_id} in {group}" + (" (resumed)" if resume else ""))
+            run.log_params(
+                fit_params(experiment, data, self.outcome, self.inputs, weights)
+                | (self.trial.log_params() if self.trial else {})
+            )
+            if self.trial:
+                self.trial.started(run.run_id)
+            if not goes_on:
+                self._write_start(run)
+            yield run
+
+    def _write_start(self, run: Run) -> None:
+        data = self.data
+        run.write_text("config.yaml", dump_yaml(self.experiment.kept()))
+        settings = self.experiment.data
+        malignant = malignant_classes(data.entry, data.classes, settings.target, tuple(settings.malignant))
+        run.write_text("classes.json", classes_json(data.classes, malignant))
+        run.write_text("split.csv", data.split_table.to_csv(index=False))
+        run.write_text("dropped.csv", data.dropped.to_csv(index=False))
+        if self.audited:
+            run.write_text(AUDIT_FILE, f"{self.audited}\n")
+        run.write_text(DIGESTS_FILE, digest_table(data.index, data.store.images).to_csv(index=False))
+        with progress_bars(self.console) as bars:
+            whole = open_whole(data.index, image_root(data.root), data.store, settings, bars)
+        write_fingerprints(run.folder / FINGERPRINTS_FILE, data.index, *whole)
+        run.log_file(FINGERPRINTS_FILE)
+        run.write_text("environment.txt", environment_text())
+        if settings.crop:
+            run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))
+        if self.inputs and self.inputs.measured:
+            run.write_text(MASKS_FILE, self.inputs.measured.table[["image_id", "masks"]].to_csv(index=False))
+        if (settings.crop or self.experiment.model.is_hand_made) and settings.masks.startswith(RUN):
+            # a folder as `predict --run` and `data.masks` take it, so that the classifier can be used where that run is gone
+            fetch_run(
+                settings.masks.removeprefix(RUN), run.folder / SEGMENTER, self.experiment.tracking.uri, SEGMENTER_FILES
+            )
+            for name in SEGMENTER_FILES:
+                run.log_file(f"{SEGMENTER}/{name}")
+        for role in ROLES:
+            log_dataset(data, role, settings.split)
+
+    def keep(self, part: str, predictions: Any) -> None:
+        """Write the table of predictions of a part into the run's folder."""
+        if self.run_id:
+            write_predictions(self.outcome.table(predictions), self.folder / "predictions" / f"{part}.csv")
+
+    def finish(self, run: Run | None, record: EpochRecord | None, best_epoch: int, task: Any) -> None:
+        """Compute metrics, intervals and figures from the written tables, and log everything.
+
+        Args:
+            run: None on ranks above 0.
+            record: of the epochs; None of a classifier that is fitted at once.
+            best_epoch: from 1.
+            task: with the best weights; or the fitted classifier.
+        """
+        if run is None:
+            return
+        best = self._best(record, best_epoch)
+        tested = pd.read_csv(self.folder / "predictions/test.csv", usecols=["lesion_id"], dtype=str)
+        self.tested = len(tested), tested["lesion_id"].nunique()
+        self.intervals = self.outcome.test(self.folder)
+        self.intervals.to_csv(self.folder / "intervals.csv", index=False)
+        values = self.intervals.set_index("metric")["value"].astype(float)
+        test = {f"test/{name}": float(value) for name, value in values.items()}
+        chosen = self.outcome.chosen(task)
+        run.log_metrics({name: value for name, value in {**best, **test, **chosen}.items() if np.isfinite(value)})
+
+        folder = self.folder / "figures"
+        folder.mkdir(exist_ok=True)
+        if record:
+            curves = learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
+            save(curves, folder / "learning_curves.png")
+        for name, figure in self.outcome.figures(self.folder, task, f"{self.title} · test", self.note):
+            save(figure, folder / f"{name}.png")
+        if not self.experiment.model.is_network:
+            write_errors(self.folder, self.data.classes)
+            run.log_file("errors.csv")
+        elif self.experiment.task != "segmentation":
+            self._explain(run, task)
+        files = model_files(self.experiment.to_dict())[1:]
+        for name in ("intervals.csv", *(["epochs.csv"] if record else []), *files):
+            run.log_file(name)
+        if self.outcome.classes and (subgroups := write_subgroups(self.folder)):
+            run.log_file(subgroups.name)
+        for name in ("predictions", "figures"):
+            with uninterrupted():
+                run.client.log_artifacts(run.run_id, str(self.folder / name), name)
+        write_report(self.folder, run.client.get_run(run.run_id), store_thumbnails(self.data))
+        run.log_file(REPORT_FILE)
+        self._log_model()
+
+    def finish_trial(self, run: Run | None, record: EpochRecord | None, best_epoch: int = 0) -> None:
+        """Log what a trial of a sweep leaves: its epochs and, unless it was pruned (no best epoch), the validation part."""
+        assert run is not None
+        assert self.trial is not None
+        objective = None
+        if best_epoch or not record:
+            best = self._best(record, best_epoch)
+            run.log_metrics({name: value for name, value in best.items() if np.isfinite(value)})
+            run.log_file("predictions/val.csv")
+            objective = best[best_name(self.experiment.training.monitor)]
+        if record:
+            run.log_file("epochs.csv")
+        run.set_tags({STATE_TAG: "PRUNED" if objective is None else "COMPLETE"})
+        self.trial.ended(objective)
+
+    def _best(self, record: EpochRecord | None, best_epoch: int) -> dict[str, float]:
+        """Return what is logged of the best checkpoint on the validation part, the epoch (from 1) among it."""
+        best = {f"best/{name}": value for name, value in self.outcome.best(self.folder).items()}
+        if not record:
+            return best
+        self.epochs = record.table()
+        monitor = self.experiment.training.monitor
+        # the loss is no metric of the table of predictions
+        at_best = self.epochs.loc[self.epochs["epoch"] == best_epoch, monitor]
+        return {best_name(monitor): float(at_best.iloc[0]), **best, "best_epoch": best_epoch}
+
+    def _explain(self, run: Run, task: Any) -> None:
+        settings = self.experiment.data
+        missing = explain_run(
+            self.folder, self.data, task, resize=settings.resize, batch_size=settings.batch_size,
+            title=f"{self.title} · worst errors of the test", note=self.note,
+        )  # fmt: skip
+        if missing:
+            self.console.print(Text(missing))
+        run.log_file("errors.csv")
+        if (self.folder / "attention.csv").is_file():
+            run.log_file("attention.csv")
+            means = attention_means(read_attention(self.folder / "attention.csv"))
+            run.log_metrics({f"test/{row['metric']}": float(row["value"]) for row in means.to_dict("records")})
+
+    def _log_model(self) -> None:
+        experiment = self.experiment
+        takes_masks = experiment.data.crop or experiment.model.is_hand_made
+        signature = serving.signature(self.outcome.classes, experiment.task != "classification", takes_masks)
+        more = () if experiment.model.is_network else ("scikit-learn", "scikit-image", "skops")
+        with uninterrupted():
+            serving.log_model(self.folder, signature, model_requirements(*more))
+
+    def report(self) -> None:
+        """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""
+        if not self.run_id:
+            return
+        columns = self.outcome.epoch_columns
+        rows = [
+            [
+                f"{value:.0f}" if name == "epoch" else f"{value:.1f}" if name == "epoch_seconds" else f"{value:.4f}"
+                for name, value in row.items()
+            ]
+            for row in self.epochs.reindex(columns=list(columns)).to_dict("records")
+        ]
+        if rows:
+            self.console.print(make_table("epochs", list(columns.values()), rows))
+        caption = (
+            f"{self.tested[0]} images, {self.tested[1]} lesions; intervals: bootstrap over lesions, 2,000 resamples"
+        )
+        self.console.print(intervals_table(f"test: {self.title}", self.intervals, caption, bool(self.note)))
+        uri = f" --tracking.uri {shown(self.uri)}" if self.experiment.tracking.uri else ""
+        self.console.print(
+            f"run {self.run_id} in {shown(self.uri)}\nbrowse it: python -m skincancer.ui{uri}", markup=False
+        )
+        if self.data.entry.synthetic:
+            self.console.print(
+                "These images are drawn. For real ones: python -m skincancer.prepare ham10000 says how to get them; then "
+                f"python -m skincancer.fit --experiment {self.experiment.name} --data.dataset ham10000 --data.root FOLDER",
+                markup=False,
+            )

@@ -1,0 +1,31 @@
+"""Tables of results for the terminal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from skincancer.system.console import make_table
+
+
+def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic: bool) -> Table:
+    """Return a printable table of metrics with their intervals.
+
+    Args:
+        title: above it; of synthetic data a warning follows.
+        intervals: columns metric, value, low, high.
+        caption: below it.
+        synthetic: the images are drawn.
+    """
+    numbers = intervals.astype({"value": float, "low": float, "high": float}).to_dict("records")
+    rows = [
+        [
+            row["metric"],
+            f"{row['value']:.3f}",
+            f"{row['low']:.3f} – {row['high']:.3f}" if np.isfinite(row["low"]) else "–",
+        ]
+        for row in numbers
+    ]
+    title += " — SYNTHETIC DATA, no medical meaning" if synthetic else ""
+    return make_table(title, ["metric", "value", "95 % interval"], rows, caption)

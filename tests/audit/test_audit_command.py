@@ -1,0 +1,199 @@
+"""`prepare --audit` as a command: what it takes, what it refuses before its work, and what it writes."""
+
+import os
+
+import pandas as pd
+import pytest
+from pictures import picture
+from PIL import Image
+
+from skincancer import prepare
+from skincancer.audit import audit, findings, report
+from skincancer.errors import ConfigError, DataError
+from skincancer.imaging.quality import COLUMNS, NAMES
+from skincancer.schema import DataConfig
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Six pictures in a table."""
+    root = tmp_path_factory.mktemp("small")
+    for number in range(6):
+        picture(500 + number).save(root / f"{number}.png")
+    rows = [[f"{number}.png", "mel" if number % 2 else "nv"] for number in range(6)]
+    pd.DataFrame(rows, columns=["image", "diagnosis"]).to_csv(root / "index.csv", index=False)
+    return root
+
+
+def test_a_single_class_is_audited_and_class_and_source_told_as_unmeasured(tmp_path, capsys):
+    (tmp_path / "data" / "nv").mkdir(parents=True)
+    for number in range(3):
+        picture(500 + number).save(tmp_path / "data" / "nv" / f"{number}.png")
+    assert prepare.main(["folder", f"--data.root={tmp_path / 'data'}", "--audit", f"--out={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 images in" in printed
+    assert "Class and source: not measured, fewer than two classes" in printed
+
+
+def test_an_interrupted_audit_says_so(small, capsys, monkeypatch):
+    def interrupt(*_args, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audit, "find_copies", interrupt)
+    assert prepare.main(["csv", f"--data.root={small}", "--audit"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command can be given again\n"
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("90", 90), (None, 10_000), ("wide", 10_000)])
+def test_a_pipe_is_as_wide_as_it_is_told(capsys, monkeypatch, columns, widest):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert prepare.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= widest
+    assert any("CC BY-NC 4.0" in line for line in lines)
+    assert (max(map(len, lines)) > 90) == (columns != "90"), "no cell is cut where nobody says so"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--against=ham10000"], "--against goes with --audit"),
+        (["--write-groups=x.csv"], "--write-groups goes with --audit"),
+        (["--audit", "--against.root=x"], "--against.root goes with --against"),
+        (["--audit", "--against=hma10000"], "Did you mean 'ham10000'?"),
+        (["--audit", "--show=augment"], "give one of them"),
+        (["--audit", "--features"], "give one of them"),
+        (["--audit", "--data.groups=nowhere.csv"], "--audit makes no use of --data.groups"),
+        (["--audit", "--data.clean=[hair]"], "--audit makes no use of --data.clean"),
+        (["--audit", "--data.quality=drop_flagged"], "--audit makes no use of --data.quality:"),
+        (["--audit", "--task=segmentation"], "--audit makes no use of --task"),
+        (["--audit", "--experiment=resnet50"], "--audit makes no use of --experiment"),
+        (["--audit", "--data.quality_rules={blury: 60}"], "Did you mean 'blurred'?"),
+    ],
+)
+def test_what_an_audit_would_ignore_is_refused(arguments, told, capsys):
+    assert prepare.main(["demo", *arguments]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def no_work(*_args, **_more):
+    raise AssertionError("the work began")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--audit", "--out=a_file"], "--out a_file is a file; give a folder"),
+        (["--audit", "--out=a_file/below"], "--out a_file/below cannot be written: a_file is a file"),
+        (["--audit", "--write-groups=a_folder"], "--write-groups a_folder is a folder; give a file"),
+        (["--audit", "--write-groups=a_file/groups.csv"], "--write-groups a_file/groups.csv cannot be written"),
+        (["--show=augment", "--out=a_file/x.png"], "--out a_file/x.png cannot be written"),
+        (["--show=augment", "--out=sheet.txt"], "--out is sheet.txt; --show writes a PNG"),
+        (["--audit", "--against=nothing"], "--against is 'nothing', which is not in the catalog"),
+        (["--show=clean", "--data.clean=[hair]", "--out=a_folder"], "--out a_folder is a folder; give a file"),
+    ],
+)
+def test_where_nothing_can_be_written_no_work_begins(flags, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").write_text("kept")
+    (tmp_path / "a_folder").mkdir()
+    monkeypatch.setattr(audit, "audit", no_work)
+    monkeypatch.setattr(prepare, "prepare", no_work)
+    assert prepare.main(["demo", *flags]) == 2
+    assert told in capsys.readouterr().err
+    assert (tmp_path / "a_file").read_text() == "kept"
+
+
+def test_a_file_that_fails_in_the_end_loses_no_other(small, tmp_path, monkeypatch, capsys):
+    def full(*_args, **_more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write_audit_page", full)
+    arguments = ["csv", f"--data.root={small}", "--audit", f"--out={tmp_path}", f"--write-groups={tmp_path / 'g.csv'}"]
+    assert prepare.main(arguments) == 2
+    assert f"{tmp_path / 'csv_audit.html'} cannot be written: No space left on device" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"csv_audit.csv", "csv_images.csv", "g.csv"}
+
+
+def test_a_row_an_image_with_its_quality_and_flags(small, tmp_path, capsys):
+    arguments = ["csv", f"--data.root={small}", "--audit", f"--out={tmp_path}"]
+    assert prepare.main([*arguments, "--data.quality_rules={resolution: 200, blurred: 0}"]) == 0
+    assert f"wrote {tmp_path / 'csv_images.csv'}" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "csv_images.csv", dtype={"image_id": str}, keep_default_na=False)
+    assert set(NAMES) == set(COLUMNS)
+    assert {"image_id", "lesion_id", "diagnosis", "part", "width", "height", *NAMES.values()} <= set(table.columns)
+    assert table["image_id"].tolist() == list("012345")
+    assert set(table["flags"]) == {"resolution"}
+    assert table["reasons"][0] == "too few pixels (resolution 160, below 200)"
+    assert table["shorter_side_px"].eq(160).all()
+    found = pd.read_csv(tmp_path / "csv_audit.csv")
+    assert (found["finding"] == "flagged").sum() == 6
+
+
+def test_the_nuisance_result_is_in_the_findings(tmp_path, capsys):
+    for number in range(12):
+        image = picture(520 + number, texture=0.5)
+        image.point(lambda value, n=number: min(255, value + 60 * (n % 2))).save(tmp_path / f"{number}.png")
+    rows = "\n".join(f"{n}.png,{'nv' if n % 2 else 'mel'}" for n in range(12))
+    (tmp_path / "index.csv").write_text(f"image,diagnosis\n{rows}\n")
+    assert prepare.main(["csv", f"--data.root={tmp_path}", "--audit", f"--out={tmp_path / 'out'}"]) == 0
+    table = pd.read_csv(tmp_path / "out/csv_audit.csv")
+    assert "Of so few images the interval is too narrow." in capsys.readouterr().out
+    told = table[table["finding"] == "confounding"].set_index("detail")["value"]
+    assert told["low end of its interval"] <= told["all features together"] <= told["high end of its interval"]
+    assert told["frame_light"] > 0.9
+
+
+def test_a_bad_mask_takes_nothing_from_its_image(tmp_path):
+    for name, image in (("a", picture(1)), ("b", picture(1)), ("c", Image.new("RGB", (160, 160))), ("d", picture(2))):
+        image.save(tmp_path / f"{name}.png")
+    Image.new("L", (20, 20)).save(tmp_path / "small.png")
+    (tmp_path / "index.csv").write_text(
+        "image,diagnosis,mask\na.png,nv,small.png\nb.png,nv,\nc.png,nv,small.png\nd.png,nv,\n"
+    )
+    found = audit.audit(DataConfig(dataset="csv", root=str(tmp_path)), jobs=1)
+    assert found.of("unreadable").empty
+    bad = found.of("bad_mask").set_index("image_id")["detail"]
+    assert set(bad.index) == {"a", "c"}
+    assert bad["a"].startswith(f"{tmp_path / 'a.png'} is 160×160 px but its mask {tmp_path / 'small.png'} is 20×20 px")
+    assert found.copies == [["a", "b"]]
+    assert "c" in set(found.of("flagged")["image_id"])
+
+
+def test_too_few_images_are_told_with_the_cause(tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    (tmp_path / "index.csv").write_text("image,diagnosis\na.png,nv\nb.png,mel\n")
+    with pytest.raises(DataError, match="1 readable image, and an audit compares images") as told:
+        audit.audit(DataConfig(dataset="csv", root=str(tmp_path)), jobs=1)
+    assert f"1 of 2 cannot be used:\n  {tmp_path / 'b.png'} is not an image\nMend these" in str(told.value)
+
+
+def test_the_data_set_itself_is_known_by_its_files(small, tmp_path, monkeypatch):
+    classes = tmp_path / "classes"
+    for number in range(4):
+        (classes / "nv mel".split()[number % 2]).mkdir(parents=True, exist_ok=True)
+        picture(540 + number).save(classes / "nv mel".split()[number % 2] / f"{number}.png")
+    rows = "\n".join(f"{path.relative_to(classes)},x" for path in sorted(classes.rglob("*.png")))
+    (classes / "index.csv").write_text(f"image,diagnosis\n{rows}\n")
+    os.symlink(small, tmp_path / "link")
+    again = [
+        (("csv", small), ("csv", tmp_path / "link")),
+        (("csv", small), ("csv", small / "index.csv")),
+        (("csv", small), ("csv", small / ".." / small.name)),
+        (("folder", classes), ("csv", classes)),
+    ]
+    monkeypatch.setattr(findings, "find_near", no_work)
+    for (name, root), (other, place) in again:
+        own, against = (DataConfig(dataset=one, root=str(where)) for one, where in ((name, root), (other, place)))
+        with pytest.raises(ConfigError, match="the data set itself"):
+            audit.audit(own, against, jobs=1)
+
+
+def test_a_part_of_the_data_set_is_not_the_data_set(small, tmp_path):
+    (small / "some.csv").write_text("image,diagnosis\n0.png,nv\n1.png,mel\n")
+    own = DataConfig(dataset="csv", root=str(small / "some.csv"))
+    found = audit.audit(own, DataConfig(dataset="csv", root=str(small)), jobs=1)
+    assert found.of("in_other")["image_id"].tolist() == ["0", "1"]

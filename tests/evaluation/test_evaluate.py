@@ -1,0 +1,522 @@
+"""Evaluations of finished runs: the run's own test part, other data, renamed copies, other classes, ensembles, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import html_pages
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY_FIT, all_runs, finished_run
+from PIL import Image, ImageOps
+from scipy.special import logsumexp
+
+from skincancer import evaluate, fit
+from skincancer.data.catalog import HAM10000_CLASSES, HAM10000_MALIGNANT
+from skincancer.data.overlap import find_seen, read_fingerprints
+from skincancer.data.readers import demo
+from skincancer.errors import ConfigError, RunError
+from skincancer.evaluation import external
+from skincancer.imaging.quality import measure
+from skincancer.runs.finished import FinishedRun, load_finished
+from skincancer.runs.store import connect
+from skincancer.schema import Experiment, flatten
+from skincancer.system.interrupts import Interrupted
+
+MALIGNANT = f"--data.malignant=[{','.join(HAM10000_MALIGNANT)}]"
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_demo, session_cache, tmp_path_factory):
+    """One finished classifier that every test evaluates, and its store."""
+    argv = ["--experiment=densenet169_undersample", *TINY_FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]
+    with finished_run(session_cache, tmp_path_factory.mktemp("finished"), *argv) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def copies(tiny_demo, tmp_path_factory) -> Path:
+    """The demo's images under other names, as a table of its own: no lesions, no patients."""
+    root = tmp_path_factory.mktemp("copies")
+    table = demo.read(tiny_demo)
+    names = [f"copy_{number:03}.png" for number in range(len(table))]
+    for name, image in zip(names, table["image"], strict=True):
+        shutil.copy(tiny_demo / image, root / name)
+    pd.DataFrame({"image": names, "diagnosis": table["diagnosis"]}).to_csv(root / "index.csv", index=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def edited(tiny_demo, tmp_path_factory) -> Path:
+    """The demo's images mirrored, a little brighter and compressed anew, as a table of its own."""
+    root = tmp_path_factory.mktemp("edited")
+    table = demo.read(tiny_demo)
+    names = [f"edited_{number:03}.jpg" for number in range(len(table))]
+    for name, image in zip(names, table["image"], strict=True):
+        with Image.open(tiny_demo / image) as found:
+            ImageOps.mirror(found).point(lambda value: min(255, round(value * 1.05))).save(root / name, quality=80)
+    pd.DataFrame({"image": names, "diagnosis": table["diagnosis"]}).to_csv(root / "index.csv", index=False)
+    return root
+
+
+def files(run) -> Path:
+    return Path(connect(None).download_artifacts(run.info.run_id, ""))
+
+
+def evaluated(*argv: str) -> tuple:
+    """Evaluate; return the new run and its artifacts."""
+    assert evaluate.main(list(argv)) == 0
+    run = next(run for run in reversed(all_runs()) if run.data.tags["kind"] == "evaluate")
+    return run, files(run)
+
+
+def table_of(folder: Path, name: str = "predictions/test.csv") -> pd.DataFrame:
+    return pd.read_csv(folder / name, dtype={"image_id": str, "lesion_id": str}, keep_default_na=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------- whole evaluations
+
+
+def test_the_runs_own_test_part_gives_the_runs_own_metrics(run, artifacts, capsys):
+    found, folder = evaluated(f"--run={run.info.run_id}", "--part=test")
+    own = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+    assert {name: found.data.metrics[name] for name in own} == own
+    assert (folder / "predictions/test.csv").read_bytes() == (artifacts / "predictions/test.csv").read_bytes()
+    assert (folder / "intervals.csv").read_bytes() == (artifacts / "intervals.csv").read_bytes()
+
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "evaluate densenet169_undersample 40:60"
+    tags, params = found.data.tags, found.data.params
+    assert tags["evaluated_run"] == run.info.run_id
+    for name in ("split_hash", "index_hash", "groups_hash", "synthetic"):
+        assert tags[name] == run.data.tags[name]
+    again = connect(None).get_run(run.info.run_id)
+    assert found.info.run_id in again.data.tags["evaluated_by"].split()
+    assert (params["dataset"], params["split"], params["part"]) == ("demo", "40:60", "test")
+    assert (params["excluded_images"], params["mapping_kind"], params["digests"]) == ("0", "same", "true")
+    assert int(params["test_images"]) == len(table_of(folder))
+
+    for name in ("config.yaml", "split.csv", "dropped.csv", "operating_points.csv", "calibration.csv", "subgroups.csv"):
+        assert (folder / name).is_file()
+    for name in ("roc", "confusion_matrix", "reliability", "temperature"):
+        assert (folder / f"figures/{name}.png").is_file()
+    assert json.loads((folder / "classes.json").read_text()) == {
+        "classes": list(HAM10000_CLASSES), "malignant": list(HAM10000_MALIGNANT),
+    }  # fmt: skip
+    assert (folder / "config.yaml").read_bytes() == (artifacts / "config.yaml").read_bytes()
+    before, after = (pd.read_csv(place / "split.csv", dtype={"image_id": str}) for place in (artifacts, folder))
+    assert (after["label"] == before["label"]).all()
+    assert ((after["role"] == "test") == (before["role"] == "test")).all()
+
+    page = html_pages.read(folder / "report.html")
+    assert html_pages.asks_for_nothing(page)
+    assert {"Results", "What was evaluated", "Figures", "Environment"} <= set(page.of("h2"))
+    assert any("SYNTHETIC DATA" in text for text in page.of("p", "band"))
+    assert any(row[:1] == ["balanced accuracy"] for row in page.rows())
+
+    point = pd.read_csv(folder / "operating_points.csv").set_index("metric")
+    assert (point["prevalence_source"] == "of these images").all()
+    truth = table_of(folder)["label"].isin(HAM10000_MALIGNANT)
+    assert point["prevalence"].iloc[0] == pytest.approx(truth.mean())
+    assert found.data.metrics["test/specificity_at_95_sensitivity"] == pytest.approx(point.loc["specificity", "value"])
+    assert found.data.metrics["temperature"] > 0
+    printed = capsys.readouterr().out
+    for text in ("the same classes: akiec", "a threshold from few images", "number_needed_to_biopsy", "calibration"):
+        assert text in printed
+
+
+def test_a_fit_leaves_digests_and_subgroups(run, artifacts):
+    digests = pd.read_csv(artifacts / "digests.csv", dtype=str)
+    split = pd.read_csv(artifacts / "split.csv", dtype=str, keep_default_na=False)
+    assert digests["image_id"].tolist() == split.loc[split["role"] != "", "image_id"].tolist()
+    assert digests["pixels"].str.fullmatch("[0-9a-f]{32}").all()
+    assert digests["pixels"].is_unique
+    subgroups = pd.read_csv(artifacts / "subgroups.csv", dtype=str, keep_default_na=False)
+    assert set(subgroups["attribute"]) <= {"age", "sex", "site", "dx_type"}
+    assert len(subgroups)
+
+
+def test_a_fit_leaves_small_grey_copies_of_what_it_used(run, artifacts):
+    split = pd.read_csv(artifacts / "split.csv", dtype=str, keep_default_na=False)
+    kept = read_fingerprints(artifacts / "fingerprints.npz")
+    assert kept.image_id.tolist() == split.loc[split["role"].isin(["train", "val"]), "image_id"].tolist()
+    assert kept.thumbnails.shape == (len(kept.image_id), 36, 36)
+    assert (artifacts / "fingerprints.npz").stat().st_size < 1500 * len(kept.image_id) + 2000
+    (artifacts.parent / "other.npz").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="holds no fingerprints"):
+        read_fingerprints(artifacts.parent / "other.npz")
+
+
+def test_edited_copies_of_training_images_are_found_by_their_looks(run, artifacts, edited, tiny_demo, capsys):
+    argv = [f"--run={run.info.run_id}", "--data.dataset=csv", f"--data.root={edited}"]
+    found, folder = evaluated(*argv)
+    printed = capsys.readouterr().out
+    split = pd.read_csv(artifacts / "split.csv", dtype=str, keep_default_na=False).set_index("image_id")
+    original = demo.read(tiny_demo)["image_id"].to_numpy()
+    used = np.flatnonzero(split["role"][original].isin(["train", "val"]))
+    left_out = pd.read_csv(folder / "near_duplicates.csv", dtype={"image_id": str, "like": str})
+    names = {f"edited_{number:03}": original[number] for number in used}
+    right = left_out[left_out["image_id"].isin(names)]
+    assert len(right) >= 0.95 * len(names)
+    assert len(right) >= 0.95 * len(left_out)
+    assert (right["like"] == right["image_id"].map(names)).mean() > 0.9
+    params = found.data.params
+    assert int(params["excluded_by_near"]) == int(params["near_duplicate_images"]) == len(left_out)
+    assert (params["near_duplicates"], params["fingerprints"], params["excluded_by_pixels"]) == ("exclude", "true", "0")
+    assert not set(table_of(folder)["image_id"]) & set(left_out["image_id"])
+    assert f"left out: {len(left_out)} images (nearly the same picture" in printed
+
+    kept, folder = evaluated(*argv, "--near-duplicates=keep")
+    assert (kept.data.params["near_duplicates"], kept.data.params["excluded_images"]) == ("keep", "0")
+    assert kept.data.params["near_duplicate_images"] == params["near_duplicate_images"]
+    assert len(table_of(folder)) == len(original)
+    assert "near-duplicates of training images are evaluated" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_path, capsys):
+    """It cropped by true masks; its images' copies have none."""
+    argv = ["--experiment=densenet169_undersample", *TINY_FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]
+    assert fit.main([*argv, "--data.crop=true", "--trainer.max_epochs=1"]) == 0
+    run = all_runs()[-1]
+    own = tmp_path / "own"
+    shutil.copytree(files(run), own)
+    asked = ["--data.dataset=csv", f"--data.root={edited}", "--data.masks=otsu"]
+    _, folder = evaluated(f"--run={own}", *asked)
+    split = pd.read_csv(own / "split.csv", dtype=str, keep_default_na=False).set_index("image_id")
+    original = demo.read(tiny_demo)["image_id"].to_numpy()
+    used = {f"edited_{number:03}" for number in np.flatnonzero(split["role"][original].isin(["train", "val"]))}
+    left_out = pd.read_csv(folder / "near_duplicates.csv", dtype=str)["image_id"]
+    assert left_out.isin(used).sum() >= 0.95 * max(len(used), len(left_out))
+    capsys.readouterr()
+    with np.load(own / "fingerprints.npz") as content:
+        kept = {name: content[name] for name in ("image_id", "thumbnails")}
+    np.savez_compressed(own / "fingerprints.npz", **kept)  # as an older version wrote them, of crops
+    older, _ = evaluated(f"--run={own}", *asked)
+    assert "near-duplicates cannot be found" in capsys.readouterr().out
+    assert older.data.params["fingerprints"] == "false"
+
+
+def test_a_run_of_an_older_version_is_told_loudly(run, artifacts, edited, tmp_path, capsys):
+    older = tmp_path / "older"
+    shutil.copytree(artifacts, older)
+    (older / "fingerprints.npz").unlink()
+    found, folder = evaluated(f"--run={older}", "--data.dataset=csv", f"--data.root={edited}")
+    assert "near-duplicates cannot be found" in capsys.readouterr().out
+    assert (found.data.params["fingerprints"], found.data.params["near_duplicate_images"]) == ("false", "0")
+    assert not (folder / "near_duplicates.csv").exists()
+
+
+def test_renamed_copies_of_training_images_are_left_out_and_classes_summed(run, artifacts, copies, tiny_demo, capsys):
+    found, folder = evaluated(
+        "--run", run.info.run_id, "--data.dataset=csv", f"--data.root={copies}", "--data.target=malignancy", MALIGNANT,
+        "--prevalence=0.1",
+    )  # fmt: skip
+    split = pd.read_csv(artifacts / "split.csv", dtype=str, keep_default_na=False).set_index("image_id")
+    original = demo.read(tiny_demo)["image_id"].to_numpy()
+    role = split["role"][original].to_numpy()
+    table = table_of(folder)
+    assert table["image_id"].tolist() == [f"copy_{number:03}" for number in np.flatnonzero(role == "test")]
+    params = found.data.params
+    assert int(params["excluded_images"]) == int(params["excluded_by_pixels"]) == (role != "test").sum()
+    assert params["excluded_by_image"] == "0"
+    dropped = pd.read_csv(folder / "dropped.csv")
+    assert (dropped["reason"] == "the same pixels as an image that the run was trained or chosen on").sum() == len(
+        dropped
+    )
+
+    own = table_of(artifacts).set_index("image_id").loc[original[role == "test"]]
+    summed = own[[f"p_{name}" for name in HAM10000_MALIGNANT]].sum(axis=1).to_numpy()
+    np.testing.assert_allclose(table["p_malignant"], summed, atol=1e-6)
+    logits = logsumexp(own[[f"logit_{name}" for name in HAM10000_MALIGNANT]].to_numpy(), axis=1)
+    np.testing.assert_allclose(table["logit_malignant"], logits, atol=1e-4)
+    assert (table["label"] == np.where(own["label"].isin(HAM10000_MALIGNANT), "malignant", "benign")).all()
+    assert params["mapping_kind"] == "malignancy"
+    assert "malignant = akiec + bcc + mel of the run" in params["mapping"]
+    assert found.info.experiment_id == connect(None).get_experiment_by_name("csv-classification").experiment_id
+
+    validation = table_of(folder, "predictions/val.csv")
+    point = pd.read_csv(folder / "operating_points.csv").set_index("metric")
+    positives = validation.loc[validation["label"] == "malignant", "p_malignant"]
+    assert point["threshold"].iloc[0] == pytest.approx(positives.min()), "95 % of so few are all of them"
+    called, truth = table["p_malignant"] >= point["threshold"].iloc[0], table["label"] == "malignant"
+    sensitivity, specificity = (called & truth).sum() / truth.sum(), (~called & ~truth).sum() / (~truth).sum()
+    assert point.loc["sensitivity", "value"] == pytest.approx(sensitivity)
+    assert point.loc["specificity", "value"] == pytest.approx(specificity)
+    ppv = 0.1 * sensitivity / (0.1 * sensitivity + 0.9 * (1 - specificity))
+    assert point.loc["ppv", "value"] == pytest.approx(ppv)
+    assert (params["prevalence"], params["prevalence_source"]) == ("0.1", "given")
+    printed = capsys.readouterr().out
+    assert f"left out: {(role != 'test').sum()} images (the same pixels" in printed
+    assert not (folder / "subgroups.csv").exists(), "nothing is known of these lesions"
+
+
+def test_flagged_images_are_told_as_such(run, edited, capsys):
+    sharpness = sorted(measure(np.asarray(Image.open(path)))["quality_sharpness"] for path in edited.glob("*.jpg"))
+    rule = f"--data.quality_rules={{blurred: {(sharpness[2] + sharpness[3]) / 2}}}"
+    argv = ["--data.dataset=csv", f"--data.root={edited}", "--data.quality=drop_flagged", rule]
+    found, _ = evaluated(f"--run={run.info.run_id}", *argv)
+    printed = capsys.readouterr().out
+    assert "left out: 3 images that data.quality flags (dropped.csv says why)" in printed
+    assert "cannot be used" not in printed
+    assert found.data.params["dropped_images"] == "3"
+
+
+def test_data_of_one_class_leave_what_cannot_be_told_undefined(run, artifacts, tiny_demo, tmp_path, capsys):
+    """A subset of the run's classes, too: nothing is renormalised, and other classes are still predicted."""
+    own = table_of(artifacts).set_index("image_id")
+    melanomas = own[own["label"] == "mel"]
+    table = demo.read(tiny_demo).set_index("image_id")
+    (tmp_path / "own").mkdir()
+    names = [f"{number}.jpg" for number in range(len(melanomas))]
+    for name, image_id in zip(names, melanomas.index, strict=True):
+        shutil.copy(tiny_demo / table.loc[image_id, "image"], tmp_path / "own" / name)
+    pd.DataFrame({"image": names, "diagnosis": "mel"}).to_csv(tmp_path / "own/index.csv", index=False)
+    argv = ["--data.dataset=csv", f"--data.root={tmp_path / 'own'}"]
+    found, folder = evaluated(f"--run={run.info.run_id}", *argv)
+    metrics = found.data.metrics
+    assert metrics["test/accuracy"] == metrics["test/recall/mel"] == (melanomas["prediction"] == "mel").mean()
+    assert not {"test/auroc_macro", "test/recall/nv", "test/specificity_at_95_sensitivity"} & set(metrics)
+    assert "test/sensitivity_at_95_sensitivity" in metrics
+    assert set(found.data.params["mapping_kind"].split()) == {"subset"}
+    p = [f"p_{name}" for name in HAM10000_CLASSES]
+    np.testing.assert_allclose(table_of(folder)[p], melanomas[p], atol=1e-6)
+    assert "Nothing is renormalised" in capsys.readouterr().out
+    message = refused(capsys, 2, f"--run={run.info.run_id}", *argv, "--part=test")
+    assert "at least 2 are needed" in message, "a split needs more"
+
+
+def test_an_ensemble_is_the_mean_of_probabilities(run, artifacts, tmp_path, capsys):
+    twin = tmp_path / "twin"  # the same run with other weights, of a version that wrote no digests
+    shutil.copytree(artifacts, twin)
+    (twin / "digests.csv").unlink()
+    content = torch.load(twin / "checkpoints/best.ckpt", weights_only=True)
+    bias = next(name for name in content["state_dict"] if name.startswith("head.") and name.endswith("bias"))
+    content["state_dict"][bias] += torch.linspace(-2, 2, len(HAM10000_CLASSES))
+    torch.save(content, twin / "checkpoints/best.ckpt")
+    both, folder = evaluated("--run", run.info.run_id, str(twin), "--part=test")
+    table, own = table_of(folder), table_of(artifacts)
+    columns, logit = [f"p_{name}" for name in HAM10000_CLASSES], [f"logit_{name}" for name in HAM10000_CLASSES]
+    shifted = own[logit].to_numpy() + np.linspace(-2, 2, len(HAM10000_CLASSES))
+    other = np.exp(shifted - logsumexp(shifted, axis=1, keepdims=True))
+    np.testing.assert_allclose(table[columns], (own[columns].to_numpy() + other) / 2, atol=1e-6)
+    np.testing.assert_allclose(np.exp(table[logit]), table[columns], atol=1e-6)
+    assert both.data.params["evaluated_runs"] == "2"
+    assert both.data.params["digests"] == "false"
+    assert both.data.tags["evaluated_run"] == f"{run.info.run_id} {twin}"
+    assert (folder / "configs/1.yaml").is_file()
+    printed = capsys.readouterr().out
+    assert "pixels cannot be compared" in printed
+    assert f"run {twin} holds no digests.csv" in printed
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(RunError("the model gives NaN"), "FAILED", 1), (Interrupted(15), "KILLED", 143)],
+)
+def test_how_an_evaluation_ends(run, monkeypatch, error, status, code):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(external, "predict_test", fail)
+    before = connect(None).get_run(run.info.run_id).data.tags.get("evaluated_by", "")
+    assert evaluate.main([f"--run={run.info.run_id}", "--part=test"]) == code
+    newest = all_runs()[-1]
+    assert newest.data.tags["kind"] == "evaluate"
+    assert newest.info.status == status
+    assert newest.data.tags["status_reason"]
+    assert connect(None).get_run(run.info.run_id).data.tags.get("evaluated_by", "") == before
+
+
+# ------------------------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "give --run RUN_ID"),
+        (["--run=a", "--part=val"], "--part is 'val'; choose one of all, test"),
+        (["--run=a", "--data.split=70:30"], "--data.split goes with --part test"),
+        (["--run=a", "--prevalence=10"], "--prevalence is 10.0; it is a share"),
+        (["--run", "a", "a"], "--run names a twice"),
+        (["--run=a", "--map", "melanoma"], "--map melanoma: give TARGET=CLASS+CLASS"),
+        (["--run=a", "--data.sise=3"], "--data.sise is not a known flag. Did you mean '--data.size'"),
+        (["--run=a", "--model.tta=d4"], "--model.tta is not a known flag"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_wrongly(capsys, argv, message):
+    assert evaluate.main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def refused(capsys, code: int, *argv: str) -> str:
+    count = len(all_runs())
+    assert evaluate.main(list(argv)) == code
+    assert len(all_runs()) == count, "no run was started"
+    return capsys.readouterr().err
+
+
+def test_runs_that_cannot_be_evaluated(run, capsys, tmp_path):
+    assert "there is no such run" in refused(capsys, 1, "--run=0123")
+    client = connect(None)
+    other = client.create_run(run.info.experiment_id, tags={"kind": "compare"})
+    assert "is RUNNING and not FINISHED" in refused(capsys, 1, f"--run={other.info.run_id}")
+    client.set_terminated(other.info.run_id)
+    assert "of kind 'compare', which holds no model" in refused(capsys, 1, f"--run={other.info.run_id}")
+    empty = client.create_run(run.info.experiment_id, tags={"kind": "fit"})
+    client.set_terminated(empty.info.run_id)
+    assert "'config.yaml'" in refused(capsys, 1, f"--run={empty.info.run_id}")
+    for one in (other, empty):
+        client.delete_run(one.info.run_id)
+    (tmp_path / "folder").mkdir()
+    assert "the folder has no config.yaml" in refused(capsys, 1, f"--run={tmp_path / 'folder'}")
+
+
+def test_the_runs_recipe_is_its_own(run, capsys):
+    message = refused(capsys, 2, f"--run={run.info.run_id}", "--data.size=64")
+    assert "--data.size: an evaluation takes the run's own, 32" in message
+
+
+def test_classes_that_cannot_be_mapped_show_both_sets(run, capsys, tmp_path, tiny_demo):
+    for name in ("melanocytic", "other"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        shutil.copy(next(tiny_demo.rglob("*.jpg")), tmp_path / "own" / name / "a.jpg")
+    argv = [f"--run={run.info.run_id}", "--data.dataset=folder", f"--data.root={tmp_path / 'own'}"]
+    message = refused(capsys, 2, *argv)
+    for text in ("akiec, bcc, bkl, df, mel, nv, vasc", "melanocytic, other", "--map"):
+        assert text in message
+    assert "says nothing of other" in refused(
+        capsys, 2, *argv, "--map", "melanocytic=mel+nv", "rest=akiec+bcc+bkl+df+vasc"
+    )
+
+
+def test_a_data_set_of_which_everything_was_seen(run, artifacts, capsys, copies, tmp_path, tiny_demo):
+    split = pd.read_csv(artifacts / "split.csv", dtype=str, keep_default_na=False).set_index("image_id")
+    original = demo.read(tiny_demo)["image_id"].to_numpy()
+    table = pd.read_csv(copies / "index.csv")
+    table = table[split["role"][original].to_numpy() != "test"]
+    shutil.copytree(copies, tmp_path / "seen")
+    table.to_csv(tmp_path / "seen/index.csv", index=False)
+    argv = [f"--run={run.info.run_id}", "--data.dataset=csv", f"--data.root={tmp_path / 'seen'}"]
+    assert f"all {len(table)} images have been seen" in refused(capsys, 2, *argv)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda table: table.assign(p_mel=table["p_mel"] + 0.5),
+            "the probabilities of 7 of 7 images are no numbers from 0 to 1 that sum to 1",
+        ),
+        (lambda table: table.drop(columns="p_mel"), "it has no column p_mel"),
+        (lambda table: table.assign(label="melanoma"), "label melanoma is none of the classes"),
+        (lambda table: table.assign(logit_mel=np.inf), "the logits of 7 images .* are not finite"),
+    ],
+)
+def test_predictions_that_were_changed(run, artifacts, tmp_path, change, message):
+    folder = tmp_path / "run"
+    shutil.copytree(artifacts, folder)
+    table = table_of(folder, "predictions/val.csv")
+    assert len(table) == 7
+    change(table).to_csv(folder / "predictions/val.csv", index=False)
+    with pytest.raises(RunError, match=message):
+        load_finished(str(folder), tmp_path / "here", None)
+
+
+# ----------------------------------------------------------------------------------------------------------- without any network
+
+
+def images(*rows: tuple[str, str, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["image_id", "lesion_id", "pixels"])
+
+
+def test_what_has_been_seen():
+    split = images(("a", "L1", "p1"), ("b", "L2", "p2"), ("ISIC_1", "HAM_1", "p3"), ("t", "L4", "p4")).assign(
+        role=["train", "val", "train", "test"]
+    )
+    new = images(
+        ("a", "L9", "x"), ("n", "L2", "x"), ("c", "c", "p2"), ("d", "d", "p4"), ("t", "L4", "x"), ("ISIC_1", "y", "x"),
+        ("ISIC_2", "HAM_1", "x"), ("b", "L2", "p1"),
+    )  # fmt: skip
+    assert find_seen(new, split, True).tolist() == ["image", "lesion", "pixels", "", "", "image", "lesion", "pixels"]
+    assert find_seen(new, split, False).tolist() == ["", "", "pixels", "", "", "image", "lesion", "pixels"]
+    assert find_seen(new.drop(columns="pixels"), split, False).tolist()[2] == "", "no digests, no comparison"
+
+
+def finished_run_of(tmp_path, masks_by=(), segmenter=None, **stored) -> FinishedRun:
+    values = flatten(Experiment().to_dict()) | {"data.dataset": "ham10000", "training.monitor": "val/accuracy"}
+    classes = HAM10000_CLASSES
+    return FinishedRun(
+        run="r", folder=tmp_path, stored=values | stored, classes=classes, malignant=HAM10000_MALIGNANT,
+        split=pd.DataFrame(), segmenter=segmenter, masks_by=frozenset(masks_by), validation=None,
+    )  # fmt: skip
+
+
+def test_crops_are_cut_by_the_masks_that_the_run_had(tmp_path):
+    crop = {"data.crop": True, "data.crop_margin": 0.1}
+    other = {"data.dataset": "malignant_vs_benign"}
+
+    def masks(run, **flags):
+        return external.plan(
+            run, {**other, **{key.replace("__", "."): value for key, value in flags.items()}}, None
+        ).data.masks
+
+    assert masks(finished_run_of(tmp_path, **crop, masks_by={"truth", "empty"})) == "truth", "not Otsu's, unasked"
+    assert masks(finished_run_of(tmp_path, **crop, masks_by={"truth", "otsu"})) == "auto"
+    assert masks(finished_run_of(tmp_path, **crop, masks_by={"truth"}), data__masks="otsu") == "otsu"
+    (tmp_path / "segmenter").mkdir()
+    run = finished_run_of(tmp_path, **crop, **{"data.masks": "run:gone"}, segmenter=tmp_path / "segmenter")
+    assert masks(run) == f"run:{tmp_path / 'segmenter'}"
+    assert external.plan(run, other, None).data.crop_margin == 0.1
+    with pytest.raises(ConfigError, match=r"data.masks is 'otsu'; it is for data.crop true"):
+        masks(finished_run_of(tmp_path), data__masks="otsu")
+
+
+def test_other_data_do_not_inherit_what_belongs_to_the_runs_own(tmp_path):
+    own = {"data.root": str(tmp_path), "data.groups": "groups.csv", "data.malignant": ["mel"], "data.skip_bad": True}
+    run = finished_run_of(
+        tmp_path, **own, **{"data.balance": "undersample", "data.target": "malignancy", "data.size": 96}
+    )
+    other = external.plan(run, {"data.dataset": "isic2018_task3"}, None)
+    assert (other.data.root, other.data.groups, other.data.malignant, other.data.skip_bad) == (None, None, [], False)
+    assert (other.data.size, other.data.target, other.data.balance) == (96, "malignancy", "none")
+    same = external.plan(run, {}, None)
+    assert (same.data.root, same.data.malignant) == (str(tmp_path), ["mel"])
+    assert external.same_files(run, same)
+    assert not external.same_files(run, other)
+    gone = dataclasses.replace(run, stored=run.stored | {"data.root": str(tmp_path / "gone")})
+    assert external.plan(gone, {}, None).data.root is None, "trained on another machine"
+
+
+def notes(run: FinishedRun, **flags) -> list[str]:
+    planned = external.plan(run, {key.replace("__", "."): value for key, value in flags.items()}, None)
+    return [title for title, _ in external.Evaluation((run,), (planned,), (), (), pd.DataFrame(), True).notes]
+
+
+def test_what_nobody_may_overlook(tmp_path):
+    run = finished_run_of(tmp_path)
+    assert notes(run) == notes(run, data__dataset="isic2018_task3") == []
+    assert notes(run, data__dataset="malignant_vs_benign") == ["this is no external validation"]
+    other = finished_run_of(tmp_path, **{"data.dataset": "malignant_vs_benign"})
+    assert notes(other, data__dataset="ham10000") == ["this is no external validation"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_a_precision_that_this_machine_has_not(tmp_path):
+    run = finished_run_of(tmp_path, **{"trainer.precision": "16-mixed"})
+    assert external.plan(run, {}, None).trainer.precision == "32"
+    assert notes(run) == ["another precision"]
+
+
+def test_folders_of_one_catalog_name_are_not_the_same_files(tmp_path):
+    run = finished_run_of(tmp_path, **{"data.dataset": "folder", "data.root": str(tmp_path)})
+    assert external.same_files(run, external.plan(run, {}, None))
+    assert not external.same_files(run, external.plan(run, {"data.root": str(tmp_path.parent)}, None))
+
+
+def test_a_task_that_the_data_are_not_for(tmp_path):
+    with pytest.raises(ConfigError, match="isic2018_task1 is for segmentation, not for classification"):
+        external.plan(finished_run_of(tmp_path), {"data.dataset": "isic2018_task1"}, None)

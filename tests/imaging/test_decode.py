@@ -1,0 +1,207 @@
+"""Image and mask files of every kind to pixels: known colours in, the same colours out, or a reason that names the fault."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skincancer.imaging.decode import BadImage, decode, read_image, read_mask
+
+RED, GREEN, BLUE = (200, 40, 30), (20, 180, 60), (30, 50, 210)
+
+
+def quadrants() -> Image.Image:
+    """Wide, 32×16: left half red, right half green above blue, so that every turn and flip shows."""
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16], pixels[:8, 16:], pixels[8:, 16:] = RED, GREEN, BLUE
+    return Image.fromarray(pixels)
+
+
+def upright(image: Image.Image, tolerance: int = 0) -> bool:
+    """Say whether an image is `quadrants()`, looking at the middle of each colour (JPEG smears edges)."""
+    pixels = np.asarray(image).astype(int)
+    wanted = {(8, 8): RED, (4, 24): GREEN, (12, 24): BLUE}
+    return pixels.shape == (16, 32, 3) and all(
+        abs(pixels[place] - colour).max() <= tolerance for place, colour in wanted.items()
+    )
+
+
+def test_plain_rgb_is_read_as_it_is(tmp_path: Path):
+    quadrants().save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.mode == "RGB"
+    assert np.array_equal(image, quadrants())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str):
+    # what a camera stores for each value of the tag, by the EXIF standard: the inverse of what a viewer does
+    turn = Image.Transpose
+    stored = {
+        1: None, 2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+        6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270,
+    }[orientation]  # fmt: skip
+    picture = quadrants() if stored is None else quadrants().transpose(stored)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95, "subsampling": 0} if suffix == "jpg" else {}
+    picture.save(tmp_path / f"a.{suffix}", exif=exif, **options)
+    assert upright(read_image(tmp_path / f"a.{suffix}"), tolerance=4)
+    # width and height are those of the upright picture too
+    assert decode(tmp_path / f"a.{suffix}", None, 8, "stretch")[2:4] == (32, 16)
+
+
+def test_cmyk_jpeg(tmp_path: Path):
+    quadrants().convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as stored:
+        assert stored.mode == "CMYK"
+    assert upright(read_image(tmp_path / "a.jpg"), tolerance=6)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_greyscale_gives_three_equal_channels(tmp_path: Path, suffix: str):
+    grey = np.repeat(np.arange(0, 256, 16, dtype=np.uint8)[:, None], 16, axis=1)
+    Image.fromarray(grey).save(tmp_path / f"a.{suffix}")
+    pixels = np.asarray(read_image(tmp_path / f"a.{suffix}"))
+    assert pixels.shape == (16, 16, 3)
+    assert (pixels == pixels[..., :1]).all()
+    assert abs(pixels[..., 0].astype(int) - grey).max() <= (3 if suffix == "jpg" else 0)
+
+
+@pytest.mark.parametrize("alpha", [0, 128, 255])
+def test_alpha_is_dropped_and_colours_stay(tmp_path: Path, alpha: int):
+    picture = quadrants()
+    picture.putalpha(alpha)
+    picture.save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), quadrants())
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "1", "YCbCr"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str):
+    picture = quadrants().quantize(8) if mode == "P" else quadrants().convert(mode)
+    path = tmp_path / ("a.tiff" if mode == "YCbCr" else "a.png")
+    picture.save(path)
+    with Image.open(path) as stored:
+        assert stored.mode == mode
+    image = read_image(path)
+    assert image.mode == "RGB"
+    if mode in ("P", "YCbCr"):
+        assert upright(image, tolerance=3)
+    else:
+        reference = np.asarray(quadrants().convert("1" if mode == "1" else "L").convert("L"))
+        assert (np.asarray(image) == reference[..., None]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("zero.jpg", b"", r"is empty \(0 bytes\)"),
+        ("text.jpg", b"this is no image at all", "is not an image"),
+        ("gone.jpg", None, "does not exist"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_files_that_are_no_images(tmp_path: Path, name: str, content: bytes | None, message: str, read):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadImage, match=message):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_truncated_files(tmp_path: Path, suffix: str, share: float):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
+    content = (tmp_path / f"whole.{suffix}").read_bytes()
+    (tmp_path / f"cut.{suffix}").write_bytes(content[: int(len(content) * share)])
+    read_image(tmp_path / f"whole.{suffix}")
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        read_image(tmp_path / f"cut.{suffix}")
+
+
+def test_more_than_eight_bits_are_refused_and_not_clipped(tmp_path: Path):
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "sixteen.png")
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "float.tiff")
+    for name in ("sixteen.png", "float.tiff"):
+        with pytest.raises(BadImage, match="more than 8 bits"):
+            read_image(tmp_path / name)
+
+
+def disc(width: int = 40, height: int = 20) -> np.ndarray:
+    """bool (H, W): an ellipse off the middle."""
+    y, x = np.mgrid[:height, :width]
+    return ((x - 15) / 10) ** 2 + ((y - 8) / 6) ** 2 < 1
+
+
+def binary_masks() -> dict[str, Image.Image]:
+    inside = disc()
+    palette = Image.fromarray(inside.astype(np.uint8), "P")
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    red = Image.fromarray(inside.astype(np.uint8), "P")
+    red.putpalette([0, 0, 0, 128, 0, 0])  # how PASCAL VOC and labelme colour their first class
+    return {
+        "0/1": Image.fromarray(inside.astype(np.uint8)),
+        "0/255": Image.fromarray(inside.astype(np.uint8) * 255),
+        "one bit": Image.fromarray(inside),
+        "soft edge": Image.fromarray(np.where(inside, 250, 9).astype(np.uint8)),
+        "palette": palette,
+        "red palette": red,
+        "RGB": Image.fromarray(np.repeat(inside[..., None] * np.uint8(255), 3, axis=2)),
+        "red RGB": Image.fromarray(inside[..., None] * np.array([255, 0, 0], np.uint8)),
+        "RGBA": Image.fromarray(np.dstack([np.repeat(inside[..., None] * np.uint8(255), 3, 2), np.full((20, 40), 255, np.uint8)])),
+        "16 bit": Image.fromarray(inside.astype(np.uint16) * 65535),
+        "16 bit 0/1": Image.fromarray(inside.astype(np.uint16)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", binary_masks())
+def test_masks_are_binarised(tmp_path: Path, kind: str):
+    binary_masks()[kind].save(tmp_path / "m.png")
+    mask = read_mask(tmp_path / "m.png")
+    assert mask.mode == "L"
+    assert np.array_equal(np.asarray(mask), disc() * np.uint8(255))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_empty_mask_stays_empty_and_a_full_one_full(tmp_path: Path, dtype):
+    for value, expected in ((0, 0), (np.iinfo(dtype).max, 255), (1, 255)):
+        Image.fromarray(np.full((6, 9), value, dtype)).save(tmp_path / "m.png")
+        assert (np.asarray(read_mask(tmp_path / "m.png")) == expected).all()
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad", "crop"])
+def test_image_and_mask_are_brought_to_the_square_alike(tmp_path: Path, resize: str):
+    inside = disc(80, 40)
+    Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).save(tmp_path / "m.png")
+    Image.fromarray(np.repeat(np.where(inside, 255, 0).astype(np.uint8)[..., None], 3, 2)).save(tmp_path / "i.png")
+    pixels, truth, width, height, _ = decode(tmp_path / "i.png", tmp_path / "m.png", 40, resize)
+    assert (pixels.shape, pixels.dtype) == ((40, 40, 3), np.uint8)
+    assert (truth.shape, truth.dtype) == ((40, 40), np.uint8)
+    assert (width, height) == (80, 40)
+    assert set(np.unique(truth)) == {0, 1}
+    differing = (truth > 0) != (pixels[..., 0] > 127)
+    assert differing.mean() < 0.03  # nearest against antialiased: along the edge alone
+
+
+def test_without_a_mask_there_is_none(tmp_path: Path):
+    quadrants().save(tmp_path / "i.png")
+    pixels, truth, *_ = decode(tmp_path / "i.png", None, 8, "stretch")
+    assert truth is None
+    assert np.array_equal(pixels, quadrants().resize((8, 8), Image.Resampling.BILINEAR))
+
+
+def test_a_mask_of_another_size_names_both(tmp_path: Path):
+    quadrants().save(tmp_path / "i.png")
+    Image.new("L", (16, 32)).save(tmp_path / "turned.png")
+    with pytest.raises(BadImage, match=r"32×16 px but its mask .*turned\.png is 16×32 px"):
+        decode(tmp_path / "i.png", tmp_path / "turned.png", 8, "stretch")
+
+
+def test_a_bad_mask_is_named_itself(tmp_path: Path):
+    quadrants().save(tmp_path / "i.png")
+    (tmp_path / "mask.png").write_bytes(b"")
+    with pytest.raises(BadImage, match=r"mask\.png"):
+        decode(tmp_path / "i.png", tmp_path / "mask.png", 8, "stretch")

@@ -1,0 +1,763 @@
+"""A whole sweep: its runs, figures and best configuration; trials that crash; every way of ending and going on."""
+
+import faulthandler
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import mlflow
+import optuna
+import pandas as pd
+import postgres
+import psutil
+import pytest
+from conftest import TINY_FIT, all_runs, make_store, only_run
+from sklearn.metrics import balanced_accuracy_score
+
+from skincancer import fit, sweep
+from skincancer.config.cli import build_parser, parse_flags
+from skincancer.config.resolve import resolve
+from skincancer.data.prepare import prepare_data
+from skincancer.runs import lifecycle
+from skincancer.runs.store import connect, experiment_id
+from skincancer.sweeps import executor, study, worker_process
+from skincancer.sweeps.figures import sweep_figures
+from skincancer.sweeps.plan import Plan, used_images
+from skincancer.sweeps.trial import TrialLink
+from skincancer.system import paths
+from skincancer.system.hardware import owner_tags
+from skincancer.system.interrupts import Interrupted
+from skincancer.system.yaml_files import load_yaml
+
+SPACE = """
+task: classification
+data: {balance: oversample}
+search:
+  model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}
+  augment.policy: {choices: [none, light]}
+"""
+
+
+def arguments(folder: Path, root: Path, *more: str) -> list[str]:
+    (folder / "tiny.yaml").write_text(SPACE)
+    return [f"--experiment={folder / 'tiny.yaml'}", f"--data.root={root}", *TINY_FIT, *more]
+
+
+def by_kind(kind: str) -> list[mlflow.entities.Run]:
+    return [run for run in all_runs() if run.data.tags["kind"] == kind]
+
+
+def artifact(run: mlflow.entities.Run, name: str) -> Path:
+    return Path(connect(None).download_artifacts(run.info.run_id, name))
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_demo, session_cache, tmp_path_factory):
+    """A sweep of three trials by two workers, that several tests look at: its folder and store."""
+    folder = tmp_path_factory.mktemp("swept")
+    uri = make_store(folder / "mlruns")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKINCANCER_CACHE", str(session_cache))
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert sweep.main([*arguments(folder, tiny_demo), "--trials=3", "--workers=2", "--study=three"]) == 0
+    return folder, uri
+
+
+@pytest.fixture
+def there(swept, monkeypatch) -> Path:
+    """The module's sweep, its store being the current one: its folder."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", swept[1])
+    return swept[0]
+
+
+def test_a_sweep_is_a_parent_with_a_child_a_trial(there):
+    (parent,) = by_kind("sweep")
+    children = by_kind("trial")
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "sweep three"
+    assert parent.data.params["objective"] == "best/balanced_accuracy"
+    assert sorted(child.data.params["trial"] for child in children) == ["0", "1", "2"]
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["trial_state"] == "COMPLETE"
+        assert child.data.tags["split_hash"] == parent.data.tags["split_hash"]
+        assert 1e-4 <= float(child.data.params["model.optimizer.lr"]) <= 1e-2
+        assert child.data.params["lr"] == child.data.params["model.optimizer.lr"]
+        assert child.data.params["augment.policy"] == child.data.params["augment"]
+    assert len({child.data.params["model.optimizer.lr"] for child in children}) == 3
+
+
+def test_trials_never_see_the_test_part(there):
+    for child in by_kind("trial"):
+        assert not [name for name in child.data.metrics if name.startswith("test/")]
+        names = {item.path for item in connect(None).list_artifacts(child.info.run_id, "predictions")}
+        assert names == {"predictions/val.csv"}
+
+
+def test_the_objective_is_that_of_the_validation_part(there):
+    (parent,) = by_kind("sweep")
+    table = pd.read_csv(artifact(parent, "trials.csv")).set_index("trial")
+    for child in by_kind("trial"):
+        val = pd.read_csv(artifact(child, "predictions/val.csv"))
+        expected = balanced_accuracy_score(val["label"], val["prediction"])
+        assert table.loc[int(child.data.params["trial"]), "best/balanced_accuracy"] == pytest.approx(expected, abs=1e-9)
+        assert child.data.metrics["best/balanced_accuracy"] == pytest.approx(expected, abs=1e-9)
+    assert list(table["state"]) == ["COMPLETE"] * 3
+    best = table["best/balanced_accuracy"].idxmax()
+    assert parent.data.tags["best_trial"] == str(best)
+    assert parent.data.tags["best_run"] == table.loc[best, "run_id"]
+
+
+def test_figures(there):
+    (parent,) = by_kind("sweep")
+    names = {Path(item.path).stem for item in connect(None).list_artifacts(parent.info.run_id, "figures")}
+    assert names >= {"history", "learning_curves", "slice", "parallel_coordinate"}
+
+
+def test_figures_follow_from_what_the_trials_allow():
+    drawn = []
+    for values in ([], [0.5], [0.5, 0.5], [0.5, 0.6, 0.7]):
+        found = optuna.create_study(direction="maximize")
+        for value in values:
+            trial = found.ask({"model.dropout": optuna.distributions.FloatDistribution(0.0, 0.5)})
+            trial.report(value, 1)
+            found.tell(trial, value)
+        found.tell(found.ask(), state=optuna.trial.TrialState.FAIL)
+        drawn.append([name for name, _ in sweep_figures(found, "best/dice", "title", "note")])
+    one = ["history", "learning_curves", "slice"]
+    assert drawn == [[], one, [*one, "parallel_coordinate"], [*one, "parallel_coordinate", "importance"]]
+
+
+def test_the_best_configuration_repeats_the_best_trial_exactly(there, new_store):
+    (parent,) = by_kind("sweep")
+    best = parent.data.metrics["best/balanced_accuracy"]
+    path = artifact(parent, "best.yaml")
+    assert path.read_text() == (paths.sweeps_folder(connect(None).tracking_uri) / "three/best.yaml").read_text()
+    command = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} python -m skincancer.fit --experiment best.yaml"
+    assert path.read_text().splitlines()[0] == f"# the same numbers again: {command}"
+    content = load_yaml(path)
+    assert content["search"] == {}
+    assert content["name"] == "tiny_best"
+    new_store("again")
+    assert content["tracking"]["uri"] is None, "it may hold a password"
+    assert fit.main([f"--experiment={path}"]) == 0
+    again = only_run()
+    assert again.data.metrics["best/balanced_accuracy"] == best
+    assert "test/balanced_accuracy" in again.data.metrics
+
+
+def test_a_second_start_adds_nothing_and_a_larger_total_goes_on(there, tiny_demo, session_cache, monkeypatch, capsys):
+    (parent,) = by_kind("sweep")
+    same = arguments(there, tiny_demo, "--study=three")
+    assert sweep.main([*same, "--trials=3"]) == 0
+    assert len(by_kind("trial")) == 3
+    monkeypatch.setattr(executor.TrialProcess, "_command", lambda self: [sys.executable, "-c", COMPLETE])
+    assert sweep.main([*same, "--trials=4"]) == 0
+    (again,) = by_kind("sweep")
+    assert again.info.run_id == parent.info.run_id
+    assert again.info.status == "FINISHED"
+    assert len(pd.read_csv(artifact(again, "trials.csv"))) == 4
+    capsys.readouterr()
+    assert sweep.main([*same, "--trials=3"]) == 2
+    assert "4 trials of the study three have ended" in capsys.readouterr().err
+    # another machine, or this one before it lost its power, is at it; or was, a long while ago
+    client = connect(None)
+    client.update_run(parent.info.run_id, status="RUNNING")
+    tags = {"boot_id": "another", "heartbeat": "2020-01-01T00:00:00+00:00"}
+    client.set_tag(parent.info.run_id, "boot_id", tags["boot_id"])
+    assert sweep.main([*same, "--trials=5"]) == 1
+    assert "which cannot be seen from here" in capsys.readouterr().err
+    assert len(pd.read_csv(artifact(again, "trials.csv"))) == 4
+    client.set_tag(parent.info.run_id, "heartbeat", tags["heartbeat"])
+    assert sweep.main([*same, "--trials=5"]) == 0
+    assert len(pd.read_csv(artifact(again, "trials.csv"))) == 5
+    other = [flag for flag in same if not flag.startswith("--trainer.max_epochs")]
+    assert sweep.main([*other, "--trainer.max_epochs=3", "--trials=9"]) == 2
+    assert "trainer.max_epochs: the study has 2, asked is 3" in capsys.readouterr().err
+
+
+def link(answer: str) -> tuple[TrialLink, int]:
+    """A trial's end of its line to a worker that always gives this answer, and the worker's."""
+    reading, writing = os.pipe()
+    found = TrialLink(7, "parent", {"model.dropout": 0.1}, writing)
+    found._answers.put(answer)
+    return found, reading
+
+
+def test_a_pruned_fit_ends_after_its_epoch_and_tells_no_objective(tmp_path, tiny_demo, store, monkeypatch):
+    monkeypatch.setattr(lifecycle, "reap", lambda *_: pytest.fail("a worker is about to say why another trial crashed"))
+    (tmp_path / "tiny.yaml").write_text(SPACE)
+    flags = {"data.root": str(tiny_demo), **dict(flag.removeprefix("--").split("=") for flag in TINY_FIT)}
+    parser = build_parser("test", "")
+    given, _ = parse_flags(parser, [f"--{key}={value}" for key, value in flags.items()])
+    experiment, _ = resolve(str(tmp_path / "tiny.yaml"), {**given, "trainer.max_epochs": 3})
+    line, reading = link("prune")
+    run_id = fit.fit(experiment, trial=line)
+    run = only_run()
+    assert run.info.run_id == run_id
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["trial_state"] == "PRUNED"
+    assert run.data.params["trial"] == "7"
+    assert len(pd.read_csv(artifact(run, "epochs.csv"))) == 1
+    assert not [name for name in run.data.metrics if name.startswith(("best/", "test/"))]
+    told = [json.loads(line) for line in os.read(reading, 65536).splitlines()]
+    assert [next(iter(message)) for message in told] == ["run", "epoch", "pruned"]
+    assert told[1]["value"] == run.data.metrics["val/balanced_accuracy"]
+
+
+def test_a_trial_whose_worker_is_gone_is_interrupted():
+    line, reading = link("go")
+    os.close(reading)
+    with pytest.raises(Interrupted) as caught:
+        line.report(1, 0.5, last=False)
+    assert caught.value.exit_code == 143
+
+
+def test_a_trial_that_waits_for_an_answer_when_its_worker_dies_is_interrupted(monkeypatch):
+    line, _ = link("go")
+    line._answers.get()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setattr(os, "kill", lambda *_: None)  # the signal came just before
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    line.listen()
+    with pytest.raises(Interrupted):
+        line.report(1, 0.5, last=False)
+
+
+# ------------------------------------------------------------------------------------------------------- what trials may do
+
+SAY = """
+import json, os, sys
+
+pipe = int(sys.argv[-1])
+order = json.loads(input())
+
+
+def say(**words):
+    os.write(pipe, (json.dumps(words) + chr(10)).encode())
+
+
+def hear():
+    return json.loads(input())
+
+
+"""
+COMPLETE = SAY + "say(objective=0.25)"
+TRIALS = {
+    "complete": (SAY + "say(epoch=1, value=0.5, last=False)\nassert hear() == 'go'\nsay(objective=0.5)", "complete", ""),
+    "pruned": (
+        SAY + "for epoch in range(1, 99):\n say(epoch=epoch, value=0.0, last=False)\n if hear() == 'prune': break\nsay(pruned=True)",
+        "pruned",
+        "",
+    ),
+    "segfault": ("import ctypes; ctypes.string_at(0)", "failed", "killed by SIGSEGV"),
+    "out of memory": ("import os; os.kill(os.getpid(), 9)", "failed", "killed by SIGKILL; the system kills so where memory"),
+    "error": ("import sys; sys.exit('error: the loss is nan in step 3')", "failed", "exit code 1: the loss is nan in step 3"),
+    "nothing said": ("print('well')", "failed", "exit code 0: well"),
+    "half-said": (SAY + "say(objective=0.5)\nraise SystemExit(3)", "failed", "exit code 3"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> study.Sweep:
+    plan = Plan(
+        "x", {"task": "classification"}, {}, {"model.dropout": {"low": 0.0, "high": 0.5}}, "tpe", "median", "", ""
+    )
+    found = study.create(f"journal://{tmp_path}/one.journal", "one", plan, 9, maximize=True)
+    found.begin(9)
+    found.study.set_user_attr("parent_run", "parent")
+    return found
+
+
+def runner(
+    found: study.Sweep, folder: Path, code: str, monkeypatch, devices: tuple[str, ...] = ()
+) -> executor.TrialProcess:
+    monkeypatch.setattr(executor.TrialProcess, "_command", lambda self: [sys.executable, "-c", code])
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # that a log is in its order is not for the caller to see to
+    return executor.TrialProcess(found, {}, connect(None), folder / "logs", 2, devices)
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_what_a_trials_process_says_or_does_is_how_it_ended(one, tmp_path, monkeypatch, store, name):
+    code, state, reason = TRIALS[name]
+    if name == "pruned":
+        for value in (0.5, 0.6, 0.7, 0.8, 0.9):
+            trial = one.claim(0)
+            for epoch in range(1, 10):
+                trial.report(value, epoch)
+            one.end(trial, study.Ended("complete", value))
+    ended = runner(one, tmp_path, code, monkeypatch)(one.claim(0), 0, threading.Event())
+    assert ended.state == state
+    assert ended.reason.startswith(reason)
+    if state == "failed":
+        assert "trial_0000.log" in ended.reason
+
+
+FORKING = """
+import os, signal, subprocess, sys, types
+from skincancer.sweeps import trial
+
+def fit(experiment, trial):
+    print("trial", trial.number)
+    trial.started("run")
+    trial.report(os.getppid(), 0.5, last=True)
+    if trial.number == 1:
+        child = subprocess.Popen(["sleep", "300"])
+        print("left", child.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    trial.ended(0.5)
+
+trial.AHEAD = ()
+trial.resolve = lambda *_: (None, None)
+sys.modules["skincancer.fit"] = types.SimpleNamespace(fit=fit)
+print("once")
+sys.exit(trial.main(sys.argv[1:]))
+"""
+
+
+def test_the_trials_of_a_slot_are_forked_from_one_process(one, tmp_path, monkeypatch, store):
+    one.begin(4)
+    run = runner(one, tmp_path, FORKING, monkeypatch)
+    for state in ("complete", "failed", "complete", "complete"):  # the second crashes
+        trial = one.claim(0)
+        ended = run(trial, 0, threading.Event())
+        one.end(trial, ended)
+        assert ended.state == state
+    forking = [next(iter(trial.intermediate_values)) for trial in one.trials()]
+    assert forking[0] == forking[1]
+    assert forking[2] == forking[3] != forking[0], "what a crash left is ended with the process it came from"
+    logs = [(tmp_path / f"logs/trial_{number:04d}.log").read_text() for number in range(4)]
+    assert [log.splitlines()[0] for log in logs] == [f"trial {number}" for number in range(4)]
+    left = int(logs[1].split()[-1])
+    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+    process = run._started[0].process
+    run.close()
+    assert process.returncode == 0
+    assert sorted(path.name for path in (tmp_path / "logs").glob("*.log")) == [f"trial_{n:04d}.log" for n in range(4)]
+
+
+def test_a_forking_process_that_was_killed_is_started_anew(one, tmp_path, monkeypatch, store):
+    run = runner(one, tmp_path, FORKING, monkeypatch)
+    run(one.claim(0), 0, threading.Event())
+    run._started[0].process.kill()
+    run._started[0].process.wait()
+    one.claim(0)  # the one that would crash
+    assert run(one.claim(0), 0, threading.Event()).state == "complete"
+    run.close()
+
+
+def test_where_nothing_can_be_forked_every_trial_starts_its_own_process(one, tmp_path, monkeypatch, store):
+    run = runner(
+        one, tmp_path, FORKING.replace("trial.AHEAD = ()", "trial.AHEAD = ()\ntrial.FORKS = False"), monkeypatch
+    )
+    for state in ("complete", "failed", "complete"):
+        trial = one.claim(0)
+        ended = run(trial, 0, threading.Event())
+        one.end(trial, ended)
+        assert ended.state == state
+    assert {next(iter(trial.intermediate_values)) for trial in one.trials()} == {os.getpid()}
+    assert (tmp_path / "logs/trial_0002.log").read_text() == "trial 2\n"
+    run.close()
+
+
+def test_a_signal_ends_a_trial_and_not_the_process_that_forks(one, tmp_path, monkeypatch, store):
+    code = FORKING.replace(
+        "trial.ended(0.5)", "os.kill(os.getppid(), signal.SIGTERM)\n    os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    ended = runner(one, tmp_path, code, monkeypatch)(one.claim(0), 0, threading.Event())
+    assert ended.state == "failed"
+    assert ended.reason.startswith("exit code 143: interrupted by SIGTERM")
+
+
+def test_an_answer_to_a_trial_that_has_ended_is_no_order(one, tmp_path, monkeypatch, store):
+    run = runner(one, tmp_path, FORKING, monkeypatch)
+    run(one.claim(0), 0, threading.Event())
+    run._started[0].say("go")
+    one.claim(0)
+    assert run(one.claim(0), 0, threading.Event()).state == "complete"
+    run.close()
+
+
+def test_the_logs_of_slots_whose_worker_was_killed_are_removed(one, tmp_path, monkeypatch, store):
+    (tmp_path / "logs").mkdir()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = socket.gethostname()
+    names = [f"slot_{host}_{gone.pid}_0.log", f"slot_{host}_{os.getppid()}_0.log", f"slot_elsewhere_{gone.pid}_0.log"]
+    for name in names:
+        (tmp_path / "logs" / name).touch()
+    runner(one, tmp_path, COMPLETE, monkeypatch)(one.claim(0), 0, threading.Event())
+    assert {path.name for path in (tmp_path / "logs").glob("slot_*")} == set(names[1:])
+
+
+HANGING = """
+import hashlib, sys, types
+from skincancer.sweeps import trial
+
+def fit(experiment, trial):
+    trial.started("run")
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in a library, which hears no signal
+
+trial.AHEAD, trial.GRACE_SECONDS = (), 0.5
+trial.resolve = lambda *_: (None, None)
+sys.modules["skincancer.fit"] = types.SimpleNamespace(fit=fit)
+sys.exit(trial.main(sys.argv[1:]))
+"""
+
+
+def test_a_trial_that_hangs_in_a_library_ends_when_its_worker_is_gone(tmp_path):
+    reading, writing = os.pipe()
+    log = tmp_path / "trial.log"
+    with open(reading, "rb") as pipe:
+        command = [sys.executable, "-c", HANGING, "--pipe", str(writing)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(writing,))
+        os.close(writing)
+        order = {"config": "", "log": str(log), "number": 0, "parent": "", "params": {}}
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        process.stdin.flush()
+        assert json.loads(pipe.readline()) == {"run": "run"}
+        time.sleep(1)  # until it is in the library
+        process.stdin.close()
+        assert json.loads(pipe.readline()) == {"exit": 1}
+        assert process.wait(30) == 0
+    assert "in fit" in log.read_text(), "where it hung"
+
+
+@pytest.mark.slow
+def test_a_process_without_orders_ends(tmp_path):
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe:
+        command = [sys.executable, "-m", "skincancer.sweeps.trial", "--pipe", str(writing)]
+        assert subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=(writing,), check=False).returncode == 0
+        os.close(writing)
+        assert pipe.read() == b""
+
+
+def test_what_is_imported_before_a_fork_starts_no_thread_and_asks_for_no_gpu():
+    code = (
+        "import importlib, threading, torch\n"
+        "def ask(*_): raise AssertionError('a process that has asked for GPUs cannot be forked')\n"
+        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = torch.cuda.init = ask\n"
+        "torch._C._cuda_getDeviceCount = torch._C._cuda_init = ask\n"
+        "from skincancer.sweeps import trial\n"
+        "for name in trial.AHEAD: importlib.import_module(name)\n"
+        "assert threading.active_count() == 1, threading.enumerate()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_trial_that_does_not_end_is_ended(one, tmp_path, monkeypatch, store):
+    monkeypatch.setattr(worker_process, "GRACE_SECONDS", 1.0)
+    code = SAY + (
+        "import signal, subprocess, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['sleep', '300'])\nsay(epoch=child.pid, value=0.5, last=True)\ntime.sleep(300)"
+    )
+    stop = threading.Event()
+    trial = one.claim(0)
+    threading.Timer(3.0, stop.set).start()
+    assert runner(one, tmp_path, code, monkeypatch)(trial, 0, stop).state == "interrupted"
+    (child,) = one.trials()[0].intermediate_values
+    _, alive = psutil.wait_procs([psutil.Process(child)] if psutil.pid_exists(child) else [], timeout=30)
+    assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+
+
+def test_a_trial_that_failed_before_its_run_began_has_one_nevertheless(one, tmp_path, monkeypatch, store):
+    client = connect(None)
+    parent = client.create_run(experiment_id(client, "demo")).info.run_id
+    one.study.set_user_attr("parent_run", parent)
+    trial = one.claim(0)
+    assert runner(one, tmp_path, TRIALS["segfault"][0], monkeypatch)(trial, 0, threading.Event()).state == "failed"
+    (child,) = [run for run in all_runs() if run.info.run_id != parent]
+    assert child.info.status == "FAILED"
+    assert child.data.tags["mlflow.parentRunId"] == parent
+    assert child.data.tags["trial_state"] == "FAIL"
+    assert "SIGSEGV" in child.data.tags["status_reason"]
+    assert child.data.params["trial"] == "0"
+
+
+def test_the_run_of_a_dead_workers_trial_says_so(one, tmp_path, monkeypatch, store):
+    client = connect(None)
+    child = client.create_run(experiment_id(client, "demo"), tags={"kind": "trial", "trial_state": "RUNNING"})
+    trial = one.claim(0)
+    trial.set_user_attr("run_id", child.info.run_id)
+    trial.set_user_attr("owner", {**owner_tags(), "pid": "1", "process_start": "0"})
+    work = paths.work_root(store) / child.info.run_id / "checkpoints"
+    work.mkdir(parents=True)
+    executor.work(
+        one, lambda *_: study.Ended("complete", 0.5), 1, bury=runner(one, tmp_path, COMPLETE, monkeypatch).bury
+    )
+    assert not work.parent.exists(), "it is repeated from its start"
+    found = client.get_run(child.info.run_id)
+    assert found.info.status == "KILLED"
+    assert found.data.tags["trial_state"] == "DEAD"
+
+
+def test_each_worker_has_its_own_gpu(one, tmp_path, monkeypatch, store):
+    code = SAY + "print(os.environ['CUDA_VISIBLE_DEVICES'])\nsay(objective=0.5)"
+    run = runner(one, tmp_path, code, monkeypatch, ("4", "7"))
+    for slot, device in ((0, "4"), (1, "7"), (2, "4")):
+        trial = one.claim(slot)
+        assert run(trial, slot, threading.Event()).state == "complete"
+        one.end(trial, study.Ended("complete", 0.5))
+        assert (tmp_path / f"logs/trial_{trial.number:04d}.log").read_text().strip() == device
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "found"),
+    [
+        (None, 2, ["0", "1"]),
+        (None, 0, []),
+        ("4,7", 2, ["4", "7"]),
+        ("GPU-8932f937, GPU-46ab", 2, ["GPU-8932f937", "GPU-46ab"]),
+        ("0,9,1", 1, ["0"]),  # CUDA takes what comes before the first that is not there
+        ("", 0, []),
+        ("0", 0, []),  # without a driver
+    ],
+)
+def test_the_gpus_that_may_be_used_keep_the_names_that_they_were_given(given, count, found, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert executor.visible_devices() == found
+
+
+def test_workers_share_the_cores(one, tmp_path, monkeypatch, store):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(executor, "usable_cores", lambda: 8)
+    code = SAY + "print(os.environ['OMP_NUM_THREADS'])\nsay(objective=0.5)"
+    trial = one.claim(0)
+    runner(one, tmp_path, code, monkeypatch)(trial, 0, threading.Event())
+    assert (tmp_path / "logs/trial_0000.log").read_text().strip() == "4"
+    assert one.trials()[0].user_attrs["threads"] == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert runner(one, tmp_path, code, monkeypatch).threads == 3
+
+
+def test_a_point_that_is_no_experiment_fails_with_its_reason(one, tmp_path, monkeypatch, store):
+    trial = one.claim(0)
+    ended = executor.TrialProcess(one, {"data.size": 0}, connect(None), tmp_path, 1, ())(trial, 0, threading.Event())
+    assert ended.state == "failed"
+    assert "data.size is 0" in ended.reason
+
+
+# ------------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--experiment=resnet50", "--trials=3"], "has no search: block"),
+        (["--experiment=efficientnet_lite0"], "--trials is 0"),
+        (["--experiment=efficientnet_lite0", "--trials=-1"], "--trials is -1"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--model.dropout=0.1"], "search: has model.dropout too"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--trainer.devices=2"], "a trial has one device"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--sampler=tpes"], "Did you mean 'tpe'?"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--pruner=mean"], "--pruner is 'mean'"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--workers=0"], "--workers is 0"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--timeout=-1"], "--timeout is -1"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--study=../x"], "--study is '../x'"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--sampler=grid"], "has no steps"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--storage=nonsense"], "--storage is no URL"),
+        (["--experiment=efficientnet_lite", "--trials=3"], "unknown"),
+        (["--trials=3"], "give --experiment NAME"),
+        (["--worker"], "Give --study NAME"),
+        (["--worker", "--study=x", "--trials=3"], "leave out --trials"),
+        (["--worker", "--study=x", "--model.dropout=0.1"], "--model.dropout would make trials that cannot be compared"),
+    ],
+)
+def test_what_is_asked_wrongly_is_told_before_anything_starts(flags, said, capsys, places):
+    assert sweep.main(flags) in (1, 2)
+    assert said in capsys.readouterr().err
+    assert not (places / "sweeps").exists()
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (
+            "model.dropout: {low: 0.0, high: 1.5}",
+            "model.dropout may be 1.5, which is no experiment: model.dropout is 1.5",
+        ),
+        ("augment.policy: {choices: [light, strng]}", "augment.policy may be 'strng'"),
+        ("model.backbone: {choices: [resnet18, resnet19]}", "resnet19"),
+        ("data.split: {choices: ['80:20', '70:30']}", "data.split cannot be searched"),
+    ],
+)
+def test_a_space_whose_ends_are_no_experiments_is_refused(space, said, tmp_path, capsys, places):
+    (tmp_path / "bad.yaml").write_text(f"task: classification\nsearch:\n  {space}\n")
+    assert sweep.main([f"--experiment={tmp_path / 'bad.yaml'}", "--trials=3"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (places / "sweeps").exists()
+
+
+def test_what_can_be_swept_is_listed(capsys):
+    assert sweep.main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert "efficientnet_lite0" in shown
+    assert "model.optimizer.lr" in shown
+    assert "vgg16_frozen" not in shown
+
+
+def test_a_worker_with_other_images_is_refused(one, tiny_demo, store, capsys):
+    client = connect(None)
+    one.study.set_user_attr("parent_run", client.create_run(experiment_id(client, "demo")).info.run_id)
+    assert sweep.main(["--worker", "--study=one", f"--storage={one.url}", f"--data.root={tiny_demo}"]) == 1
+    assert "the images here are not those of the sweep: index_hash is" in capsys.readouterr().err
+
+
+def test_a_worker_that_cannot_read_all_that_the_sweep_can_is_refused(tiny_demo, tmp_path, store, capsys):
+    here = tmp_path / "here"
+    shutil.copytree(tiny_demo, here)
+    flags = {"data.skip_bad": True, "data.size": 32}
+    data = prepare_data(resolve(None, {**flags, "data.root": str(tiny_demo)})[0].data)
+    search = {"model.dropout": {"low": 0.0, "high": 0.5}}
+    plan = Plan("x", {}, flags, search, "tpe", "median", data.split_hash, data.index_hash, used_images(data))
+    url = f"journal://{tmp_path}/one.journal"
+    found = study.create(url, "one", plan, 9, maximize=True)
+    found.begin(9)
+    client = connect(None)
+    found.study.set_user_attr("parent_run", client.create_run(experiment_id(client, "demo")).info.run_id)
+    (here / data.rows("val")["image"].iloc[0]).write_bytes(b"half a file")
+    assert sweep.main(["--worker", "--study=one", f"--storage={url}", f"--data.root={here}"]) == 1
+    train, val = len(data.rows("train")), len(data.rows("val"))
+    said = capsys.readouterr().err
+    assert f"images is {train} to train on, {val - 1} to validate on (" in said
+    assert f"the study has {train} to train on, {val} to validate on (" in said
+
+
+def test_a_worker_without_the_sweeps_store_is_refused(one, tmp_path, store, capsys):
+    assert sweep.main(["--worker", "--study=one", f"--storage={one.url}"]) == 1
+    assert "the sweep's run parent is not in" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- ways of ending
+
+
+def start(folder: Path, root: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "skincancer.sweep", *arguments(folder, root, "--study=long", *more)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for_a_trial(count: int, seconds: float = 180) -> mlflow.entities.Run:
+    """Wait until the run of the trial `count` (from 1) has begun an epoch."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = by_kind("trial")
+        if len(found) >= count and "train/loss" in found[-1].data.metrics:
+            return found[-1]
+        time.sleep(0.5)
+    raise AssertionError("no trial has begun")
+
+
+def wait_for_end(run_id: str, seconds: float = 60) -> str:
+    until = time.monotonic() + seconds
+    client = connect(None)
+    while time.monotonic() < until and client.get_run(run_id).info.status == "RUNNING":
+        time.sleep(0.5)
+    return str(client.get_run(run_id).info.status)
+
+
+@pytest.mark.slow
+def test_interrupted_killed_and_gone_on(tmp_path, tiny_demo, store):
+    long = ["--trainer.max_epochs=200", "--trials=2"]
+    process = start(tmp_path, tiny_demo, *long)
+    first = wait_for_a_trial(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert wait_for_end(first.info.run_id, 5) == "KILLED"
+    (parent,) = by_kind("sweep")
+    assert parent.info.status == "KILLED"
+
+    process = start(tmp_path, tiny_demo, *long)
+    second = wait_for_a_trial(2)
+    assert second.data.params["model.optimizer.lr"] == first.data.params["model.optimizer.lr"], "repeated"
+    owner = int(second.data.tags["pid"])
+    process.kill()
+    process.wait()
+    assert wait_for_end(second.info.run_id) == "KILLED", "a trial whose worker is gone ends by itself"
+    psutil.wait_procs([psutil.Process(owner)] if psutil.pid_exists(owner) else [], timeout=30)
+    assert not psutil.pid_exists(owner)
+
+    process = start(tmp_path, tiny_demo, *long)
+    third = wait_for_a_trial(3)
+    assert third.data.params["model.optimizer.lr"] == first.data.params["model.optimizer.lr"]
+    os.kill(int(third.data.tags["pid"]), signal.SIGKILL)
+    fourth = wait_for_a_trial(4)
+    assert fourth.data.params["model.optimizer.lr"] != first.data.params["model.optimizer.lr"], (
+        "a crash costs one trial"
+    )
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    client = connect(None)
+    assert client.get_run(third.info.run_id).info.status == "FAILED"
+    assert "SIGKILL" in client.get_run(third.info.run_id).data.tags["status_reason"]
+    (parent,) = by_kind("sweep")
+    assert parent.info.status == "KILLED"
+    table = pd.read_csv(artifact(parent, "trials.csv"))
+    assert list(table["state"]).count("FAIL") == 4
+    assert table["counts"].sum() == 1, "the one that crashed"
+    left = {path.name for path in paths.work_root(store).iterdir()}
+    assert left <= {parent.info.run_id}, "trials are never resumed, and leave no checkpoints"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "objective"),
+    [("unet_efficientnet_lite0", "best/jaccard"), ("unet_efficientnet_lite0_joint", "best/balanced_accuracy")],
+)
+def test_the_other_tasks(experiment, objective, tiny_demo, store):
+    flags = [*TINY_FIT, "--model.backbone=tu-test_resnet", "--model.tta=none", f"--data.root={tiny_demo}"]
+    assert sweep.main([f"--experiment={experiment}", *flags, "--trials=2", "--workers=2"]) == 0
+    (parent,) = by_kind("sweep")
+    values = [child.data.metrics[objective] for child in by_kind("trial")]
+    assert len(values) == 2
+    assert parent.data.metrics[objective] == pytest.approx(max(values), abs=1e-12)
+
+
+@pytest.mark.slow
+def test_no_password_is_in_anything_that_a_sweep_leaves(server, tmp_path, tiny_demo, monkeypatch, capfd):
+    uri, url = postgres.new_database(server), postgres.new_database(server)
+    words = {postgres.PASSWORD, quote(postgres.PASSWORD, safe="")}
+    place = (
+        f"from skincancer.system import paths; paths.store_folder = lambda: paths.Path({str(tmp_path / 'mlruns')!r})"
+    )
+    code = f"import sys; {place}; from skincancer.sweeps import trial; sys.exit(trial.main(sys.argv[1:]))"
+    monkeypatch.setattr(executor.TrialProcess, "_command", lambda self: [sys.executable, "-c", code])
+    monkeypatch.setattr(paths, "store_folder", lambda: tmp_path / "mlruns")
+    monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of a database
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    flags = arguments(tmp_path, tiny_demo, "--study=one", f"--storage={url}", "--trials=2")
+    (tmp_path / "tiny.yaml").write_text(f"{SPACE}tracking: {{uri: {uri}}}\n")
+    assert sweep.main(flags) == 0
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # not for a minute
+    wrong = {place: place.replace(quote(postgres.PASSWORD, safe=""), "hunter2") for place in (uri, url)}
+    for store, storage in ((uri, wrong[url]), (wrong[uri], url)):
+        assert sweep.main(["--worker", "--study=one", f"--storage={storage}", f"--tracking.uri={store}"]) == 1
+    (tmp_path / "tiny.yaml").unlink()
+
+    said = capfd.readouterr()
+    assert "***" in said.out
+    assert said.err.count("password authentication failed") == 2
+    texts = {"output": said.out + said.err}
+    texts |= {str(path): path.read_bytes().decode(errors="replace") for path in tmp_path.rglob("*") if path.is_file()}
+    client = connect(uri)
+    for run in client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]):
+        texts[f"run {run.info.run_id}"] = str(run.to_dictionary())
+        assert run.info.status == "FINISHED"
+    found = study.join(url, "one")
+    texts["study"] = str(found.study.user_attrs) + str(found.trials())
+    assert any(name.endswith("best.yaml") for name in texts)
+    assert len(found.trials()) == 2
+    for word in (*words, "hunter2"):
+        assert [name for name, text in texts.items() if word in text] == []

@@ -1,0 +1,100 @@
+"""Passwords in addresses: in nothing that is printed, kept or raised."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY_FIT
+
+from skincancer.config.resolve import resolve
+from skincancer.errors import RunError
+from skincancer.runs.lifecycle import start_run
+from skincancer.runs.store import connect
+from skincancer.system.credentials import hide, remember, shown, without_password
+from skincancer.system.yaml_files import dump_yaml
+
+WRONG = "http://me:hunter2@127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("uri", "seen", "kept"),
+    [
+        ("http://me:hunter2@host:5000/x", "http://me:***@host:5000/x", "http://me@host:5000/x"),
+        ("postgresql+psycopg://me:hun%2Fter2@host/x", "postgresql+psycopg://me:***@host/x", "postgresql+psycopg://me@host/x"),
+        ("postgresql://me:hun/t@er2@host/x", "postgresql://me:***@host/x", "postgresql://me@host/x"),
+        ("postgresql://:hunter2@host/x", "postgresql://:***@host/x", "postgresql://@host/x"),
+        ("postgresql://host/x?user=me&password=hunter2", "postgresql://host/x?user=me&password=***", "postgresql://host/x?user=me&password="),
+    ],
+)  # fmt: skip
+def test_a_password_is_hidden_or_left_out(uri, seen, kept):
+    assert shown(uri) == seen
+    assert without_password(uri) == kept
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite:////a/b@c/mlflow.db", "http://host:5000/a@b", "https://me@host", "journal:///a:b@c/x.journal", "databricks", "postgresql://host/x"],
+)  # fmt: skip
+def test_an_address_without_a_password_is_as_it_was(uri):
+    assert shown(uri) == without_password(uri) == uri
+
+
+def test_every_way_of_writing_a_password_is_hidden_in_an_error():
+    uri = "postgresql://me:p%40ss%2Fw@host/x"
+    said = hide(RuntimeError(f"{uri}: no p@ss/w, no p%40ss%2Fw"), uri)
+    assert said == "postgresql://me:***@host/x: no ***, no ***"
+    assert hide("no hunter3") == "no hunter3"
+    remember("http://me:hunter3@host")
+    assert hide("no hunter3") == "no ***"
+
+
+def test_a_store_that_cannot_be_opened_is_told_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RunError) as caught:
+        connect(WRONG)
+    assert "http://me:***@127.0.0.1:1 cannot be opened" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("verb", ["fit", pytest.param("sweep --trials=2", marks=pytest.mark.slow), "ui"])
+def test_no_verb_prints_the_password_of_a_wrong_server(verb, tmp_path, tiny_demo, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    name, *more = verb.split()
+    if name in ("fit", "sweep"):
+        more += ["--experiment=efficientnet_lite0", f"--data.root={tiny_demo}", *TINY_FIT]
+    command = [sys.executable, "-m", f"skincancer.{name}", *more, f"--tracking.uri={WRONG}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 1
+    assert "me:***@127.0.0.1:1" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_traceback_tells_no_password():
+    code = (
+        f"from skincancer.system.credentials import remember; remember({WRONG!r}); raise OSError('no way to {WRONG}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "OSError: no way to http://me:***@127.0.0.1:1" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_a_kept_config_has_no_password(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text(f"task: classification\ntracking: {{uri: {WRONG}}}\n")
+    experiment, _ = resolve(str(tmp_path / "mine.yaml"), {})
+    assert experiment.tracking.uri == WRONG
+    assert "uri: http://me@127.0.0.1:1\n" in dump_yaml(experiment.kept())
+    assert experiment.tracking.uri == WRONG
+
+
+def test_the_end_of_a_run_tells_no_password(store):
+    client = connect(None)
+    remember(WRONG)
+    with (
+        pytest.raises(OSError, match="no way"),
+        start_run(client, "demo", "x", {"kind": "fit"}, system_metrics=False) as run,
+    ):
+        raise OSError(f"no way to {WRONG}")
+    assert client.get_run(run.run_id).data.tags["status_reason"] == "OSError: no way to http://me:***@127.0.0.1:1"

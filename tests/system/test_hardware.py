@@ -1,0 +1,45 @@
+"""Freed memory is kept, and whoever loads a finished model has it so."""
+
+import subprocess
+import sys
+
+import pytest
+
+from skincancer.errors import ConfigError
+from skincancer.inference import model
+from skincancer.models import deep_features
+
+GROWTH = """
+import sys
+from pathlib import Path
+from skincancer.system.hardware import keep_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+before = resident()
+block = bytearray(b"x") * 200_000_000
+del block
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.parametrize(("how", "kept"), [("keep", True), ("return", False)])
+def test_a_freed_block_stays_with_the_process(how, kept):
+    grown = subprocess.run([sys.executable, "-c", GROWTH, how], capture_output=True, text=True, check=True).stdout
+    assert (int(grown) > 150_000_000) is kept
+
+
+def test_a_finished_model_on_a_cpu_has_memory_kept(monkeypatch, tmp_path):
+    asked = []
+    for module in (model, deep_features):
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: asked.append("model"))
+        monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError):  # it is asked for before anything is read
+        model.TrainedModel(tmp_path)
+    assert asked == ["model"]
+    deep_features.DeepFeatures("resnet18", deep_features.torch.nn.Identity())
+    assert asked == ["model", "model"]

@@ -1,0 +1,553 @@
+"""Fits of two processes: what each rank sees, one run of them all, and every way of ending, under each launcher."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from conftest import TINY_FIT, all_runs, only_run
+from mlflow.entities import Run
+from torch import Tensor
+
+from skincancer import fit
+from skincancer.data.balance import epoch_order
+from skincancer.data.datamodule import check_shares
+from skincancer.data.prepare import PreparedData, prepare_data
+from skincancer.errors import ConfigError, RunError
+from skincancer.metrics.classification import classification_metrics
+from skincancer.models.factory import load_task
+from skincancer.runs.lifecycle import reap
+from skincancer.runs.store import connect
+from skincancer.schema import DataConfig, TrainerConfig
+from skincancer.training import distributed
+from skincancer.training.launch import PARENT, check_launcher, count_ranks, is_rank_zero, without_launcher
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
+
+# runs at the start of every rank: writes down what it trains on, keeps the last resume point, and may fail on purpose
+WATCHER = """
+import os, sys
+if "skincancer.fit" in sys.orig_argv and "torch.distributed.run" not in sys.orig_argv:
+    import hashlib, json, pathlib, shutil, time
+    from skincancer.training import callbacks, checkpoints
+
+    folder = pathlib.Path(os.environ["WATCHED"])
+    export = checkpoints.export_best
+
+    class Watching(callbacks.EpochRecord):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if os.environ.get("BREAKS") == str(trainer.global_rank):
+                raise ValueError("broken on purpose")
+            if os.environ.get("PAUSES") == f"{trainer.current_epoch}.{batch_idx}":
+                time.sleep(100)
+            image = hashlib.sha256(batch["image"].contiguous().numpy().tobytes()).hexdigest()
+            row = [trainer.current_epoch, batch_idx, batch["index"].tolist(), image]
+            with open(folder / f"{trainer.global_rank}.jsonl", "a") as file:
+                print(json.dumps(row), file=file)
+
+    def export_and_keep(path, **changes):
+        if (path.parent / "last.ckpt").is_file():
+            shutil.copy(path.parent / "last.ckpt", folder)
+        return export(path, **changes)
+
+    callbacks.EpochRecord, checkpoints.export_best = Watching, export_and_keep
+"""
+
+
+# ------------------------------------------------------------------------------------------------------------ without a fit
+
+
+@pytest.mark.parametrize(
+    ("variables", "zero"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "GROUP_RANK": "1", "RANK": "1"}, False),  # the first process of torchrun's second node
+        ({"LOCAL_RANK": "0", "GROUP_RANK": "0", "SLURM_PROCID": "0"}, True),  # torchrun on the first node of a job
+        ({"LOCAL_RANK": "0", "GROUP_RANK": "1", "SLURM_PROCID": "1"}, False),
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True),
+        ({"SLURM_PROCID": "3", "SLURM_LOCALID": "0"}, False),  # the first task of a second node
+        ({"NODE_RANK": "1"}, False),
+    ],
+)
+def test_rank_zero_is_known_before_lightning(variables, zero, alone, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_rank_zero() == zero
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process was started by no launcher."""
+    kept = without_launcher(os.environ)
+    for name in set(os.environ) - set(kept):
+        monkeypatch.delenv(name)
+
+
+def test_ranks_are_devices_times_nodes(monkeypatch):
+    assert count_ranks(TrainerConfig()) == 1
+    assert count_ranks(TrainerConfig(devices="2", num_nodes=3)) == 6
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert count_ranks(TrainerConfig(devices="auto", num_nodes=2)) == 8
+    assert count_ranks(TrainerConfig(devices="auto", accelerator="cpu")) == 1
+
+
+TORCHELASTIC = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_RANK": "0", "RANK": "0"}
+SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "variables", "error"),
+    [
+        (2, 1, {**TORCHELASTIC, "WORLD_SIZE": "2"}, None),
+        (2, 2, {**TORCHELASTIC, "WORLD_SIZE": "4", "SLURM_NTASKS": "2"}, None),  # a torchrun a node, in a job
+        (2, 1, {**TORCHELASTIC, "WORLD_SIZE": "4"}, "torchrun started 4. .*--nnodes"),
+        (1, 1, {**TORCHELASTIC, "WORLD_SIZE": "2"}, "are 1 processes, but torchrun started 2"),
+        (2, 2, SLURM, None),
+        (2, 1, SLURM, "are 2 processes, but SLURM runs 4 tasks"),
+        (1, 1, SLURM, "are 1 processes, but SLURM runs 4 tasks"),  # three would train for nobody
+        (2, 1, {"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, "SLURM runs 1 tasks. .*--ntasks-per-node"),
+        (2, 1, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, "--ntasks-per-node, not with --ntasks"),
+        (2, 1, {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, "only with srun"),
+        (1, 1, {"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, None),
+        (1, 1, {"SLURM_NTASKS": "4"}, None),  # a job's script
+        (1, 1, {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "interactive"}, None),
+        (2, 1, {}, "from a notebook or a script, use one device"),
+        (1, 2, {}, "from a notebook or a script, use one device"),
+        (1, 1, {}, None),
+        (2, 1, {"LOCAL_RANK": "1"}, None),
+    ],
+)
+def test_the_launcher_starts_what_is_asked_for(devices, nodes, variables, error, alone, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    trainer = TrainerConfig(devices=devices, num_nodes=nodes)
+    if error is None:
+        check_launcher(trainer)
+    else:
+        with pytest.raises((ConfigError, RunError), match=error):
+            check_launcher(trainer)
+
+
+@pytest.mark.parametrize("name", [None, "ipykernel_launcher", "pytest"])  # None: a script, or python -c
+def test_several_devices_need_the_command_line(name, alone, monkeypatch):
+    main = types.ModuleType("__main__")
+    main.__spec__ = None if name is None else types.SimpleNamespace(name=name)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(RunError, match="from a notebook or a script, use one device"):
+        check_launcher(TrainerConfig(devices=2))
+    main.__spec__ = types.SimpleNamespace(name="skincancer.fit")
+    check_launcher(TrainerConfig(devices=2))
+    with pytest.raises(ConfigError, match="torchrun --nnodes 2"):
+        check_launcher(TrainerConfig(num_nodes=2))
+
+
+def test_a_process_that_trains_alone_knows_of_no_ranks():
+    mine = {"PATH": "/bin", "SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "1"}
+    theirs = {**TORCHELASTIC, **SLURM, "MASTER_ADDR": "a", "MASTER_PORT": "1", "WORLD_SIZE": "2", PARENT: "1"}
+    assert without_launcher({**mine, **theirs}) == mine
+
+
+@pytest.fixture(scope="module")
+def data(tiny_demo: Path, session_cache: Path) -> PreparedData:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKINCANCER_CACHE", str(session_cache))
+        return prepare_data(DataConfig(dataset="demo", root=str(tiny_demo), size=32))
+
+
+def test_parts_smaller_than_the_ranks_are_told_before_a_run(tiny_demo, store, data, alone, monkeypatch, capsys):
+    val = len(data.rows("val"))
+    check_shares(data, 8, "undersample", ranks=2)
+    with pytest.raises(ConfigError, match=f"the val part: {val} images in batches of 8 do not give each of {val + 1}"):
+        check_shares(data, 8, "none", ranks=val + 1)
+    with pytest.raises(ConfigError, match=f"the train part: {7 * 3} images .* each of 22 devices"):
+        check_shares(data, 8, "undersample", ranks=22)
+    for name, value in {**TORCHELASTIC, "WORLD_SIZE": str(val + 1)}.items():
+        monkeypatch.setenv(name, value)
+    flags = [f"--data.root={tiny_demo}", f"--trainer.num_nodes={val + 1}", "--trainer.devices=1"]
+    assert fit.main(["--experiment=densenet169_undersample", *TINY_FIT, *flags]) == 2
+    assert "the val part" in capsys.readouterr().err
+    assert not all_runs()
+
+
+def test_strategies_that_are_not_built_for_are_refused(capsys):
+    assert fit.main(["--experiment=densenet169_undersample", "--trainer.strategy=fsdp", "--dry_run"]) == 2
+    assert "trainer.strategy is 'fsdp'; choose one of auto, ddp" in capsys.readouterr().err
+
+
+def test_lines_carry_messages_whole_and_end():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here, there = (
+            distributed._Line(socket.create_connection(server.getsockname())),
+            distributed._Line(server.accept()[0]),
+        )
+    ending = distributed.Ending("failed", 3, "rank 3 failed: ü\nin two lines")
+    here.connection.sendall(b'{"kind": "interr')
+    assert there.read() == {}
+    here.connection.sendall(b'upted", "rank": 1, "signum": 15}\n')
+    assert distributed.Ending(**there.read()).exit_code == 143
+    here.send(distributed.asdict(ending))
+    here.send({"kind": "done"})
+    here.connection.close()
+    assert distributed.Ending(**there.read()) == ending
+    assert there.read() == {"kind": "done"}
+    assert there.read() is None
+    there.send({"to": "nobody"})
+
+
+def test_one_device_has_no_ranks_to_watch(store):
+    before = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before)
+    with distributed.Ranks(TrainerConfig(), None, connect(None)) as one:
+        assert signal.set_wakeup_fd(before) == before
+        assert not one.children
+
+
+@pytest.mark.parametrize(("said", "orphaned"), [(None, "the run"), (distributed.Ending("interrupted", 0, "", 15), "")])
+def test_a_run_is_ended_by_another_rank_only_where_rank_0_has_said_nothing(said, orphaned, store):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = distributed._Line(socket.create_connection(server.getsockname()), "rank 0", "the run")
+        there = distributed._Line(server.accept()[0])
+    other = distributed.Ranks(TrainerConfig(), None, connect(None))
+    other.rank, other._lines = 1, [here]
+    if said:
+        there.send(distributed.asdict(said))
+        other._hear(here)
+    there.connection.close()
+    other._hear(here)
+    assert other.ending == (said or distributed.Ending("failed", 0, other.ending.reason))
+    assert other._orphaned == orphaned
+
+
+# ------------------------------------------------------------------------------------------------------------ two processes
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+class Fit:
+    """A fit of two ranks: the processes that a user or a launcher starts, and the ranks under them."""
+
+    def __init__(self, launcher: str, root: Path, places: Path, flags: list[str], told: dict[str, str]) -> None:
+        self.places, self.watched = places, places / "watched"
+        self.watched.mkdir(parents=True, exist_ok=True)
+        (self.watched / "sitecustomize.py").write_text(WATCHER)
+        devices, nodes = (1, 2) if launcher == "two torchruns" else (2, 1)
+        command = [
+            "skincancer.fit", "--experiment=densenet169_undersample", *TINY_FIT, "--data.dataset=demo", f"--data.root={root}",
+            "--trainer.strategy=ddp", f"--trainer.devices={devices}", f"--trainer.num_nodes={nodes}", *flags,
+        ]  # fmt: skip
+        checkout, port = Path(__file__).parents[2], free_port()
+        environment = {
+            **without_launcher(os.environ), "OMP_NUM_THREADS": "1", "WATCHED": str(self.watched), **told,
+            "PYTHONPATH": f"{self.watched}{os.pathsep}{checkout}",
+        }  # fmt: skip
+        plain = [sys.executable, "-m", *command]
+        agents = ["2", "--master_port", port, "-m", *command]
+        node = ["1", "--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", port, "--node_rank"]
+        slurm = {
+            "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_STEP_ID": "0",
+            "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "fit", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        started: dict[str, list[tuple[list[str], dict[str, str]]]] = {
+            "own": [(plain, {})],
+            "torchrun": [([*TORCHRUN, *agents], {})],
+            "two torchruns": [([*TORCHRUN, *node, str(number), "-m", *command], {}) for number in range(2)],
+            "slurm": [(plain, {**slurm, "SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)}) for k in range(2)],
+        }
+        options: dict[str, Any] = {"cwd": checkout, "text": True, "start_new_session": True}
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.processes = [
+            subprocess.Popen(one, env={**environment, **more}, **options) for one, more in started[launcher]
+        ]
+        self.known: dict[int, psutil.Process] = {}
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        """The processes that train, by rank."""
+        for parent in self.processes:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(parent.pid)
+                for one in (process, *process.children(recursive=True)):
+                    if "skincancer.fit" in one.cmdline() and "torch.distributed.run" not in one.cmdline():
+                        names = one.environ()
+                        rank = names.get("RANK", names.get("SLURM_PROCID", names.get("LOCAL_RANK", 0)))
+                        self.known[int(rank)] = one
+        return self.known
+
+    def wait_for(self, epochs: int) -> dict[int, psutil.Process]:
+        """Wait until so many epochs are written down (0: until both ranks exist); return the ranks."""
+        give_up = time.monotonic() + 240
+        while time.monotonic() < give_up:
+            for process in self.processes:
+                assert process.poll() is None, process.communicate()[0]
+            tables = list(self.places.glob("work/*/epochs.csv"))
+            if len(self.ranks()) == 2 and (not epochs or any(len(pd.read_csv(table)) >= epochs for table in tables)):
+                return self.ranks()
+            time.sleep(0.2)
+        raise AssertionError("it never trained")
+
+    def end(self, seconds: float) -> tuple[list[int], str]:
+        """Wait for the end of every process; return exit codes, and what all said."""
+        said = "".join(process.communicate(timeout=seconds)[0] for process in self.processes)
+        return [process.returncode for process in self.processes], said
+
+    def trained_on(self, rank: int) -> list[tuple[int, int, tuple[int, ...], str]]:
+        """What a rank trained on: epoch, batch, rows of the index, and a digest of the augmented images."""
+        lines = (self.watched / f"{rank}.jsonl").read_text().splitlines()
+        return [(epoch, batch, tuple(rows), image) for epoch, batch, rows, image in map(json.loads, lines)]
+
+
+@contextlib.contextmanager
+def two_ranks(launcher: str, root: Path, places: Path, *flags: str, **told: str) -> Iterator[Fit]:
+    """Fit with two ranks; whatever is left of it at the end of the block is ended."""
+    found = Fit(launcher, root, places, list(flags), told)
+    try:
+        yield found
+    finally:
+        left = list(found.ranks().values())
+        for process in (*found.processes, *left):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for process in found.processes:
+            process.communicate()
+
+
+def finish(launcher: str, root: Path, places: Path, *flags: str) -> tuple[Fit, str]:
+    """Fit to the end; return it, and what was said."""
+    with two_ranks(launcher, root, places, *flags) as two:
+        codes, said = two.end(400)
+        assert codes == [0] * len(codes), said
+    return two, said
+
+
+def stored(data: PreparedData, rows: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(data.store.images)[rows].transpose(0, 3, 1, 2) / 255).float()
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return dict(torch.load(path, weights_only=True, map_location="cpu")["state_dict"])
+
+
+def check_complete(run: Run, places: Path, data: PreparedData) -> Path:
+    """Check that a run is finished and whole, and that one process measures the same with its checkpoint; return its artifacts."""
+    client = connect(None)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["ranks"] == "2"
+    top = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert top == {
+        "attention.csv", "checkpoints", "classes.json", "config.yaml", "digests.csv", "dropped.csv", "environment.txt", "epochs.csv",
+        "errors.csv", "figures", "fingerprints.npz", "intervals.csv", "predictions", "report.html", "split.csv", "subgroups.csv",
+    }  # fmt: skip
+    assert not any((places / "work").iterdir())
+    artifacts = Path(client.download_artifacts(run.info.run_id, ""))
+    task = load_task(artifacts / "checkpoints/best.ckpt")
+    for role, prefix in (("val", "best"), ("test", "test")):
+        rows = np.flatnonzero(data.index["role"] == role)
+        with torch.no_grad():
+            probability = torch.softmax(task(stored(data, rows)).double(), 1).numpy()
+        table = pd.read_csv(artifacts / "predictions" / f"{role}.csv", dtype={"image_id": str})
+        assert table["image_id"].tolist() == data.index["image_id"].iloc[rows].tolist()
+        np.testing.assert_allclose(table[[f"p_{name}" for name in data.classes]], probability, atol=1e-6)
+        metrics = classification_metrics(data.index["label"].to_numpy()[rows], probability, data.classes)
+        logged = {name: value for name, value in metrics.items() if np.isfinite(value)}
+        assert len(logged) > 5
+        assert {name: run.data.metrics[f"{prefix}/{name}"] for name in logged} == pytest.approx(logged, abs=1e-6)
+    return artifacts
+
+
+FLAGS = ("--trainer.max_epochs=3", "--augment.policy=strong", "--model.dropout=0.5", "--model.schedule.name=one_cycle")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_demo, session_cache, tmp_path_factory) -> Iterator[tuple[Fit, str, str]]:
+    """A finished fit of two ranks, what it said, and its store."""
+    from conftest import make_store
+
+    places = tmp_path_factory.mktemp("whole") / "mlruns"
+    uri = make_store(places)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKINCANCER_CACHE", str(session_cache))
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield (*finish("own", tiny_demo, places, *FLAGS), uri)
+
+
+@pytest.mark.slow
+def test_two_ranks_leave_one_complete_run(whole, data, monkeypatch):
+    two, said, uri = whole
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert said.count("browse it:") == 1  # rank 0 alone speaks
+    run = only_run()
+    artifacts = check_complete(run, two.places, data)
+    assert (run.data.params["devices"], run.data.params["effective_batch_size"]) == ("2", "16")
+    smallest = data.rows("train")["label"].value_counts().min()
+    epochs = pd.read_csv(artifacts / "epochs.csv")
+    assert epochs["images_seen"].tolist() == [7 * smallest * epoch for epoch in (1, 2, 3)]
+    steps = -(-7 * smallest // 16)
+    assert epochs["optimizer_steps"].tolist() == [steps * epoch for epoch in (1, 2, 3)]
+    assert [point.step for point in connect(None).get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_an_epoch_shows_over_both_ranks_what_one_process_would_show(whole, data):
+    two, _, _ = whole
+    train = np.flatnonzero(data.index["role"] == "train")
+    labels = data.index["label"].to_numpy()[train]
+    shares = [two.trained_on(rank) for rank in range(2)]
+    assert [step[:2] for step in shares[0]] == [step[:2] for step in shares[1]]  # as many steps on each
+    for epoch in range(3):
+        seen = [row for share in shares for step in share if step[0] == epoch for row in step[2]]
+        assert Counter(seen) == Counter(train[epoch_order(labels, "undersample", 0, epoch)].tolist())
+        assert max(Counter(seen).values()) == 1
+    images = [step[3] for share in shares for step in share]
+    assert len(set(images)) == len(images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "code"), [("own", 143), ("torchrun", 1)])  # torchrun's own exit code is 1
+def test_a_run_that_sigterm_ended_resumes_to_the_same_weights(launcher, code, whole, tiny_demo, store, places, data):
+    two, _, _ = whole
+    with two_ranks(launcher, tiny_demo, places, *FLAGS, PAUSES="2.1") as stopped:
+        processes = stopped.wait_for(epochs=2)
+        start = time.monotonic()
+        stopped.processes[0].send_signal(signal.SIGTERM)  # rank 0, or torchrun, alone, as a person does
+        codes, said = stopped.end(60)
+        assert codes == [code], said
+        assert time.monotonic() - start < 30
+        assert not psutil.wait_procs(processes.values(), timeout=5)[1]
+    run = only_run()
+    assert (run.info.status, run.data.tags["status_reason"]) == ("KILLED", "interrupted by SIGTERM")
+    resumed, _ = finish(launcher, tiny_demo, places, f"--resume={run.info.run_id}", *FLAGS)
+    assert only_run().info.run_id == run.info.run_id
+    check_complete(only_run(), places, data)
+    for rank in range(2):
+        steps = resumed.trained_on(rank)  # of both processes, one after the other
+        assert set(steps) == set(two.trained_on(rank)), "the same images, augmented alike"
+    once, again = weights(two.watched / "last.ckpt"), weights(resumed.watched / "last.ckpt")
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+@pytest.mark.slow
+def test_two_torchruns_of_one_device_each_train_one_run(tiny_demo, store, places, data, whole):
+    two, said = finish("two torchruns", tiny_demo, places, *FLAGS)
+    assert said.count("browse it:") == 1
+    check_complete(only_run(), places, data)
+    one = weights(whole[0].watched / "last.ckpt")
+    assert all(torch.equal(one[name], value) for name, value in weights(two.watched / "last.ckpt").items())
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_with_synchronised_batchnorm_train_as_one_process_does(
+    tiny_demo, store, places, data, new_store, tmp_path
+):
+    """Two ranks with batches of 19 learn what one process with batches of 38 learns: the whole training part in a step."""
+    assert len(data.rows("train")) == 38
+    same = [
+        "--data.balance=none", "--augment.policy=none", "--model.dropout=0", "--model.optimizer.name=sgd", "--model.optimizer.lr=0.1",
+        "--trainer.max_epochs=3", "--training.monitor=val/loss",
+    ]  # fmt: skip
+    finish("slurm", tiny_demo, places, *same, "--data.batch_size=19", "--trainer.sync_batchnorm=true")
+    artifacts = check_complete(only_run(), places, data)
+    new_store("one")
+    flags = [*TINY_FIT, *same, f"--data.root={tiny_demo}", "--data.batch_size=38"]
+    assert fit.main(["--experiment=densenet169_undersample", *flags]) == 0
+    alone = Path(connect(None).download_artifacts(only_run().info.run_id, ""))
+    here, there = (pd.read_csv(folder / "epochs.csv") for folder in (artifacts, alone))
+    for name in ("train/loss", "val/loss"):
+        assert here[name].tolist() == pytest.approx(there[name].tolist(), abs=1e-4)
+    assert here["optimizer_steps"].tolist() == there["optimizer_steps"].tolist() == [1, 2, 3]
+    assert only_run().data.params["effective_batch_size"] == "38"
+    one = weights(alone / "checkpoints/best.ckpt")
+    for name, value in weights(artifacts / "checkpoints/best.ckpt").items():
+        torch.testing.assert_close(value, one[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+LONG = "--trainer.max_epochs=100000"
+
+
+def ended(launcher: str, root: Path, places: Path, how: str, early: bool = False) -> tuple[list[int], str, Run]:
+    """End a fit in some way; return exit codes, what was said, and the run."""
+    with two_ranks(launcher, root, places, LONG, **({"BREAKS": "1"} if how == "exception" else {})) as two:
+        if how != "exception":
+            processes = two.wait_for(epochs=0 if early else 1)
+            start = time.monotonic()
+            if how == "kill rank 1":
+                processes[1].kill()
+            elif how == "kill rank 0":
+                processes[0].kill()
+            elif how == "terminate all":
+                os.killpg(two.processes[0].pid, signal.SIGTERM)
+            elif how == "terminate launcher":
+                two.processes[0].send_signal(signal.SIGTERM)
+            codes, said = two.end(60)
+            assert not psutil.wait_procs(processes.values(), timeout=60)[1]
+            assert time.monotonic() - start < 60, "every rank ends within a minute"
+        else:
+            codes, said = two.end(240)
+    return codes, said, only_run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["own", "torchrun"])
+def test_a_rank_that_is_killed_ends_the_run_and_is_named(launcher, tiny_demo, store, places):
+    codes, said, run = ended(launcher, tiny_demo, places, "kill rank 1")
+    assert codes == [1], said
+    assert run.info.status == "FAILED"
+    how = "was ended by SIGKILL" if launcher == "own" else "is gone without a word"
+    assert re.match(rf"rank 1 \(process \d+ on .*\) {how}", run.data.tags["status_reason"])
+    assert f"error: {run.data.tags['status_reason']}" in said
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_while_the_others_wait_for_it_is_named(tiny_demo, store, places):
+    """The main thread of rank 0 waits in the forming of the process group, where no signal and no error reaches it."""
+    codes, said, run = ended("own", tiny_demo, places, "kill rank 1", early=True)
+    assert codes == [1], said
+    assert run.info.status == "FAILED"
+    assert re.match(r"rank 1 \(process \d+ on .*\) was ended by SIGKILL", run.data.tags["status_reason"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["own", "torchrun"])
+def test_an_exception_in_one_rank_ends_the_run_with_its_words(launcher, tiny_demo, store, places):
+    codes, said, run = ended(launcher, tiny_demo, places, "exception")
+    assert codes == [1], said
+    assert run.info.status == "FAILED"
+    assert re.match(r"rank 1 \(.*\) failed: ValueError: broken on purpose", run.data.tags["status_reason"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["own", "torchrun"])
+def test_without_rank_0_the_others_end_and_write_the_runs_end(launcher, tiny_demo, store, places):
+    codes, said, run = ended(launcher, tiny_demo, places, "kill rank 0")
+    assert codes == [-signal.SIGKILL if launcher == "own" else 1], said
+    assert run.info.status == "FAILED"
+    assert re.match(r"rank 0 \(process \d+.*\) is gone without a word", run.data.tags["status_reason"])
+    assert reap(connect(None)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "how", "code"),
+    [("own", "terminate all", 143), ("torchrun", "terminate launcher", 1)],  # torchrun's own exit code is 1
+)
+def test_sigterm_ends_both_ranks(launcher, how, code, tiny_demo, store, places):
+    codes, said, run = ended(launcher, tiny_demo, places, how)
+    assert codes == [code], said
+    assert (run.info.status, run.data.tags["status_reason"]) == ("KILLED", "interrupted by SIGTERM")

@@ -1,0 +1,57 @@
+"""The Trainer's parts that are ours: averaged weights, monitors, devices."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from skincancer.errors import ConfigError
+from skincancer.metrics.names import monitor_mode
+from skincancer.schema import TrainerConfig
+from skincancer.training.callbacks import averaging_note, lightning_bars
+from skincancer.training.trainer import check_devices
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "told"),
+    [(0.0, 1, False), (0.998, 999, True), (0.998, 1000, False), (0.9, 20, False), (0.9, 19, True)],
+)
+def test_averaging_over_most_of_a_run_is_told(decay, steps, told):
+    assert bool(averaging_note(decay, steps)) == told
+
+
+def test_monitors_are_maximised_but_for_losses_calibration_error_and_distances():
+    names = ("loss", "ece", "hd95", "balanced_accuracy", "auroc_macro", "jaccard")
+    modes = [monitor_mode(f"val/{name}") for name in names]
+    assert modes == ["min", "min", "min", "max", "max", "max"]
+
+
+def test_half_precision_of_gpus_is_refused_on_a_cpu():
+    with pytest.raises(ConfigError, match="16-mixed needs a GPU"):
+        check_devices(TrainerConfig(accelerator="cpu", precision="16-mixed"))
+
+
+class Described(pl.LightningModule):
+    """Writes down what the bars say while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.said: list[str] = []
+
+    def training_step(self, batch, batch_idx):
+        bars = self.trainer.progress_bar_callback
+        self.said.append(bars.progress.tasks[bars.train_progress_bar_id].description)
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_progress_bars_count_epochs_from_one(tmp_path):
+    model = Described()
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+        callbacks=[lightning_bars()],
+    )  # fmt: skip
+    trainer.fit(model, torch.utils.data.DataLoader([0, 1], batch_size=2))
+    assert [text.strip() for text in model.said] == ["epoch 1/2", "epoch 2/2"]
