@@ -151,8 +151,8 @@ def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folde
     console = make_console()
     console.quiet = True
     recorder = FitRecorder(experiment, data, console)
-    task, loaded = build_task(experiment, data, False)
-    twin, _ = build_task(experiment, data, False)
+    task, loaded = build_task(experiment, data, experiment.model.weights)
+    twin, _ = build_task(experiment, data, experiment.model.weights)
     with contextlib.ExitStack() as stack:
         run: Any = None
         if with_mlflow:

@@ -26,13 +26,13 @@ IMPORTS = "import torch, pytorch_lightning, mlflow"
 FIRST_STEP = """
 import sys, time
 from skincancer import fit
-from skincancer.models import building
+from skincancer.models import factory
 
-build_task = building.build_task
+build_task = factory.build_task
 
 def with_clock(*arguments):
     import pytorch_lightning as pl
-    from skincancer import training
+    from skincancer.training import trainer as training
 
     class FirstStep(pl.Callback):
         def on_train_batch_end(self, *arguments):
@@ -49,7 +49,7 @@ def with_clock(*arguments):
     training.build_trainer = build
     return build_task(*arguments)
 
-building.build_task = with_clock
+factory.build_task = with_clock
 sys.exit(fit.main(sys.argv[1:]))
 """
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
-from skincancer.config.resolve import resolve
+from skincancer.config.resolve import config_to_keep, resolve
 from skincancer.errors import ConfigError, RunError
 from skincancer.runs import registry
 from skincancer.runs.lifecycle import reap_runs
@@ -24,12 +24,12 @@ from skincancer.training.resume import load_resumed
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from skincancer.sweeps.trial import TrialLink
+    from skincancer.training.callbacks import EpochReporter
     from skincancer.training.recorder import FitRecorder
 
 
 def fit(
-    experiment: Experiment, resume: str | None = None, register: str | None = None, trial: TrialLink | None = None
+    experiment: Experiment, resume: str | None = None, register: str | None = None, trial: EpochReporter | None = None
 ) -> str:
     """Train an experiment, or go on with an interrupted run of it; return the MLflow run id.
 
@@ -60,7 +60,8 @@ def fit(
     from skincancer.models.lightning import quiet_lightning
     from skincancer.runs.lifecycle import reap
     from skincancer.runs.store import connect
-    from skincancer.training.launch import check_launcher, count_ranks, is_rank_zero
+    from skincancer.system.launcher import is_rank_zero
+    from skincancer.training.launch import check_launcher, count_ranks
     from skincancer.training.trainer import check_devices
 
     quiet_lightning()
@@ -116,7 +117,7 @@ def _fit_network(
 ) -> None:
     """Train a network, or go on with it, and test its best checkpoint."""
     from skincancer.models.factory import build_task
-    from skincancer.runs.artifacts import LAST_CHECKPOINT
+    from skincancer.runs.artifacts import LAST_CHECKPOINT, local_weights
     from skincancer.runs.lifecycle import has_checkpoint
     from skincancer.training.callbacks import ReportToSweep
     from skincancer.training.checkpoints import best_checkpoint, export_best
@@ -124,7 +125,9 @@ def _fit_network(
 
     trial = recorder.trial
     goes_on = has_checkpoint(client, resume)
-    task, loaded = build_task(experiment, data, goes_on)
+    weights = "none" if goes_on else experiment.model.weights
+    with local_weights(weights, experiment.tracking.uri) as (path, source):
+        task, loaded = build_task(experiment, data, path, source)
     if not goes_on:
         recorder.tell_weights(loaded)
     with recorder.start(client, loaded.source, resume) as run, Ranks(experiment.trainer, run, client) as ranks:
@@ -257,7 +260,7 @@ def _verb(argv: Sequence[str]) -> None:
 
         read_groups(Path(experiment.data.groups))
     if own.get("dry_run"):
-        console.print(dump_yaml(experiment.kept()), markup=False)
+        console.print(dump_yaml(config_to_keep(experiment)), markup=False)
         return
     with signals_as_interrupts():
         fit(experiment, resume, own.get("register"))

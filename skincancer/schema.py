@@ -10,9 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_type_hints
 
-from skincancer.imaging.quality import default_rules
-from skincancer.system.credentials import without_password
-
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -55,6 +52,12 @@ class AugmentConfig:
     elastic_sigma: float = 0.08
 
 
+# Rule to threshold, chosen by eye on HAM10000 (contrast, ink and brightness on ISIC 2018 Task 1 too): each rule flags
+# images that a reader would name. `imaging.quality` says what each rule measures.
+QUALITY_RULES = {
+    "resolution": 64, "blurred": 7, "dark": 0.24, "bright": 0.96, "flat": 0.12, "grey": 0.07, "cast": 50, "border": 0.1, "hair": 0.12,
+    "ink": 0.01, "ruler": 0.5,
+}  # fmt: skip
 DEEP = "deep"  # in place of a family of features: those of a frozen backbone
 
 
@@ -111,7 +114,7 @@ class DataConfig:
     workers: int = 0
     skip_bad: bool = False
     quality: Literal["keep", "drop_flagged"] = "keep"
-    quality_rules: dict[str, float] = field(default_factory=default_rules)
+    quality_rules: dict[str, float] = field(default_factory=lambda: dict(QUALITY_RULES))
 
 
 @dataclass(frozen=True)
@@ -376,13 +379,6 @@ class Experiment:
     def to_dict(self) -> dict[str, Any]:
         """Return the experiment as nested dicts of primitives."""
         return asdict(self)
-
-    def kept(self, **other: Any) -> dict[str, Any]:
-        """Return the experiment as it is kept: as `to_dict`, `other` in the place of its own keys, without the store's password."""
-        content = {**self.to_dict(), **other}
-        if uri := content["tracking"]["uri"]:
-            content["tracking"]["uri"] = without_password(uri)
-        return content
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from skincancer.sweeps.report import SweepRecord
     from skincancer.sweeps.study import Sweep
+    from skincancer.sweeps.trial import TrialLink
 
 
 @dataclass(frozen=True)
@@ -294,9 +295,20 @@ def _verb(argv: Sequence[str]) -> None:
         join(request)
 
 
+def _fit_trial(experiment: Experiment, link: TrialLink) -> None:
+    from skincancer.fit import fit
+
+    fit(experiment, trial=link)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run; return the exit code."""
-    return run_verb(_verb, argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["trial-process"]:
+        from skincancer.sweeps import trial
+
+        return trial.main(arguments[1:], _fit_trial)
+    return run_verb(_verb, arguments)
 
 
 if __name__ == "__main__":

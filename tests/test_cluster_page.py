@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY_FIT, all_runs
 
+from skincancer.system.launcher import without_launcher
 from skincancer.system.yaml_files import load_yaml
-from skincancer.training.launch import without_launcher
 
 PAGE = Path(__file__).parents[1] / "CLUSTER.md"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.S | re.M)

@@ -22,6 +22,7 @@ from skincancer.imaging import augmentation_policies
 from skincancer.metrics.names import MONITORS
 from skincancer.models.backbones import SMALLEST_SIZE
 from skincancer.schema import KEYS, TYPES, Experiment, flatten, unflatten
+from skincancer.system.credentials import without_password
 from skincancer.system.yaml_files import load_yaml
 
 EXTRA_KEYS = ("study",)  # keys of an experiment file that a resolved config does not hold
@@ -175,3 +176,16 @@ def absolute_run(masks: str) -> str:
     run = masks.removeprefix("run:")
     folder = Path(run).expanduser()
     return f"run:{folder.absolute()}" if run and run != masks and folder.is_dir() else masks
+
+
+def config_to_keep(experiment: Experiment, **changes: Any) -> dict[str, Any]:
+    """Return the content of config.yaml: the experiment without the password of its store.
+
+    Args:
+        experiment: resolved.
+        changes: top-level keys to replace.
+    """
+    content = {**experiment.to_dict(), **changes}
+    if uri := content["tracking"]["uri"]:
+        content["tracking"]["uri"] = without_password(uri)
+    return content

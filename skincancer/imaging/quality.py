@@ -195,11 +195,10 @@ FLAGS = "quality_flags"  # column of the index: names of the rules that an image
 
 @dataclass(frozen=True)
 class Rule:
-    """Flag an image whose `column` is below, or above, a threshold; `says` is the reason in words."""
+    """Flag images whose `column` is below or above the threshold of the rule. `says` is the reason."""
 
     column: str
     side: Literal["below", "above"]
-    threshold: float
     says: str
 
     def breaks(self, values: Any, threshold: float) -> Any:
@@ -207,19 +206,18 @@ class Rule:
         return values < threshold if self.side == "below" else values > threshold
 
 
-# thresholds: chosen by eye on HAM10000 (contrast, ink, brightness on ISIC 2018 Task 1 too), so that each flags what a reader would name
 RULES: dict[str, Rule] = {
-    "resolution": Rule("quality_resolution", "below", 64, "too few pixels"),
-    "blurred": Rule("quality_sharpness", "below", 7, "blurred"),
-    "dark": Rule("quality_exposure", "below", 0.24, "too dark"),
-    "bright": Rule("quality_exposure", "above", 0.96, "too bright"),
-    "flat": Rule("quality_contrast", "below", 0.12, "hardly any contrast"),
-    "grey": Rule("quality_saturation", "below", 0.07, "hardly any colour"),
-    "cast": Rule("quality_cast", "above", 50, "a strong colour cast"),
-    "border": Rule("quality_border", "above", 0.1, "a wide black border"),
-    "hair": Rule("quality_hair", "above", 0.12, "covered by hair"),
-    "ink": Rule("quality_ink", "above", 0.01, "ink or a coloured object"),
-    "ruler": Rule("quality_ruler", "above", 0.5, "a ruler at the edge"),
+    "resolution": Rule("quality_resolution", "below", "too few pixels"),
+    "blurred": Rule("quality_sharpness", "below", "blurred"),
+    "dark": Rule("quality_exposure", "below", "too dark"),
+    "bright": Rule("quality_exposure", "above", "too bright"),
+    "flat": Rule("quality_contrast", "below", "hardly any contrast"),
+    "grey": Rule("quality_saturation", "below", "hardly any colour"),
+    "cast": Rule("quality_cast", "above", "a strong colour cast"),
+    "border": Rule("quality_border", "above", "a wide black border"),
+    "hair": Rule("quality_hair", "above", "covered by hair"),
+    "ink": Rule("quality_ink", "above", "ink or a coloured object"),
+    "ruler": Rule("quality_ruler", "above", "a ruler at the edge"),
 }
 
 
@@ -236,11 +234,6 @@ HIGHEST = dict.fromkeys(
     ),
     1.0,
 )
-
-
-def default_rules() -> dict[str, float]:
-    """Return each rule's name and threshold, as `data.quality_rules` holds them."""
-    return {name: rule.threshold for name, rule in RULES.items()}
 
 
 def flags(values: Mapping[str, Any], rules: Mapping[str, float]) -> dict[str, str]:

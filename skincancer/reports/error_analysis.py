@@ -20,12 +20,11 @@ from PIL import Image
 from skincancer.data.index import image_root
 from skincancer.data.prepare import PreparedData
 from skincancer.data.store import CROP_COLUMNS
-from skincancer.errors import ConfigError, RunError
+from skincancer.errors import RunError
 from skincancer.imaging.decode import BadImage, read_mask
 from skincancer.imaging.geometry import to_square
 from skincancer.imaging.overlay import draw_overlay
 from skincancer.imaging.types import Mask
-from skincancer.inference.classical_model import ClassicalModel
 from skincancer.metrics.bootstrap import bootstrap_means
 from skincancer.metrics.prediction_files import DIGITS, read_predictions, read_table
 from skincancer.models.grad_cam import Maps, grad_cam
@@ -172,7 +171,7 @@ def write_errors(folder: Path, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def explain_run(
-    folder: Path, data: PreparedData, task: ClassificationTask | JointTask | ClassicalModel, *, resize: str, batch_size: int,
+    folder: Path, data: PreparedData, task: ClassificationTask | JointTask, *, resize: str, batch_size: int,
     title: str = "", note: str = "", sample: int = SAMPLE,
 ) -> str:  # fmt: skip
     """Write `errors.csv`, `attention.csv` where images have true masks, and `figures/errors.png` into a run's folder.
@@ -193,15 +192,7 @@ def explain_run(
 
     Returns:
         Why maps, or masks, are missing; "" where none is.
-
-    Raises:
-        ConfigError: a classical classifier's, which has no maps.
     """
-    if isinstance(task, ClassicalModel):
-        raise ConfigError(
-            f"Grad-CAM shows where a network looks; {task.settings['model']['classifier']} looks at features and not at places. Give "
-            "the run of a network."
-        )
     errors = write_errors(folder, data.classes)
     table, _, probability = read_predictions(folder / "predictions/test.csv", data.classes)
     shown = errors.head(SHOWN_ERRORS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +186,25 @@ def _download_registered(client: MlflowClient, version: ModelVersion, name: str,
 def classes_json(classes: Sequence[str], malignant: Sequence[str]) -> str:
     """Return the content of classes.json: the names in the order of the labels, and which of them are known to be malignant."""
     return json.dumps({"classes": list(classes), "malignant": list(malignant)}, indent=1)
+
+
+@contextlib.contextmanager
+def local_weights(weights: str, uri: str | None) -> Iterator[tuple[str, str]]:
+    """Download the checkpoint of `run:RUN_ID` for the time of the context.
+
+    Args:
+        weights: as `model.weights`.
+        uri: the tracking store.
+
+    Yields:
+        The path of the checkpoint and `weights`. Where `weights` names no run: `weights` and "".
+
+    Raises:
+        RunError: as `fetch_run`.
+    """
+    if not weights.startswith("run:"):
+        yield weights, ""
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (checkpoint,) = fetch_run(weights.removeprefix("run:"), Path(folder), uri, (BEST_CHECKPOINT,))
+        yield str(checkpoint), weights

@@ -20,16 +20,17 @@ from mlflow.tracking import MlflowClient
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial
 
+from skincancer.config.resolve import config_to_keep
 from skincancer.errors import ConfigError, RunError, SkinCancerError
 from skincancer.runs.lifecycle import STATE_TAG
 from skincancer.sweeps.storage import storage_errors
 from skincancer.sweeps.study import HEARTBEAT_SECONDS, RUN_ID, THREADS, Ended, Sweep
-from skincancer.sweeps.trial import GO, PRUNE
+from skincancer.sweeps.trial import GO, PRUNE, TRIAL_PROCESS
 from skincancer.sweeps.worker_process import Slot, new_log, why_ended
 from skincancer.system.interrupts import uninterrupted
+from skincancer.system.launcher import without_launcher
 from skincancer.system.paths import work_root
 from skincancer.system.yaml_files import dump_yaml
-from skincancer.training.launch import without_launcher
 
 _TICK = 0.5
 _SAME_SIGNAL_SECONDS = 2.0
@@ -144,7 +145,7 @@ def visible_devices() -> list[str]:
 
 @dataclass
 class TrialProcess:
-    """Runs a trial as a process of its own (see `skincancer.sweeps.trial`), so that it frees its GPU, and a crash costs one trial.
+    """Runs a trial as a process of its own (`sweeps.trial`), so that it frees its GPU, and a crash costs one trial.
 
     Each slot has a process that has imported what training needs and forks one for each of its trials. `close` ends them.
 
@@ -173,7 +174,7 @@ class TrialProcess:
             return Ended("failed", reason=str(error))
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / f"trial_{trial.number:04d}"
-        stem.with_suffix(".yaml").write_text(dump_yaml(experiment.kept(search={})), encoding="utf-8")
+        stem.with_suffix(".yaml").write_text(dump_yaml(config_to_keep(experiment, search={})), encoding="utf-8")
         if not self.devices:
             with storage_errors(self.sweep.url):
                 trial.set_user_attr(THREADS, self.threads)
@@ -231,7 +232,7 @@ class TrialProcess:
         return Slot(self._command(), new_log(self.folder, slot), self._environment(slot))
 
     def _command(self) -> list[str]:
-        return [sys.executable, "-m", "skincancer.sweeps.trial"]
+        return [sys.executable, "-m", "skincancer.sweep", TRIAL_PROCESS]
 
     def _environment(self, slot: int) -> dict[str, str]:
         environment = without_launcher(os.environ)  # a trial is no rank, whatever started its worker

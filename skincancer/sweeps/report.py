@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from skincancer.config.resolve import config_to_keep
 from skincancer.data.prepare import PreparedData
 from skincancer.errors import RunError
 from skincancer.metrics.names import best_name
@@ -87,7 +88,7 @@ class SweepRecord:
                 "objective": self.objective, "sampler": plan.sampler, "pruner": plan.pruner, "search": json.dumps(plan.search),
             }  # fmt: skip
             run.log_params(params)
-            run.write_text("config.yaml", dump_yaml(base.kept()))
+            run.write_text("config.yaml", dump_yaml(config_to_keep(base)))
             yield run
 
     @contextlib.contextmanager
@@ -177,7 +178,7 @@ class SweepRecord:
         """Return a complete experiment file that repeats a trial, and says on top by which command."""
         experiment = self.sweep.plan.resolve(best.params, self.places)
         text = f"trial {best.number} of the sweep {self.name}: {self.objective} {best.value:.4f} with {_point(best)}"
-        kept = experiment.kept(name=f"{self.sweep.base.name}_best", description=text, search={})
+        kept = config_to_keep(experiment, name=f"{self.sweep.base.name}_best", description=text, search={})
         return f"# the same numbers again: {_fit_command(best, BEST_FILE)}\n{dump_yaml(kept)}"
 
     def finish(self, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The trials of a sweep, each in a process of its own: `python -m skincancer.sweeps.trial` is what a sweep's worker starts, not people.
+"""Trials of a sweep, each in its own process. Workers start this process by `python -m skincancer.sweep trial-process`.
 
 It imports what training needs, once, and for each order, a line of JSON on standard input (the experiment's file, the trial's number
 and its log), forks the process that trains: a trial pays no imports, frees its GPU, and can crash alone. That process tells lines of
@@ -19,15 +19,18 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from skincancer.config.resolve import resolve
 from skincancer.runs.lifecycle import STATE_TAG
+from skincancer.schema import Experiment
 from skincancer.system.console import run_verb
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
 
+TRIAL_PROCESS = "trial-process"  # first argument of the process of a worker
 GO, PRUNE = "go", "prune"
 _GONE = "gone"  # what a trial that waits for an answer hears where its worker died
 GRACE_SECONDS = 30.0  # for a trial to write its end
@@ -82,7 +85,7 @@ class TrialLink:
         """Return the trial's number and its point."""
         return {"trial": self.number, **self.params}
 
-    def started(self, run_id: str) -> None:
+    def run_started(self, run_id: str) -> None:
         """Tell the worker which run is written."""
         self._tell(run=run_id)
 
@@ -106,8 +109,11 @@ class TrialLink:
             raise Interrupted(signal.SIGTERM) from None  # the worker is gone
 
 
-def _verb(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m skincancer.sweeps.trial", description=__doc__)
+FitTrial = Callable[[Experiment, TrialLink], None]
+
+
+def _verb(argv: Sequence[str], fit: FitTrial) -> None:
+    parser = argparse.ArgumentParser(prog=f"python -m skincancer.sweep {TRIAL_PROCESS}")
     parser.add_argument("--pipe", type=int, required=True)
     pipe = parser.parse_args(argv).pipe
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -121,9 +127,7 @@ def _verb(argv: Sequence[str]) -> None:
         experiment, _ = resolve(given.pop("config"), {})
         link = TrialLink(**given, pipe=pipe)
         link.listen()
-        from skincancer.fit import fit
-
-        fit(experiment, trial=link)
+        fit(experiment, link)
 
 
 def _next_order(pipe: int) -> dict[str, Any] | None:
@@ -156,10 +160,14 @@ def _write(pipe: int, **message: Any) -> None:
     os.write(pipe, (json.dumps(message) + "\n").encode())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run trials until standard input ends; return the exit code, in each trial's process that of the trial."""
-    return run_verb(_verb, argv)
+def main(argv: Sequence[str], fit: FitTrial) -> int:
+    """Run trials until standard input ends.
 
+    Args:
+        argv: `--pipe` and the number of a file descriptor to write to.
+        fit: trains one trial.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Returns:
+        The exit code. In the process of a trial: the exit code of that trial.
+    """
+    return run_verb(partial(_verb, fit=fit), argv)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -12,7 +12,33 @@ from pytorch_lightning.callbacks import Callback
 
 from skincancer.models.tasks.base import Task
 from skincancer.runs.lifecycle import Run
-from skincancer.sweeps.trial import TrialLink
+
+
+class EpochReporter(Protocol):
+    """Receiver of the progress of a fit, such as the sweep that the fit is a trial of.
+
+    Attributes:
+        number: number of the trial, from 0.
+        pruned: whether the receiver asked to stop.
+    """
+
+    number: int
+    pruned: bool
+
+    def tags(self) -> dict[str, str]:
+        """Return MLflow tags of the run."""
+
+    def log_params(self) -> dict[str, Any]:
+        """Return MLflow params of the run."""
+
+    def run_started(self, run_id: str) -> None:
+        """Receive the id of the run."""
+
+    def report(self, epoch: int, value: float, last: bool) -> bool:
+        """Receive the monitored value of an epoch (from 1). Return whether to stop."""
+
+    def ended(self, objective: float | None) -> None:
+        """Receive the objective. None means that the trial was pruned."""
 
 
 class EpochRecord(Callback):
@@ -100,7 +126,7 @@ class EpochRecord(Callback):
 class ReportToSweep(Callback):
     """Reports the monitored value of each epoch to the sweep that the run is a trial of, and stops where that wants no more."""
 
-    def __init__(self, trial: TrialLink, monitor: str) -> None:
+    def __init__(self, trial: EpochReporter, monitor: str) -> None:
         self.trial, self.monitor = trial, monitor
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

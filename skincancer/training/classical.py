@@ -16,7 +16,7 @@ from skincancer.inference.classical_model import ClassicalModel, measure_deep
 from skincancer.models.classical import fit_pipeline, save_pipeline
 from skincancer.models.deep_features import DeepFeatures, first_backbone
 from skincancer.models.weights import Loaded
-from skincancer.runs.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT
+from skincancer.runs.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT, local_weights
 from skincancer.schema import Experiment
 
 
@@ -50,7 +50,8 @@ def find_inputs(experiment: Experiment, data: PreparedData, progress: ProgressBa
     if experiment.model.is_hand_made:
         assert data.features is not None, "they were asked for"
         return Inputs(data.features.columns(experiment.model.classical.features), data.features)
-    backbone, loaded = first_backbone(experiment)
+    with local_weights(experiment.model.weights, experiment.tracking.uri) as (weights, source):
+        backbone, loaded = first_backbone(experiment, weights, source)
     return Inputs(measure_deep(backbone, data, experiment.data.batch_size, progress), None, backbone, loaded)
 
 

@@ -32,7 +32,8 @@ from skincancer.runs.lifecycle import Run, close_lost
 from skincancer.schema import TrainerConfig
 from skincancer.system.credentials import tell_error
 from skincancer.system.interrupts import Interrupted, ignore_signals
-from skincancer.training.launch import PARENT, count_ranks, is_rank_zero, launcher
+from skincancer.system.launcher import PARENT, is_rank_zero, launcher
+from skincancer.training.launch import count_ranks
 
 # how long the main thread may take to leave when the end is known, before the watching thread ends the process; rank 0 writes the end
 GRACE_SECONDS = {"rank 0": 10.0, "others": 2.0}

@@ -8,21 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import TrainerConfig
-
-PARENT = "SKINCANCER_RANK_ZERO"  # the process that started this one; for processes of ours alone
-_STARTED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", PARENT)
-_SLURM = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_ID")
-
-
-def is_rank_zero() -> bool:
-    """Say whether this process is the one that writes the run (Lightning, torchrun and SLURM set these)."""
-    return all(
-        int(os.environ.get(name) or 0) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    )
+from skincancer.system.launcher import launcher
 
 
 def count_ranks(trainer: TrainerConfig) -> int:
@@ -34,23 +23,6 @@ def count_ranks(trainer: TrainerConfig) -> int:
         gpus = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") else 0
         return max(1, gpus) * trainer.num_nodes
     return int(devices) * trainer.num_nodes
-
-
-def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what torchrun, SLURM or `skincancer.training.distributed` said, for a process that trains alone."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if name not in (*_STARTED, *_SLURM) and not name.startswith("TORCHELASTIC_")
-    }
-
-
-def launcher() -> str:
-    """Return what started the processes of this run: torchrun, SLURM, or "" for nobody."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # before SLURM, as Lightning has it: torchrun may run inside a job
-        return "torchrun"
-    in_slurm = "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
-    return "SLURM" if in_slurm else ""
 
 
 def check_launcher(trainer: TrainerConfig) -> None:

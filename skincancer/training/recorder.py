@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from skincancer.audit.verdict import verdict_line
+from skincancer.config.resolve import config_to_keep
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.index import image_root
 from skincancer.data.mask_sources import RUN, describe_crops, describe_masks
@@ -45,16 +46,15 @@ from skincancer.runs.artifacts import (
 from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.lifecycle import STATE_TAG, Run, check_resumable, has_checkpoint, start_run
 from skincancer.schema import Experiment
-from skincancer.sweeps.trial import TrialLink
 from skincancer.system.console import make_table, progress_bars, warn
 from skincancer.system.credentials import shown
 from skincancer.system.hardware import device_name
 from skincancer.system.interrupts import uninterrupted
+from skincancer.system.launcher import is_rank_zero
 from skincancer.system.provenance import environment_text, git_tags, model_requirements
 from skincancer.system.yaml_files import dump_yaml
-from skincancer.training.callbacks import EpochRecord
+from skincancer.training.callbacks import EpochRecord, EpochReporter
 from skincancer.training.classical import Inputs
-from skincancer.training.launch import is_rank_zero
 from skincancer.training.params import fit_params
 from skincancer.visualization.classification import learning_curves
 from skincancer.visualization.style import save
@@ -74,7 +74,7 @@ class FitRecorder:
     """
 
     def __init__(
-        self, experiment: Experiment, data: PreparedData, console: Console, trial: TrialLink | None = None
+        self, experiment: Experiment, data: PreparedData, console: Console, trial: EpochReporter | None = None
     ) -> None:
         self.experiment, self.data, self.console, self.trial = experiment, data, console, trial
         self.run_id = ""
@@ -218,14 +218,14 @@ class FitRecorder:
                 | (self.trial.log_params() if self.trial else {})
             )
             if self.trial:
-                self.trial.started(run.run_id)
+                self.trial.run_started(run.run_id)
             if not goes_on:
                 self._write_start(run)
             yield run
 
     def _write_start(self, run: Run) -> None:
         data = self.data
-        run.write_text("config.yaml", dump_yaml(self.experiment.kept()))
+        run.write_text("config.yaml", dump_yaml(config_to_keep(self.experiment)))
         settings = self.experiment.data
         malignant = malignant_classes(data.entry, data.classes, settings.target, tuple(settings.malignant))
         run.write_text("classes.json", classes_json(data.classes, malignant))

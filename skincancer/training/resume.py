@@ -21,7 +21,7 @@ def load_resumed(run_id: str, name: str | None, flags: dict[str, Any], parser: A
     from skincancer.runs.artifacts import download
     from skincancer.runs.lifecycle import check_resumable
     from skincancer.runs.store import connect
-    from skincancer.training.launch import is_rank_zero
+    from skincancer.system.launcher import is_rank_zero
 
     client = connect(flags.get("tracking.uri"))
     if is_rank_zero():  # by the time other ranks look, rank 0 owns the run

@@ -13,8 +13,8 @@ from skincancer.data.file_facts import examine
 from skincancer.data.index import load_index
 from skincancer.data.prepare import prepare_data
 from skincancer.errors import ConfigError
-from skincancer.imaging.quality import COLUMNS, RULES, border, default_rules, flags, hair_share, measure
-from skincancer.schema import DataConfig
+from skincancer.imaging.quality import COLUMNS, RULES, border, flags, hair_share, measure
+from skincancer.schema import QUALITY_RULES, DataConfig
 
 
 def measured(image: Image.Image) -> dict[str, float]:
@@ -22,7 +22,7 @@ def measured(image: Image.Image) -> dict[str, float]:
 
 
 def reasons(image: Image.Image) -> str:
-    return "; ".join(flags(measured(image), default_rules()).values())
+    return "; ".join(flags(measured(image), QUALITY_RULES).values())
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def test_strange_images_are_measured_too(image):
 
 def test_a_small_image_is_not_called_blurred_for_its_size(skin):
     small = skin.resize((128, 128), Image.Resampling.LANCZOS)
-    assert "blurred" not in flags(measured(small), default_rules())
-    assert "blurred" in flags(measured(small.filter(ImageFilter.GaussianBlur(4))), default_rules())
+    assert "blurred" not in flags(measured(small), QUALITY_RULES)
+    assert "blurred" in flags(measured(small.filter(ImageFilter.GaussianBlur(4))), QUALITY_RULES)
 
 
 def test_the_edge_of_a_black_field_is_not_what_is_sharp(skin):
@@ -148,7 +148,7 @@ def test_the_edge_of_a_black_field_is_not_what_is_sharp(skin):
     framed = Image.composite(vague, Image.new("RGB", skin.size), field)
     assert measured(framed)["quality_border"] > 0.1
     assert measured(framed)["quality_sharpness"] == pytest.approx(measured(vague)["quality_sharpness"], abs=1)
-    assert "blurred" in flags(measured(framed), default_rules())
+    assert "blurred" in flags(measured(framed), QUALITY_RULES)
     assert measured(Image.new("RGB", (64, 64)))["quality_sharpness"] == 0
 
 
@@ -157,7 +157,7 @@ def test_rules_and_thresholds_come_from_the_config():
     assert flags(values, {"blurred": 60}) == {"blurred": "blurred (sharpness 50, below 60)"}
     assert flags(values, {"blurred": 40}) == {}
     assert flags(values | {"quality_sharpness": float("nan")}, {"blurred": 60}) == {}
-    assert set(default_rules()) == set(RULES)
+    assert set(QUALITY_RULES) == set(RULES)
     assert {rule.column for rule in RULES.values()} <= set(COLUMNS)
 
 
@@ -217,7 +217,7 @@ def test_flagged_images_are_left_out_and_nobody_else_moves(tmp_path):
     for number in (4, 7):
         values = measured(Image.open(tmp_path / f"{number:02}.png"))
         assert table.iloc[number][list(COLUMNS)].astype(float).to_dict() == pytest.approx(values)
-        assert table["quality_flags"].iloc[number] == "; ".join(flags(values, default_rules()))
+        assert table["quality_flags"].iloc[number] == "; ".join(flags(values, QUALITY_RULES))
 
 
 def test_what_is_found_out_about_files_is_kept(tmp_path):

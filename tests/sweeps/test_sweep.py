@@ -309,7 +309,7 @@ from skincancer.sweeps import trial
 
 def fit(experiment, trial):
     print("trial", trial.number)
-    trial.started("run")
+    trial.run_started("run")
     trial.report(os.getppid(), 0.5, last=True)
     if trial.number == 1:
         child = subprocess.Popen(["sleep", "300"])
@@ -319,9 +319,8 @@ def fit(experiment, trial):
 
 trial.AHEAD = ()
 trial.resolve = lambda *_: (None, None)
-sys.modules["skincancer.fit"] = types.SimpleNamespace(fit=fit)
 print("once")
-sys.exit(trial.main(sys.argv[1:]))
+sys.exit(trial.main(sys.argv[1:], fit))
 """
 
 
@@ -405,13 +404,12 @@ import hashlib, sys, types
 from skincancer.sweeps import trial
 
 def fit(experiment, trial):
-    trial.started("run")
+    trial.run_started("run")
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in a library, which hears no signal
 
 trial.AHEAD, trial.GRACE_SECONDS = (), 0.5
 trial.resolve = lambda *_: (None, None)
-sys.modules["skincancer.fit"] = types.SimpleNamespace(fit=fit)
-sys.exit(trial.main(sys.argv[1:]))
+sys.exit(trial.main(sys.argv[1:], fit))
 """
 
 
@@ -437,7 +435,7 @@ def test_a_trial_that_hangs_in_a_library_ends_when_its_worker_is_gone(tmp_path):
 def test_a_process_without_orders_ends(tmp_path):
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
-        command = [sys.executable, "-m", "skincancer.sweeps.trial", "--pipe", str(writing)]
+        command = [sys.executable, "-m", "skincancer.sweep", "trial-process", "--pipe", str(writing)]
         assert subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=(writing,), check=False).returncode == 0
         os.close(writing)
         assert pipe.read() == b""
@@ -732,7 +730,7 @@ def test_no_password_is_in_anything_that_a_sweep_leaves(server, tmp_path, tiny_d
     place = (
         f"from skincancer.system import paths; paths.store_folder = lambda: paths.Path({str(tmp_path / 'mlruns')!r})"
     )
-    code = f"import sys; {place}; from skincancer.sweeps import trial; sys.exit(trial.main(sys.argv[1:]))"
+    code = f"import sys; {place}; from skincancer import sweep; sys.exit(sweep.main(['trial-process', *sys.argv[1:]]))"
     monkeypatch.setattr(executor.TrialProcess, "_command", lambda self: [sys.executable, "-c", code])
     monkeypatch.setattr(paths, "store_folder", lambda: tmp_path / "mlruns")
     monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of a database

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY_FIT
 
-from skincancer.config.resolve import resolve
+from skincancer.config.resolve import config_to_keep, resolve
 from skincancer.errors import RunError
 from skincancer.runs.lifecycle import start_run
 from skincancer.runs.store import connect
@@ -85,7 +85,7 @@ def test_a_kept_config_has_no_password(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(f"task: classification\ntracking: {{uri: {WRONG}}}\n")
     experiment, _ = resolve(str(tmp_path / "mine.yaml"), {})
     assert experiment.tracking.uri == WRONG
-    assert "uri: http://me@127.0.0.1:1\n" in dump_yaml(experiment.kept())
+    assert "uri: http://me@127.0.0.1:1\n" in dump_yaml(config_to_keep(experiment))
     assert experiment.tracking.uri == WRONG
 
 

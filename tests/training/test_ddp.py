@@ -34,8 +34,9 @@ from skincancer.models.factory import load_task
 from skincancer.runs.lifecycle import reap
 from skincancer.runs.store import connect
 from skincancer.schema import DataConfig, TrainerConfig
+from skincancer.system.launcher import PARENT, is_rank_zero, without_launcher
 from skincancer.training import distributed
-from skincancer.training.launch import PARENT, check_launcher, count_ranks, is_rank_zero, without_launcher
+from skincancer.training.launch import check_launcher, count_ranks
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
 
