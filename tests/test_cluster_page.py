@@ -1,4 +1,4 @@
-"""The scripts of CLUSTER.md: read by shellcheck, and run with another store, storage and data."""
+"""The scripts of docs/clusters.md: read by shellcheck, and run with another store, storage and data."""
 
 import os
 import re
