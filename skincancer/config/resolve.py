@@ -19,12 +19,10 @@ from skincancer.config.validation import check_experiment, is_of_network
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, UnusedKey
 from skincancer.imaging import augmentation_policies
-from skincancer.metrics.names import MONITORS
+from skincancer.metrics.names import default_monitor
 from skincancer.models.backbones import SMALLEST_SIZE
 from skincancer.schema import KEYS, TYPES, Experiment, flatten, unflatten
 from skincancer.system.yaml_files import load_yaml
-
-EXTRA_KEYS = ("study",)  # keys of an experiment file that a resolved config does not hold
 
 
 def resolve(
@@ -140,7 +138,7 @@ def resolve_content(
         model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
     )
     if resolved.training.monitor == "auto":
-        training = dataclasses.replace(resolved.training, monitor=MONITORS[resolved.task])
+        training = dataclasses.replace(resolved.training, monitor=default_monitor(resolved.task))
         resolved = dataclasses.replace(resolved, training=training)
     if resolved.model.is_hand_made and "data.size" in flags:
         notes.append(

@@ -16,7 +16,7 @@ from skincancer.errors import ConfigError, UnusedKey, nearest
 from skincancer.imaging import augmentation_policies, quality
 from skincancer.imaging.cleaning.steps import check_clean
 from skincancer.imaging.features.families import FAMILIES
-from skincancer.metrics.names import MONITORED
+from skincancer.metrics.names import TASK_METRICS
 from skincancer.models.losses import LOSSES, mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
 from skincancer.models.segmenters import OWN_LOSSES, SMALLEST_BATCH, check_architecture
@@ -327,8 +327,8 @@ def _check_segmenter(experiment: Experiment) -> None:
 
 def _check_training(experiment: Experiment) -> None:
     training, trainer = experiment.training, experiment.trainer
-    monitored = MONITORED[experiment.task]
-    _one_of("training.monitor", training.monitor, ["val/loss", *(f"val/{name}" for name in monitored)])
+    monitors = [f"val/{name}" for name in ("loss", *TASK_METRICS[experiment.task])]
+    _one_of("training.monitor", training.monitor, monitors)
     _require(training.patience >= 0, "training.patience", training.patience, "0 or more")
     _require(0 <= training.ema_decay < 1, "training.ema_decay", training.ema_decay, "0 or more and below 1")
     _require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "1 or more")

@@ -29,20 +29,12 @@ import numpy.typing as npt
 
 from skincancer.imaging.mask_operations import surface
 from skincancer.imaging.types import Mask
+from skincancer.metrics.names import MASK_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-MASK_METRICS = (
-    "jaccard",
-    "dice",
-    "thresholded_jaccard",
-    "pixel_accuracy",
-    "sensitivity",
-    "specificity",
-    "hd95",
-)
 ACCEPTABLE_JACCARD = 0.65  # the ISIC 2018 challenge counts a mask below it as failed
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 

@@ -25,7 +25,7 @@ from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
 from skincancer.errors import RunError
 from skincancer.inference import serving
-from skincancer.metrics.names import best_name
+from skincancer.metrics.names import best_name, epoch_columns
 from skincancer.metrics.prediction_files import write_predictions
 from skincancer.metrics.subgroups import write_subgroups
 from skincancer.models.weights import Loaded
@@ -355,7 +355,7 @@ class FitRecorder:
         """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""
         if not self.run_id:
             return
-        columns = self.outcome.epoch_columns
+        columns = epoch_columns(self.experiment.task)
         rows = [
             [
                 f"{value:.0f}" if name == "epoch" else f"{value:.1f}" if name == "epoch_seconds" else f"{value:.4f}"

@@ -29,9 +29,8 @@ from skincancer.data.balance import deal, epoch_order
 from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, RunError
 from skincancer.imaging.decode import read_mask
-from skincancer.metrics.classification import METRICS
-from skincancer.metrics.names import monitor_mode
-from skincancer.metrics.segmentation import MASK_METRICS, mask_metrics
+from skincancer.metrics.names import MASK_METRICS, METRICS, monitor_mode
+from skincancer.metrics.segmentation import mask_metrics
 from skincancer.models.decoders import Segmenter
 from skincancer.models.factory import load_task
 from skincancer.models.segmenters import ARCHITECTURES, JOINT_ARCHITECTURES, build_joint, check_segmenter

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skincancer.metrics.names import MASK_PREFIX
 from skincancer.models.decoders import JointSegmenter
 from skincancer.models.segmenters import build_joint
 from skincancer.models.tasks.base import VIEWS, Batch, View, turn, turn_back
@@ -122,4 +123,4 @@ class JointTask(Classifying, Segmenting):
             "class_loss": classes.loss,
         }
         self.report(part, {**losses, **class_metrics}, shown="balanced_accuracy")
-        self.report(part, {f"mask_{name}": value for name, value in mask_metrics.items()}, shown="mask_jaccard")
+        self.report(part, {MASK_PREFIX + name: value for name, value in mask_metrics.items()}, shown="mask_jaccard")

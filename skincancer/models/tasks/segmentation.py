@@ -13,7 +13,8 @@ from torch import Tensor
 
 from skincancer.errors import RunError
 from skincancer.metrics.mask_scorer import MaskScorer
-from skincancer.metrics.segmentation import MASK_METRICS, ThresholdSearch, binarise, mask_metrics, mean_metrics
+from skincancer.metrics.names import MASK_METRICS
+from skincancer.metrics.segmentation import ThresholdSearch, binarise, mask_metrics, mean_metrics
 from skincancer.models.decoders import Padded, Segmenter
 from skincancer.models.losses import mask_loss
 from skincancer.models.maskrcnn import InstanceSegmenter
