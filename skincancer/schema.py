@@ -55,6 +55,15 @@ class AugmentConfig:
     elastic_sigma: float = 0.08
 
 
+@dataclass(frozen=True)
+class TaskKind:
+    """What a task's model predicts: class probabilities, lesion masks, or both."""
+
+    has_classes: bool
+    has_masks: bool
+
+
+TASKS = {"classification": TaskKind(True, False), "segmentation": TaskKind(False, True), "joint": TaskKind(True, True)}
 DEEP = "deep"  # in place of a family of features: those of a frozen backbone
 
 

@@ -158,7 +158,7 @@ class SegmentationOutcome:
             / 255
         )
         with torch.inference_mode():
-            square = task.eval().predict_probability(image)[0, 0].cpu().numpy()
+            square = task.eval().predict(image)[0][0, 0].cpu().numpy()
         original = np.asarray(read_image(image_root(self.data.root) / self.data.index["image"].iloc[row]))
         return Case(image_id, original, task.scorer.truth(row), task.scorer.mask(row, square, task.threshold), jaccard)
 

@@ -44,7 +44,7 @@ from skincancer.runs.artifacts import (
 )
 from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.lifecycle import STATE_TAG, Run, check_resumable, has_checkpoint, start_run
-from skincancer.schema import Experiment
+from skincancer.schema import TASKS, Experiment
 from skincancer.sweeps.trial import TrialLink
 from skincancer.system.console import make_table, progress_bars, warn
 from skincancer.system.credentials import shown
@@ -289,7 +289,7 @@ class FitRecorder:
         if not self.experiment.model.is_network:
             write_errors(self.folder, self.data.classes)
             run.log_file("errors.csv")
-        elif self.experiment.task != "segmentation":
+        elif self.outcome.classes:
             self._explain(run, task)
         files = model_files(self.experiment.to_dict())[1:]
         for name in ("intervals.csv", *(["epochs.csv"] if record else []), *files):
@@ -346,7 +346,7 @@ class FitRecorder:
     def _log_model(self) -> None:
         experiment = self.experiment
         takes_masks = experiment.data.crop or experiment.model.is_hand_made
-        signature = serving.signature(self.outcome.classes, experiment.task != "classification", takes_masks)
+        signature = serving.signature(self.outcome.classes, TASKS[experiment.task].has_masks, takes_masks)
         more = () if experiment.model.is_network else ("scikit-learn", "scikit-image", "skops")
         with uninterrupted():
             serving.log_model(self.folder, signature, model_requirements(*more))
