@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from skincancer.config.cli import build_parser, explain_error, parse_layer
 from skincancer.config.experiments import find_experiment
-from skincancer.config.validation import check_experiment, is_of_network
+from skincancer.config.validation import OF_NETWORKS, check_experiment
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, UnusedKey
 from skincancer.imaging import augmentation_policies
@@ -105,7 +105,7 @@ def resolve_content(
     given = {**from_file, **from_study, **flags}
     defaults = dict(entry.defaults)
     if given.get("model.classifier", "network") != "network":  # what nobody chose is nothing to refuse
-        defaults = {key: value for key, value in defaults.items() if not is_of_network(key, hand_made=False)}
+        defaults = {key: value for key, value in defaults.items() if key not in OF_NETWORKS}
     merged = {**defaults, **given}
 
     backbone = merged.get("model.backbone", Experiment().model.backbone)
