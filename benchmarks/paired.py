@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from skincancer.comparison.predictions import load_scores
 from skincancer.comparison.tables import Resamples, paired_difference, same_images
-from skincancer.metrics.segmentation import MASK_METRICS
+from skincancer.metrics.names import MASK_METRICS
 from skincancer.runs.artifacts import fetch_run
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc_macro")

@@ -14,7 +14,7 @@ from skincancer.config.resolve import config_to_keep, resolve
 from skincancer.errors import ConfigError, RunError
 from skincancer.runs import registry
 from skincancer.runs.lifecycle import reap_runs
-from skincancer.schema import Experiment
+from skincancer.schema import TASKS, Experiment
 from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts
@@ -144,7 +144,7 @@ def _fit_network(
         best_epoch = export_best(best) if trainer.is_global_zero else 0
         trainer.strategy.barrier()
         which: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True, "verbose": False}
-        if experiment.task != "classification":
+        if TASKS[experiment.task].has_masks:
             choose_threshold(experiment, data, task, trainer, which)
         for part, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 if trial else 2]:
             evaluate(task, **which)

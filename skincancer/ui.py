@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from skincancer.metrics.names import DEFAULT_METRICS, MAIN_METRICS
 from skincancer.system.console import run_verb
 from skincancer.system.interrupts import signals_as_interrupts
 
@@ -25,12 +26,7 @@ _PARAMS = {
     "classification": ("experiment", "split", "seed", "balance", "backbone", "weights", "size"),
     "segmentation": ("experiment", "split", "seed", "architecture", "backbone", "weights", "size"),
 }
-_METRICS = {
-    "classification": ("test/balanced_accuracy", "test/accuracy", "test/auroc_macro", "best/balanced_accuracy"),
-    "segmentation": ("test/jaccard", "test/dice", "test/thresholded_jaccard", "best/jaccard"),
-}
 _PARAMS["joint"] = _PARAMS["segmentation"]
-_METRICS["joint"] = (*_METRICS["classification"][:3], "test/mask_jaccard")
 
 
 def save_views(client: MlflowClient) -> dict[str, str]:
@@ -52,8 +48,10 @@ def save_views(client: MlflowClient) -> dict[str, str]:
 
 
 def _view(task: str) -> str:
-    columns = ["attributes.`Dataset`", "tags.`kind`"]
-    columns += [f"params.`{name}`" for name in _PARAMS[task]] + [f"metrics.`{name}`" for name in _METRICS[task]]
+    default = DEFAULT_METRICS[task]
+    metrics = dict.fromkeys(f"test/{name}" for name in (default, *MAIN_METRICS[task]))
+    columns = ["attributes.`Dataset`", "tags.`kind`", *(f"params.`{name}`" for name in _PARAMS[task])]
+    columns += [f"metrics.`{name}`" for name in (*metrics, f"best/{default}")]
     state = {"selectedColumns": columns, "orderByKey": "attributes.start_time", "orderByAsc": False}
     now = int(time.time() * 1000)
     return json.dumps(

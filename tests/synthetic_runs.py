@@ -32,7 +32,7 @@ def class_predictions(
 
 def mask_predictions(seed: int, n: int, level: float) -> pd.DataFrame:
     """Scores of `n` masks around `level`."""
-    from skincancer.metrics.segmentation import MASK_METRICS
+    from skincancer.metrics.names import MASK_METRICS
 
     draw = np.random.default_rng(seed)
     scores = {name: np.clip(level + 0.1 * draw.normal(size=n), 0, 1) for name in MASK_METRICS}

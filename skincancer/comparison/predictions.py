@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.errors import DataError
-from skincancer.metrics.classification import AREAS, weighted_metrics
-from skincancer.metrics.names import is_mask_metric
+from skincancer.metrics.classification import weighted_metrics
+from skincancer.metrics.names import AREAS, is_mask_metric
 from skincancer.metrics.prediction_files import read_predictions, read_scores
 
 Floats = npt.NDArray[np.float64]

@@ -15,17 +15,15 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from skincancer.config.cli import build_parser, explain_error, parse_layer
 from skincancer.config.experiments import find_experiment
-from skincancer.config.validation import check_experiment, is_of_network
+from skincancer.config.validation import OF_NETWORKS, check_experiment
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, UnusedKey
 from skincancer.imaging import augmentation_policies
-from skincancer.metrics.names import MONITORS
+from skincancer.metrics.names import default_monitor
 from skincancer.models.backbones import SMALLEST_SIZE
 from skincancer.schema import KEYS, TYPES, Experiment, flatten, unflatten
 from skincancer.system.credentials import without_password
 from skincancer.system.yaml_files import load_yaml
-
-EXTRA_KEYS = ("study",)  # keys of an experiment file that a resolved config does not hold
 
 
 def resolve(
@@ -108,7 +106,7 @@ def resolve_content(
     given = {**from_file, **from_study, **flags}
     defaults = dict(entry.defaults)
     if given.get("model.classifier", "network") != "network":  # what nobody chose is nothing to refuse
-        defaults = {key: value for key, value in defaults.items() if not is_of_network(key, hand_made=False)}
+        defaults = {key: value for key, value in defaults.items() if key not in OF_NETWORKS}
     merged = {**defaults, **given}
 
     backbone = merged.get("model.backbone", Experiment().model.backbone)
@@ -141,7 +139,7 @@ def resolve_content(
         model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
     )
     if resolved.training.monitor == "auto":
-        training = dataclasses.replace(resolved.training, monitor=MONITORS[resolved.task])
+        training = dataclasses.replace(resolved.training, monitor=default_monitor(resolved.task))
         resolved = dataclasses.replace(resolved, training=training)
     if resolved.model.is_hand_made and "data.size" in flags:
         notes.append(

@@ -29,7 +29,7 @@ from skincancer.imaging.mask_operations import mask_extent
 from skincancer.imaging.quality import COLUMNS as QUALITY_COLUMNS
 from skincancer.imaging.quality import FLAGS
 from skincancer.imaging.types import Box
-from skincancer.schema import DataConfig
+from skincancer.schema import TASKS, DataConfig
 from skincancer.system.paths import cache_folder, data_folder
 
 ROLES: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
@@ -131,18 +131,18 @@ def prepare_data(
     """
     from skincancer.inference.model import find_segmenter, predicted
 
+    kind = TASKS[task]
     found = find_segmenter(config, uri) if config.crop or hand_made else None
     segmenter = found[0] if found else None
     entry, root = locate(config, progress)
     index, diagnoses = load_index(entry, root)
-    if task == "joint" and index["diagnosis"].isna().all():
-        raise DataError(f"{entry.name} in {root} has no diagnoses, which joint needs. To get them: {entry.how_to_get}")
+    if kind.has_classes and index["diagnosis"].isna().all():
+        raise DataError(f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}")
     index, groups_hash = merge_patients(index), ""
     if config.groups:
         index, groups_hash = merge_groups(index, Path(config.groups))
     index, classes = add_target(index, entry, diagnoses, config.target, tuple(config.malignant))
-    masks = task != "classification"
-    if masks and index["mask"].isna().all():
+    if kind.has_masks and index["mask"].isna().all():
         raise DataError(f"{entry.name} in {root} has no masks, which {task} needs. To get them: {entry.how_to_get}")
     crop = Crop(mask_source(config, index, segmenter, entry), config.crop_margin) if config.crop else None
     if whole:
@@ -155,7 +155,7 @@ def prepare_data(
         return predicted(segmenter, index, image_root(root), mask_extent, progress, jobs)
 
     store = open_store(
-        index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=masks, crop=crop,
+        index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=kind.has_masks, crop=crop,
         find_boxes=find_boxes if segmenter and crop else None, clean=config.clean,
         progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
@@ -183,7 +183,7 @@ def prepare_data(
     if whole:
         _check_whole(index, entry, task)
     else:
-        _check_roles(index, classes if task != "segmentation" else None, masks)
+        _check_roles(index, classes if kind.has_classes else None, kind.has_masks)
     return PreparedData(
         entry=entry, root=root, index=index, classes=classes, store=store, dropped=dropped,
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
@@ -230,8 +230,9 @@ def _dropped(index: pd.DataFrame, roles: Roles, bad: pd.DataFrame, task: str) ->
 
 def _check_whole(index: pd.DataFrame, entry: Dataset, task: str) -> None:
     test = index[index["role"] == "test"]
-    if test.empty or (task != "classification" and test["mask"].isna().all()):
-        what = "a label" if task == "classification" else "a mask"
+    has_masks = TASKS[task].has_masks
+    if test.empty or (has_masks and test["mask"].isna().all()):
+        what = "a mask" if has_masks else "a label"
         raise DataError(f"{entry.name} has no readable image with {what}, so nothing can be evaluated.")
 
 

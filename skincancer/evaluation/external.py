@@ -31,7 +31,7 @@ from skincancer.models.tasks.classification import Classifying, Predictions
 from skincancer.models.tasks.joint import JointPredictions
 from skincancer.models.tasks.segmentation import Segmenting
 from skincancer.runs.finished import FinishedRun, Validation
-from skincancer.schema import DEEP, Experiment, flatten
+from skincancer.schema import DEEP, TASKS, Experiment, flatten
 from skincancer.system.console import make_console, progress_bars
 
 OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power")
@@ -166,7 +166,7 @@ def prepare_evaluation(
     first = plan(runs[0], flags, uri)
     shared = {key: value for key, value in flatten(first.to_dict()).items() if key in OF_ALL}
     experiments = (first, *(plan(run, {**shared, **flags}, uri) for run in runs[1:]))
-    mappings = () if first.task == "segmentation" else map_runs(runs, first, given)
+    mappings = map_runs(runs, first, given) if TASKS[first.task].has_classes else ()
     data = tuple(
         prepare_data(
             experiment.data,

@@ -22,9 +22,7 @@ from skincancer.inference.classical_model import ClassicalModel
 from skincancer.inference.outputs import Answers
 from skincancer.metrics.mask_scorer import MaskRecipe
 from skincancer.models.factory import load_task
-from skincancer.models.tasks.classification import ClassificationTask
-from skincancer.models.tasks.joint import JointTask
-from skincancer.models.tasks.segmentation import SegmentationTask
+from skincancer.models.tasks.segmentation import Segmenting
 from skincancer.runs.artifacts import MODEL_FILES, fetch_model, model_files
 from skincancer.schema import DataConfig
 from skincancer.system.hardware import keep_freed_memory
@@ -61,8 +59,7 @@ class TrainedModel:
         self.settings = load_yaml(files[0])
         self.task = load_task(files[1]).to("cuda" if torch.cuda.is_available() else "cpu")
         self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-        self.classes = () if isinstance(self.task, SegmentationTask) else tuple(self.task.classes)
-        self.segments = not isinstance(self.task, ClassificationTask)
+        self.classes, self.segments = tuple(self.task.classes), self.task.kind.has_masks
         data = self.settings["data"]
         self.size, self.resize = int(data["size"]), str(data["resize"])
         self.clean: tuple[str, ...] = tuple(data.get("clean", ()))  # runs of older versions have none
@@ -78,15 +75,8 @@ class TrainedModel:
         """
         task = self.task
         image = torch.from_numpy(squares).permute(0, 3, 1, 2).to(task.device).float().div_(255)
-        lesion = logits = None
         with torch.inference_mode(), torch.autocast(task.device.type, dtype=self._half, enabled=self._half is not None):
-            if isinstance(task, JointTask):
-                masks, logits = task.predict_both(image)
-                lesion = masks.sigmoid()
-            elif isinstance(task, SegmentationTask):
-                lesion = task.predict_probability(image)
-            else:
-                logits = task.predict_logits(image)
+            lesion, logits = task.predict(image)
         logits = None if logits is None else logits.float().cpu()
         return Answers(
             None if lesion is None else lesion.float().cpu().numpy()[:, 0],
@@ -99,7 +89,7 @@ class TrainedModel:
 
         Outside the box of the original that the image showed, px, there is no lesion.
         """
-        assert not isinstance(self.task, ClassificationTask), "whoever asks looks at `segments`"
+        assert isinstance(self.task, Segmenting), "callers check `segments`"
         mask = self.settings["model"]["mask"]
         recipe = MaskRecipe(self.resize, mask["largest_component"], mask["fill_holes"])
         return recipe.mask(lesion, width, height, threshold=self.task.threshold, box=box)

@@ -17,13 +17,14 @@ import pandas as pd
 from skincancer.imaging.quality import FLAGS
 from skincancer.metrics.bootstrap import bootstrap_intervals
 from skincancer.metrics.classification import check_predictions
+from skincancer.metrics.names import MAIN_METRICS
 from skincancer.metrics.prediction_files import DIGITS, read_predictions
 
 ATTRIBUTES = ("age", "sex", "site", "dx_type", FLAGS)
 AGE_BANDS = {"0–29": 0, "30–44": 30, "45–59": 45, "60–74": 60, "75+": 75}  # years, from
 UNKNOWN = "unknown"
 SMALLEST = 20  # lesions
-METRICS = ("accuracy", "balanced_accuracy", "auroc_macro")
+METRICS = MAIN_METRICS["classification"]
 TWO_CLASS_METRICS = (*METRICS, "sensitivity", "specificity")
 MALIGNANT_AUROC = "auroc_malignant"
 COLUMNS = ["attribute", "group", "n_images", "n_lesions", "n_positive", "metric", "value", "low", "high"]

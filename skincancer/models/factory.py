@@ -12,7 +12,7 @@ from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.tasks.segmentation import SegmentationTask
 from skincancer.models.weights import load_checkpoint
-from skincancer.schema import Experiment
+from skincancer.schema import TASKS, Experiment
 
 if TYPE_CHECKING:
     from skincancer.data.prepare import PreparedData
@@ -30,10 +30,10 @@ def check_network(experiment: Experiment) -> None:
     model, size = experiment.model, experiment.data.size
     if model.is_hand_made:
         return
-    if experiment.task != "classification":
+    if TASKS[experiment.task].has_masks:
         from skincancer.models.segmenters import check_segmenter
 
-        check_segmenter(model.architecture, model.backbone, size, experiment.task == "joint")
+        check_segmenter(model.architecture, model.backbone, size, TASKS[experiment.task].has_classes)
     else:
         from skincancer.models.backbones import check_backbone
 

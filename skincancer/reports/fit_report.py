@@ -14,6 +14,7 @@ from mlflow.entities import Run as MlflowRun
 from skincancer.reports import run_description
 from skincancer.reports.error_analysis import SHOWN_ERRORS, attention_means, choose_sample, read_attention
 from skincancer.runs.finished import RunFiles, Thumbnails, count
+from skincancer.schema import TASKS
 from skincancer.visualization.html import Cell, Part, Section, Table, Text, write_page
 
 REPORT_FILE = "report.html"
@@ -87,7 +88,7 @@ def results_section(run: RunFiles) -> Section:
         "resamples. They cover the choice of the test lesions; not that of the training images or seeds, and not another "
         "clinic's images."
     )
-    if run.task != "classification":
+    if TASKS[run.task].has_masks:
         caption += " Metrics of masks are means over images at their original size; hd95 in pixels."
     return Section(
         "Results", [Table("Test", ["metric", "value", "95 % interval"], _with_intervals(intervals), caption)]
@@ -175,7 +176,7 @@ def errors_section(run: RunFiles) -> Section:
         parts.append(Table("Errors with the highest loss", columns, rows, "All of them: errors.csv."))
     parts += _attention(run)
     worst_jaccard = f"{run.mask_prefix}jaccard"
-    if run.task != "classification":
+    if TASKS[run.task].has_masks:
         known = run.test.dropna(subset=worst_jaccard).sort_values(worst_jaccard, kind="stable")
         caption = "All of them: predictions/test.csv. The contours of the worst are in the figure above."
         parts.append(_scores(run, known.head(SHOWN_ERRORS), "Masks with the lowest Jaccard", caption))
@@ -204,7 +205,7 @@ def predictions_section(run: RunFiles) -> Section:
     chosen = choose_sample(run.test["image_id"].tolist(), SHOWN_PREDICTIONS)
     sample = run.test.set_index("image_id", drop=False).loc[chosen]
     caption = f"{len(sample)} of {len(run.test):,} test images, drawn at random. All of them: predictions/test.csv."
-    if run.task == "segmentation":
+    if not TASKS[run.task].has_classes:
         return Section("Predictions", [_scores(run, sample, "", caption)])
     mask = ["mask_jaccard"] if "mask_jaccard" in sample else []
     rows = [

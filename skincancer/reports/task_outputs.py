@@ -16,8 +16,9 @@ from skincancer.data.prepare import ROLES, PreparedData
 from skincancer.imaging.decode import read_image
 from skincancer.metrics.bootstrap import bootstrap_intervals, bootstrap_means
 from skincancer.metrics.classification import classification_metrics
+from skincancer.metrics.names import MASK_METRICS, MASK_PREFIX
 from skincancer.metrics.prediction_files import predictions_table, read_predictions, read_scores
-from skincancer.metrics.segmentation import MASK_METRICS, mean_metrics
+from skincancer.metrics.segmentation import mean_metrics
 from skincancer.models.segmenters import OWN_LOSSES
 from skincancer.models.tasks.classification import ClassificationTask, Predictions
 from skincancer.models.tasks.joint import JointPredictions, JointTask
@@ -33,7 +34,6 @@ class Outcome(Protocol):
     """One task's part of a run's record. Tables lie in `predictions/{val,test}.csv` of a folder."""
 
     classes: tuple[str, ...]  # to count images by
-    epoch_columns: dict[str, str]
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
         """Return the params that other tasks have not."""
@@ -59,10 +59,6 @@ class ClassificationOutcome:
 
     def __init__(self, data: PreparedData) -> None:
         self.data, self.classes = data, data.classes
-        self.epoch_columns = {
-            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/accuracy": "accuracy",
-            "val/balanced_accuracy": "balanced accuracy", "val/auroc_macro": "AUROC", "epoch_seconds": "time (s)",
-        }  # fmt: skip
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
         """Return loss and dropout."""
@@ -111,10 +107,6 @@ class SegmentationOutcome:
 
     def __init__(self, data: PreparedData, prefix: str = "") -> None:
         self.data, self.prefix, self.classes = data, prefix, tuple[str, ...]()
-        self.epoch_columns = {
-            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/jaccard": "Jaccard",
-            "val/dice": "Dice", "val/thresholded_jaccard": "thresholded Jaccard", "epoch_seconds": "time (s)",
-        }  # fmt: skip
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
         """Return architecture, the sum of losses, and how masks are cleaned."""
@@ -166,7 +158,7 @@ class SegmentationOutcome:
             / 255
         )
         with torch.inference_mode():
-            square = task.eval().predict_probability(image)[0, 0].cpu().numpy()
+            square = task.eval().predict(image)[0][0, 0].cpu().numpy()
         original = np.asarray(read_image(image_root(self.data.root) / self.data.index["image"].iloc[row]))
         return Case(image_id, original, task.scorer.truth(row), task.scorer.mask(row, square, task.threshold), jaccard)
 
@@ -176,12 +168,7 @@ class JointOutcome:
 
     def __init__(self, data: PreparedData) -> None:
         self.data, self.classes = data, data.classes
-        self.of_classes, self.of_masks = ClassificationOutcome(data), SegmentationOutcome(data, "mask_")
-        self.epoch_columns = {
-            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/accuracy": "accuracy",
-            "val/balanced_accuracy": "balanced accuracy", "val/auroc_macro": "AUROC", "val/mask_jaccard": "mask Jaccard",
-            "epoch_seconds": "time (s)",
-        }  # fmt: skip
+        self.of_classes, self.of_masks = ClassificationOutcome(data), SegmentationOutcome(data, MASK_PREFIX)
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
         """Return those of both, the whole sum of losses, and of how many images of each role the mask and the label are known."""

@@ -19,6 +19,7 @@ from skincancer.data.catalog import DATASETS, Dataset, malignant_classes
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.overlap import DIGESTS_FILE, FINGERPRINTS_FILE, Fingerprints, read_fingerprints, shows_parts
 from skincancer.errors import DataError, RunError
+from skincancer.metrics.names import MASK_PREFIXES
 from skincancer.metrics.prediction_files import read_predictions, read_table
 from skincancer.runs.artifacts import (
     CLASSES_FILE,
@@ -217,7 +218,7 @@ class RunFiles:
     @property
     def mask_prefix(self) -> str:
         """Of the metrics of masks."""
-        return "mask_" if self.task == "joint" else ""
+        return MASK_PREFIXES[self.task]
 
     @property
     def entry(self) -> Dataset:

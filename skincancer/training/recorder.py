@@ -26,7 +26,7 @@ from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
 from skincancer.errors import RunError
 from skincancer.inference import serving
-from skincancer.metrics.names import best_name
+from skincancer.metrics.names import best_name, epoch_columns
 from skincancer.metrics.prediction_files import write_predictions
 from skincancer.metrics.subgroups import write_subgroups
 from skincancer.models.weights import Loaded
@@ -45,7 +45,7 @@ from skincancer.runs.artifacts import (
 )
 from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.lifecycle import STATE_TAG, Run, check_resumable, has_checkpoint, start_run
-from skincancer.schema import Experiment
+from skincancer.schema import TASKS, Experiment
 from skincancer.system.console import make_table, progress_bars, warn
 from skincancer.system.credentials import shown
 from skincancer.system.hardware import device_name
@@ -289,7 +289,7 @@ class FitRecorder:
         if not self.experiment.model.is_network:
             write_errors(self.folder, self.data.classes)
             run.log_file("errors.csv")
-        elif self.experiment.task != "segmentation":
+        elif self.outcome.classes:
             self._explain(run, task)
         files = model_files(self.experiment.to_dict())[1:]
         for name in ("intervals.csv", *(["epochs.csv"] if record else []), *files):
@@ -346,7 +346,7 @@ class FitRecorder:
     def _log_model(self) -> None:
         experiment = self.experiment
         takes_masks = experiment.data.crop or experiment.model.is_hand_made
-        signature = serving.signature(self.outcome.classes, experiment.task != "classification", takes_masks)
+        signature = serving.signature(self.outcome.classes, TASKS[experiment.task].has_masks, takes_masks)
         more = () if experiment.model.is_network else ("scikit-learn", "scikit-image", "skops")
         with uninterrupted():
             serving.log_model(self.folder, signature, model_requirements(*more))
@@ -355,7 +355,7 @@ class FitRecorder:
         """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""
         if not self.run_id:
             return
-        columns = self.outcome.epoch_columns
+        columns = epoch_columns(self.experiment.task)
         rows = [
             [
                 f"{value:.0f}" if name == "epoch" else f"{value:.1f}" if name == "epoch_seconds" else f"{value:.4f}"
