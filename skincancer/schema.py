@@ -114,6 +114,14 @@ class DataConfig:
     quality_rules: dict[str, float] = field(default_factory=default_rules)
 
 
+RUN = "run:"  # precedes the run of a segmenter in `data.masks`, and a segmenter's digest in tables of images
+
+
+def segmenter_run(masks: str) -> str:
+    """Return the run id or folder of the segmenter in `data.masks`, "" for other mask sources."""
+    return masks.removeprefix(RUN) if masks.startswith(RUN) else ""
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """The training loss, on logits.

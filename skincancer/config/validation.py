@@ -20,7 +20,7 @@ from skincancer.metrics.names import MONITORED
 from skincancer.models.losses import LOSSES, mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
 from skincancer.models.segmenters import OWN_LOSSES, SMALLEST_BATCH, check_architecture
-from skincancer.schema import DEEP, OF_CLASSIFIERS, Experiment
+from skincancer.schema import DEEP, OF_CLASSIFIERS, Experiment, segmenter_run
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
@@ -89,7 +89,7 @@ def check_masks(masks: str) -> None:
         ConfigError: it names no source of masks.
     """
     _require(
-        masks in MASK_SOURCES or (masks.startswith("run:") and len(masks) > 4), "data.masks", masks,
+        masks in MASK_SOURCES or bool(segmenter_run(masks)), "data.masks", masks,
         f"{', '.join(MASK_SOURCES)}, or run:RUN_ID",
     )  # fmt: skip
 

@@ -21,8 +21,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.data.cache import Progress, build_once, files_key, in_processes
+from skincancer.data.mask_sources import mask_files
 from skincancer.imaging.cleaning import steps
-from skincancer.imaging.crop import Crop, decode_crop
+from skincancer.imaging.crop import FROM_FILES, Crop, decode_crop
 from skincancer.imaging.decode import BadImage, decode
 from skincancer.imaging.types import Box
 
@@ -30,7 +31,7 @@ FORMAT = 1  # raised whenever decoding or resizing gives other pixels
 CHUNK = 64  # images per task of a worker
 BOX_COLUMNS = ["left", "top", "right", "bottom"]
 CROP_COLUMNS = [*BOX_COLUMNS, "masks"]
-FindBoxes = Callable[[], list[Box | None]]
+FindMasks = Callable[[], Sequence[Path | Box | None]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def open_store(
     resize: str,
     masks: bool = False,
     crop: Crop | None = None,
-    find_boxes: FindBoxes | None = None,
+    find_masks: FindMasks | None = None,
     clean: Sequence[str] = (),
     progress: Progress | None = None,
     jobs: int = -1,
@@ -88,7 +89,7 @@ def open_store(
         resize: stretch, pad or crop.
         masks: store masks too; an image without one gets an empty one. Not of crops.
         crop: cut images to their lesions first.
-        find_boxes: called once, while building, where `crop.masks` names a segmenter: the extent of a mask a row, None for an empty one.
+        find_masks: called once while building a store of crops. Returns the file or the extent of each mask, None for an empty one.
         clean: steps of `cleaning.STEPS`, done on the decoded original.
         progress: called with (done, total) while building.
         jobs: worker processes; -1 for one a core.
@@ -103,7 +104,7 @@ def open_store(
         recipe |= {"clean": list(clean), "clean_format": steps.FORMAT}
     folder = cache / "stores" / files_key(index, root, recipe, _reads_masks(recipe))
     build_once(
-        folder, root, lambda building: _build(index, root, building, recipe, find_boxes, progress, jobs),
+        folder, root, lambda building: _build(index, root, building, recipe, find_masks, progress, jobs),
         f"the store of {len(index)} images at {size} px takes {len(index) * size * size * (4 if masks else 3) / 1e9:.2f} GB",
     )  # fmt: skip
     table = pd.read_csv(folder / "images.csv", dtype={"image_id": str, "error": str}, keep_default_na=False)
@@ -112,7 +113,7 @@ def open_store(
 
 
 def _reads_masks(recipe: dict[str, Any]) -> bool:
-    return bool(recipe["masks"]) or recipe.get("crop", {}).get("masks") in ("truth", "auto")
+    return bool(recipe["masks"]) or recipe.get("crop", {}).get("masks") in FROM_FILES
 
 
 def _cut_columns(recipe: dict[str, Any]) -> list[str]:
@@ -121,17 +122,21 @@ def _cut_columns(recipe: dict[str, Any]) -> list[str]:
 
 
 def _build(
-    index: pd.DataFrame, root: Path, building: Path, recipe: dict[str, Any], find_boxes: FindBoxes | None,
+    index: pd.DataFrame, root: Path, building: Path, recipe: dict[str, Any], find_masks: FindMasks | None,
     progress: Progress | None, jobs: int,
 ) -> None:  # fmt: skip
-    boxes: list[Box | None] = find_boxes() if find_boxes else [None] * len(index)
+    masks: Sequence[Path | Box | None] = [None] * len(index)
+    if find_masks:
+        masks = find_masks()
+    elif _reads_masks(recipe):
+        masks = mask_files(index, root)
     size, total = recipe["size"], len(index)
     offsets = {"images": _allocate(building / "images.npy", (total, size, size, 3))}
     if recipe["masks"]:
         offsets["masks"] = _allocate(building / "masks.npy", (total, size, size))
-    pairs = file_pairs(index, root, _reads_masks(recipe))
+    files = [root / image for image in index["image"]]
     tasks = [
-        (building, start, pairs[start : start + CHUNK], boxes[start : start + CHUNK], offsets, recipe)
+        (building, start, files[start : start + CHUNK], masks[start : start + CHUNK], offsets, recipe)
         for start in range(0, total, CHUNK)
     ]
     rows: list[tuple[Any, ...]] = []
@@ -143,14 +148,6 @@ def _build(
     table.insert(0, "image_id", index["image_id"].to_numpy())
     table.to_csv(building / "images.csv", index=False)
     (building / "recipe.json").write_text(json.dumps(recipe, indent=1))
-
-
-def file_pairs(index: pd.DataFrame, root: Path, masks: bool) -> list[tuple[Path, Path | None]]:
-    """Return the files of every image and, where masks are read and there is one, of its mask."""
-    return [
-        (root / image, root / mask if masks and mask is not None else None)
-        for image, mask in zip(index["image"], index["mask"], strict=True)
-    ]
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> int:
@@ -173,7 +170,7 @@ def _write(file: int, content: bytes, offset: int) -> None:
 
 
 def _write_chunk(
-    building: Path, start: int, pairs: list[tuple[Path, Path | None]], boxes: list[Box | None],
+    building: Path, start: int, images: list[Path], masks: Sequence[Path | Box | None],
     offsets: dict[str, int], recipe: dict[str, Any],
 ) -> list[tuple[Any, ...]]:  # fmt: skip
     """Decode some images into their rows; return (width, height, error) of each, and what `_cut_columns` names."""
@@ -183,14 +180,15 @@ def _write_chunk(
     rows: list[tuple[Any, ...]] = []
     files = {name: os.open(building / f"{name}.npy", os.O_WRONLY) for name in offsets}
     try:
-        for row, ((image, mask), box) in enumerate(zip(pairs, boxes, strict=True), start):
+        for row, (image, mask) in enumerate(zip(images, masks, strict=True), start):
             truth = None
             try:
                 if crop is None:
+                    assert mask is None or isinstance(mask, Path)
                     pixels, truth, width, height, shown = decode(image, mask, size, resize, steps)
                     rows.append((width, height, "", *(shown if cut else ())))
                 else:
-                    found = decode_crop(image, mask, size, resize, crop, box, steps)
+                    found = decode_crop(image, mask, size, resize, crop, steps)
                     pixels = found.pixels
                     rows.append((found.width, found.height, "", *found.box, found.masks))
             except BadImage as error:

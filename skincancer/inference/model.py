@@ -12,8 +12,10 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from skincancer.data.cache import Progress
-from skincancer.data.mask_sources import RUN, Made
+from skincancer.data.cache import ProgressBar
+from skincancer.data.catalog import Dataset
+from skincancer.data.mask_sources import BY_NAME, Made, MaskSource
+from skincancer.data.overlap import count_seen
 from skincancer.data.store import open_store
 from skincancer.errors import RunError
 from skincancer.imaging.cleaning.steps import check_clean
@@ -25,8 +27,8 @@ from skincancer.models.factory import load_task
 from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.tasks.segmentation import SegmentationTask
-from skincancer.runs.artifacts import MODEL_FILES, fetch_model, model_files
-from skincancer.schema import DataConfig
+from skincancer.runs.artifacts import MODEL_FILES, SPLIT_FILE, fetch_model, fetch_run, model_files
+from skincancer.schema import RUN, DataConfig, segmenter_run
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.paths import cache_folder
 from skincancer.system.yaml_files import load_yaml
@@ -155,50 +157,68 @@ def load_segmenter(run: str, uri: str | None, purpose: str) -> TrainedModel:
     return model
 
 
-def find_segmenter(config: DataConfig, uri: str | None) -> tuple[TrainedModel, pd.DataFrame] | None:
-    """Load the segmenter that gives masks, where `data.masks` names one, and the split that it was trained on.
+class SegmenterMasks:
+    """Masks that a finished run's segmenter predicts.
+
+    Args:
+        segmenter: of the run.
+        split: split.csv of the run.
+    """
+
+    def __init__(self, segmenter: TrainedModel, split: pd.DataFrame) -> None:
+        self.segmenter, self.split = segmenter, split
+        self.name = RUN + segmenter.digest
+
+    def resolve(self, index: pd.DataFrame, entry: Dataset) -> MaskSource:
+        """Return this source: the segmenter needs no true masks."""
+        return self
+
+    def find(
+        self, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None], progress: ProgressBar | None, jobs: int
+    ) -> list[Path | Made | None]:  # fmt: skip
+        """Segment every image, preprocessed as the segmenter's training images, and apply `use` to each mask.
+
+        A mask is bool (H, W), of the image's original size.
+
+        Returns:
+            One entry per row of the index, None where the image cannot be read.
+        """
+        segmenter = self.segmenter
+        store = open_store(
+            index, root, cache_folder(), size=segmenter.size, resize=segmenter.resize, clean=segmenter.clean,
+            progress=progress(f"preparing the images at {segmenter.size} px for the segmenter") if progress else None, jobs=jobs,
+        )  # fmt: skip
+        report = progress("segmenting") if progress else None
+        sizes = list(zip(store.table["width"].astype(int), store.table["height"].astype(int), strict=True))
+        shown = store.boxes
+        results: list[Path | Made | None] = [None] * len(index)
+        good = np.flatnonzero(store.table["error"].to_numpy() == "")
+        for start in range(0, len(good), segmenter.batch_size):
+            rows = good[start : start + segmenter.batch_size]
+            lesions = segmenter.answer(store.images[rows]).lesion
+            assert lesions is not None
+            for row, lesion in zip(rows, lesions, strict=True):
+                width, height = sizes[row]
+                results[row] = use(segmenter.mask(lesion, width, height, shown[row] if shown else None))
+            if report:
+                report(start + len(rows), len(good))
+        return results
+
+    def count_seen(self, index: pd.DataFrame, entry: Dataset) -> int:
+        """Count the test images that the segmenter was trained or selected on."""
+        return count_seen(index, self.split, self.segmenter.settings["data"]["dataset"] == entry.name)
+
+
+def mask_source(config: DataConfig, uri: str | None) -> MaskSource:
+    """Return the mask source that `data.masks` names, with the segmenter loaded.
 
     Raises:
         RunError: the run is unknown, not finished, of another task, or lacks one of `artifacts.SEGMENTER_FILES`.
     """
-    if not config.masks.startswith(RUN):
-        return None
-    from skincancer.runs.artifacts import SPLIT_FILE, fetch_run
-
-    run = config.masks.removeprefix(RUN)
+    run = segmenter_run(config.masks)
+    if not run:
+        return BY_NAME[config.masks]
     segmenter = load_segmenter(run, uri, f"data.masks {config.masks}")
     with tempfile.TemporaryDirectory() as folder:
         (file,) = fetch_run(run, Path(folder), uri, (SPLIT_FILE,))
-        return segmenter, pd.read_csv(file, dtype=str, keep_default_na=False)
-
-
-def predicted(
-    segmenter: TrainedModel, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None],
-    progress: Callable[[str], Progress] | None, jobs: int,
-) -> list[Made | None]:  # fmt: skip
-    """Segment every image, prepared as the segmenter's own were, and return what `use` makes of each mask.
-
-    A mask is bool (H, W), of the image's original size.
-
-    Returns:
-        An entry a row of the index; None where the image cannot be read.
-    """
-    store = open_store(
-        index, root, cache_folder(), size=segmenter.size, resize=segmenter.resize, clean=segmenter.clean,
-        progress=progress(f"preparing the images at {segmenter.size} px for the segmenter") if progress else None, jobs=jobs,
-    )  # fmt: skip
-    told = progress("segmenting") if progress else None
-    sizes = list(zip(store.table["width"].astype(int), store.table["height"].astype(int), strict=True))
-    shown = store.boxes
-    made: list[Made | None] = [None] * len(index)
-    good = np.flatnonzero(store.table["error"].to_numpy() == "")
-    for start in range(0, len(good), segmenter.batch_size):
-        rows = good[start : start + segmenter.batch_size]
-        lesions = segmenter.answer(store.images[rows]).lesion
-        assert lesions is not None
-        for row, lesion in zip(rows, lesions, strict=True):
-            width, height = sizes[row]
-            made[row] = use(segmenter.mask(lesion, width, height, shown[row] if shown else None))
-        if told:
-            told(start + len(rows), len(good))
-    return made
+        return SegmenterMasks(segmenter, pd.read_csv(file, dtype=str, keep_default_na=False))

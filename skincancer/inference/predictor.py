@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.data.feature_table import measure
-from skincancer.data.mask_sources import RUN, own_masks
+from skincancer.data.mask_sources import own_masks
 from skincancer.errors import ConfigError
 from skincancer.imaging.crop import Crop, Cropped, decode_crop
 from skincancer.imaging.decode import BadImage, ImageFile, count_pixels, decode
@@ -27,6 +27,7 @@ from skincancer.imaging.types import Box, Mask
 from skincancer.inference.classical_model import ClassicalModel
 from skincancer.inference.model import AnyModel, TrainedModel, load_model, load_segmenter
 from skincancer.runs.artifacts import CROPS_FILE, MASKS_FILE, MODEL_FILES, SEGMENTER, fetch_model, fetch_run
+from skincancer.schema import segmenter_run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -98,7 +99,7 @@ class Answerer:
 
         def read() -> Answer:
             if isinstance(model, ClassicalModel) and model.families:
-                return _measure(model, file, "otsu", None)
+                return _measure(model, file, None, "otsu")
             if self.crop is None:
                 return _read_whole(file, model)
             cut = decode_crop(file, None, model.size, model.resize, self.crop, steps=model.clean)
@@ -124,20 +125,16 @@ class Answerer:
             assert seen.lesion is not None
             model, mask = self.model, self.segmenter.mask(seen.lesion, seen.width, seen.height, seen.box)
             if isinstance(model, ClassicalModel) and model.families:
-                return _measure(model, seen.file, RUN, mask)
+                return _measure(model, seen.file, mask, SEGMENTER)
             assert self.crop is not None
-            cut = decode_crop(seen.file, None, model.size, model.resize, self.crop, mask_extent(mask), model.clean)
+            cut = decode_crop(seen.file, mask_extent(mask), model.size, model.resize, self.crop, model.clean)
             return _answer_cut(seen.file, cut)
 
         return _told(seen.file, seen.width * seen.height, read)
 
 
 def _answer_cut(file: ImageFile, cut: Cropped) -> Answer:
-    return Answer(file, "", cut.pixels, width=cut.width, height=cut.height, box=cut.box, masks=_whose(cut.masks))
-
-
-def _whose(masks: str) -> str:
-    return SEGMENTER if masks.startswith(RUN) else masks
+    return Answer(file, "", cut.pixels, width=cut.width, height=cut.height, box=cut.box, masks=cut.masks)
 
 
 def _read_whole(file: ImageFile, model: AnyModel) -> Answer:
@@ -160,7 +157,7 @@ def load_answerer(run: str, uri: str | None = None, masks: str | None = None) ->
         RunError: no such run, one that did not finish, or that lacks a file.
         WeightsError: a checkpoint cannot be used.
     """
-    if masks is not None and masks != "otsu" and not (masks.startswith(RUN) and masks != RUN):
+    if masks not in (None, "otsu") and not segmenter_run(masks or ""):
         raise ConfigError(f"--masks is {masks!r}; give otsu, or run:RUN of a segmenter.")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -178,11 +175,11 @@ def load_answerer(run: str, uri: str | None = None, masks: str | None = None) ->
         if source == "otsu":
             return Answerer(model, None if measures else Crop("otsu", margin))
         if masks is not None:
-            segmenter = load_segmenter(masks.removeprefix(RUN), uri, f"--masks {masks}")
+            segmenter = load_segmenter(segmenter_run(masks), uri, f"--masks {masks}")
         else:
             fetch_run(run, folder, uri, [f"{SEGMENTER}/{name}" for name in MODEL_FILES])
             segmenter = TrainedModel(folder / SEGMENTER)
-        return Answerer(model, None if measures else Crop(RUN + segmenter.digest, margin), segmenter)
+        return Answerer(model, None if measures else Crop(SEGMENTER, margin), segmenter)
 
 
 def _own_masks(run: str, uri: str | None, folder: Path, masks: str, measures: bool) -> str:
@@ -199,11 +196,11 @@ def _own_masks(run: str, uri: str | None, folder: Path, masks: str, measures: bo
     return masks
 
 
-def _measure(model: ClassicalModel, file: ImageFile, source: str, mask: Mask | None) -> Answer:
-    """Return the features of an image, which its answer is then taken from."""
-    found = measure(file, None, source, mask, model.families, model.clean)
-    features = np.array([found[name] for name in model.columns], dtype=np.float32)
-    return Answer(file, features=features, width=found["width"], height=found["height"], masks=_whose(found["masks"]))
+def _measure(model: ClassicalModel, file: ImageFile, mask: Mask | None, source: str) -> Answer:
+    """Measure the features of an image, from which the model predicts later."""
+    measured = measure(file, mask, source, model.families, model.clean)
+    features = np.array([measured[name] for name in model.columns], dtype=np.float32)
+    return Answer(file, features=features, width=measured["width"], height=measured["height"], masks=measured["masks"])
 
 
 def in_order(

@@ -14,6 +14,7 @@ from skincancer import evaluate, fit, predict, prepare
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.feature_table import open_features
 from skincancer.data.index import load_index
+from skincancer.data.mask_sources import OtsuMasks
 from skincancer.data.prepare import prepare_data
 from skincancer.data.readers import demo
 from skincancer.data.store import open_store
@@ -23,7 +24,7 @@ from skincancer.imaging.cleaning.steps import STEPS, Step, clean
 from skincancer.imaging.crop import Crop, crop_box, decode_crop, widen
 from skincancer.imaging.decode import decode, read_image
 from skincancer.imaging.mask_operations import mask_extent
-from skincancer.inference.model import predicted
+from skincancer.inference.model import SegmenterMasks
 from skincancer.metrics.mask_scorer import MaskRecipe, MaskScorer
 from skincancer.schema import DataConfig
 
@@ -112,8 +113,8 @@ def test_metrics_at_the_original_size_are_right_after_a_frame_was_cut(framed, re
 
 def test_a_lesion_is_cropped_inside_the_frame_in_the_originals_pixels(framed):
     image, mask = framed
-    for crop, given in ((Crop("truth", 0.0), None), (Crop("otsu", 0.0), None), (Crop("run:x", 0.0), (60, 50, 120, 80))):
-        found = decode_crop(image, mask, 60, "stretch", crop, given, ["frame"])
+    for crop, given in ((Crop("truth", 0.0), mask), (Crop("otsu", 0.0), None), (Crop("run:x", 0.0), (60, 50, 120, 80))):
+        found = decode_crop(image, given, 60, "stretch", crop, ["frame"])
         left, top, right, bottom = found.box
         assert (right - left, bottom - top) == pytest.approx((60, 60), abs=4), crop
         assert (left, top) == pytest.approx((60, 35), abs=3)
@@ -121,9 +122,9 @@ def test_a_lesion_is_cropped_inside_the_frame_in_the_originals_pixels(framed):
         with Image.open(image) as original:
             cut = np.asarray(original.crop(found.box).resize((60, 60), Image.Resampling.BILINEAR))
         assert (found.pixels == cut).all()
-    wide = decode_crop(image, mask, 60, "stretch", Crop("truth", 3.0), None, ["frame"])
+    wide = decode_crop(image, mask, 60, "stretch", Crop("truth", 3.0), ["frame"])
     assert wide.box == (40, 20, 190, 110), "never over the frame"
-    lost = decode_crop(image, None, 60, "stretch", Crop("run:x", 0.2), (0, 0, 30, 15), ["frame"])
+    lost = decode_crop(image, (0, 0, 30, 15), 60, "stretch", Crop("run:x", 0.2), ["frame"])
     assert (lost.box, lost.masks) == ((40, 20, 190, 110), "empty"), "a lesion under the frame is none"
 
 
@@ -146,7 +147,7 @@ def test_a_segmenter_sees_images_cleaned_by_its_own_config(tiny_demo):
     seen = []
 
     class Segmenter:
-        size, resize, clean, batch_size = 16, "stretch", ("frame", "contrast"), 8
+        digest, size, resize, clean, batch_size = "0123", 16, "stretch", ("frame", "contrast"), 8
 
         def answer(self, squares):
             seen.append(squares)
@@ -158,7 +159,7 @@ def test_a_segmenter_sees_images_cleaned_by_its_own_config(tiny_demo):
             return mask
 
     index = demo.read(tiny_demo).head(8)
-    boxes = predicted(Segmenter(), index, tiny_demo, mask_extent, None, 1)
+    boxes = SegmenterMasks(Segmenter(), index).find(index, tiny_demo, mask_extent, None, 1)
     for row, name in enumerate(index["image"]):
         assert (np.concatenate(seen)[row] == reference(tiny_demo / name, ["frame", "contrast"], 16)).all()
         assert boxes[row] == clean(np.asarray(read_image(tiny_demo / name)), ["frame"])[1]
@@ -236,8 +237,7 @@ def test_a_step_that_fails_on_one_image_is_in_the_feature_table_too(failing_hair
     write(tmp_path / "index.csv", "image,diagnosis", "wide.png,a", "upright.png,b", "other.png,a")
     entry = catalog_entry("csv")
     index, _ = load_index(entry, tmp_path)
-    config = DataConfig(dataset="csv", root=str(tmp_path), masks="otsu", clean=["glare"])
-    found = open_features(index, tmp_path, entry, config, jobs=1)
+    found = open_features(index, tmp_path, entry, OtsuMasks(), ["glare"], jobs=1)
     assert found.bad["image_id"].tolist() == ["upright"]
     said = f"{tmp_path / 'upright.png'} cannot be cleaned: glare failed: RuntimeError: no upright ones"
     assert found.bad["error"].tolist() == [said]

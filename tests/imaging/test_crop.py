@@ -120,7 +120,7 @@ def test_crop_takes_what_the_masks_say(tmp_path):
     assert decode_crop(image, None, 8, "stretch", Crop("auto", 0.0)).masks == "otsu"
     assert decode_crop(image, mask, 8, "stretch", Crop("auto", 0.0)).masks == "truth"
     assert decode_crop(image, mask, 8, "stretch", Crop("otsu", 0.0)).masks == "otsu"
-    given = decode_crop(image, None, 8, "stretch", Crop("run:abc", 0.0), (1, 2, 33, 34))
+    given = decode_crop(image, (1, 2, 33, 34), 8, "stretch", Crop("run:abc", 0.0))
     assert (given.box, given.masks) == ((1, 2, 33, 34), "run:abc")
 
 
@@ -129,7 +129,7 @@ def test_empty_mask_leaves_the_image_whole(tmp_path):
     Image.new("L", (100, 80)).save(mask)
     found = decode_crop(image, mask, 8, "stretch", Crop("truth", 0.2))
     assert (found.box, found.masks) == ((0, 0, 100, 80), "empty")
-    assert decode_crop(image, None, 8, "stretch", Crop("run:abc", 0.2), None).masks == "empty"
+    assert decode_crop(image, None, 8, "stretch", Crop("run:abc", 0.2)).masks == "empty"
 
 
 def test_mask_of_another_size_names_both(tmp_path):
