@@ -23,9 +23,8 @@ from skincancer.data.cache import ProgressBar, build_once, files_key, in_process
 from skincancer.data.catalog import Dataset
 from skincancer.data.index import image_root
 from skincancer.data.mask_sources import MaskSource
-from skincancer.imaging.cleaning import steps
 from skincancer.imaging.crop import EMPTY, FROM_FILES, find_mask
-from skincancer.imaging.decode import BadImage, ImageFile, clean_picture, read_image
+from skincancer.imaging.decode import BadImage, ImageFile, read_image
 from skincancer.imaging.features.families import (
     FAMILIES,
     MASK_EMPTY,
@@ -36,6 +35,7 @@ from skincancer.imaging.features.families import (
     image_features,
     learned_names,
 )
+from skincancer.imaging.preprocessing import clean_picture, clean_recipe
 from skincancer.imaging.types import Mask
 from skincancer.system.paths import cache_folder
 
@@ -118,9 +118,8 @@ def open_features(
         DataError: images lack true masks, files are missing, or the disk is full.
     """
     masks, images = masks.resolve(index, entry), image_root(root)
-    recipe = {"format": FORMAT, "working_side": WORKING_SIDE, "families": list(FAMILIES), "masks": masks.name}
-    if clean:
-        recipe |= {"clean": list(clean), "clean_format": steps.FORMAT}
+    own = {"format": FORMAT, "working_side": WORKING_SIDE, "families": list(FAMILIES), "masks": masks.name}
+    recipe = own | clean_recipe(clean)
     scales = [None if math.isnan(value) else value for value in index["mm_per_px"].tolist()]
     if any(scales):
         recipe["mm_per_px"] = scales

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -24,8 +24,8 @@ from skincancer.data.readers import demo
 from skincancer.data.splits import Roles, assign_roles, parse_split, split_hash
 from skincancer.data.store import Store, open_store
 from skincancer.errors import DataError, SplitError
-from skincancer.imaging.crop import Crop
 from skincancer.imaging.mask_operations import mask_extent
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.imaging.quality import COLUMNS as QUALITY_COLUMNS
 from skincancer.imaging.quality import FLAGS
 from skincancer.schema import DataConfig
@@ -143,15 +143,15 @@ def prepare_data(
     if config.crop or hand_made:
         assert masks is not None, "the caller turns data.masks into a source"
         source = masks.resolve(index, entry)
-    crop = Crop(source.name, config.crop_margin) if source and config.crop else None
+    preprocessing = Preprocessing.from_config(asdict(config), source.name if source and config.crop else None)
     if whole:
         roles = Roles(np.full(len(index), "test", dtype=object))
     else:
         roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
     store = open_store(
-        index, images, cache_folder(), size=config.size, resize=config.resize, masks=with_masks, crop=crop,
-        find_masks=partial(source.find, index, images, mask_extent, progress, jobs) if source and crop else None,
-        clean=config.clean, progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
+        index, images, cache_folder(), preprocessing, masks=with_masks,
+        find_masks=partial(source.find, index, images, mask_extent, progress, jobs) if source and config.crop else None,
+        progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
     features = open_features(index, root, entry, source, config.clean, progress, jobs) if source and hand_made else None
     bad = store.bad if features is None else pd.concat([store.bad, features.bad]).drop_duplicates("image_id")

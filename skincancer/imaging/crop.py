@@ -1,17 +1,14 @@
-"""Crops to the lesion: the box of a mask with a margin, and where that mask comes from. Boxes are (left, top, right, bottom), px."""
+"""Crop boxes: the box of a lesion mask with a margin, and the mask itself. Boxes are (left, top, right, bottom), px."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from skincancer.imaging.decode import BadImage, ImageFile, clean_picture, read_image, read_truth
-from skincancer.imaging.geometry import to_square
+from skincancer.imaging.decode import BadImage, read_truth
 from skincancer.imaging.mask_operations import mask_extent, otsu_mask
 from skincancer.imaging.types import Box, Mask
 
@@ -22,26 +19,15 @@ SMALLEST_SHARE = 1 / 8  # of the image's shorter side
 
 @dataclass(frozen=True)
 class Crop:
-    """How a store crops its images.
+    """Crop of each image to its lesion.
 
     Args:
-        masks: truth, otsu, or auto (truth, and otsu where there is none); a segmenter's boxes are given, and its name stands here.
+        masks: truth, otsu, auto (truth, and otsu for images without a true mask), or the name of a segmenter.
         margin: on each side, as a share of the longer side of the mask's box.
     """
 
     masks: str
     margin: float
-
-
-@dataclass(frozen=True)
-class Cropped:
-    """One cropped image: uint8 (S, S, 3); the original's width and height, px; the box, and whose mask it encloses."""
-
-    pixels: npt.NDArray[np.uint8]
-    width: int
-    height: int
-    box: Box
-    masks: str
 
 
 def crop_box(mask: Mask, margin: float) -> Box | None:
@@ -106,45 +92,3 @@ def find_mask(
     whole = np.asarray(read_truth(mask, original)) > 0 if isinstance(mask, Path) else mask
     left, top, right, bottom = shown
     return whole[top:bottom, left:right], source
-
-
-def decode_crop(
-    image: ImageFile,
-    mask: Path | Box | None,
-    size: int,
-    resize: str,
-    crop: Crop,
-    steps: Sequence[str] = (),
-) -> Cropped:
-    """Decode one image and cut it to its lesion, then bring that to the square; an image whose mask is empty stays whole.
-
-    Args:
-        image: file.
-        mask: file of the true mask, or the extent of a segmenter's mask of the original, None if that is empty.
-        size: side of the square, px.
-        resize: stretch, pad or crop, of what was cut out.
-        crop: whose mask, and the margin.
-        steps: of `cleaning.STEPS`, done first; what `frame` cut away is not in any crop.
-
-    Raises:
-        BadImage: unreadable, a mask of another size than its image, or a step of cleaning that failed.
-    """
-    original = read_image(image)
-    source = crop.masks
-    if source == "auto":
-        source = "otsu" if mask is None else "truth"
-    extent = None
-    if source == "truth":
-        assert isinstance(mask, Path), "checked before a store is built"
-        extent = mask_extent(np.asarray(read_truth(mask, original)) > 0)
-    elif not isinstance(mask, Path):
-        extent = mask
-    picture, frame = clean_picture(original, steps)
-    left, top = frame[:2]
-    if source == "otsu":
-        inside = mask_extent(otsu_mask(picture))
-        extent = (inside[0] + left, inside[1] + top, inside[2] + left, inside[3] + top) if inside else None
-    box = widen(extent, frame, crop.margin) if extent else None
-    shown = picture.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top)) if box else picture
-    square = np.asarray(to_square(shown, size, resize))
-    return Cropped(square, original.width, original.height, box or frame, source if box else EMPTY)

@@ -18,8 +18,8 @@ from skincancer.data.mask_sources import BY_NAME, Made, MaskSource
 from skincancer.data.overlap import count_seen
 from skincancer.data.store import open_store
 from skincancer.errors import RunError
-from skincancer.imaging.cleaning.steps import check_clean
-from skincancer.imaging.types import Box, Mask
+from skincancer.imaging.preprocessing import Preprocessing, View
+from skincancer.imaging.types import Mask
 from skincancer.inference.classical_model import ClassicalModel
 from skincancer.inference.outputs import Answers
 from skincancer.metrics.mask_scorer import MaskRecipe
@@ -43,8 +43,7 @@ class TrainedModel:
         settings: the run's config.yaml.
         classes: names in the order of the probabilities; of a segmenter none.
         segments: whether it gives masks.
-        size, resize: of the square that it takes, px, and how images come to it.
-        clean: steps of cleaning that its images went through first.
+        preprocessing: from an image file to the model's square, without a crop.
         batch_size: that of the run's own test: another may round otherwise in the last digit.
         digest: of the weights and of what turns their answer into a mask.
 
@@ -65,18 +64,15 @@ class TrainedModel:
         self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         self.classes = () if isinstance(self.task, SegmentationTask) else tuple(self.task.classes)
         self.segments = not isinstance(self.task, ClassificationTask)
-        data = self.settings["data"]
-        self.size, self.resize = int(data["size"]), str(data["resize"])
-        self.clean: tuple[str, ...] = tuple(data.get("clean", ()))  # runs of older versions have none
-        check_clean(self.clean)
-        self.batch_size = int(data["batch_size"])
+        self.preprocessing = Preprocessing.from_config(self.settings["data"])
+        self.batch_size = int(self.settings["data"]["batch_size"])
         self._half = _HALF.get(str(self.settings["trainer"]["precision"]))
 
     def answer(self, squares: npt.NDArray[np.uint8]) -> Answers:
         """Answer on a batch, with the run's precision and views (`model.tta`).
 
         Args:
-            squares: uint8 (B, S, S, 3), images brought to `size` by `resize`, RGB.
+            squares: uint8 (B, S, S, 3), RGB, preprocessed images.
         """
         task = self.task
         image = torch.from_numpy(squares).permute(0, 3, 1, 2).to(task.device).float().div_(255)
@@ -96,15 +92,15 @@ class TrainedModel:
             None if logits is None else torch.softmax(logits.double(), dim=1).numpy(),
         )
 
-    def mask(self, lesion: npt.NDArray[np.float32], width: int, height: int, box: Box | None = None) -> Mask:
-        """Bring probabilities of one image, float32 (S, S), to its mask, bool (height, width) of the original size, px.
+    def mask(self, lesion: npt.NDArray[np.float32], view: View) -> Mask:
+        """Return the mask of the original size, bool (height, width), of probabilities float32 (S, S).
 
-        Outside the box of the original that the image showed, px, there is no lesion.
+        The mask is empty outside the box of the view.
         """
         assert not isinstance(self.task, ClassificationTask), "whoever asks looks at `segments`"
         mask = self.settings["model"]["mask"]
-        recipe = MaskRecipe(self.resize, mask["largest_component"], mask["fill_holes"])
-        return recipe.mask(lesion, width, height, threshold=self.task.threshold, box=box)
+        recipe = MaskRecipe(self.preprocessing, mask["largest_component"], mask["fill_holes"])
+        return recipe.mask(lesion, view, self.task.threshold)
 
 
 AnyModel = TrainedModel | ClassicalModel
@@ -183,14 +179,11 @@ class SegmenterMasks:
         Returns:
             One entry per row of the index, None where the image cannot be read.
         """
-        segmenter = self.segmenter
-        store = open_store(
-            index, root, cache_folder(), size=segmenter.size, resize=segmenter.resize, clean=segmenter.clean,
-            progress=progress(f"preparing the images at {segmenter.size} px for the segmenter") if progress else None, jobs=jobs,
-        )  # fmt: skip
+        segmenter, own = self.segmenter, self.segmenter.preprocessing
+        bar = progress(f"preparing the images at {own.size} px for the segmenter") if progress else None
+        store = open_store(index, root, cache_folder(), own, progress=bar, jobs=jobs)
         report = progress("segmenting") if progress else None
-        sizes = list(zip(store.table["width"].astype(int), store.table["height"].astype(int), strict=True))
-        shown = store.boxes
+        views = store.views
         results: list[Path | Made | None] = [None] * len(index)
         good = np.flatnonzero(store.table["error"].to_numpy() == "")
         for start in range(0, len(good), segmenter.batch_size):
@@ -198,8 +191,7 @@ class SegmenterMasks:
             lesions = segmenter.answer(store.images[rows]).lesion
             assert lesions is not None
             for row, lesion in zip(rows, lesions, strict=True):
-                width, height = sizes[row]
-                results[row] = use(segmenter.mask(lesion, width, height, shown[row] if shown else None))
+                results[row] = use(segmenter.mask(lesion, views[row]))
             if report:
                 report(start + len(rows), len(good))
         return results

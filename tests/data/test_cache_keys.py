@@ -8,6 +8,7 @@ import pytest
 
 from skincancer.data.mask_sources import BY_NAME
 from skincancer.data.prepare import prepare_data
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.inference.model import SegmenterMasks
 from skincancer.schema import DataConfig
 
@@ -15,7 +16,7 @@ STAMP = 10**18  # ns: keys contain the times of the files
 
 
 class Segmenter:
-    digest, size, resize, clean, batch_size = "0123", 4, "stretch", (), 4
+    digest, preprocessing, batch_size = "0123", Preprocessing(4, "stretch"), 4
 
     def __init__(self):
         self.settings = {"data": {"dataset": "demo"}}
@@ -23,8 +24,8 @@ class Segmenter:
     def answer(self, squares):
         return type("Answers", (), {"lesion": np.ones((len(squares), 4, 4), np.float32)})
 
-    def mask(self, lesion, width, height, box):
-        return np.ones((height, width), dtype=bool)
+    def mask(self, lesion, view):
+        return np.ones((view.height, view.width), dtype=bool)
 
 
 @pytest.fixture

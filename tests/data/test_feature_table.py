@@ -18,6 +18,7 @@ from skincancer.imaging.crop import find_mask
 from skincancer.imaging.decode import BadImage, read_image
 from skincancer.imaging.features.families import bring_to_working_size, feature_names, image_features, learned_names
 from skincancer.imaging.mask_operations import otsu_mask
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.inference.model import SegmenterMasks, mask_source
 from skincancer.schema import DataConfig
 
@@ -157,14 +158,14 @@ def test_masks_of_a_segmenter(few):
 
     class Segmenter:
         def __init__(self):
-            self.digest, self.size, self.resize, self.clean, self.batch_size = "0123", 32, "stretch", (), 4
+            self.digest, self.preprocessing, self.batch_size = "0123", Preprocessing(32, "stretch"), 4
             self.settings = {"data": {"dataset": "demo"}}
 
         def answer(self, squares):
             return type("Answers", (), {"lesion": np.ones((len(squares), 32, 32), dtype=np.float32)})
 
-        def mask(self, lesion, width, height, box):
-            return np.arange(width)[None].repeat(height, axis=0) < width // 2
+        def mask(self, lesion, view):
+            return np.arange(view.width)[None].repeat(view.height, axis=0) < view.width // 2
 
     split = pd.DataFrame({"image_id": [], "lesion_id": [], "role": []}, dtype=str)
     index, _ = load_index(catalog_entry("csv"), few)
