@@ -8,9 +8,8 @@ from matplotlib.colors import to_rgb
 
 from skincancer.imaging.mask_operations import surface
 from skincancer.imaging.types import Mask
-from skincancer.visualization.style import PALETTE
 
-TRUTH_COLOUR, PREDICTION_COLOUR = PALETTE[5], PALETTE[8]
+TRUTH_COLOUR, PREDICTION_COLOUR = "#56b4e9", "#ece133"  # of the palette of the figures
 _PIXELS_PER_WIDTH = 400  # of the longer side: a line 2 px wide up to 800, 15 px at 6000
 
 

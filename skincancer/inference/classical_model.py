@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,6 @@ from skincancer.runs.artifacts import BACKBONE_FILE, CLASSES_FILE, CLASSICAL_CHE
 from skincancer.schema import DEEP, Experiment
 from skincancer.system.paths import cache_folder
 from skincancer.system.yaml_files import load_yaml
-
-if TYPE_CHECKING:
-    from skincancer.data.cache import Progress
-
 
 _FEWEST = 1e-12  # a probability that nine digits write, and whose logarithm is finite
 
@@ -110,8 +106,8 @@ def measure_deep(
 
     def build(building: Path) -> None:
         rows = np.arange(len(data.index), dtype=np.int64)
-        told: Progress | None = progress("asking the backbone") if progress else None
-        np.save(building / DEEP_FILE, backbone.measure(data.store.images, rows, batch_size, told).to_numpy())
+        report = progress("asking the backbone") if progress else None
+        np.save(building / DEEP_FILE, backbone.measure(data.store.images, rows, batch_size, report).to_numpy())
 
     build_once(folder, data.root, build, f"the backbone's features of {len(data.index)} images are kept there")
     return deep_table(np.load(folder / DEEP_FILE))
