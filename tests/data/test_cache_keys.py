@@ -9,7 +9,8 @@ import pytest
 from skincancer.data.mask_sources import BY_NAME
 from skincancer.data.prepare import prepare_data
 from skincancer.imaging.preprocessing import Preprocessing
-from skincancer.inference.model import SegmenterMasks
+from skincancer.inference import model
+from skincancer.inference.model import SegmenterMasks, mask_source
 from skincancer.schema import DataConfig
 
 STAMP = 10**18  # ns: keys contain the times of the files
@@ -81,3 +82,13 @@ def test_keys_of_stores(root, options, key):
 )
 def test_keys_of_feature_tables(root, options, key):
     assert prepared(root, hand_made=True, **options).features.folder.name == key
+
+
+def test_the_segmenter_is_loaded_once_for_store_and_feature_table(root, monkeypatch):
+    loads = []
+    monkeypatch.setattr(model, "load_segmenter", lambda *arguments: loads.append(arguments) or Segmenter())
+    (root / "split.csv").write_text("image_id,lesion_id,role\na,a,train\n")
+    config = DataConfig(dataset="csv", root=str(root / "all.csv"), size=8, masks=f"run:{root}")
+    data = prepare_data(config, mask_source(config, None), jobs=1, hand_made=True, whole=True)
+    assert loads == [(str(root), None, f"data.masks run:{root}")]
+    assert set(data.features.table["masks"]) == {"run:0123"}
