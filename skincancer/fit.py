@@ -79,14 +79,15 @@ def fit(
 
     from skincancer.data.datamodule import check_shares
     from skincancer.data.prepare import prepare_data
+    from skincancer.inference.model import mask_source
     from skincancer.training.recorder import FitRecorder
 
     with progress_bars(console) as bars:
         data = prepare_data(
             experiment.data,
+            mask_source(experiment.data, experiment.tracking.uri),
             bars,
             task=experiment.task,
-            uri=experiment.tracking.uri,
             hand_made=experiment.model.is_hand_made,
         )
     if network:

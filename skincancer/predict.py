@@ -90,13 +90,13 @@ def write_answers(
     from skincancer.inference.predictor import Answer, closing_pool, in_order, room_for
 
     model, said = answerer.model, Predicted(measured=answerer.measures)
-    table = AnswerTable(model, images, format, answerer.crop is not None or answerer.measures)
+    table = AnswerTable(model, images, format, answerer.preprocessing.crop is not None or answerer.measures)
 
     def write(given: tuple[tuple[str, str], Answer]) -> tuple[tuple[str, str], Answer, float]:
         (image_id, file), answer = given
         if answer.error or not model.segments:
             return (image_id, file), answer, 0.0
-        with room_for(answer.width * answer.height):
+        with room_for(answer.view.width * answer.view.height):
             share = write_mask(answerer.mask(answer), Path(file), image_id, out, format)
         return (image_id, file), answer, share
 

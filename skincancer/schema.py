@@ -147,6 +147,14 @@ class DataConfig:
     )
 
 
+RUN = "run:"  # precedes the run of a segmenter in `data.masks`, and a segmenter's digest in tables of images
+
+
+def segmenter_run(masks: str) -> str:
+    """Return the run id or folder of the segmenter in `data.masks`, "" for other mask sources."""
+    return masks.removeprefix(RUN) if masks.startswith(RUN) else ""
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """The training loss, on logits.

@@ -73,6 +73,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
     started = time.monotonic()
     plan, experiment, points, notes = _check(request)
     from skincancer.data.prepare import prepare_data
+    from skincancer.inference.model import mask_source
     from skincancer.metrics.names import monitor_mode
     from skincancer.models.factory import check_network
     from skincancer.runs.lifecycle import reap
@@ -92,7 +93,8 @@ def sweep(request: Request, console: Console | None = None) -> str:
     url = storage_url(request.storage, folder / f"{name}.journal")
     with progress_bars(console) as bars:
         data = prepare_data(
-            experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri, hand_made=experiment.model.is_hand_made,
+            experiment.data, mask_source(experiment.data, experiment.tracking.uri), bars, task=experiment.task,
+            hand_made=experiment.model.is_hand_made,
         )  # fmt: skip
     for closed in reap(client):
         console.print(f"closed run {closed} as KILLED: its process is gone")
@@ -124,6 +126,7 @@ def join(request: Request, console: Console | None = None) -> None:
     from mlflow.exceptions import MlflowException
 
     from skincancer.data.prepare import prepare_data
+    from skincancer.inference.model import mask_source
     from skincancer.runs.store import connect
     from skincancer.sweeps import study
     from skincancer.sweeps.report import SweepRecord
@@ -143,7 +146,8 @@ def join(request: Request, console: Console | None = None) -> None:
         ) from error
     here = opened.plan.resolve({}, _places(request))
     with progress_bars(console) as bars:
-        data = prepare_data(here.data, bars, task=here.task, uri=client.tracking_uri)
+        masks = mask_source(here.data, client.tracking_uri) if here.data.crop else None
+        data = prepare_data(here.data, masks, bars, task=here.task)
     for what, ours in (("index_hash", data.index_hash), ("split_hash", data.split_hash), ("images", used_images(data))):
         theirs = getattr(opened.plan, what)
         if ours != theirs and (theirs or what != "images"):  # a study of an older version does not know its images

@@ -21,7 +21,7 @@ from skincancer.errors import ConfigError, UnusedKey
 from skincancer.imaging import augmentation_policies
 from skincancer.metrics.names import default_monitor
 from skincancer.models.backbones import SMALLEST_SIZE
-from skincancer.schema import KEYS, TYPES, Experiment, flatten, unflatten
+from skincancer.schema import KEYS, RUN, TYPES, Experiment, flatten, segmenter_run, unflatten
 from skincancer.system.credentials import without_password
 from skincancer.system.yaml_files import load_yaml
 
@@ -171,9 +171,9 @@ def _absolute(path: str | None) -> str | None:
 
 def absolute_run(masks: str) -> str:
     """Make the folder of `run:FOLDER` absolute; an id, or another source of masks, stays."""
-    run = masks.removeprefix("run:")
+    run = segmenter_run(masks)
     folder = Path(run).expanduser()
-    return f"run:{folder.absolute()}" if run and run != masks and folder.is_dir() else masks
+    return f"{RUN}{folder.absolute()}" if run and folder.is_dir() else masks
 
 
 def config_to_keep(experiment: Experiment, **changes: Any) -> dict[str, Any]:

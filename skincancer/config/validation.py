@@ -20,7 +20,7 @@ from skincancer.metrics.names import TASK_METRICS
 from skincancer.models.losses import LOSSES, mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
 from skincancer.models.segmenters import OWN_LOSSES, SMALLEST_BATCH, check_architecture
-from skincancer.schema import DEEP, TASKS, Experiment, flatten
+from skincancer.schema import DEEP, TASKS, Experiment, flatten, segmenter_run
 
 NAMES: dict[str, Iterable[str]] = {
     "data.balance": BALANCES,
@@ -133,7 +133,7 @@ def check_masks(masks: str) -> None:
         ConfigError: it names no source of masks.
     """
     _require(
-        masks in MASK_SOURCES or (masks.startswith("run:") and len(masks) > 4), "data.masks", masks,
+        masks in MASK_SOURCES or bool(segmenter_run(masks)), "data.masks", masks,
         f"{', '.join(MASK_SOURCES)}, or run:RUN_ID",
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ import pandas as pd
 from skincancer.data.duplicates import Progress, find_near
 from skincancer.data.store import Store, open_store
 from skincancer.imaging.geometry import mapping
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.imaging.similarity import thumbnail
 from skincancer.schema import DataConfig
 from skincancer.system.paths import cache_folder
@@ -81,8 +82,9 @@ def open_whole(
     """
     if not shows_parts(config.crop, config.resize):
         return store, config.resize
-    told = progress("looking at whole images") if progress else None
-    whole = open_store(index, root, cache_folder(), size=THUMBNAIL_SIDE, resize="stretch", progress=told, jobs=jobs)
+    report = progress("looking at whole images") if progress else None
+    small = Preprocessing(THUMBNAIL_SIDE, "stretch")
+    whole = open_store(index, root, cache_folder(), small, progress=report, jobs=jobs)
     return whole, "stretch"
 
 
@@ -144,11 +146,12 @@ def find_similar(
 
 def _thumbnails(store: Store, rows: npt.NDArray[np.int64], resize: str, side: int) -> npt.NDArray[np.uint8]:
     """Return grey copies (M, side, side) without the bars of `pad`, by which any two pictures would look alike."""
-    found = np.zeros((len(rows), side, side), np.uint8)
-    for number, (row, (width, height)) in enumerate(zip(rows, store.shown_sizes(rows), strict=True)):
-        left, top, right, bottom = mapping(width, height, store.images.shape[1], resize).target
-        found[number] = thumbnail(store.images[row, top:bottom, left:right], side)
-    return found
+    thumbnails, views = np.zeros((len(rows), side, side), np.uint8), store.views
+    for number, row in enumerate(rows):
+        left, top, right, bottom = views[row].box
+        left, top, right, bottom = mapping(right - left, bottom - top, store.images.shape[1], resize).target
+        thumbnails[number] = thumbnail(store.images[row, top:bottom, left:right], side)
+    return thumbnails
 
 
 def pixel_digests(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[str]:

@@ -19,19 +19,20 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.index import add_target, image_root, load_index
-from skincancer.data.mask_sources import RUN, own_masks
+from skincancer.data.mask_sources import own_masks
 from skincancer.data.overlap import find_seen, find_similar, open_whole, pixel_digests
 from skincancer.data.prepare import PreparedData, locate, prepare_data
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
 from skincancer.inference.classical_model import ClassicalModel, predict_other
+from skincancer.inference.model import mask_source
 from skincancer.models.factory import build_scorer, load_task
 from skincancer.models.lightning import OwnSignals
 from skincancer.models.tasks.classification import Classifying, Predictions
 from skincancer.models.tasks.joint import JointPredictions
 from skincancer.models.tasks.segmentation import Segmenting
 from skincancer.runs.finished import FinishedRun, Validation
-from skincancer.schema import DEEP, TASKS, Experiment, flatten
+from skincancer.schema import DEEP, RUN, TASKS, Experiment, flatten
 from skincancer.system.console import make_console, progress_bars
 
 OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power")
@@ -170,9 +171,9 @@ def prepare_evaluation(
     data = tuple(
         prepare_data(
             experiment.data,
+            mask_source(experiment.data, uri),
             progress,
             task=experiment.task,
-            uri=uri,
             whole=whole,
             hand_made=experiment.model.is_hand_made,
         )

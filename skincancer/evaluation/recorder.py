@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from skincancer.data.feature_table import FeatureTable
-from skincancer.data.mask_sources import RUN, describe_crops, describe_masks
+from skincancer.data.mask_sources import describe_crops, describe_masks
 from skincancer.data.overlap import REASONS
 from skincancer.evaluation.external import Evaluation, mapped_validation
 from skincancer.imaging.cleaning.steps import describe_clean
@@ -32,6 +32,7 @@ from skincancer.runs.artifacts import classes_json
 from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.finished import Validation
 from skincancer.runs.lifecycle import Run, start_run
+from skincancer.schema import RUN, segmenter_run
 from skincancer.system.console import warn
 from skincancer.system.credentials import shown
 from skincancer.system.interrupts import uninterrupted
@@ -132,7 +133,9 @@ class EvaluationRecorder:
         )
         here = set(features.table.loc[features.table["error"] == "", "masks"]) - {EMPTY}
         learned = self.evaluation.runs[0].masks_by - {EMPTY}
-        if {name.startswith(RUN) or name for name in here} != {name.startswith(RUN) or name for name in learned}:
+        if {bool(segmenter_run(name)) or name for name in here} != {
+            bool(segmenter_run(name)) or name for name in learned
+        }:
             warn(
                 self.console, "measured in other masks",
                 f"the run learned from features measured in masks of {', '.join(sorted(learned))}, and here they are of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,8 @@ import pandas as pd
 from skincancer.data.cache import ProgressBar, build_once
 from skincancer.data.prepare import PreparedData
 from skincancer.errors import RunError, WeightsError
-from skincancer.imaging.cleaning.steps import check_clean
 from skincancer.imaging.features.families import learned_names
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.inference.outputs import Answers
 from skincancer.models.classical import load_pipeline
 from skincancer.models.deep_features import DeepFeatures, deep_table, kept_backbone
@@ -24,10 +24,6 @@ from skincancer.runs.artifacts import BACKBONE_FILE, CLASSES_FILE, CLASSICAL_CHE
 from skincancer.schema import DEEP, Experiment
 from skincancer.system.paths import cache_folder
 from skincancer.system.yaml_files import load_yaml
-
-if TYPE_CHECKING:
-    from skincancer.data.cache import Progress
-
 
 _FEWEST = 1e-12  # a probability that nine digits write, and whose logarithm is finite
 
@@ -41,8 +37,7 @@ class ClassicalModel:
         segments: False.
         families: of the hand-made features that it takes; none of one that takes images.
         columns: names of these features, in order.
-        clean: steps of cleaning that its images went through first.
-        size, resize: of the square that one on deep features takes, px, and how images come to it.
+        preprocessing: from an image file to the square of a backbone. Hand-crafted features need its cleaning steps only.
         batch_size: images at once.
         digest: of the files.
 
@@ -64,14 +59,12 @@ class ClassicalModel:
         content = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
         self.classes = tuple(str(name) for name in content["classes"])
         model, data = self.settings["model"], self.settings["data"]
-        self.size, self.resize = int(data["size"]), str(data["resize"])
-        self.clean: tuple[str, ...] = tuple(data["clean"])
-        check_clean(self.clean)
+        self.preprocessing = Preprocessing.from_config(data)
         self.batch_size = int(data["batch_size"])
         self.backbone: DeepFeatures | None = None
         self.families: tuple[str, ...] = ()
         if DEEP in model["classical"]["features"]:
-            self.backbone = kept_backbone(model["backbone"], self.size, folder / BACKBONE_FILE)
+            self.backbone = kept_backbone(model["backbone"], self.preprocessing.size, folder / BACKBONE_FILE)
         else:
             self.families = tuple(model["classical"]["features"])
         fitted = [str(name) for name in self.pipeline.feature_names_in_]
@@ -113,8 +106,8 @@ def measure_deep(
 
     def build(building: Path) -> None:
         rows = np.arange(len(data.index), dtype=np.int64)
-        told: Progress | None = progress("asking the backbone") if progress else None
-        np.save(building / DEEP_FILE, backbone.measure(data.store.images, rows, batch_size, told).to_numpy())
+        report = progress("asking the backbone") if progress else None
+        np.save(building / DEEP_FILE, backbone.measure(data.store.images, rows, batch_size, report).to_numpy())
 
     build_once(folder, data.root, build, f"the backbone's features of {len(data.index)} images are kept there")
     return deep_table(np.load(folder / DEEP_FILE))

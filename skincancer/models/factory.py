@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from skincancer.data.index import image_root
 from skincancer.errors import ConfigError, WeightsError
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.metrics.mask_scorer import MaskRecipe, MaskScorer
 from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
@@ -172,5 +174,5 @@ def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask | Joint
 def build_scorer(data: PreparedData, experiment: Experiment) -> MaskScorer:
     """Return the scorer of prepared data, whose masks are made as an experiment says."""
     mask = experiment.model.mask
-    recipe = MaskRecipe(experiment.data.resize, mask.largest_component, mask.fill_holes)
-    return MaskScorer(data.index, image_root(data.root), recipe, data.store.boxes)
+    recipe = MaskRecipe(Preprocessing.from_config(asdict(experiment.data)), mask.largest_component, mask.fill_holes)
+    return MaskScorer(data.index, image_root(data.root), recipe, data.store.views)

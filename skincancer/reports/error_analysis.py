@@ -19,7 +19,6 @@ from PIL import Image
 
 from skincancer.data.index import image_root
 from skincancer.data.prepare import PreparedData
-from skincancer.data.store import CROP_COLUMNS
 from skincancer.errors import RunError
 from skincancer.imaging.decode import BadImage, read_mask
 from skincancer.imaging.geometry import to_square
@@ -279,10 +278,7 @@ def _square_mask(data: PreparedData, row: int, resize: str) -> Mask | None:
     size = (int(data.index["width"].iloc[row]), int(data.index["height"].iloc[row]))
     if mask.size != size:
         raise BadImage(f"is {mask.width} × {mask.height} px, but its image is {size[0]} × {size[1]} px")
-    if "left" in data.store.table:
-        left, top, right, bottom = (int(value) for value in data.store.table[CROP_COLUMNS[:4]].iloc[row])
-        mask = mask.crop((left, top, right, bottom))
-    return np.asarray(to_square(mask, data.store.images.shape[1], resize)) > 0
+    return np.asarray(to_square(mask.crop(data.store.views[row].box), data.store.images.shape[1], resize)) > 0
 
 
 def _attention_table(

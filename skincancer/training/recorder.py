@@ -19,7 +19,7 @@ from skincancer.audit.verdict import verdict_line
 from skincancer.config.resolve import config_to_keep
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.index import image_root
-from skincancer.data.mask_sources import RUN, describe_crops, describe_masks
+from skincancer.data.mask_sources import describe_crops, describe_masks
 from skincancer.data.overlap import DIGESTS_FILE, FINGERPRINTS_FILE, digest_table, open_whole, write_fingerprints
 from skincancer.data.prepare import ROLES, PreparedData
 from skincancer.data.splits import parse_split
@@ -45,7 +45,7 @@ from skincancer.runs.artifacts import (
 )
 from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.lifecycle import STATE_TAG, Run, check_resumable, has_checkpoint, start_run
-from skincancer.schema import TASKS, Experiment
+from skincancer.schema import TASKS, Experiment, segmenter_run
 from skincancer.system.console import make_table, progress_bars, warn
 from skincancer.system.credentials import shown
 from skincancer.system.hardware import device_name
@@ -243,11 +243,10 @@ class FitRecorder:
             run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))
         if self.inputs and self.inputs.measured:
             run.write_text(MASKS_FILE, self.inputs.measured.table[["image_id", "masks"]].to_csv(index=False))
-        if (settings.crop or self.experiment.model.is_hand_made) and settings.masks.startswith(RUN):
+        segmenter = segmenter_run(settings.masks)
+        if segmenter and (settings.crop or self.experiment.model.is_hand_made):
             # a folder as `predict --run` and `data.masks` take it, so that the classifier can be used where that run is gone
-            fetch_run(
-                settings.masks.removeprefix(RUN), run.folder / SEGMENTER, self.experiment.tracking.uri, SEGMENTER_FILES
-            )
+            fetch_run(segmenter, run.folder / SEGMENTER, self.experiment.tracking.uri, SEGMENTER_FILES)
             for name in SEGMENTER_FILES:
                 run.log_file(f"{SEGMENTER}/{name}")
         for role in ROLES:
