@@ -12,11 +12,11 @@ import pandas as pd
 from skincancer.comparison import figures
 from skincancer.comparison.published import protocols
 from skincancer.comparison.tables import RESAMPLES, Comparison
+from skincancer.data.catalog import SYNTHETIC_NOTE, SYNTHETIC_WARNING
 from skincancer.visualization.html import Picture, Section, Table, Text, write_page
 from skincancer.visualization.style import save
 
 FILES = ("compare.html", "compare.csv", "compare_tests.csv", "compare_published.csv", "compare.tex", "runs.csv")
-SYNTHETIC = "Synthetic data: these images are drawn and have no medical meaning."
 _CAPTIONS = {
     "intervals": "Each method at each split: the metric, and its 95 % interval over lesions.",
     "roc": "ROC curves on each run's own test images: mean over classes and seeds.",
@@ -191,7 +191,7 @@ def _plain(metric: str) -> str:
 
 def warnings(found: Comparison) -> list[str]:
     """Return what nobody may overlook."""
-    bands = [SYNTHETIC] if found.synthetic else []
+    bands = [SYNTHETIC_WARNING] if found.synthetic else []
     if found.obstacle:
         bands.append(
             f"Nothing could be paired: {found.obstacle}. The figures stand side by side, but no test was made."
@@ -204,7 +204,7 @@ def write_files(found: Comparison, folder: Path) -> list[Path]:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     title = " against ".join(dict.fromkeys(cell.experiment for cell in found.cells))
     title = title if len(title) <= 90 else f"{len({cell.experiment for cell in found.cells})} experiments"
-    note = "synthetic data: no medical meaning" if found.synthetic else ""
+    note = SYNTHETIC_NOTE if found.synthetic else ""
     first = found.table[found.table["metric"] == found.metrics[0]]
     drawn = figures.draw_all(found.cells, first, found.metrics[0], title=f"{title} · {found.dataset}", note=note)
     pictures = []

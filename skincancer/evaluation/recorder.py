@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 from rich.text import Text
 
+from skincancer.data.catalog import SYNTHETIC_NOTE
 from skincancer.data.feature_table import FeatureTable
 from skincancer.data.mask_sources import RUN, describe_crops, describe_masks
 from skincancer.data.overlap import REASONS
@@ -67,7 +68,7 @@ class EvaluationRecorder:
         self.name = ", ".join(names)
         ensemble = f"ensemble of {len(evaluation.runs)}, " if len(evaluation.runs) > 1 else ""
         self.title = f"{ensemble}{self.name} · {self.data.entry.name} · {self.split}"
-        self.note = "synthetic data: no medical meaning" if self.data.entry.synthetic else ""
+        self.note = SYNTHETIC_NOTE if self.data.entry.synthetic else ""
         self.tables: list[tuple[str, str, pd.DataFrame]] = []  # title, caption, metrics with intervals
         self.validation: Validation | None = None
         self.run_id, self.uri, self.folder = "", "", Path()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from mlflow.entities import Run as MlflowRun
 
-from skincancer.data.catalog import Dataset
+from skincancer.data.catalog import SYNTHETIC_WARNING, Dataset
 from skincancer.reports import fit_report, run_description
 from skincancer.reports.fit_report import NO_DEVICE, REPORT_FILE
 from skincancer.runs.finished import RunFiles
@@ -59,9 +59,7 @@ def write_evaluation_report(
         Picture(path, f"{path.stem.replace('_', ' ')} of the evaluation", path.stem.replace("_", " "))
         for path in sorted((folder / "figures").glob("*.png"))
     ]
-    bands = (
-        ["SYNTHETIC DATA: these images are drawn, and the figures have no medical meaning."] if entry.synthetic else []
-    )
+    bands = [SYNTHETIC_WARNING] if entry.synthetic else []
     bands += [f"{head}: {text}" for head, text in notes]
     sections = [
         Section("Results", results),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from skincancer.data.catalog import Dataset
+from skincancer.data.catalog import SYNTHETIC_WARNING, Dataset
 from skincancer.data.mask_sources import describe_crops
 from skincancer.data.prepare import ROLES
 from skincancer.data.splits import VALIDATION_PERCENT, parse_split
@@ -42,7 +42,7 @@ def warnings(run: RunFiles) -> list[str]:
     """Return what nobody may overlook."""
     found = []
     if run.entry.synthetic or run.tags.get("synthetic") == "true":
-        found.append("SYNTHETIC DATA: the images are drawn. The numbers have no medical meaning.")
+        found.append(SYNTHETIC_WARNING)
     if run.params.get("weights") == "random":
         found.append("RANDOM FIRST WEIGHTS: this is not transfer learning.")
     saw = int(run.params.get("segmenter_saw_test_images", 0))

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from skincancer.data.catalog import SYNTHETIC_NOTE
 from skincancer.data.prepare import PreparedData
 from skincancer.errors import RunError
 from skincancer.metrics.names import best_name
@@ -57,7 +58,7 @@ class SweepRecord:
         self.sweep, self.name, self.data, self.console, self.places, self.uri = sweep, name, data, console, places, uri
         self.folder = own_folder(paths.sweeps_folder(uri) / name, sweep.study.user_attrs.get("parent_run"))
         self.objective = best_name(sweep.base.training.monitor)
-        self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
+        self.note = SYNTHETIC_NOTE if data.entry.synthetic else ""
         self.run: Run | None = None
         self._best = -1
         self._told = {trial.number for trial in sweep.trials() if trial.state.is_finished()}

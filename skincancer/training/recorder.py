@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from skincancer.audit.verdict import verdict_line
-from skincancer.data.catalog import malignant_classes
+from skincancer.data.catalog import SYNTHETIC_NOTE, malignant_classes
 from skincancer.data.index import image_root
 from skincancer.data.mask_sources import RUN, describe_crops, describe_masks
 from skincancer.data.overlap import DIGESTS_FILE, FINGERPRINTS_FILE, digest_table, open_whole, write_fingerprints
@@ -79,7 +79,7 @@ class FitRecorder:
         self.experiment, self.data, self.console, self.trial = experiment, data, console, trial
         self.run_id = ""
         self.folder = Path()
-        self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
+        self.note = SYNTHETIC_NOTE if data.entry.synthetic else ""
         self.title = f"{experiment.name} · {data.entry.name} · {experiment.data.split} · seed {experiment.seed}"
         self.outcome: Outcome = OUTCOMES[experiment.task](data)
         self.intervals = pd.DataFrame()
@@ -375,7 +375,7 @@ class FitRecorder:
         )
         if self.data.entry.synthetic:
             self.console.print(
-                "These images are drawn. For real ones: python -m skincancer.prepare ham10000 says how to get them; then "
+                "These images are synthetic. For real ones: python -m skincancer.prepare ham10000 says how to get them; then "
                 f"python -m skincancer.fit --experiment {self.experiment.name} --data.dataset ham10000 --data.root FOLDER",
                 markup=False,
             )

@@ -82,7 +82,7 @@ def test_a_table_of_two_experiments_and_three_splits(store, quiet, tmp_path, cap
     assert beside["ours"][0] == pytest.approx(right, abs=1e-8)
 
     page = (found / "compare.html").read_text()
-    for words in ("Synthetic data", "balanced accuracy", "82.9", "200 common images", "data:image/png"):
+    for words in ("SYNTHETIC DATA", "balanced accuracy", "82.9", "200 common images", "data:image/png"):
         assert words in page
     assert not re.search(r'(src|href)="https?:', page)
     assert {path.name for path in (found / "figures").iterdir()} == {
