@@ -45,9 +45,10 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     from skincancer.data.mask_sources import describe_crops
     from skincancer.data.prepare import ROLES, prepare_data
     from skincancer.inference.model import mask_source
+    from skincancer.runs.store import RunStore
 
     console = console or make_console()
-    masks = mask_source(experiment.data, experiment.tracking.uri) if experiment.data.crop else None
+    masks = mask_source(experiment.data, RunStore(experiment.tracking.uri)) if experiment.data.crop else None
     unsplit = ""
     with progress_bars(console) as bars:
         try:
@@ -153,11 +154,12 @@ def prepare_features(
     from skincancer.data.prepare import list_bad
     from skincancer.imaging.features.families import WORKING_SIDE, feature_names
     from skincancer.inference.model import mask_source
+    from skincancer.runs.store import RunStore
 
     console = console or make_console()
     settings = replace(experiment.data, masks=absolute_run(masks))
     with progress_bars(console) as bars:
-        source = mask_source(settings, experiment.tracking.uri)
+        source = mask_source(settings, RunStore(experiment.tracking.uri))
         found = open_features(data.index, data.root, data.entry, source, settings.clean, bars)
     facts: list[list[object]] = [
         ["table", found.file],

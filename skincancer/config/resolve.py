@@ -22,7 +22,6 @@ from skincancer.imaging import augmentation_policies
 from skincancer.metrics.names import default_monitor
 from skincancer.models.backbones import SMALLEST_SIZE
 from skincancer.schema import KEYS, RUN, TYPES, Experiment, flatten, segmenter_run, unflatten
-from skincancer.system.credentials import without_password
 from skincancer.system.yaml_files import load_yaml
 
 
@@ -174,16 +173,3 @@ def absolute_run(masks: str) -> str:
     run = segmenter_run(masks)
     folder = Path(run).expanduser()
     return f"{RUN}{folder.absolute()}" if run and folder.is_dir() else masks
-
-
-def config_to_keep(experiment: Experiment, **changes: Any) -> dict[str, Any]:
-    """Return the content of config.yaml: the experiment without the password of its store.
-
-    Args:
-        experiment: resolved.
-        changes: top-level keys to replace.
-    """
-    content = {**experiment.to_dict(), **changes}
-    if uri := content["tracking"]["uri"]:
-        content["tracking"]["uri"] = without_password(uri)
-    return content

@@ -37,7 +37,6 @@ from skincancer.models.segmenters import ARCHITECTURES, JOINT_ARCHITECTURES, bui
 from skincancer.models.tasks.base import VIEWS, turn, turn_back
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.weights import load_backbone, load_encoder
-from skincancer.runs.artifacts import local_weights
 from skincancer.runs.store import connect
 
 JOINT = [
@@ -205,8 +204,7 @@ def test_a_checkpoint_gives_the_task_back(artifacts, index):
 def test_a_classifier_takes_the_encoder_of_a_joint_run_and_back(run, artifacts, tmp_path):
     state = torch.load(artifacts / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     (name,) = [name for name in state if name.endswith("layer1.0.conv1.weight")]
-    with local_weights(f"run:{run.info.run_id}", None) as (path, source):
-        loaded = load_backbone("test_resnet", 32, path, source)
+    loaded = load_backbone("test_resnet", 32, f"run:{run.info.run_id}", artifacts / "checkpoints/best.ckpt")
     assert loaded.source == f"run:{run.info.run_id}"
     assert torch.equal(loaded.backbone.state_dict()["layer1.0.conv1.weight"], state[name])
 
