@@ -15,7 +15,7 @@ from skincancer.comparison.request import Request, Wanted, check_metrics, defaul
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.errors import ConfigError, RunError
-from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
+from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb, warn
 from skincancer.system.credentials import hide
 from skincancer.system.files import check_folder
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
@@ -171,7 +171,12 @@ def _short(names: Sequence[str]) -> str:
     return text if len(text) <= 200 else f"{len(names)} experiments"
 
 
-def _add_flags(parser: ArgumentParser) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of compare's flags."""
+    parser = build_parser(
+        program("compare"), "Finished runs side by side. Any --KEY VALUE keeps to runs whose config has that value."
+    )
+    parser.usage = "%(prog)s --experiments A B … [--splits 80:20 …] [--dataset NAME] [--KEY VALUE …]"
     parser.add_argument("--experiments", type=str, nargs="+", metavar="NAME", help="names or paths of experiments")
     parser.add_argument(
         "--splits", type=str, nargs="+", metavar="SPLIT", help="default 80:20; fold:*/5 pools five folds"
@@ -186,16 +191,11 @@ def _add_flags(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--run_missing", action="store_true", help="train what is not there yet, one after the other")
     parser.add_argument("--out", type=str, metavar="DIR", help="a folder that gets page, tables and figures too")
+    return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
-    parser = build_parser(
-        "python -m skincancer.compare",
-        "Finished runs side by side. Any --KEY VALUE keeps to runs whose config has that value.",
-    )
-    parser.usage = "%(prog)s --experiments A B … [--splits 80:20 …] [--dataset NAME] [--KEY VALUE …]"
-    _add_flags(parser)
-    flags, own = parse_flags(parser, ["--run_missing" if flag == "--run-missing" else flag for flag in argv])
+    flags, own = parse_flags(make_parser(), ["--run_missing" if flag == "--run-missing" else flag for flag in argv])
     if own.get("experiment") or own.get("list"):
         raise ConfigError("compare takes --experiments A B …; python -m skincancer.fit --list names them.")
     uri = flags.pop("tracking.uri", None)
