@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skincancer.config.cli import parse_flags
+from skincancer.config.cli import add_plugin_flag, parse_flags
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import DataConfig
 from skincancer.system.console import make_console, program, progress_bars, run_verb, warn
@@ -139,6 +139,7 @@ def make_parser() -> ArgumentParser:
         "--near_duplicates", type=str, metavar="exclude|keep", help="nearly the same pictures as the run was trained on"
     )
     parser.add_argument("--tracking.uri", type=str, metavar="URI", help="the tracking store of the runs")
+    add_plugin_flag(parser)
     parser.add_class_arguments(DataConfig, "data", fail_untyped=True)
     return parser
 

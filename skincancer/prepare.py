@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_verb(_verb, argv)
 
 
-USED = ("data.dataset", "data.root", "data.quality_rules")  # of the configuration
+USED = ("data.dataset", "data.root", "data.quality_rules", "plugins")  # of the configuration
 _NEEDED = {"against": "audit", "write_groups": "audit", "against_root": "against"}
 _SPELT = {"against": "--against", "write_groups": "--write-groups", "against_root": "--against.root"}
 

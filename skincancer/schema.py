@@ -355,6 +355,7 @@ class Experiment:
         description: one line: what it is and where its recipe comes from
         task: classification, segmentation, or joint (both from one pass; images without a mask or a label count for the other)
         seed: drives training (initial weights, order, dropout, augmentation), never the split
+        plugins: modules to import first, which register parts of your own (--plugin MODULE adds one); no:NAME leaves an installed one out
         data: which images
         augment: random changes to training images
         model: the network and how it learns
@@ -368,6 +369,7 @@ class Experiment:
     description: str = ""
     task: Literal["classification", "segmentation", "joint"] = "classification"
     seed: int = 0
+    plugins: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -99,8 +99,9 @@ def run_query(cell: Wanted, request: Request) -> Query:
     data = cell.experiment.data
     params = {"target": data.target, "split_seed": str(data.split_seed), "task": cell.experiment.task}
     own = flatten(cell.experiment.to_dict())
-    # where a file lies, and where runs are written, is no part of a method
-    settings = {key: own[key] for key in request.flags if key != "data.root" and not key.startswith("tracking.")}
+    # Places of files and of runs are no part of a method, and modules of plugins are places too.
+    places = ("data.root", "plugins")
+    settings = {key: own[key] for key in request.flags if key not in places and not key.startswith("tracking.")}
     return Query(cell.experiment.name, cell.split, params, settings, request.seeds)
 
 

@@ -25,6 +25,7 @@ from skincancer.models.factory import load_task
 from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.tasks.segmentation import SegmentationTask
+from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import MODEL_FILES, fetch_model, model_files
 from skincancer.schema import DataConfig
 from skincancer.system.hardware import keep_freed_memory
@@ -59,6 +60,7 @@ class TrainedModel:
             keep_freed_memory()
         files = [folder / name for name in MODEL_FILES]
         self.settings = load_yaml(files[0])
+        load_plugins(self.settings.get("plugins", ()))
         self.task = load_task(files[1]).to("cuda" if torch.cuda.is_available() else "cpu")
         self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         self.classes = () if isinstance(self.task, SegmentationTask) else tuple(self.task.classes)

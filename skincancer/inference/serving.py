@@ -54,9 +54,13 @@ class Model(PythonModel):
         """Read the run's files."""
         from skincancer.errors import ConfigError
         from skincancer.inference.predictor import load_answerer
+        from skincancer.plugins import load_plugins
+        from skincancer.runs.artifacts import MODEL_FILES
+        from skincancer.system.yaml_files import load_yaml
 
         self.folder = str(context.artifacts["run"])
         self.answerers: dict[str, Answerer] = {}
+        load_plugins(load_yaml(Path(self.folder) / MODEL_FILES[0]).get("plugins", ()))
         try:
             self.answerers[""] = load_answerer(self.folder)
         except ConfigError as error:  # on true masks: a request may say by which others

@@ -20,6 +20,7 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.overlap import DIGESTS_FILE, FINGERPRINTS_FILE, Fingerprints, read_fingerprints, shows_parts
 from skincancer.errors import DataError, RunError
 from skincancer.metrics.prediction_files import read_predictions, read_table
+from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import (
     CLASSES_FILE,
     CROPS_FILE,
@@ -117,6 +118,7 @@ def load_finished(run: str, folder: Path, uri: str | None) -> FinishedRun:
     fetch_run(run, folder, uri, (CLASSES_FILE, SPLIT_FILE, *optional, *segmenter))
     # a run of an older version lacks keys that were added since, and that it therefore had the defaults of
     stored = {**flatten(Experiment().to_dict()), **flatten(load_yaml(settings))}
+    load_plugins(stored["plugins"])
     try:
         content = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
         split = pd.read_csv(folder / SPLIT_FILE, dtype=str, keep_default_na=False)
