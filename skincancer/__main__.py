@@ -1,4 +1,4 @@
-"""Run a verb: `skincancer fit …` is `python -m skincancer.fit …`."""
+"""Run a verb by its name, as in `skincancer fit --experiment NAME`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Completion in the shell: skincancer {_COMPLETION} bash > ~/.local/share/bash-com
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb that the command line names; return the exit code."""
+    """Run the verb of a command line. Return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in VERBS:
         # As `python -m` runs a verb, so that a fit can start its other processes by the same command line.
@@ -66,7 +66,7 @@ def _print_completion(rest: Sequence[str]) -> None:
 
 
 def _parser_of_all() -> argparse.ArgumentParser:
-    """Return one parser with a subcommand per verb, and the names that flags take as their choices."""
+    """Return a parser with one subcommand per verb, and known names as choices."""
     from skincancer.config.experiments import list_experiments
     from skincancer.config.names import known_names
     from skincancer.schema import SECTIONS

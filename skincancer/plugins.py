@@ -1,6 +1,7 @@
-"""Plugins: modules of a user that register data set readers, backbones, losses, metrics, augmentations and callbacks.
+"""Plugins: modules of a user that register parts of experiments.
 
-A plugin is imported by `--plugin MODULE`, by `plugins: [MODULE]` in an experiment file, or as an entry point of an installed package.
+Parts are data set readers, backbones, losses, augmentations and callbacks. A plugin is imported by `--plugin MODULE`, by
+`plugins: [MODULE]` in an experiment file, or as an entry point of an installed package.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "backbone": ("skincancer.models.backbones", "BACKBONES", ("size",)),
     "loss": ("skincancer.models.losses", "LOSSES", ("logits", "label", "weight")),
     "mask loss": ("skincancer.models.losses", "MASK_LOSSES", ("logits", "mask", "has_mask")),
+    "augmentation": ("skincancer.imaging.augmentation_policies", "AUGMENTATIONS", ("image", "mask", "generator")),
     "callback": ("skincancer.plugins", "CALLBACKS", ()),
 }
 CALLBACKS: dict[str, Callable[[], Any]] = {}
@@ -70,17 +72,35 @@ def register_reader(
 
 
 def register_backbone(name: str) -> Callable[[_Part], _Part]:
-    """Register a builder `f(size) -> module` of a classifier's backbone: images (B, 3, size, size) to features (B, F)."""
+    """Register a function `f(size) -> module` that builds a backbone of classifiers.
+
+    The module maps images (B, 3, size, size) to features (B, F).
+    """
     return _register("backbone", name, lambda builder: builder)
 
 
 def register_loss(name: str, *, masks: bool = False) -> Callable[[_Part], _Part]:
-    """Register a loss `f(logits, label, weight)`, or with `masks` a loss `f(logits, mask, has_mask)`, as in `models.losses`."""
+    """Register a loss `f(logits, label, weight)` of classes.
+
+    With `masks` it is a loss `f(logits, mask, has_mask)` of masks. Arguments are as in `skincancer.models.losses`.
+    """
     return _register("mask loss" if masks else "loss", name, lambda loss: lambda options: loss)
 
 
+def register_augmentation(name: str) -> Callable[[_Part], _Part]:
+    """Register an augmentation `f(image, mask, generator) -> (image, mask)` of training batches, for `augment.extra`.
+
+    Images are float32 (B, 3, H, W) in [0, 1]. Masks are float32 (B, 1, H, W), or None. Take every random number from the generator,
+    which is on the CPU and depends on seed, rank, epoch and batch.
+    """
+    return _register("augmentation", name, lambda augmentation: augmentation)
+
+
 def register_callback(name: str) -> Callable[[_Part], _Part]:
-    """Register a class of Lightning callbacks, or a function that returns one; every fit of a network creates its own."""
+    """Register a class of Lightning callbacks, or a function that returns a callback.
+
+    Every fit of a network creates its own.
+    """
     return _register("callback", name, lambda callback: callback)
 
 
@@ -107,7 +127,7 @@ def _register(kind: str, name: str, make: Callable[[Any], Any]) -> Callable[[_Pa
 
 
 def load_plugins(names: Iterable[str]) -> None:
-    """Import the plugins of a command line, of an experiment or of a run, and those of installed packages.
+    """Import plugins by name, and those of installed packages.
 
     Args:
         names: modules, and entry points to leave out as `no:NAME`.
@@ -128,7 +148,10 @@ def load_plugins(names: Iterable[str]) -> None:
 
 
 def used_plugins(values: Iterable[Any]) -> list[str]:
-    """Return the plugins with a part whose name is among the values of an experiment, and those with a callback."""
+    """Return the plugins of which an experiment uses a part.
+
+    A part is used if its name is among the values. Callbacks are always used.
+    """
     words = set(_words(list(values)))
     return list(dict.fromkeys(part.plugin for part in _parts if part.kind == "callback" or part.name in words))
 

@@ -33,6 +33,7 @@ class AugmentConfig:
         noise: standard deviation of Gaussian noise, for values in [0, 1]
         elastic: largest displacement of a smooth random warp, as fraction of the shorter side
         elastic_sigma: smoothness of that warp: standard deviation of its filter, as fraction of the shorter side
+        extra: names of augmentations that plugins register, applied in this order after all others
     """
 
     policy: str = "light"
@@ -50,6 +51,7 @@ class AugmentConfig:
     noise: float | None = None
     elastic: float | None = None
     elastic_sigma: float = 0.08
+    extra: list[str] = field(default_factory=list)
 
 
 # Rule to threshold, chosen by eye on HAM10000 (contrast, ink and brightness on ISIC 2018 Task 1 too): each rule flags

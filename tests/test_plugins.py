@@ -374,3 +374,93 @@ def test_a_broken_installed_plugin_is_named_with_how_to_leave_it_out(installed, 
 
 def test_help_of_the_front_door_loads_no_plugin(installed):
     assert main(["--help"]) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- augmentations
+
+SHIFTED = """
+    import json
+    import os
+    from pathlib import Path
+
+    import torch
+
+    from skincancer.plugins import register_augmentation
+
+
+    @register_augmentation("shift")
+    def shift(image, mask, generator):
+        by = torch.rand(len(image), 1, 1, 1, generator=generator)
+        with Path(os.environ["PLUGIN_SEEN"]).open("a") as file:
+            print(json.dumps([len(image), mask is None, by.flatten().tolist()]), file=file)
+        return (image + by.to(image.device)).clamp(0, 1), mask
+
+
+    register_augmentation("whole")(lambda image, mask, generator: image.mean())
+"""
+
+
+@pytest.fixture
+def shifted(write_plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PLUGIN_SEEN", str(tmp_path / "drawn.jsonl"))
+    write_plugin("shifts", SHIFTED)
+    return tmp_path / "drawn.jsonl"
+
+
+def test_an_augmentation_is_applied_in_training_alone_and_repeats(shifted, tiny_demo, new_store):
+    flags = [EXPERIMENT, *TINY_FIT, f"--data.root={tiny_demo}", "--plugin=shifts", "--augment.extra=[shift]"]
+    drawn = []
+    for store in ("first", "again"):
+        new_store(store)
+        assert fit.main(flags) == 0
+        drawn.append([json.loads(line) for line in shifted.read_text().splitlines()])
+        shifted.unlink()
+    images = 7 * 3 * 2  # undersampled training images of two epochs: none of validation or test
+    assert sum(row[0] for row in drawn[0]) == images
+    assert all(row[1] for row in drawn[0])
+    assert drawn[0] == drawn[1]
+    assert len({str(row[2]) for row in drawn[0]}) == len(drawn[0])  # batches and epochs differ
+
+
+def test_the_draws_of_an_augmentation_depend_on_the_seed_alone_and_leave_the_others_as_they_are(shifted):
+    import torch
+
+    from skincancer.imaging.augmentation import Augment
+    from skincancer.schema import AugmentConfig
+
+    load_plugins(["shifts"])
+    image = torch.rand(4, 3, 16, 16)
+    plain, _ = Augment(AugmentConfig(policy="strong"))(image, None, seed=7)
+    extra, _ = Augment(AugmentConfig(policy="strong", extra=["shift"]))(image, None, seed=7)
+    by = torch.tensor(json.loads(shifted.read_text())[2])
+    torch.testing.assert_close(extra, (plain + by.view(-1, 1, 1, 1)).clamp(0, 1))
+    torch.rand(3)  # the global generator has no part
+    again, _ = Augment(AugmentConfig(policy="strong", extra=["shift"]))(image, None, seed=7)
+    assert torch.equal(again, extra)
+    other, _ = Augment(AugmentConfig(policy="none", extra=["shift"]))(image, None, seed=8)
+    assert not torch.equal(other, extra)
+
+
+def test_an_augmentation_is_shown_by_prepare(shifted, tiny_demo, store):
+    flags = [
+        f"--data.root={tiny_demo}",
+        "--plugin=shifts",
+        "--augment.extra=[shift]",
+        "--data.size=32",
+        "--out=sheet.png",
+    ]
+    assert prepare.main(["demo", "--show=augment", *flags]) == 0
+    assert shifted.is_file()
+
+
+def test_an_augmentation_that_is_unknown_or_returns_something_else(shifted, tiny_demo, store, capsys):
+    unknown = error_of(capsys, fit.main, EXPERIMENT, "--plugin=shifts", "--augment.extra=[shfit]", "--dry_run")
+    assert (
+        "augment.extra: 'shfit' is no augmentation of a plugin. Did you mean 'shift'? Known: shift, whole." in unknown
+    )
+    flags = [*TINY_FIT, f"--data.root={tiny_demo}", "--plugin=shifts", "--augment.extra=[whole]"]
+    assert fit.main([EXPERIMENT, *flags]) == 1
+    assert (
+        "the augmentation whole of a plugin returns [((), torch.float32)]; expected (image, mask)"
+        in capsys.readouterr().err
+    )

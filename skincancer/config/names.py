@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 from skincancer.config.validation import CLASSICAL, MASK_SOURCES, PRECISIONS, STRATEGIES
 from skincancer.data.balance import BALANCES
 from skincancer.data.catalog import DATASETS
-from skincancer.imaging.augmentation_policies import POLICIES
+from skincancer.imaging.augmentation_policies import AUGMENTATIONS, POLICIES
 from skincancer.imaging.cleaning.steps import STEPS
 from skincancer.imaging.features.families import FAMILIES
 from skincancer.imaging.quality import RULES
@@ -26,7 +26,7 @@ def known_names() -> dict[str, list[str]]:
     }
     monitored = dict.fromkeys(name for names in MONITORED.values() for name in names)
     registries: dict[str, Iterable[str]] = {
-        "augment.policy": POLICIES, "data.balance": BALANCES, "data.clean": STEPS, "data.dataset": DATASETS,
+        "augment.extra": AUGMENTATIONS, "augment.policy": POLICIES, "data.balance": BALANCES, "data.clean": STEPS, "data.dataset": DATASETS,
         "data.masks": MASK_SOURCES, "data.quality_rules": RULES, "model.architecture": ARCHITECTURES,
         "model.classical.features": [*FAMILIES, DEEP], "model.classifier": ["network", *CLASSICAL], "model.loss.masks": MASK_LOSSES,
         "model.loss.name": LOSSES, "model.optimizer.name": OPTIMIZERS, "model.schedule.name": SCHEDULES,
