@@ -15,6 +15,7 @@ from skincancer.comparison.request import Request, Wanted, check_metrics, defaul
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.errors import ConfigError, RunError
+from skincancer.plugins import load_plugins
 from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb, warn
 from skincancer.system.credentials import hide
 from skincancer.system.files import check_folder
@@ -50,16 +51,20 @@ def compare(
         RunError: nothing is there to compare, a run cannot be compared, or a missing one could not be trained.
     """
     wanted = [resolve_entry(name, split, request) for name in request.experiments for split in request.splits]
-    check_metrics(request.metrics)
+    if not request.runs:  # the plugins of runs may have metrics too
+        check_metrics(request.metrics)
     if out is not None:
         check_folder(out, "--out")
     from skincancer.comparison.tables import compare_cells
-    from skincancer.runs.search import runs_by_id
+    from skincancer.runs.search import read_config, runs_by_id
     from skincancer.runs.store import connect
 
     console = console or make_console()
     client = connect(request.uri)
     by_hand = runs_by_id(client, request.runs)
+    for run in by_hand:
+        load_plugins(read_config(client, run).get("plugins", ()))
+    check_metrics(request.metrics)
     tasks = [cell.experiment.task for cell in wanted] + [run.data.params["task"] for run in by_hand]
     metrics = tuple(dict.fromkeys(request.metrics)) or default_metrics(tasks)
     if run_missing:

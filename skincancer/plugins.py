@@ -1,7 +1,7 @@
 """Plugins: modules of a user that register parts of experiments.
 
-Parts are data set readers, backbones, losses, augmentations and callbacks. A plugin is imported by `--plugin MODULE`, by
-`plugins: [MODULE]` in an experiment file, or as an entry point of an installed package.
+Parts are data set readers, backbones, losses, metrics, augmentations and callbacks. A plugin is imported by `--plugin MODULE`,
+by `plugins: [MODULE]` in an experiment file, or as an entry point of an installed package.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "backbone": ("skincancer.models.backbones", "BACKBONES", ("size",)),
     "loss": ("skincancer.models.losses", "LOSSES", ("logits", "label", "weight")),
     "mask loss": ("skincancer.models.losses", "MASK_LOSSES", ("logits", "mask", "has_mask")),
+    "metric": ("skincancer.metrics.custom", "CUSTOM_METRICS", ("label", "probability", "weight")),
     "augmentation": ("skincancer.imaging.augmentation_policies", "AUGMENTATIONS", ("image", "mask", "generator")),
     "callback": ("skincancer.plugins", "CALLBACKS", ()),
 }
@@ -87,6 +88,18 @@ def register_loss(name: str, *, masks: bool = False) -> Callable[[_Part], _Part]
     return _register("mask loss" if masks else "loss", name, lambda loss: lambda options: loss)
 
 
+def register_metric(name: str, *, higher_is_better: bool = True) -> Callable[[_Part], _Part]:
+    """Register a metric `f(label, probability, weight) -> value` of classes.
+
+    `label` is int (N,), `probability` float (N, C). `weight`, float (N,), says how often each image counts: once each in the value
+    itself, and as often as it was sampled in the resamples of the interval.
+    """
+    names: Any = importlib.import_module("skincancer.metrics.names")
+    custom: Any = importlib.import_module(_KINDS["metric"][0])
+    taken = (*names.METRICS, *names.MASK_METRICS, "loss")
+    return _register("metric", name, lambda metric: custom.CustomMetric(metric, higher_is_better), taken)
+
+
 def register_augmentation(name: str) -> Callable[[_Part], _Part]:
     """Register an augmentation `f(image, mask, generator) -> (image, mask)` of training batches, for `augment.extra`.
 
@@ -104,13 +117,13 @@ def register_callback(name: str) -> Callable[[_Part], _Part]:
     return _register("callback", name, lambda callback: callback)
 
 
-def _register(kind: str, name: str, make: Callable[[Any], Any]) -> Callable[[_Part], _Part]:
+def _register(kind: str, name: str, make: Callable[[Any], Any], taken: Sequence[str] = ()) -> Callable[[_Part], _Part]:
     def register(part: _Part) -> _Part:
         module, attribute, arguments = _KINDS[kind]
         plugin = _loading[-1] if _loading else part.__module__
         registry = getattr(importlib.import_module(module), attribute)
         where = f"plugin {plugin}: the {kind} {name!r}"
-        if name in registry:
+        if name in registry or name in taken:
             owner = [f"plugin {known.plugin}" for known in _parts if (known.kind, known.name) == (kind, name)]
             raise ConfigError(f"{where} exists already, in {(owner or ['skincancer'])[0]}. Choose another name.")
         try:
@@ -153,6 +166,7 @@ def used_plugins(values: Iterable[Any]) -> list[str]:
     A part is used if its name is among the values. Callbacks are always used.
     """
     words = set(_words(list(values)))
+    words |= {word.removeprefix("val/") for word in words}
     return list(dict.fromkeys(part.plugin for part in _parts if part.kind == "callback" or part.name in words))
 
 

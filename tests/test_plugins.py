@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import TINY_FIT, only_run
 
-from skincancer import evaluate, fit, plugins, predict, prepare, sweep
+from skincancer import compare, evaluate, fit, plugins, predict, prepare, sweep
 from skincancer.__main__ import main
 from skincancer.errors import ConfigError
 from skincancer.plugins import load_plugins
@@ -464,3 +464,95 @@ def test_an_augmentation_that_is_unknown_or_returns_something_else(shifted, tiny
         "the augmentation whole of a plugin returns [((), torch.float32)]; expected (image, mask)"
         in capsys.readouterr().err
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------- metrics
+
+KAPPA = """
+    import numpy as np
+    from sklearn.metrics import cohen_kappa_score
+
+    from skincancer.plugins import register_metric
+
+
+    @register_metric("kappa")
+    def kappa(label, probability, weight):
+        return cohen_kappa_score(label, probability.argmax(1), sample_weight=weight)
+
+
+    @register_metric("brier", higher_is_better=False)
+    def brier(label, probability, weight):
+        error = ((probability - np.eye(probability.shape[1])[label]) ** 2).sum(1)
+        return np.average(error, weights=weight)
+"""
+
+
+def test_a_metric_is_logged_monitored_and_compared(write_plugin, tiny_demo, store, tmp_path, capsys):
+    from sklearn.metrics import cohen_kappa_score
+
+    write_plugin("kappas", KAPPA)
+    flags = [EXPERIMENT, *TINY_FIT, f"--data.root={tiny_demo}", "--plugin=kappas", "--training.monitor=val/brier"]
+    assert fit.main(flags) == 0
+    run = only_run()
+    folder = Path(connect(None).download_artifacts(run.info.run_id, ""))
+    table = pd.read_csv(folder / "predictions/test.csv", dtype={"label": str})
+    kappa = cohen_kappa_score(table["label"], table["prediction"])
+    assert run.data.metrics["test/kappa"] == pytest.approx(kappa)
+    epochs = pd.read_csv(folder / "epochs.csv")
+    assert run.data.metrics["best/brier"] == pytest.approx(epochs["val/brier"].min())
+    intervals = pd.read_csv(next(folder.rglob("*interval*.csv"))).set_index("metric")
+    assert intervals.loc["kappa", "value"] == pytest.approx(kappa)
+    low, value, high = intervals.loc["brier", ["low", "value", "high"]]
+    assert low < value < high
+    assert "kappa" in (folder / "report.html").read_text()
+
+    forget("kappas")
+    assert "--metric is 'kappa'; choose from" in error_of(
+        capsys, compare.main, EXPERIMENT.replace("experiment", "experiments"), "--metric=kappa"
+    )
+    assert compare.main(["--runs", run.info.run_id, "--metric", "kappa", "--out=together"]) == 0
+    assert "kappa" in (tmp_path / "together" / "compare.html").read_text()
+
+
+def test_a_metric_counts_as_often_as_its_weights_say(write_plugin):
+    import numpy as np
+
+    from skincancer.metrics.classification import classification_metrics
+
+    write_plugin("kappas", KAPPA)
+    load_plugins(["kappas"])
+    random = np.random.default_rng(0)
+    label, probability = random.integers(0, 3, 40), random.dirichlet([1, 1, 1], 40)
+    weight = random.integers(1, 4, 40)
+    weighted = classification_metrics(label, probability, "abc", weight)
+    repeated = classification_metrics(label.repeat(weight), probability.repeat(weight, 0), "abc")
+    for name in ("kappa", "brier", "accuracy"):
+        assert weighted[name] == pytest.approx(repeated[name])
+
+
+@pytest.mark.parametrize("name", ["accuracy", "jaccard", "loss"])
+def test_a_metric_cannot_take_a_name_of_the_framework(name, write_plugin, capsys):
+    write_plugin(
+        "taken", f"import skincancer.plugins as p\np.register_metric({name!r})(lambda label, probability, weight: 0)\n"
+    )
+    shown = error_of(capsys, fit.main, EXPERIMENT, "--plugin=taken", "--dry_run")
+    assert f"plugin taken: the metric {name!r} exists already, in skincancer." in shown
+
+
+def test_a_metric_that_fails_says_where(write_plugin, tiny_demo, store, capsys):
+    file = write_plugin(
+        "failing",
+        "import skincancer.plugins as p\np.register_metric('odd')(lambda label, probability, weight: 1 / 0)\n",
+    )
+    assert fit.main([EXPERIMENT, *TINY_FIT, f"--data.root={tiny_demo}", "--plugin=failing"]) == 1
+    message = f"the metric odd of a plugin fails: ZeroDivisionError: division by zero ({file}, line 2). Fix it."
+    assert message in capsys.readouterr().err
+    assert only_run().info.status == "FAILED"
+
+
+def test_an_installed_metric_that_is_monitored_is_recorded(write_plugin, monkeypatch, capsys):
+    write_plugin("kappas", KAPPA)
+    point = EntryPoint("kappas", "kappas", plugins.GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints([point]).select(group=group))
+    assert fit.main([EXPERIMENT, "--training.monitor=val/kappa", "--dry_run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["plugins"] == ["kappas"]

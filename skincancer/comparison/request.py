@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from skincancer.config.resolve import resolve
 from skincancer.errors import ConfigError, nearest
+from skincancer.metrics.custom import CUSTOM_METRICS
 from skincancer.metrics.names import DEFAULT_METRICS
 from skincancer.schema import Experiment, flatten
 
@@ -69,8 +70,8 @@ def check_metrics(metrics: Sequence[str]) -> None:
 
     masks = [*MASK_METRICS, *(f"mask_{name}" for name in MASK_METRICS)]
     for metric in metrics:
-        if metric not in (*METRICS, *masks) and not metric.startswith("recall/"):
-            allowed = (*METRICS, "recall/CLASS", *masks)
+        if metric not in (*METRICS, *CUSTOM_METRICS, *masks) and not metric.startswith("recall/"):
+            allowed = (*METRICS, *CUSTOM_METRICS, "recall/CLASS", *masks)
             raise ConfigError(
                 f"--metric is {metric!r}; choose from {', '.join(allowed)}.{nearest(metric, [*METRICS, *masks])}"
             )

@@ -12,6 +12,7 @@ from skincancer.imaging.augmentation_policies import AUGMENTATIONS, POLICIES
 from skincancer.imaging.cleaning.steps import STEPS
 from skincancer.imaging.features.families import FAMILIES
 from skincancer.imaging.quality import RULES
+from skincancer.metrics.custom import CUSTOM_METRICS
 from skincancer.metrics.names import MONITORED
 from skincancer.models.losses import LOSSES, MASK_LOSSES
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
@@ -31,6 +32,6 @@ def known_names() -> dict[str, list[str]]:
         "model.classical.features": [*FAMILIES, DEEP], "model.classifier": ["network", *CLASSICAL], "model.loss.masks": MASK_LOSSES,
         "model.loss.name": LOSSES, "model.optimizer.name": OPTIMIZERS, "model.schedule.name": SCHEDULES,
         "trainer.precision": PRECISIONS, "trainer.strategy": STRATEGIES,
-        "training.monitor": ["auto", "val/loss", *(f"val/{name}" for name in monitored)],
+        "training.monitor": ["auto", "val/loss", *(f"val/{name}" for name in (*monitored, *CUSTOM_METRICS))],
     }  # fmt: skip
     return literals | {key: list(names) for key, names in registries.items()}

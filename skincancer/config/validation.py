@@ -16,6 +16,7 @@ from skincancer.errors import ConfigError, UnusedKey, nearest
 from skincancer.imaging import augmentation_policies, quality
 from skincancer.imaging.cleaning.steps import check_clean
 from skincancer.imaging.features.families import FAMILIES
+from skincancer.metrics.custom import custom_metrics
 from skincancer.metrics.names import MONITORED
 from skincancer.models.losses import LOSSES, mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
@@ -327,7 +328,7 @@ def _check_segmenter(experiment: Experiment) -> None:
 
 def _check_training(experiment: Experiment) -> None:
     training, trainer = experiment.training, experiment.trainer
-    monitored = MONITORED[experiment.task]
+    monitored = (*MONITORED[experiment.task], *custom_metrics(experiment.task))
     _one_of("training.monitor", training.monitor, ["val/loss", *(f"val/{name}" for name in monitored)])
     _require(training.patience >= 0, "training.patience", training.patience, "0 or more")
     _require(0 <= training.ema_decay < 1, "training.ema_decay", training.ema_decay, "0 or more and below 1")

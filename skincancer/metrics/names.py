@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from skincancer.metrics.classification import METRICS
+from skincancer.metrics.custom import is_lower_better
 from skincancer.metrics.segmentation import MASK_METRICS
 
 MONITORS = {
@@ -27,7 +28,8 @@ def best_name(monitor: str) -> str:
 
 def monitor_mode(monitor: str) -> str:
     """Return `min` for losses, calibration error and distances, `max` for every other metric."""
-    return "min" if monitor in ("val/loss", "val/ece", "val/hd95", "val/mask_hd95") else "max"
+    lower = monitor in ("val/loss", "val/ece", "val/hd95", "val/mask_hd95")
+    return "min" if lower or is_lower_better(monitor.removeprefix("val/")) else "max"
 
 
 MASK_PREFIX = "mask_"  # of a joint run's columns and metrics

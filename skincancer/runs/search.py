@@ -113,6 +113,11 @@ def _has(client: MlflowClient, run: MlflowRun, settings: Mapping[str, Any]) -> b
     """Say whether a run's config has these values."""
     if not settings:
         return True
-    with tempfile.TemporaryDirectory() as folder:
-        own = flatten(load_yaml(download(client, run.info.run_id, "config.yaml", Path(folder))))
+    own = read_config(client, run)
     return all(own.get(key) == value for key, value in settings.items())
+
+
+def read_config(client: MlflowClient, run: MlflowRun) -> dict[str, Any]:
+    """Return the config of a run by dotted key."""
+    with tempfile.TemporaryDirectory() as folder:
+        return flatten(load_yaml(download(client, run.info.run_id, "config.yaml", Path(folder))))
