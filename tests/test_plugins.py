@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -556,3 +557,25 @@ def test_an_installed_metric_that_is_monitored_is_recorded(write_plugin, monkeyp
     monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints([point]).select(group=group))
     assert fit.main([EXPERIMENT, "--training.monitor=val/kappa", "--dry_run"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["plugins"] == ["kappas"]
+
+
+# ------------------------------------------------------------------------------------------------------------------- docs
+
+
+def test_the_examples_of_the_docs_register(write_plugin, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    write_plugin("my_module", "\n".join(blocks))
+    for flags in (
+        [
+            "--model.loss.name=my_loss",
+            "--model.backbone=small_cnn",
+            "--training.monitor=val/kappa",
+            "--augment.extra=[gamma]",
+        ],
+        ["--data.dataset=my_clinic", "--data.target=malignancy", "--model.head=sigmoid"],
+    ):
+        assert fit.main(["--experiment=efficientnet_lite0", "--plugin=my_module", *flags, "--dry_run"]) == 0
+    masks = ["--model.loss.masks={area: 1, dice: 1}", "--augment.extra=[gamma]"]
+    assert fit.main(["--experiment=unet_resnet34", "--plugin=my_module", *masks, "--dry_run"]) == 0
+    assert sorted({part.kind for part in plugins._parts}) == sorted(plugins._KINDS)
