@@ -15,8 +15,9 @@ from skincancer.comparison.request import Request, Wanted, check_metrics, defaul
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.errors import ConfigError, RunError
+from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import COMPARED_RUNS, COMPARISON_PAGE
-from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
+from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb, warn
 from skincancer.system.credentials import hide
 from skincancer.system.files import check_folder
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
@@ -50,17 +51,22 @@ def compare(
         RunError: nothing is there to compare, a run cannot be compared, or a missing one could not be trained.
     """
     wanted = [resolve_entry(name, split, request) for name in request.experiments for split in request.splits]
-    check_metrics(request.metrics)
+    if not request.runs:  # the plugins of runs may have metrics too
+        check_metrics(request.metrics)
     if out is not None:
         check_folder(out, "--out")
     from skincancer.comparison.load import collect_entries
     from skincancer.comparison.tables import compare_cells
+    from skincancer.runs.finished import FinishedRun
     from skincancer.runs.search import runs_by_id
     from skincancer.runs.store import RunStore
 
     console = console or make_console()
     store = RunStore(request.uri)
     by_hand = runs_by_id(store, request.runs)
+    for run in by_hand:
+        load_plugins(FinishedRun(run.info.run_id, store, run).config.get("plugins", ()))
+    check_metrics(request.metrics)
     tasks = [cell.experiment.task for cell in wanted] + [run.data.params["task"] for run in by_hand]
     metrics = tuple(dict.fromkeys(request.metrics)) or default_metrics(tasks)
     if run_missing:
@@ -173,7 +179,12 @@ def _short(names: Sequence[str]) -> str:
     return text if len(text) <= 200 else f"{len(names)} experiments"
 
 
-def _add_flags(parser: ArgumentParser) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of compare's flags."""
+    parser = build_parser(
+        program("compare"), "Finished runs side by side. Any --KEY VALUE keeps to runs whose config has that value."
+    )
+    parser.usage = "%(prog)s --experiments A B … [--splits 80:20 …] [--dataset NAME] [--KEY VALUE …]"
     parser.add_argument("--experiments", type=str, nargs="+", metavar="NAME", help="names or paths of experiments")
     parser.add_argument(
         "--splits", type=str, nargs="+", metavar="SPLIT", help="default 80:20; fold:*/5 pools five folds"
@@ -188,16 +199,11 @@ def _add_flags(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--run_missing", action="store_true", help="train what is not there yet, one after the other")
     parser.add_argument("--out", type=str, metavar="DIR", help="a folder that gets page, tables and figures too")
+    return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
-    parser = build_parser(
-        "python -m skincancer.compare",
-        "Finished runs side by side. Any --KEY VALUE keeps to runs whose config has that value.",
-    )
-    parser.usage = "%(prog)s --experiments A B … [--splits 80:20 …] [--dataset NAME] [--KEY VALUE …]"
-    _add_flags(parser)
-    flags, own = parse_flags(parser, ["--run_missing" if flag == "--run-missing" else flag for flag in argv])
+    flags, own = parse_flags(make_parser(), ["--run_missing" if flag == "--run-missing" else flag for flag in argv])
     if own.get("experiment") or own.get("list"):
         raise ConfigError("compare takes --experiments A B …; python -m skincancer.fit --list names them.")
     uri = flags.pop("tracking.uri", None)

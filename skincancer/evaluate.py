@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from skincancer.config.cli import parse_flags
+from skincancer.config.cli import add_plugin_flag, parse_flags
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import DataConfig
-from skincancer.system.console import make_console, progress_bars, run_verb, warn
+from skincancer.system.console import make_console, program, progress_bars, run_verb, warn
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts
 
@@ -110,11 +110,12 @@ def _check(
         raise ConfigError(f"--prevalence is {prevalence}; it is a share, above 0 and below 1, such as 0.1.")
 
 
-def _parser() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
+    """Return the parser of evaluate's flags."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(
-        prog="python -m skincancer.evaluate",
+        prog=program("evaluate"),
         usage="%(prog)s --run RUN_ID [RUN_ID …] --data.dataset NAME [--part all|test] [--data.KEY VALUE …]",
         description="A finished run on other data: external validation, operating point, calibration, subgroups. What is not said of the "
         "data is as the run had it; data.size, resize, clean, crop and crop_margin always are.",
@@ -132,6 +133,7 @@ def _parser() -> ArgumentParser:
         "--near_duplicates", type=str, metavar="exclude|keep", help="nearly the same pictures as the run was trained on"
     )
     parser.add_argument("--tracking.uri", type=str, metavar="URI", help="the tracking store of the runs")
+    add_plugin_flag(parser)
     parser.add_class_arguments(DataConfig, "data", fail_untyped=True)
     return parser
 
@@ -140,7 +142,7 @@ def _verb(argv: Sequence[str]) -> None:
     from skincancer.evaluation.class_mapping import parse_map
 
     argv = [re.sub(r"^--near-duplicates(?==|$)", "--near_duplicates", flag) for flag in argv]
-    flags, own = parse_flags(_parser(), argv)
+    flags, own = parse_flags(make_parser(), argv)
     uri = flags.pop("tracking.uri", None)
     given = own.get("map")
     with signals_as_interrupts():

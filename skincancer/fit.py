@@ -15,7 +15,7 @@ from skincancer.errors import ConfigError, RunError
 from skincancer.runs import registry
 from skincancer.runs.artifacts import config_to_keep
 from skincancer.schema import TASKS, Experiment
-from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
+from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb, warn
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts
 from skincancer.system.yaml_files import dump_yaml
@@ -222,7 +222,11 @@ def _assemble(
     return trainer, datamodule, record
 
 
-def _add_flags(parser: ArgumentParser) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of fit's flags."""
+    parser = build_parser(
+        program("fit"), "Train one experiment, test its best checkpoint, leave a complete run behind."
+    )
     parser.add_argument("--resume", type=str, metavar="RUN_ID", help="go on with an interrupted run, in the same run")
     parser.add_argument(
         "--register", type=str, metavar="NAME[@ALIAS]", help="register the finished run's model; the alias is candidate"
@@ -232,15 +236,13 @@ def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--older_than", type=str, metavar="24h", help="with --reap: also runs of other hosts silent for so long"
     )
+    return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
     console = make_console()
     argv = [re.sub(r"^--(dry|older)-", r"--\1_", flag) for flag in argv]
-    parser = build_parser(
-        "python -m skincancer.fit", "Train one experiment, test its best checkpoint, leave a complete run behind."
-    )
-    _add_flags(parser)
+    parser = make_parser()
     flags, own = parse_flags(parser, argv)
     if own.get("list"):
         rows = list(list_experiments().items())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from skincancer.errors import ConfigError, RunError
 from skincancer.inference.image_files import find_images
-from skincancer.system.console import make_console, progress_bars, run_verb, warn
+from skincancer.system.console import make_console, program, progress_bars, run_verb, warn
 from skincancer.system.files import check_folder
 from skincancer.system.interrupts import signals_as_interrupts
 
@@ -120,9 +120,10 @@ def write_answers(
     return said
 
 
-def _verb(argv: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of predict's flags."""
     parser = argparse.ArgumentParser(
-        prog="python -m skincancer.predict", description=__doc__, allow_abbrev=False, exit_on_error=False
+        prog=program("predict"), description=__doc__, allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders of images, or quoted patterns")
     parser.add_argument(
@@ -138,8 +139,12 @@ def _verb(argv: Sequence[str]) -> None:
         help="of a run on crops or hand-made features: whose masks cut the images, or are measured in (default: the run's own way)",
     )
     parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of the run")
+    return parser
+
+
+def _verb(argv: Sequence[str]) -> None:
     try:
-        given, unknown = parser.parse_known_args(list(argv))
+        given, unknown = make_parser().parse_known_args(list(argv))
     except argparse.ArgumentError as error:
         raise ConfigError(f"command line: {error}") from error
     if unknown:

@@ -22,7 +22,7 @@ from skincancer.errors import ConfigError, DataError, SplitError
 from skincancer.imaging.cleaning.steps import STEPS
 from skincancer.imaging.features.families import FAMILIES
 from skincancer.schema import DataConfig, Experiment, segmenter_run
-from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
+from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb, warn
 from skincancer.system.files import check_file, check_folder
 from skincancer.system.paths import data_folder
 from skincancer.visualization.previews import SHEETS
@@ -182,7 +182,10 @@ def prepare_features(
     return found.file
 
 
-def _add_flags(parser: ArgumentParser) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of prepare's flags."""
+    prog = program("prepare")
+    parser = build_parser(prog, f"A data set into its prepared store: {prog} NAME [--data.size 224 …]")
     parser.add_argument("--download", action="store_true", help="first fetch the data set from its publisher")
     parser.add_argument(
         "--accept-licence", action="store_true", help="agree to the terms of use that --download prints"
@@ -211,15 +214,12 @@ def _add_flags(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="with --audit: write the copies, and the lesions known by OTHER, for --data.groups",
     )
+    return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
     console = make_console()
-    prog = "python -m skincancer.prepare"
-    parser = build_parser(
-        prog, "A data set into its prepared store: python -m skincancer.prepare NAME [--data.size 224 …]"
-    )
-    _add_flags(parser)
+    parser = make_parser()
     name = argv[0] if argv and not argv[0].startswith("-") else None
     argv = [re.sub(r"^--(write|against)[-.](groups|root)(?==|$)", r"--\1_\2", flag) for flag in argv]
     flags, own = parse_flags(parser, argv[1:] if name else argv)
@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_verb(_verb, argv)
 
 
-USED = ("data.dataset", "data.root", "data.quality_rules")  # of the configuration
+USED = ("data.dataset", "data.root", "data.quality_rules", "plugins")  # of the configuration
 _NEEDED = {"against": "audit", "write_groups": "audit", "against_root": "against"}
 _SPELT = {"against": "--against", "write_groups": "--write-groups", "against_root": "--against.root"}
 

@@ -61,6 +61,7 @@ class AugmentConfig:
         noise: standard deviation of Gaussian noise, for values in [0, 1]
         elastic: largest displacement of a smooth random warp, as fraction of the shorter side
         elastic_sigma: smoothness of that warp: standard deviation of its filter, as fraction of the shorter side
+        extra: names of augmentations that plugins register, applied in this order after all others
     """
 
     policy: str = "light"
@@ -78,6 +79,7 @@ class AugmentConfig:
     noise: float | None = None
     elastic: float | None = None
     elastic_sigma: float = 0.08
+    extra: list[str] = field(default_factory=list)
 
 
 # Rule to threshold, chosen by eye on HAM10000 (contrast, ink and brightness on ISIC 2018 Task 1 too): each rule flags
@@ -396,6 +398,7 @@ class Experiment:
         description: one line: what it is and where its recipe comes from
         task: classification, segmentation, or joint (both from one pass; images without a mask or a label count for the other)
         seed: drives training (initial weights, order, dropout, augmentation), never the split
+        plugins: modules to import first, which register parts of your own (--plugin MODULE adds one); no:NAME leaves an installed one out
         data: which images
         augment: random changes to training images
         model: the network and how it learns
@@ -409,6 +412,7 @@ class Experiment:
     description: str = ""
     task: Literal["classification", "segmentation", "joint"] = "classification"
     seed: int = _key(0, "0 or more")
+    plugins: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig, metadata={"only_with": _NETWORK})
     model: ModelConfig = field(default_factory=ModelConfig)

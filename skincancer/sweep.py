@@ -19,7 +19,7 @@ from skincancer.errors import ConfigError, RunError, nearest
 from skincancer.schema import TYPES, Experiment
 from skincancer.sweeps.plan import Plan, used_images
 from skincancer.sweeps.space_check import check_space
-from skincancer.system.console import make_console, make_table, progress_bars, run_verb
+from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb
 from skincancer.system.credentials import shown
 from skincancer.system.interrupts import signals_as_interrupts
 from skincancer.system.yaml_files import load_yaml
@@ -234,7 +234,12 @@ def _check(request: Request) -> tuple[Plan, Experiment, list[Experiment], list[s
     return plan, experiment, checked.networks, notes
 
 
-def _add_flags(parser: ArgumentParser) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of sweep's flags."""
+    parser = build_parser(
+        program("sweep"), "Search hyper-parameters: an Optuna study over an experiment's search space."
+    )
+    parser.usage = "%(prog)s --experiment NAME --trials N [--workers W] [--study NAME] [--storage URL] [--KEY VALUE …]"
     parser.add_argument(
         "--trials", type=int, metavar="N", help="how many trials in all, those of earlier starts included"
     )
@@ -245,15 +250,11 @@ def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--sampler", type=str, default="tpe", help=f"one of {', '.join(SAMPLERS)}")
     parser.add_argument("--pruner", type=str, default="median", help=f"one of {', '.join(PRUNERS)}")
     parser.add_argument("--worker", action="store_true", help="join a sweep that another process has started")
+    return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
-    parser = build_parser(
-        "python -m skincancer.sweep", "Search hyper-parameters: an Optuna study over an experiment's search space."
-    )
-    parser.usage = "%(prog)s --experiment NAME --trials N [--workers W] [--study NAME] [--storage URL] [--KEY VALUE …]"
-    _add_flags(parser)
-    flags, own = parse_flags(parser, argv)
+    flags, own = parse_flags(make_parser(), argv)
     if own.get("list"):
         rows = [
             (name, ", ".join(load_yaml(find_experiment(name))["search"]))

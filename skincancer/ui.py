@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from skincancer.metrics.names import DEFAULT_METRICS, MAIN_METRICS
-from skincancer.system.console import run_verb
+from skincancer.system.console import program, run_verb
 from skincancer.system.interrupts import signals_as_interrupts
 
 if TYPE_CHECKING:
@@ -121,16 +121,21 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
                 server.wait()
 
 
-def _verb(argv: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of ui's flags."""
     parser = argparse.ArgumentParser(
-        prog="python -m skincancer.ui", description="The MLflow UI on the project's store.", allow_abbrev=False
+        prog=program("ui"), description="The MLflow UI on the project's store.", allow_abbrev=False
     )
     parser.add_argument(
         "--tracking.uri", dest="uri", help="MLflow tracking URI; default $MLFLOW_TRACKING_URI, then mlruns/mlflow.db"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=5000, help="port to listen on (default %(default)s)")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _verb(argv: Sequence[str]) -> None:
+    arguments = make_parser().parse_args(argv)
     code = open_ui(arguments.uri, arguments.host, arguments.port)
     if code:
         raise SystemExit(code)

@@ -21,6 +21,7 @@ from skincancer.errors import ConfigError, UnusedKey
 from skincancer.imaging import augmentation_policies
 from skincancer.metrics.names import default_monitor
 from skincancer.models.backbones import SMALLEST_SIZE
+from skincancer.plugins import load_plugins, used_plugins
 from skincancer.schema import KEYS, RUN, TYPES, Experiment, flatten, segmenter_run, unflatten
 from skincancer.system.yaml_files import load_yaml
 
@@ -93,6 +94,9 @@ def resolve_content(
     parse_layer(parser, from_file, source)
     parse_layer(parser, from_study, f"{source}, study")
 
+    named = [name for values in (from_file, from_study, flags) for name in values.get("plugins", [])]
+    plugins = list(dict.fromkeys(named))
+    load_plugins(plugins)
     dataset = flags.get("data.dataset", from_file.get("data.dataset", Experiment().data.dataset))
     entry = catalog_entry(dataset)
     notes = []
@@ -102,7 +106,7 @@ def resolve_content(
             notes.append("study values apply: " + ", ".join(f"{key} {value}" for key, value in applied.items()))
     else:
         from_study = {}
-    given = {**from_file, **from_study, **flags}
+    given = {**from_file, **from_study, **flags, "plugins": plugins}
     defaults = dict(entry.defaults)
     if given.get("model.classifier", "network") != "network":  # what nobody chose is nothing to refuse
         defaults = {key: value for key, value in defaults.items() if key not in OF_NETWORKS}
@@ -137,6 +141,8 @@ def resolve_content(
         trainer=dataclasses.replace(resolved.trainer, precision=str(resolved.trainer.precision)),
         model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
     )
+    if used := used_plugins(flatten(resolved.to_dict()).values()):
+        resolved = dataclasses.replace(resolved, plugins=list(dict.fromkeys([*plugins, *used])))
     if resolved.training.monitor == "auto":
         training = dataclasses.replace(resolved.training, monitor=default_monitor(resolved.task))
         resolved = dataclasses.replace(resolved, training=training)

@@ -16,6 +16,7 @@ from skincancer.errors import ConfigError, UnusedKey, nearest
 from skincancer.imaging import augmentation_policies, quality
 from skincancer.imaging.cleaning.steps import check_clean
 from skincancer.imaging.features.families import FAMILIES
+from skincancer.metrics.custom import custom_metrics
 from skincancer.metrics.names import TASK_METRICS
 from skincancer.models.losses import LOSSES, mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
@@ -111,7 +112,7 @@ def check_experiment(experiment: Experiment, types: Mapping[str, Any]) -> None:
     values = flatten(experiment.to_dict())
     for key, names in NAMES.items():
         _one_of(key, str(values[key]), names)
-    monitors = [f"val/{name}" for name in ("loss", *TASK_METRICS[experiment.task])]
+    monitors = [f"val/{name}" for name in ("loss", *TASK_METRICS[experiment.task], *custom_metrics(experiment.task))]
     _one_of("training.monitor", experiment.training.monitor, monitors)
     # The trainer stands last in the schema; its ranges are checked first, because other checks depend on them.
     for key, rules in reversed(RULES.items()):

@@ -31,6 +31,7 @@ from skincancer.models.lightning import OwnSignals
 from skincancer.models.tasks.classification import Classifying, Predictions
 from skincancer.models.tasks.joint import JointPredictions
 from skincancer.models.tasks.segmentation import Segmenting
+from skincancer.plugins import load_plugins
 from skincancer.runs.finished import FinishedRun, Validation
 from skincancer.runs.store import RunStore
 from skincancer.schema import DEEP, RUN, TASKS, Experiment, flatten
@@ -117,6 +118,7 @@ def load_fit(run: str, store: RunStore) -> FinishedRun:
     fit = FinishedRun(run, store)
     if not fit.is_folder and (kind := fit.tags.get("kind")) not in ("fit", "trial"):
         raise RunError(f"run {run} is of kind {kind!r}, which holds no model; give the run of a fit.")
+    load_plugins(fit.settings["plugins"])
     _ = fit.model_folder, fit.classes, fit.split, fit.fingerprints, fit.mask_sources, fit.segmenter, fit.validation
     return fit
 

@@ -19,6 +19,7 @@ from skincancer.inference.outputs import Answers
 from skincancer.models.classical import load_pipeline
 from skincancer.models.deep_features import DeepFeatures, deep_table, kept_backbone
 from skincancer.models.tasks.classification import Predictions
+from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import BACKBONE_FILE, CLASSES_FILE, CLASSICAL_CHECKPOINT, model_files
 from skincancer.runs.finished import FinishedRun
 from skincancer.schema import DEEP, Experiment
@@ -53,6 +54,7 @@ class ClassicalModel:
     def __init__(self, folder: Path) -> None:
         run = FinishedRun(folder)
         self.settings = run.config
+        load_plugins(self.settings.get("plugins", ()))
         files = [folder / name for name in model_files(self.settings)]
         self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         self.pipeline = load_pipeline(folder / CLASSICAL_CHECKPOINT)

@@ -24,6 +24,7 @@ from skincancer.inference.outputs import Answers
 from skincancer.metrics.mask_scorer import MaskRecipe
 from skincancer.models.factory import load_task
 from skincancer.models.tasks.segmentation import Segmenting
+from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import MODEL_FILES
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.store import RunStore
@@ -58,6 +59,7 @@ class TrainedModel:
             keep_freed_memory()
         files = [folder / name for name in MODEL_FILES]
         self.settings = FinishedRun(folder).config
+        load_plugins(self.settings.get("plugins", ()))
         self.task = load_task(files[1]).to("cuda" if torch.cuda.is_available() else "cpu")
         self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         self.classes, self.segments = tuple(self.task.classes), self.task.kind.has_masks

@@ -31,6 +31,7 @@ from PIL import Image
 from skincancer.errors import ConfigError, SkinCancerError
 from skincancer.imaging.decode import ImageFile
 from skincancer.inference.predictor import Answer, Answerer, load_answerer
+from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import (
     BACKBONE_FILE,
     CLASSES_FILE,
@@ -41,6 +42,7 @@ from skincancer.runs.artifacts import (
     MODEL_FILES,
     SEGMENTER,
 )
+from skincancer.runs.finished import FinishedRun
 
 COLUMN = "image"
 LONGEST_PATH = 4096
@@ -62,6 +64,7 @@ class Model(PythonModel):
         """Read the run's files."""
         self.folder = str(context.artifacts["run"])
         self.answerers: dict[str, Answerer] = {}
+        load_plugins(FinishedRun(self.folder).config.get("plugins", ()))
         try:
             self.answerers[""] = load_answerer(self.folder)
         except ConfigError as error:  # on true masks: a request may say by which others

@@ -29,7 +29,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from skincancer.errors import RunError
+from skincancer.metrics.custom import CUSTOM_METRICS
 from skincancer.metrics.names import AREAS
+from skincancer.plugins import describe_error
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -113,10 +116,24 @@ def weighted_metrics(
             "specificity": _mean(np.where(chosen, rates.specificity, np.nan)),
             "precision": _mean(np.where(chosen, rates.precision, np.nan)),
             "ece": _ratio(np.abs(rows @ gap).sum(axis=1), rows.sum(axis=1)),
+            **{name: _custom(name, y, p, rows) for name in CUSTOM_METRICS},
         }
         values |= {f"recall/{name}": rates.recall[:, c] for c, name in enumerate(classes)}
         chunks.append(values)
     return {name: np.concatenate([values[name] for values in chunks]) for name in chunks[0]}
+
+
+def _custom(name: str, label: Ints, probability: Floats, weight: Floats) -> Floats:
+    """Compute the metric of a plugin for each row of weights, float64 (R,).
+
+    Raises:
+        RunError: the metric fails.
+    """
+    try:
+        function = CUSTOM_METRICS[name].function
+        return np.array([float(function(label, probability, row)) for row in weight])
+    except Exception as error:  # whatever a user's code raises
+        raise RunError(f"the metric {name} of a plugin fails: {describe_error(error)}. Fix it.") from error
 
 
 def calibration_bin(confidence: Floats) -> Ints:

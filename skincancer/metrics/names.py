@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from skincancer.metrics.custom import is_lower_better
+
 AREAS = ("auroc_macro", "average_precision_macro")  # under curves
 METRICS = (
     "accuracy",
@@ -66,7 +68,8 @@ def best_name(monitor: str) -> str:
 
 def monitor_mode(monitor: str) -> str:
     """Return `min` for losses, calibration error and distances, `max` for other metrics."""
-    return "min" if monitor.removeprefix("val/") in LOWER_IS_BETTER else "max"
+    metric = monitor.removeprefix("val/")
+    return "min" if metric in LOWER_IS_BETTER or is_lower_better(metric) else "max"
 
 
 def is_mask_metric(metric: str) -> bool:

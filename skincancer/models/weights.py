@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skincancer.errors import WeightsError
-from skincancer.models.backbones import build_backbone
+from skincancer.models.backbones import BACKBONES, build_backbone
 from skincancer.models.decoders import Padded
 from skincancer.models.segmenters import TIMM_PREFIX, encoder_side
 from skincancer.models.weight_transfer import encoder_names, holds_encoder, transfer_encoder
@@ -44,8 +44,10 @@ def load_backbone(name: str, size: int, weights: str, checkpoint: Path | None = 
     Raises:
         WeightsError: `imagenet` cannot be had; a file is missing, holds pickled code, or does not fit.
     """
-    if weights == "none":
-        return Loaded(build_backbone(name, size), "random")
+    if weights == "imagenet" and name in BACKBONES:
+        raise WeightsError(f"{name} is a backbone of a plugin, for which there are no ImageNet weights. {ADVICE}")
+    if weights == "none" or (weights == "auto" and name in BACKBONES):
+        return Loaded(build_backbone(name, size), "as built" if name in BACKBONES else "random")
     if weights in ("auto", "imagenet"):
         packaged = _packaged(name, size)
         if packaged is not None:
