@@ -1,4 +1,4 @@
-"""Mask sources: the lesion masks that crop images, and in which hand-crafted features are measured."""
+"""Mask sources: lesion masks for crops and for hand-crafted features."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ class MaskSource(Protocol):
     def find(
         self, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None], progress: ProgressBar | None, jobs: int
     ) -> Sequence[Path | Made | None]:  # fmt: skip
-        """Return one entry per image: the file of the true mask, or the result of `use` on a predicted mask.
+        """Return the mask of each image, in the form that preprocessing takes.
 
-        None where the mask is computed from the image, or the prediction failed. `use` takes bool (H, W) of the original size.
+        An entry is the file of the true mask, or the result of `use` on a predicted mask, bool (H, W) of the original size. None
+        means that the mask is computed from the image, or that the prediction failed.
         """
 
     def count_seen(self, index: pd.DataFrame, entry: Dataset) -> int:

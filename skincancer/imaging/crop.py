@@ -1,4 +1,4 @@
-"""Crop boxes: the box of a lesion mask with a margin, and the mask itself. Boxes are (left, top, right, bottom), px."""
+"""Crop boxes: the box of a lesion mask with a margin."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Crop:
 
 
 def crop_box(mask: Mask, margin: float) -> Box | None:
-    """Return the box of a mask with a margin, as `widen`; None if the mask is empty.
+    """Return the box of a mask with a margin, None for an empty mask.
 
     Args:
         mask: bool (H, W).
@@ -42,14 +42,15 @@ def crop_box(mask: Mask, margin: float) -> Box | None:
 
 
 def widen(extent: Box, frame: Box, margin: float) -> Box | None:
-    """Return the box of a lesion with a margin: square, so that a lesion keeps its shape, wherever there is room for it.
+    """Return the box of a lesion with a margin.
 
-    A square that goes over an edge is moved inside; one that is longer than a side of the frame is cut to that side. None
-    is smaller than an eighth of the frame's shorter side: a segmenter's stray spot, enlarged, would show nothing.
+    The box is square, so that the lesion keeps its shape. A square that crosses an edge of the frame is moved inside, and a square
+    longer than a side of the frame is cut to that side. The side is at least an eighth of the frame's shorter side, because a
+    stray spot of a segmenter, enlarged, would show nothing.
 
     Args:
-        extent: of the lesion; what lies outside the frame does not count.
-        frame: the part of the image that is shown; its whole, where none was cut away.
+        extent: of the lesion. Only the part inside the frame counts.
+        frame: visible part of the image, or the whole image.
         margin: on each side, as a share of the longer side of the extent.
 
     Returns:

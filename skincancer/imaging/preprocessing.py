@@ -1,4 +1,4 @@
-"""Preprocessing: an image file becomes the square input of a model, and a map on the square returns to the original size.
+"""Preprocessing: image files to squares, and maps back to the original size.
 
 The store's worker processes start with this module: it imports Pillow, numpy and scipy, and OpenCV only when an image is cleaned.
 """
@@ -23,7 +23,13 @@ from skincancer.imaging.types import RGB, Box
 
 
 class View(NamedTuple):
-    """Part of an original image that a square shows: width and height of the original and the box, px."""
+    """Part of an original image that a square shows.
+
+    Attributes:
+        width: of the original, px.
+        height: of the original, px.
+        box: part of the original, px.
+    """
 
     width: int
     height: int
@@ -89,7 +95,9 @@ class Preprocessing:
         return {"size": self.size, "resize": self.resize, **crop, **clean_recipe(self.clean)}
 
     def apply(self, file: ImageFile, mask: Path | Box | None = None) -> Square:
-        """Preprocess one image, and its mask alike. An image with an empty mask is not cropped.
+        """Preprocess one image, and its mask alike.
+
+        An image with an empty mask is not cropped.
 
         Args:
             file: of the image.
@@ -122,7 +130,10 @@ class Preprocessing:
         return Square(self._resized(shown), None, View(*original.size, box or frame), source if box else EMPTY)
 
     def restore(self, probability: npt.NDArray[np.float32], view: View) -> npt.NDArray[np.float32]:
-        """Bring probabilities float32 (S, S) to the original size, float32 (height, width); 0 outside the box."""
+        """Bring probabilities float32 (S, S) to the original size, float32 (height, width).
+
+        Outside the box of the view, they are 0.
+        """
         left, top, right, bottom = view.box
         # Bilinear weights may sum to a little more than 1.
         inside = from_square(probability, right - left, bottom - top, self.resize).clip(0, 1)
@@ -142,7 +153,7 @@ def clean_recipe(steps: Sequence[str]) -> dict[str, Any]:
 
 
 def clean_picture(picture: Image.Image, steps: Sequence[str]) -> tuple[Image.Image, Box]:
-    """Clean an image; return it with the box of the original that it shows.
+    """Return a cleaned image, and the box of the original that it shows.
 
     Raises:
         BadImage: a step failed.

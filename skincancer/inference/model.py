@@ -85,9 +85,9 @@ class TrainedModel:
         )
 
     def mask(self, lesion: npt.NDArray[np.float32], view: View) -> Mask:
-        """Return the mask of the original size, bool (height, width), of probabilities float32 (S, S).
+        """Return the mask, bool (height, width), of probabilities float32 (S, S).
 
-        The mask is empty outside the box of the view.
+        The mask has the original size, and is empty outside the box of the view.
         """
         assert isinstance(self.task, Segmenting), "callers check `segments`"
         mask = self.settings["model"]["mask"]
@@ -162,9 +162,9 @@ class SegmenterMasks:
     def find(
         self, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None], progress: ProgressBar | None, jobs: int
     ) -> list[Path | Made | None]:  # fmt: skip
-        """Segment every image, preprocessed as the segmenter's training images, and apply `use` to each mask.
+        """Segment every image, and apply `use` to each mask.
 
-        A mask is bool (H, W), of the image's original size.
+        Images are preprocessed as the segmenter's training images. A mask is bool (H, W), of the image's original size.
 
         Returns:
             One entry per row of the index, None where the image cannot be read.

@@ -1,4 +1,4 @@
-"""From probabilities on the network's square to a mask of the original size: the one way, for fit's test, evaluate and predict alike."""
+"""Masks of the original size from probabilities on the square, and their scores."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class MaskRecipe:
     fill_holes: bool
 
     def mask(self, square: npt.NDArray[np.float32], view: View, threshold: float) -> Mask:
-        """Return the mask of the original size, bool (height, width), of probabilities float32 (S, S)."""
+        """Return the mask, bool (height, width), of probabilities float32 (S, S)."""
         mask = binarise(self.preprocessing.restore(square, view), threshold)
         return clean_mask(mask, largest=self.largest_component, fill=self.fill_holes)
 
 
 class MaskScorer:
-    """Scores predicted masks of the images of an index against their true masks, which are read from files.
+    """Scores predicted masks against true masks, which are read from files.
 
     Args:
         index: the index, with the column `mask`.
@@ -50,7 +50,7 @@ class MaskScorer:
         """Return the true mask of an image, bool (H, W).
 
         Raises:
-            DataError: its file has changed, or gone, since the store was made.
+            DataError: the file was changed or deleted after the store was built.
         """
         path = self.root / self._paths[row]
         try:

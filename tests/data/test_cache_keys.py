@@ -86,9 +86,9 @@ def test_keys_of_feature_tables(root, options, key):
 
 def test_the_segmenter_is_loaded_once_for_store_and_feature_table(root, monkeypatch):
     loads = []
-    monkeypatch.setattr(model, "load_segmenter", lambda *arguments: loads.append(arguments) or Segmenter())
+    monkeypatch.setattr(model, "load_segmenter", lambda run, _, purpose: loads.append((run, purpose)) or Segmenter())
     (root / "split.csv").write_text("image_id,lesion_id,role\na,a,train\n")
     config = DataConfig(dataset="csv", root=str(root / "all.csv"), size=8, masks=f"run:{root}")
     data = prepare_data(config, mask_source(config, None), jobs=1, hand_made=True, whole=True)
-    assert loads == [(str(root), None, f"data.masks run:{root}")]
+    assert loads == [(str(root), f"data.masks run:{root}")]
     assert set(data.features.table["masks"]) == {"run:0123"}

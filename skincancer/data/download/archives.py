@@ -1,4 +1,4 @@
-"""Zip archives of strangers: unpacked whole into a folder of their own, or refused with nothing written outside it."""
+"""Unpack zip archives from untrusted sources: completely, or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BadArchive(DataError):
 
 
 def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
-    """Unpack a zip archive into a new folder, and check the CRC of each file.
+    """Unpack a zip archive into a new folder, with a CRC check.
 
     A single top folder of the archive becomes the new folder, whatever its name. Files that macOS and Windows leave in archives are
     not unpacked. The files are written into `<folder>.tmp`, which is renamed when complete: after an error nothing is left.
