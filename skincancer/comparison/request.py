@@ -67,7 +67,9 @@ def check_metrics(metrics: Sequence[str]) -> None:
     for metric in metrics:
         if metric not in (*METRICS, *masks) and not metric.startswith("recall/"):
             allowed = (*METRICS, "recall/CLASS", *masks)
-            raise ConfigError(f"--metric is {metric!r}; choose from {', '.join(allowed)}.{nearest(metric, allowed)}")
+            raise ConfigError(
+                f"--metric is {metric!r}; choose from {', '.join(allowed)}.{nearest(metric, [*METRICS, *masks])}"
+            )
     if len({is_mask_metric(metric) for metric in metrics}) > 1:
         raise ConfigError(
             f"--metric {' '.join(metrics)}: some are of masks and some of classes; compare them in two calls (a joint run "
