@@ -102,7 +102,7 @@ class EvaluationRecorder:
         if unlike:
             warn(
                 self.console, "near-duplicates cannot be found",
-                f"run {', '.join(unlike)} holds no fingerprints.npz of whole images (it is of an older version): copies of images "
+                f"run {', '.join(unlike)} holds no fingerprints.npz: copies of images "
                 "that it was trained on, in another encoding, size or position, are not found and not left out.",
             )  # fmt: skip
         blind = [run.run for run in evaluation.runs if not run.has_digests]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from skincancer.data.catalog import DATASETS, Dataset, malignant_classes
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.data.overlap import DIGESTS_FILE, FINGERPRINTS_FILE, Fingerprints, read_fingerprints, shows_parts
+from skincancer.data.overlap import DIGESTS_FILE, FINGERPRINTS_FILE, Fingerprints, read_fingerprints
 from skincancer.errors import DataError, RunError
 from skincancer.metrics.names import MASK_PREFIXES
 from skincancer.metrics.prediction_files import read_predictions, read_table
@@ -61,8 +61,7 @@ class FinishedRun:
 
     `stored` is its config.yaml in dotted keys. `split`: image_id, lesion_id, role, and pixels where the run holds digests. `segmenter`
     is the folder of its copy of the segmenter behind its crops or features, `masks_by` whose masks these were.
-    `validation` is None of a segmenter. `fingerprints` is None of a run of an older version, that has
-    none or has them of parts of its images.
+    `validation` is None of a segmenter, `fingerprints` is None if the folder has none.
     """
 
     run: str
@@ -128,8 +127,6 @@ def load_finished(run: str, folder: Path, uri: str | None) -> FinishedRun:
             digests = pd.read_csv(folder / DIGESTS_FILE, dtype=str)
             split = split.merge(digests, on="image_id", how="left", validate="1:1").fillna({"pixels": ""})
         fingerprints = read_fingerprints(folder / FINGERPRINTS_FILE) if FINGERPRINTS_FILE in optional else None
-        if fingerprints and not fingerprints.whole and shows_parts(stored["data.crop"], stored["data.resize"]):
-            fingerprints = None
         masks_by = {str(name) for file in masks for name in pd.read_csv(folder / file)["masks"].dropna()}
     except (KeyError, ValueError) as error:
         raise RunError(f"run {run}: its files cannot be read: {type(error).__name__}: {error}") from error
