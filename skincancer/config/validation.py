@@ -114,7 +114,7 @@ def check_experiment(experiment: Experiment, types: Mapping[str, Any]) -> None:
         _one_of(key, str(values[key]), names)
     monitors = [f"val/{name}" for name in ("loss", *TASK_METRICS[experiment.task], *custom_metrics(experiment.task))]
     _one_of("training.monitor", experiment.training.monitor, monitors)
-    # The trainer stands last in the schema; its ranges are checked first, because other checks depend on them.
+    # The trainer is last in the schema and is checked first: the range of the warm-up depends on its epochs.
     for key, rules in reversed(RULES.items()):
         if (allowed := rules.get("allowed")) and values[key] is not None:
             _require(RANGES[allowed](values[key]), key, values[key], allowed)

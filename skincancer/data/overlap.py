@@ -41,19 +41,10 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Small grey copies of the images that a run used: `image_id` (M,) and `thumbnails` uint8 (M, 36, 36).
-
-    `whole`: of whole images, whatever the run's own were cut to; False of a run of an older version.
-    """
+    """Small grey copies of the whole images of a run: `image_id` (M,), `thumbnails` uint8 (M, 36, 36)."""
 
     image_id: npt.NDArray[np.str_]
     thumbnails: npt.NDArray[np.uint8]
-    whole: bool = True
-
-
-def shows_parts(crop: bool, resize: str) -> bool:
-    """Say whether a store holds parts of its images, by `data.crop` and `data.resize`; all that `frame` cuts away is black."""
-    return crop or resize == "crop"
 
 
 def open_whole(
@@ -77,7 +68,8 @@ def open_whole(
     Raises:
         DataError: files are gone, or the disk is full.
     """
-    if not shows_parts(config.crop, config.resize):
+    # Cleaning keeps whole images: what the step `frame` removes is black.
+    if not config.crop and config.resize != "crop":
         return store, config.resize
     report = progress("looking at whole images") if progress else None
     small = Preprocessing(THUMBNAIL_SIDE, "stretch")
@@ -96,7 +88,7 @@ def write_fingerprints(path: Path, index: pd.DataFrame, store: Store, resize: st
     """
     rows = np.flatnonzero(index["role"].isin(USED).to_numpy())
     ids = index["image_id"].to_numpy()[rows].astype(str)
-    np.savez_compressed(path, image_id=ids, thumbnails=_thumbnails(store, rows, resize, FINGERPRINT_SIDE), whole=True)
+    np.savez_compressed(path, image_id=ids, thumbnails=_thumbnails(store, rows, resize, FINGERPRINT_SIDE))
 
 
 def read_fingerprints(path: Path) -> Fingerprints:
@@ -107,7 +99,7 @@ def read_fingerprints(path: Path) -> Fingerprints:
     """
     try:
         with np.load(path, allow_pickle=False) as content:
-            found = Fingerprints(content["image_id"], content["thumbnails"], "whole" in content)
+            found = Fingerprints(content["image_id"], content["thumbnails"])
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} holds no fingerprints: {error}") from error
     if found.thumbnails.ndim != 3 or found.thumbnails.dtype != np.uint8 or len(found.image_id) != len(found.thumbnails):

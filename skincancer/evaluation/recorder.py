@@ -104,8 +104,8 @@ class EvaluationRecorder:
         if unlike:
             warn(
                 self.console, "near-duplicates cannot be found",
-                f"run {', '.join(unlike)} holds no {artifacts.FINGERPRINTS_FILE} of whole images (it is of an older version): copies of "
-                "images that it was trained on, in another encoding, size or position, are not found and not left out.",
+                f"run {', '.join(unlike)} has no {artifacts.FINGERPRINTS_FILE}: copies of images that it was trained on, in another "
+                "encoding, size or position, are not found and not left out.",
             )  # fmt: skip
         blind = [run.name for run in evaluation.runs if not run.has_digests]
         if blind:

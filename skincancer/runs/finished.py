@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.data.overlap import Fingerprints, read_fingerprints, shows_parts
+from skincancer.data.overlap import Fingerprints, read_fingerprints
 from skincancer.errors import DataError, RunError
 from skincancer.metrics.prediction_files import read_predictions, read_table
 from skincancer.runs import artifacts
@@ -208,13 +208,11 @@ class FinishedRun:
 
     @cached_property
     def fingerprints(self) -> Fingerprints | None:
-        """Perceptual hashes of whole images, None if the run has none, or has them of crops."""
+        """Thumbnails of whole images, None if the run has none."""
         if not self.has(artifacts.FINGERPRINTS_FILE):
             return None
         with self._reading():
-            fingerprints = read_fingerprints(self.file(artifacts.FINGERPRINTS_FILE))
-        parts = shows_parts(self.settings["data.crop"], self.settings["data.resize"])
-        return fingerprints if fingerprints.whole or not parts else None
+            return read_fingerprints(self.file(artifacts.FINGERPRINTS_FILE))
 
     @cached_property
     def mask_sources(self) -> frozenset[str]:

@@ -179,7 +179,7 @@ def test_edited_copies_of_training_images_are_found_by_their_looks(run, artifact
 
 
 @pytest.mark.slow
-def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_path, capsys):
+def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_path):
     """It cropped by true masks; its images' copies have none."""
     argv = ["--experiment=densenet169_undersample", *TINY_FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]
     assert fit.main([*argv, "--data.crop=true", "--trainer.max_epochs=1"]) == 0
@@ -193,13 +193,6 @@ def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_pa
     used = {f"edited_{number:03}" for number in np.flatnonzero(split["role"][original].isin(["train", "val"]))}
     left_out = pd.read_csv(folder / "near_duplicates.csv", dtype=str)["image_id"]
     assert left_out.isin(used).sum() >= 0.95 * max(len(used), len(left_out))
-    capsys.readouterr()
-    with np.load(own / "fingerprints.npz") as content:
-        kept = {name: content[name] for name in ("image_id", "thumbnails")}
-    np.savez_compressed(own / "fingerprints.npz", **kept)  # as an older version wrote them, of crops
-    older, _ = evaluated(f"--run={own}", *asked)
-    assert "near-duplicates cannot be found" in capsys.readouterr().out
-    assert older.data.params["fingerprints"] == "false"
 
 
 def test_a_run_of_an_older_version_is_told_loudly(run, artifacts, edited, tmp_path, capsys):
