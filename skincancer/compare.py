@@ -167,11 +167,8 @@ def _links(found: Comparison) -> str:
         for run in cell.runs
     ]
     more = len(lines) - _MOST_LINKS
-    return (
-        "Compared runs\n\n"
-        + "\n".join(lines[:_MOST_LINKS])
-        + (f"\n- and {more} more: {COMPARED_RUNS}" if more > 0 else "")
-    )
+    rest = f"\n- and {more} more: {COMPARED_RUNS}" if more > 0 else ""
+    return "Compared runs\n\n" + "\n".join(lines[:_MOST_LINKS]) + rest
 
 
 def _short(names: Sequence[str]) -> str:

@@ -213,9 +213,8 @@ class EvaluationRecorder:
             split = split.assign(label=mapping.data_label(split["label"].to_numpy(np.int64)))
         run.write_classes(data.classes, malignant)
         run.write_table(artifacts.SPLIT_FILE, split)
-        run.write_table(
-            artifacts.DROPPED_FILE, pd.concat([data.dropped, seen.assign(reason=seen["reason"].map(REASONS))])
-        )
+        dropped = pd.concat([data.dropped, seen.assign(reason=seen["reason"].map(REASONS))])
+        run.write_table(artifacts.DROPPED_FILE, dropped)
         if len(self.evaluation.similar):
             run.write_table(artifacts.NEAR_DUPLICATES_FILE, self.evaluation.similar)
         run.write_text(artifacts.ENVIRONMENT_FILE, environment_text())
@@ -351,13 +350,8 @@ class EvaluationRecorder:
         values = _values(after_rows, "_after_temperature")
         before_rows = measured[measured["stage"] == "before"]
         values |= _values(before_rows[before_rows["metric"] != "ece"])  # which is a metric already
-        return [
-            (
-                artifacts.CALIBRATION_FILE,
-                measured.assign(temperature=temperature),
-                {"temperature": temperature, **values},
-            )
-        ]
+        values["temperature"] = temperature
+        return [(artifacts.CALIBRATION_FILE, measured.assign(temperature=temperature), values)]
 
     def report(self) -> None:
         """Print the tables, the run id and the store."""

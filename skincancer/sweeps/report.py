@@ -54,14 +54,8 @@ class SweepRecord:
     def __init__(
         self, sweep: Sweep, name: str, data: PreparedData, console: Console, places: Mapping[str, Any], store: RunStore
     ) -> None:
-        self.sweep, self.name, self.data, self.console, self.places, self.store = (
-            sweep,
-            name,
-            data,
-            console,
-            places,
-            store,
-        )
+        self.sweep, self.name, self.data, self.store = sweep, name, data, store
+        self.console, self.places = console, places
         self.folder = own_folder(store.sweeps_folder / name, sweep.study.user_attrs.get("parent_run"))
         self.objective = best_name(sweep.base.training.monitor)
         self.note = SYNTHETIC_NOTE if data.entry.synthetic else ""

@@ -22,6 +22,7 @@ from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation import external
 from skincancer.imaging.quality import measure
+from skincancer.runs import registry
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.store import RunStore, connect
 from skincancer.schema import Experiment
@@ -193,6 +194,15 @@ def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_pa
     used = {f"edited_{number:03}" for number in np.flatnonzero(split["role"][original].isin(["train", "val"]))}
     left_out = pd.read_csv(folder / "near_duplicates.csv", dtype=str)["image_id"]
     assert left_out.isin(used).sum() >= 0.95 * max(len(used), len(left_out))
+
+
+def test_a_registered_model_is_evaluated_as_its_run(run):
+    registry.register(connect(None), run.info.run_id, registry.parse_target("lesions"))
+    found, _ = evaluated("--run=lesions@candidate", "--part=test")
+    assert found.data.tags["evaluated_run"] == run.info.run_id
+    assert found.data.metrics["test/accuracy"] == run.data.metrics["test/accuracy"]
+    again = connect(None).get_run(run.info.run_id)
+    assert found.info.run_id in again.data.tags["evaluated_by"].split()
 
 
 def test_a_run_of_an_older_version_is_told_loudly(run, artifacts, edited, tmp_path, capsys):
