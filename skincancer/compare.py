@@ -37,14 +37,17 @@ _MOST_TAG = 7000  # characters; MLflow takes 8,000
 
 def compare(
     request: Request, *, run_missing: bool = False, out: Path | None = None, console: Console | None = None
-) -> str:
-    """Compare finished fits; print, and log the comparison as a run of its own; return its id.
+) -> tuple[str, Comparison]:
+    """Compare finished fits, print the comparison and log it as a run.
 
     Args:
         request: what to compare.
         run_missing: train what is not there yet, one after the other, each in a process of its own.
         out: a folder that gets the files too.
         console: where to print.
+
+    Returns:
+        The id of the logged run, and the comparison.
 
     Raises:
         ConfigError: unknown experiment, split, metric or key.
@@ -76,7 +79,7 @@ def compare(
     # of runs given by hand alone, the data set is theirs
     dataset = request.dataset if wanted else cells[0].runs[0].params["dataset"]
     found = compare_cells(cells, metrics, dataset)
-    return _log(store, found, out, console)
+    return _log(store, found, out, console), found
 
 
 def _train_missing(store: RunStore, wanted: Sequence[Wanted], request: Request, console: Console) -> None:
