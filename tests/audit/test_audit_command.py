@@ -41,7 +41,7 @@ def test_an_interrupted_audit_says_so(small, capsys, monkeypatch):
 
     monkeypatch.setattr(audit, "find_copies", interrupt)
     assert prepare.main(["csv", f"--data.root={small}", "--audit"]) == 130
-    assert capsys.readouterr().err == "interrupted; the same command can be given again\n"
+    assert capsys.readouterr().err == "interrupted; rerun the same command to start again\n"
 
 
 @pytest.mark.parametrize(("columns", "widest"), [("90", 90), (None, 10_000), ("wide", 10_000)])
@@ -85,14 +85,14 @@ def no_work(*_args, **_more):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--audit", "--out=a_file"], "--out a_file is a file; give a folder"),
+        (["--audit", "--out=a_file"], "--out is a_file, a file; expected a folder. Use a folder"),
         (["--audit", "--out=a_file/below"], "--out a_file/below cannot be written: a_file is a file"),
-        (["--audit", "--write-groups=a_folder"], "--write-groups a_folder is a folder; give a file"),
+        (["--audit", "--write-groups=a_folder"], "--write-groups is a_folder, a folder; expected a file. Use"),
         (["--audit", "--write-groups=a_file/groups.csv"], "--write-groups a_file/groups.csv cannot be written"),
         (["--show=augment", "--out=a_file/x.png"], "--out a_file/x.png cannot be written"),
         (["--show=augment", "--out=sheet.txt"], "--out is sheet.txt; --show writes a PNG"),
         (["--audit", "--against=nothing"], "--against is 'nothing', which is not in the catalog"),
-        (["--show=clean", "--data.clean=[hair]", "--out=a_folder"], "--out a_folder is a folder; give a file"),
+        (["--show=clean", "--data.clean=[hair]", "--out=a_folder"], "--out is a_folder, a folder; expected a file. Use"),
     ],
 )
 def test_where_nothing_can_be_written_no_work_begins(flags, told, tmp_path, monkeypatch, capsys):
