@@ -13,10 +13,10 @@ def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic
     """Return a printable table of metrics with their intervals.
 
     Args:
-        title: above it; of synthetic data a warning follows.
+        title: text above the table, followed by a warning for synthetic data.
         intervals: columns metric, value, low, high.
-        caption: below it.
-        synthetic: the images are drawn.
+        caption: text below the table.
+        synthetic: the data set consists of synthetic images.
     """
     numbers = intervals.astype({"value": float, "low": float, "high": float}).to_dict("records")
     rows = [

@@ -295,7 +295,7 @@ def test_show_clean_writes_a_sheet_with_what_was_found(tiny_demo, tmp_path, caps
         marked = (np.abs(np.asarray(sheet.convert("RGB")).astype(int) - (0, 229, 255)).max(axis=2) < 40).sum()
         assert sheet.width > 400
     assert marked > 50, "hair is marked"
-    assert "images looked at, something is found by hair in" in printed
+    assert "checked images, artefacts are found by hair in" in printed
     assert prepare.main(arguments) == 2
     assert "--show clean shows what --data.clean does" in capsys.readouterr().err
 
