@@ -1,4 +1,4 @@
-"""Errors for the user: messages name the key, its value, the allowed values and a remedy."""
+"""Errors for the user, with key, value, allowed values and remedy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class SkinCancerError(Exception):
 
 
 class ConfigError(SkinCancerError):
-    """Wrong key, name, type or value in an experiment file or on the command line."""
+    """Wrong key, type or value in an experiment file or a flag."""
 
 
 class UnusedKey(ConfigError):
-    """A value without effect, because the option that uses the value is not selected.
+    """A value without effect, since its option is not selected.
 
     Args:
         key: dotted key of the experiment, such as `model.dropout`.
@@ -35,11 +35,11 @@ class DataError(SkinCancerError):
 
 
 class SplitError(DataError):
-    """A split with too few images of a class or in a subset."""
+    """A split with too few images in a class or subset."""
 
 
 class WeightsError(SkinCancerError):
-    """Weights that are unavailable, unsafe to load, or do not fit the model."""
+    """Weights that are unavailable, unsafe, or do not fit the model."""
 
 
 class RunError(SkinCancerError):
@@ -47,6 +47,6 @@ class RunError(SkinCancerError):
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """Return a hint such as " Did you mean 'nv'?", or "" without a similar allowed value."""
+    """Return a hint such as " Did you mean 'nv'?", or ""."""
     close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""

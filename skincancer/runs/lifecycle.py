@@ -26,7 +26,7 @@ from skincancer.errors import ConfigError, RunError
 from skincancer.runs.artifacts import LAST_CHECKPOINT
 from skincancer.runs.store import experiment_id
 from skincancer.system.console import make_console
-from skincancer.system.credentials import hide, shown, format_error
+from skincancer.system.credentials import format_error, hide, shown
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive, owner_tags
 from skincancer.system.interrupts import Interrupted, uninterrupted

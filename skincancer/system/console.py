@@ -1,4 +1,4 @@
-"""Console output: tables, warnings, progress bars and the exit codes of the verbs.
+"""Console output: tables, warnings, progress bars and exit codes.
 
 In a pipe, tables are plain text and are never cut.
 """
@@ -54,7 +54,7 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 
 
 def warn(console: Console, title: str, text: str) -> None:
-    """Print a warning: a box on a terminal, lines that start with `!!!` in a pipe."""
+    """Print a warning: a box, or lines with `!!!` in a pipe."""
     if console.is_terminal:
         console.print(Panel(Text(text), title=Text(title), border_style="bold yellow", title_align="left"))
     else:

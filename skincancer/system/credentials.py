@@ -21,7 +21,7 @@ _known: set[str] = set()
 
 
 def shown(uri: str) -> str:
-    """Return an address for output and logs, with *** in place of its password."""
+    """Return an address with *** in place of its password."""
     return _IN_QUERY.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1:{HIDDEN}@", uri))
 
 
@@ -31,7 +31,7 @@ def without_password(uri: str) -> str:
 
 
 def hide(text: object, *uris: str) -> str:
-    """Mask the passwords of `uris` and of all remembered addresses in a text."""
+    """Mask the passwords of `uris` and remembered addresses in a text."""
     masked = str(text)
     for uri in uris:
         masked = masked.replace(uri, shown(uri))
@@ -41,12 +41,15 @@ def hide(text: object, *uris: str) -> str:
 
 
 def format_error(error: BaseException) -> str:
-    """Return an error message without passwords, preceded by the type of unexpected errors."""
+    """Return an error message without passwords.
+
+    The message of an unexpected error starts with the type of the error.
+    """
     return hide(error if isinstance(error, SkinCancerError) else f"{type(error).__name__}: {error}")
 
 
 def remember(uri: str) -> None:
-    """Mask the password of an address in all error output of this process."""
+    """Mask the password of an address in later error output."""
     secrets = _secrets(uri)
     if secrets and not _known:
         sys.excepthook = _print_traceback

@@ -26,7 +26,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def check_folder(folder: Path, flag: str) -> None:
-    """Create a folder with its parents and check that files can be written to it.
+    """Create a folder with its parents and check write access.
 
     Args:
         folder: output folder.
@@ -46,7 +46,7 @@ def check_folder(folder: Path, flag: str) -> None:
 
 
 def check_file(path: Path, flag: str) -> None:
-    """Create the parent folder of a file and check that the file can be written.
+    """Create the parent folder of a file and check write access.
 
     The content of an existing file does not change.
 

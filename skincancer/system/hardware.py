@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
 
 
 def device_name(accelerator: str) -> str:
-    """Return the device of a Trainer, such as "NVIDIA A100" or "Intel Xeon …, 8 cores".
+    """Return the device of a Trainer, such as "NVIDIA A100".
 
     Args:
         accelerator: `accelerator` of the Trainer, such as auto, gpu or cpu.
@@ -49,7 +49,7 @@ def device_name(accelerator: str) -> str:
 
 
 def owner_tags() -> dict[str, str]:
-    """Return the tags of the process that owns a run: host, pid, process start, boot id."""
+    """Return the tags that identify this process as owner of a run."""
     return {
         "host": socket.gethostname(),
         "pid": str(os.getpid()),

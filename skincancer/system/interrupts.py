@@ -16,7 +16,7 @@ _AGAIN_SECONDS = 0.05
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM as an exception, with the exit code for the shell (130 or 143).
+    """SIGINT or SIGTERM as an exception, with exit code 130 or 143.
 
     A BaseException, so that no library handles the signal as an ordinary error. Lightning would end a KeyboardInterrupt with exit code 1.
     """

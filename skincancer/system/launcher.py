@@ -22,7 +22,7 @@ def is_rank_zero() -> bool:
 
 
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a process that trains alone, without variables of any launcher."""
+    """Return an environment without the variables of any launcher."""
     return {
         name: value
         for name, value in environment.items()

@@ -14,19 +14,19 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def checkout() -> Path | None:
-    """Return the root of the checkout of this package, or None in an installed wheel."""
+    """Return the root of the checkout, or None in an installed wheel."""
     above = PACKAGE.parent
     return above if (above / "pyproject.toml").is_file() and (above / "experiments").is_dir() else None
 
 
 def experiments_folder() -> Path:
-    """Return the folder of the shipped experiments, in a checkout or an installed wheel."""
+    """Return the folder of the shipped experiments."""
     above = checkout()
     return above / "experiments" if above else PACKAGE / "experiments"
 
 
 def store_folder() -> Path:
-    """Return `mlruns/` in the checkout, or in the working directory without a checkout."""
+    """Return `mlruns/` in the checkout, or else in the working directory."""
     return (checkout() or Path.cwd()) / "mlruns"
 
 
@@ -36,7 +36,7 @@ def data_folder() -> str | None:
 
 
 def data_places(name: str, root: str | None, env: str | None) -> dict[str, Path]:
-    """Return the folders to search for a data set, in order, by the setting that defines them.
+    """Return the folders to search for a data set, by setting.
 
     Only `root` if given; otherwise `env`/<name>, then data/<name>.
     """
@@ -49,7 +49,7 @@ def data_places(name: str, root: str | None, env: str | None) -> dict[str, Path]
 
 
 def holds_files(folder: Path) -> bool:
-    """Return whether a folder exists and contains an entry that is not hidden."""
+    """Return whether a folder exists and contains visible files."""
     return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
@@ -63,7 +63,7 @@ def mirror() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: $SKINCANCER_CACHE, or the default cache folder of the user."""
+    """Return $SKINCANCER_CACHE, or the cache folder of the user."""
     folder = os.environ.get("SKINCANCER_CACHE")
     if folder:
         return Path(folder).expanduser().absolute()
@@ -84,7 +84,7 @@ def tracking_uri(configured: str | None) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute path of the database of a SQLite URI, or None for other URIs."""
+    """Return the absolute path of a SQLite URI, or None."""
     if not uri.startswith("sqlite:"):
         return None
     path = urlsplit(uri).path
@@ -92,11 +92,14 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def work_root(uri: str) -> Path:
-    """Return the working folder of unfinished runs, next to a SQLite database or in `mlruns/`."""
+    """Return the folder of unfinished runs, next to the SQLite database.
+
+    With another kind of store, the folder is in `mlruns/`.
+    """
     database = sqlite_path(uri)
     return (database.parent if database else store_folder()) / "work"
 
 
 def sweeps_folder(uri: str) -> Path:
-    """Return the folder of sweep journals and trial logs, next to a SQLite database or in `mlruns/`."""
+    """Return the folder of sweep journals and trial logs, next to `work_root`."""
     return work_root(uri).with_name("sweeps")

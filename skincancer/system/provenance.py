@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def git_tags() -> dict[str, str]:
-    """Return commit and dirty flag of the checkout of this package, empty strings without one."""
+    """Return commit and dirty flag of the checkout, or empty strings."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:

@@ -13,7 +13,7 @@ from skincancer.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader without base-60 numbers (`80:20` stays text) and with floats such as `1e-4`."""
+    """Loader that reads `80:20` as text and `1e-4` as a float."""
 
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")

@@ -274,9 +274,9 @@ def test_predict_names_an_image_that_cannot_be_cleaned(run, artifacts, tiny_demo
     [
         (
             "--data.clean=[hiar]",
-            "command line: data.clean names 'hiar', which is no step of cleaning. Did you mean 'hair'?",
+            "command line: data.clean contains 'hiar', which is no cleaning step. Did you mean 'hair'?",
         ),
-        ("--data.clean=[hair,hair]", "data.clean names 'hair' twice"),
+        ("--data.clean=[hair,hair]", "data.clean contains 'hair' twice"),
         ("--data.clean=hair", "data.clean is 'hair'; it must be list"),
     ],
 )
