@@ -76,10 +76,7 @@ def find_copies(own: Examined, progress: ProgressBar | None) -> list[Pair]:
 def list_copies(own: Examined, pairs: Sequence[Pair], linked: Sequence[Sequence[int]]) -> Iterator[Row]:
     """List copies by kind, label conflicts, and copies across the publisher's subsets.
 
-    Args:
-        own: audited data set.
-        pairs: result of `find_copies`.
-        linked: rows of each group of copies.
+    `pairs` is the result of `find_copies`, and `linked` contains the rows of each group of copies.
     """
     name = own.index["image_id"].to_numpy(dtype=object)
     group_of = {row: number for number, members in enumerate(linked, 1) for row in members}
@@ -182,13 +179,7 @@ def find_in_other(own: Examined, other: Examined, progress: ProgressBar | None) 
 
 
 def list_in_other(own: Examined, other: Examined, matches: Mapping[int, Match]) -> Iterator[Row]:
-    """List the images that the other data set contains.
-
-    Args:
-        own: audited data set.
-        other: data set for comparison.
-        matches: result of `find_in_other`.
-    """
+    """List the images that the other data set contains, from `find_in_other`."""
     for number, (row, (copy, value, kind)) in enumerate(matches.items(), 1):
         label, other_label = own.index["diagnosis"].iloc[row], other.index["diagnosis"].iloc[copy]
         detail = f"{kind.replace('_', ' ')}; here {label or 'no diagnosis'}, there {other_label or 'no diagnosis'}"
@@ -200,13 +191,7 @@ def list_lesions_by_other(
 ) -> Iterator[Row]:
     """List images of one lesion by ids of the other data set.
 
-    Lesions in several of the publisher's subsets are a second finding.
-
-    Args:
-        own: audited data set.
-        other: data set for comparison.
-        matches: result of `find_in_other`.
-        lesions: (N,) lesion ids of the other data set, "" if unknown (`groups_from_other`).
+    Lesions in several of the publisher's subsets are a second finding. `lesions` (N,) is the result of `groups_from_other`.
     """
     groups = group_rows(lesions)
     subsets = own.index["part"]

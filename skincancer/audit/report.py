@@ -22,10 +22,7 @@ from skincancer.imaging.quality import NAMES
 from skincancer.visualization.html import Cell, Part, Picture, Section, Table, Text, write_page
 
 # Limits of the page: pairs or groups per section, images per group, single images per section, width of an image (px).
-SHOWN_PAIRS = 40
-SHOWN_MEMBERS = 4
-SHOWN_IMAGES = 24
-PICTURE = 160
+SHOWN_PAIRS, SHOWN_MEMBERS, SHOWN_IMAGES, PICTURE = 40, 4, 24, 160
 BLANK = "\u00a0"
 _HEADINGS = {"in_other": "In both data sets"}
 _GROUPS = {

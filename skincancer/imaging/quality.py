@@ -22,16 +22,13 @@ SIDE = 256
 # Grey value below which a pixel at the edge belongs to the black border.
 BLACK = 40
 # Largest width and smallest length of a hair (px), and contrast of a hair (grey levels).
-HAIR_WIDTH, HAIR_LENGTH = 9, 20
-HAIR_CONTRAST = 14
+HAIR_WIDTH, HAIR_LENGTH, HAIR_CONTRAST = 9, 20, 14
 # Standard deviation of the smoothing before the contrast, px.
 SMOOTH = 2.0
 # Share of each side that is searched for ink, and largest gap within one blue lesion (px).
-INK_EDGE = 0.2
-INK_GAP = 9
+INK_EDGE, INK_GAP = 0.2, 9
 # Share of each side that is searched for rulers, and distance of the ticks of a ruler (px).
-EDGE = 0.14
-TICKS = (4, 24)
+EDGE, TICKS = 0.14, (4, 24)
 
 Pixels = npt.NDArray[np.uint8]
 # Mask of the black border, (H, W).

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from scipy.fft import dctn
 
 # Thumbnail sides for the search of candidates and for the verification, px.
-COARSE = 32
-FINE = 64
+COARSE, FINE = 32, 64
 # Number of flips and quarter turns, including the identity.
 TURNS = 8
 # Contrast (grey levels) below which detail has less weight.

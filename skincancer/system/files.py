@@ -28,10 +28,6 @@ def write_whole(path: Path, text: str) -> None:
 def check_folder(folder: Path, flag: str) -> None:
     """Create a folder with its parents and check write access.
 
-    Args:
-        folder: output folder.
-        flag: command-line flag of the folder, for the message.
-
     Raises:
         ConfigError: the folder is a file, cannot be created or is not writable.
     """
@@ -49,10 +45,6 @@ def check_file(path: Path, flag: str) -> None:
     """Create the parent folder of a file and check write access.
 
     The content of an existing file does not change.
-
-    Args:
-        path: output file.
-        flag: command-line flag of the file, for the message.
 
     Raises:
         ConfigError: the path is a folder or is not writable.
@@ -82,12 +74,7 @@ def show_size(size: float) -> str:
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Check that the disk of an existing folder has enough free space.
-
-    Args:
-        folder: existing folder.
-        needed: bytes to be written.
-        what: noun phrase for the files to be written, for the message.
+    """Check that the disk of a folder has `needed` free bytes.
 
     Raises:
         DataError: less space is free; the message contains both sizes.
@@ -103,10 +90,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 def disk_full(error: OSError, folder: Path, doing: str) -> Exception:
     """Return a DataError with the cause of a failed write.
 
-    Args:
-        error: error of the file system.
-        folder: folder that was written to, which may be missing.
-        doing: interrupted work, for the message.
+    The folder may be missing.
     """
     free = shutil.disk_usage(folder).free if folder.is_dir() else 0
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -206,10 +206,7 @@ def clean_sheet(
 def structure_sheet(lesions: Sequence[Lesion], path: Path, titles: Sequence[str]) -> Path:
     """Write a PNG with lesions, mask outlines and differential structures.
 
-    Args:
-        lesions: N lesions with masks that are not empty.
-        path: PNG file; its folder is created.
-        titles: N row titles.
+    The masks must not be empty.
     """
     aspect = max(lesion.image.shape[1] / lesion.image.shape[0] for lesion in lesions)
     rows, side = len(lesions), 2 * _CELL

@@ -1,4 +1,7 @@
-"""Crop box without the black frame or vignette of a dermoscope."""
+"""Crop box without the black frame or vignette of a dermoscope.
+
+Images are RGB uint8 (H, W, 3). Public functions raise the errors of `check_rgb`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,7 @@ from skincancer.imaging.types import RGB, Box
 # Longer side of the image for the search, px.
 SIDE = 256
 # Brightness limits of frame pixels: share of the median brightness, and grey value.
-BLACK = 0.25
-DARKEST = 50
+BLACK, DARKEST = 0.25, 50
 # Side of the corners in which a frame must be present, px at SIDE.
 CORNER = 3
 # Share of frame pixels below which an edge is not cut.
@@ -31,12 +33,6 @@ def frame_box(image: RGB) -> Box:
     EfficientNets with meta data. MethodsX 7, 100864 (2020). Gessert et al. use the box of an ellipse; this function repeatedly removes the
     edge with the largest share of frame pixels until the share is below a tenth for all edges. The box is the whole image if there is no
     frame, or if the image is dark everywhere.
-
-    Args:
-        image: RGB uint8 (H, W, 3).
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
     """
     check_rgb(image)
     height, width = image.shape[:2]

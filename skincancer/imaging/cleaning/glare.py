@@ -1,4 +1,7 @@
-"""Removal of specular reflections and of gel bubbles with bright rims."""
+"""Removal of specular reflections and of gel bubbles with bright rims.
+
+Images are RGB uint8 (H, W, 3). Public functions raise the errors of `check_rgb`.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,15 @@ from skincancer.imaging.types import RGB, Mask
 
 # Lengths are px of an image with a shorter side of 450 px, unless stated otherwise.
 # Smallest intensity, and smallest difference to the mean of the surroundings, as shares of the range.
-BRIGHT = 0.7
-BRIGHTER = 0.098
+BRIGHT, BRIGHTER = 0.7, 0.098
 # Side of the surroundings.
 AROUND = 11
 # Largest saturation (HSV): a reflection has the colour of the lamp, skin is pink.
 SATURATION = 0.35
 # Largest diameter of a bubble, and largest gap in its ring.
-BUBBLE = 45
-GAP = 5
+BUBBLE, GAP = 45, 5
 # Side of the dilation over the faint edge of a reflection, and radius of the inpainting, px at any image size.
-GROW = 3
-RADIUS = 3
+GROW, RADIUS = 3, 3
 # Smallest shorter side of an image, px. Smaller images have no surroundings.
 SMALLEST = 5
 # Largest share of the image. More means an overexposed image, which is not changed.
@@ -37,14 +37,8 @@ def fill_glare(image: RGB) -> tuple[RGB, Mask]:
     2744-2754 (2012)). In addition, the pixel must be nearly colourless. The inside of a small ring of reflections is a bubble. The
     inpainting is by Telea (2004).
 
-    Args:
-        image: RGB uint8 (H, W, 3).
-
     Returns:
         Repaired image, and mask of replaced pixels, bool (H, W). Nothing is replaced if the mask exceeds a fifth of the image.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
     """
     check_rgb(image)
     nothing = np.zeros(image.shape[:2], np.bool_)

@@ -1,4 +1,7 @@
-"""Hair removal with DullRazor, or with black-hat and inpainting."""
+"""Hair removal with DullRazor, or with black-hat and inpainting.
+
+Images are RGB uint8 (H, W, 3). Public functions raise the errors of `check_rgb`.
+"""
 
 from __future__ import annotations
 
@@ -63,15 +66,9 @@ def dull_razor(image: RGB) -> tuple[RGB, Mask]:
     light hair is detected too, with openings; a line fills thin structures; long structures contain a piece that is straight, by a
     morphological opening in one of 16 directions.
 
-    Args:
-        image: RGB uint8 (H, W, 3).
-
     Returns:
         Repaired image, and mask of hair, bool (H, W). One pixel on each side of a hair is replaced too. Nothing is replaced if the mask
         exceeds three tenths of the image.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
     """
     check_rgb(image)
     mask = find_hair(image)
@@ -86,14 +83,8 @@ def black_hat(image: RGB) -> tuple[RGB, Mask]:
     The method is widely used, without a specific paper. The inpainting is by Telea A. An image inpainting technique based on the fast
     marching method. J Graph Tools 9, 23-34 (2004).
 
-    Args:
-        image: RGB uint8 (H, W, 3).
-
     Returns:
         Repaired image, and mask of replaced pixels, bool (H, W). Nothing is replaced if the mask exceeds three tenths of the image.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
     """
     check_rgb(image)
     if min(image.shape[:2]) < SMALLEST:
@@ -111,12 +102,6 @@ def find_hair(image: RGB) -> Mask:
     """Return the hair mask of `dull_razor`, bool (H, W).
 
     The mask is empty if candidates exceed three tenths of the image.
-
-    Args:
-        image: RGB uint8 (H, W, 3).
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
     """
     check_rgb(image)
     if min(image.shape[:2]) < SMALLEST:

@@ -1,4 +1,7 @@
-"""Colour constancy and contrast enhancement."""
+"""Colour constancy and contrast enhancement.
+
+Images are RGB uint8 (H, W, 3). Public functions raise the errors of `check_rgb`.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,6 @@ def shades_of_grey(image: RGB, power: float = 6) -> RGB:
 
     Returns:
         RGB uint8 (H, W, 3). A black channel does not change.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
     """
     check_rgb(image)
     light = _light(image, power)
@@ -84,14 +84,8 @@ def adaptive_sigmoid(image: RGB) -> RGB:
     al. (Comput Methods Programs Biomed 222, 106935, 2022) the midpoint is also between lesion and skin, but predicted by a network. The 1st
     and the 99th percentile do not change.
 
-    Args:
-        image: RGB uint8 (H, W, 3).
-
     Returns:
         RGB uint8 (H, W, 3). An image of one lightness does not change.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
     """
     check_rgb(image)
     lab = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
@@ -127,14 +121,8 @@ def clahe(image: RGB) -> RGB:
 
     Zuiderveld K. Contrast limited adaptive histogram equalization. Graphics Gems IV, 474-485 (1994).
 
-    Args:
-        image: RGB uint8 (H, W, 3).
-
     Returns:
         RGB uint8 (H, W, 3). An image of one lightness, or with a shorter side below 16 px, does not change.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
     """
     check_rgb(image)
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)

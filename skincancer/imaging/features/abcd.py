@@ -2,7 +2,8 @@
 
 Stolz W. et al., ABCD rule of dermatoscopy, Eur J Dermatol 4:521-527 (1994); Nachbar F. et al., J Am Acad Dermatol 30:551-559 (1994). The
 rule is a visual assessment by a physician; the docstrings describe how the functions approximate the assessment. Colours are in
-`colour`, differential structures in `structures`. All functions need a mask that is not empty. Unmeasurable values are NaN.
+`colour`, differential structures in `structures`. `mask` is bool (H, W) and not empty, `lab` is the image in CIELAB (H, W, 3).
+Unmeasurable values are NaN.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Colour features of a lesion: six dermoscopic colours, CIELAB variance, histograms.
 
-All functions need a mask that is not empty.
+`mask` is bool (H, W) and not empty, `image` is RGB uint8 (H, W, 3), `lab` is the image in CIELAB (H, W, 3).
 """
 
 from __future__ import annotations
@@ -39,10 +39,6 @@ def six_colours(mask: Mask, lab: Lab) -> dict[str, float]:
     Every pixel has the nearest colour in CIELAB. The illumination is not corrected: under reddish light a common brown nevus and its skin
     are nearer to red than to light brown, so use `data.clean: [colour]` for data with different illumination. White pixels must be lighter
     than the median of the surrounding skin (Stolz); other pixels near white have none of the six colours. Pink counts as red.
-
-    Args:
-        mask: bool (H, W).
-        lab: CIELAB (H, W, 3).
     """
     pixels = lab[mask]
     distance = np.stack([((pixels - reference) ** 2).sum(axis=1) for reference in _REFERENCE])
@@ -84,11 +80,6 @@ def histogram_features(image: npt.NDArray[np.uint8], mask: Mask, lab: Lab) -> di
 
     Histograms of red, green and blue (8 bins of 32 values, as shares of the lesion); mean and standard deviation of L, a and b; and the
     difference to the mean of the `skin`, which depends less on illumination and skin type. NaN without visible skin.
-
-    Args:
-        image: RGB uint8 (H, W, 3).
-        mask: bool (H, W).
-        lab: CIELAB (H, W, 3).
     """
     pixels = image[mask]
     features: dict[str, float] = {}

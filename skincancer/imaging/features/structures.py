@@ -3,7 +3,8 @@
 The structures are D of the ABCD rule of dermoscopy. Nachbar F. et al., J Am Acad Dermatol 30:551-559 (1994), define the structures and
 their minimum amounts for a physician. These detectors use luminance (L of CIELAB, 0-100) alone and have not been validated with annotated
 structures; all thresholds are our choice, from visual inspection of HAM10000. Sizes are px of an image with a longer side of about 256 px,
-10 to 20 mm. A network finer than 3 px is not detected, and hairs can be mistaken for streaks and dots.
+10 to 20 mm. A network finer than 3 px is not detected, and hairs can be mistaken for streaks and dots. `mask` is bool (H, W) and not empty,
+`lab` is the image in CIELAB (H, W, 3).
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ FINE = 1
 REACH = 7
 DIRECTIONS = 16
 # Contrast of dots and globules, and of the holes of a network.
-SPOT = 6.0
-HOLE = 1.0
+SPOT, HOLE = 6.0, 1.0
 # Largest ratio of the largest to the smallest radius of a spot.
 ROUND = 2.5
 # Radius limit of dots, px; larger spots are globules.
@@ -73,12 +73,7 @@ class Structures(NamedTuple):
 
 
 def find_structures(mask: Mask, lab: npt.NDArray[np.float64]) -> Structures:
-    """Find the differential structures of a lesion.
-
-    Args:
-        mask: bool (H, W), not empty.
-        lab: CIELAB (H, W, 3).
-    """
+    """Find the differential structures of a lesion."""
     light = ndimage.gaussian_filter(lab[..., 0], GRAIN, mode="nearest")
     inside = np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1)))[1:-1, 1:-1]
     inner: Mask = inside > EDGE
@@ -173,10 +168,6 @@ def structure_features(mask: Mask, lab: npt.NDArray[np.float64]) -> dict[str, fl
     """Compute D of the ABCD rule: amounts and number of structures.
 
     The number is from 1 to 5, as in the rule: at least 1, even without any structure.
-
-    Args:
-        mask: bool (H, W), not empty.
-        lab: CIELAB (H, W, 3).
     """
     structures = find_structures(mask, lab)
     amounts = {

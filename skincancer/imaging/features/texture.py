@@ -1,6 +1,6 @@
 """Texture features: grey-level co-occurrence, local binary patterns, oriented gradients.
 
-All functions need a mask that is not empty.
+`mask` is bool (H, W) and not empty, `grey` is uint8 (H, W).
 """
 
 from __future__ import annotations
@@ -85,10 +85,6 @@ def lbp_features(grey: Grey, mask: Mask) -> dict[str, float]:
 
     Ojala, Pietikäinen and Mäenpää, IEEE Trans PAMI 24:971-987 (2002), with 8 points at 1 px and 16 points at 2 px. The last bin of each
     histogram contains all patterns that are not uniform.
-
-    Args:
-        grey: uint8 (H, W).
-        mask: bool (H, W).
     """
     features: dict[str, float] = {}
     margin = max(radius for _, radius in PATTERNS) + 1
@@ -113,10 +109,6 @@ def hog_features(grey: Grey, mask: Mask) -> dict[str, float]:
 
     Dalal and Triggs, CVPR 2005: 4 × 4 cells of 8 orientations, normalised over the bounding box, which is widened to a square within the
     image.
-
-    Args:
-        grey: uint8 (H, W).
-        mask: bool (H, W).
     """
     from skincancer.imaging.crop import crop_box
 
