@@ -317,7 +317,7 @@ def test_show_clean_shows_images_where_a_step_acts(tmp_path, capsys, monkeypatch
     arguments = ["csv", f"--data.root={tmp_path}", "--data.size=16", "--show=clean", "--data.clean=[frame,hair]"]
     assert prepare.main([*arguments, f"--out={tmp_path / 'sheet.png'}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    [count] = re.findall(r"something is found by frame in (\d), hair in 0", printed)
+    [count] = re.findall(r"artefacts are found by frame in (\d), hair in 0", printed)
     assert len(shown) == 12
     assert int(count) > 0
     assert all(int(title[:2]) >= 36 for title in shown[: int(count)])
