@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skincancer.config.cli import parse_flags
@@ -40,7 +38,7 @@ def evaluate(
     left out: by their pixels, as near-duplicates, and where the data set is the same by id and lesion.
 
     Args:
-        runs: ids of finished fits, or folders of their artifacts; of several the probabilities are averaged.
+        runs: ids of finished fits, folders of their artifacts, or registered models; of several the probabilities are averaged.
         data: dotted keys of the data section, such as {"data.dataset": "ph2"}; what is not given is the first run's.
         part: all images, or the test part of the split.
         mapping: target class to classes of the run and of the data (`class_mapping.map_classes`); None finds one by the names.
@@ -56,40 +54,36 @@ def evaluate(
         WeightsError: a checkpoint cannot be used.
     """
     _check(runs, data, part, prevalence, near_duplicates)
-    from skincancer.evaluation.external import mapped_predictions, predict_test, prepare_evaluation
+    from skincancer.evaluation.external import load_fit, mapped_predictions, predict_test, prepare_evaluation
     from skincancer.evaluation.recorder import EvaluationRecorder
     from skincancer.models.lightning import quiet_lightning
-    from skincancer.runs.finished import load_finished
-    from skincancer.runs.store import connect
+    from skincancer.runs.store import RunStore
 
     quiet_lightning()
     keep_freed_memory()
     console = make_console()
-    client = connect(uri)
-    with tempfile.TemporaryDirectory() as place:
-        finished = [load_finished(run, Path(place) / str(number), uri) for number, run in enumerate(runs)]
-        tasks = {run.task for run in finished}
-        if len(finished) > 1 and tasks != {"classification"}:
-            raise RunError(
-                f"several runs are an ensemble of classifiers; the tasks of these are {', '.join(sorted(tasks))}. Evaluate them one by one."
-            )
-        if mapping is not None and tasks == {"segmentation"}:
-            raise ConfigError("--map is for classes, and a segmenter has none. Leave it out.")
-        with progress_bars(console) as bars:
-            evaluation = prepare_evaluation(
-                finished, data, part == "all", mapping, uri, bars, near_duplicates == "keep"
-            )
-        recorder = EvaluationRecorder(evaluation, console, prevalence)
-        recorder.announce()
-        for title, text in evaluation.notes:
-            warn(console, title, text)
-        with recorder.start(client) as run:
-            found = [
-                predict_test(*one, progress_bar=sys.stdout.isatty())
-                for one in zip(evaluation.runs, evaluation.experiments, evaluation.data, strict=True)
-            ]
-            predictions = mapped_predictions(evaluation, [predicted for _, predicted in found])
-            recorder.finish(run, predictions, found[0][0])
+    store = RunStore(uri).open()
+    finished = [load_fit(run, store) for run in runs]
+    tasks = {run.task for run in finished}
+    if len(finished) > 1 and tasks != {"classification"}:
+        raise RunError(
+            f"several runs are an ensemble of classifiers; the tasks of these are {', '.join(sorted(tasks))}. Evaluate them one by one."
+        )
+    if mapping is not None and tasks == {"segmentation"}:
+        raise ConfigError("--map is for classes, and a segmenter has none. Leave it out.")
+    with progress_bars(console) as bars:
+        evaluation = prepare_evaluation(finished, data, part == "all", mapping, store, bars, near_duplicates == "keep")
+    recorder = EvaluationRecorder(evaluation, store, console, prevalence)
+    recorder.announce()
+    for title, text in evaluation.notes:
+        warn(console, title, text)
+    with recorder.start() as run:
+        found = [
+            predict_test(*one, progress_bar=sys.stdout.isatty())
+            for one in zip(evaluation.runs, evaluation.experiments, evaluation.data, strict=True)
+        ]
+        predictions = mapped_predictions(evaluation, [predicted for _, predicted in found])
+        recorder.finish(run, predictions, found[0][0])
     recorder.report()
     return recorder.run_id
 

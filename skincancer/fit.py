@@ -13,17 +13,16 @@ from skincancer.config.experiments import list_experiments
 from skincancer.config.resolve import resolve
 from skincancer.errors import ConfigError, RunError
 from skincancer.runs import registry
-from skincancer.runs.lifecycle import reap_runs
 from skincancer.schema import Experiment
 from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts
 from skincancer.system.yaml_files import dump_yaml
-from skincancer.training.resume import load_resumed
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from skincancer.runs.store import RunStore
     from skincancer.sweeps.trial import TrialLink
     from skincancer.training.recorder import FitRecorder
 
@@ -59,7 +58,7 @@ def fit(
     check_network(experiment)
     from skincancer.models.lightning import quiet_lightning
     from skincancer.runs.lifecycle import reap
-    from skincancer.runs.store import connect
+    from skincancer.runs.store import RunStore
     from skincancer.training.launch import check_launcher, count_ranks, is_rank_zero
     from skincancer.training.trainer import check_devices
 
@@ -70,7 +69,8 @@ def fit(
     console = make_console()
     console.quiet = not is_rank_zero()
 
-    client = connect(experiment.tracking.uri)
+    store = RunStore(experiment.tracking.uri)
+    client = store.client
     if resume and not target and (before := registry.wanted(client, resume)):
         target = registry.parse_target(before)
     if target:
@@ -95,13 +95,13 @@ def fit(
     for closed in reap(client) if is_rank_zero() and trial is None else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")
 
-    recorder = FitRecorder(experiment, data, console, trial)
+    recorder = FitRecorder(experiment, data, store, console, trial)
     recorder.announce()
     tags = {registry.REGISTER_TAG: str(target)} if target else {}
     if network:
-        _fit_network(experiment, data, recorder, client, resume, tags)
+        _fit_network(experiment, data, recorder, store, resume, tags)
     else:
-        _fit_classical(experiment, data, recorder, client, tags)
+        _fit_classical(experiment, data, recorder, store, tags)
     if trial:
         return recorder.run_id
     recorder.report()
@@ -112,22 +112,24 @@ def fit(
 
 
 def _fit_network(
-    experiment: Experiment, data: Any, recorder: FitRecorder, client: Any, resume: str | None, tags: dict[str, str]
+    experiment: Experiment, data: Any, recorder: FitRecorder, store: RunStore, resume: str | None, tags: dict[str, str]
 ) -> None:
     """Train a network, or go on with it, and test its best checkpoint."""
     from skincancer.models.factory import build_task
     from skincancer.runs.artifacts import LAST_CHECKPOINT
+    from skincancer.runs.finished import weights_file
     from skincancer.runs.lifecycle import has_checkpoint
     from skincancer.training.callbacks import ReportToSweep
     from skincancer.training.checkpoints import best_checkpoint, export_best
     from skincancer.training.distributed import Ranks
 
     trial = recorder.trial
-    goes_on = has_checkpoint(client, resume)
-    task, loaded = build_task(experiment, data, goes_on)
+    goes_on = has_checkpoint(store.client, resume)
+    with weights_file("none" if goes_on else experiment.model.weights, store) as checkpoint:
+        task, loaded = build_task(experiment, data, goes_on, checkpoint)
     if not goes_on:
         recorder.tell_weights(loaded)
-    with recorder.start(client, loaded.source, resume) as run, Ranks(experiment.trainer, run, client) as ranks:
+    with recorder.start(loaded.source, resume) as run, Ranks(experiment.trainer, run, store.client) as ranks:
         if run:
             run.set_tags(tags)
         reports = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
@@ -153,15 +155,18 @@ def _fit_network(
             recorder.finish(run, record, best_epoch, task)
 
 
-def _fit_classical(experiment: Experiment, data: Any, recorder: FitRecorder, client: Any, tags: dict[str, str]) -> None:
+def _fit_classical(
+    experiment: Experiment, data: Any, recorder: FitRecorder, store: RunStore, tags: dict[str, str]
+) -> None:
     """Fit a classical classifier at once: a run without epochs."""
     from skincancer.inference.classical_model import predict_part
+    from skincancer.runs.finished import weights_file
     from skincancer.training.classical import find_inputs, fit_classifier
 
-    with progress_bars(recorder.console) as bars:
-        inputs = find_inputs(experiment, data, bars)
+    with progress_bars(recorder.console) as bars, weights_file(experiment.model.weights, store) as checkpoint:
+        inputs = find_inputs(experiment, data, bars, checkpoint)
     recorder.tell_features(inputs)
-    with recorder.start(client, inputs.source) as run:
+    with recorder.start(inputs.source) as run:
         assert run is not None, "there is one process"
         run.set_tags(tags)
         model = fit_classifier(experiment, data, inputs, recorder.folder)
@@ -241,11 +246,17 @@ def _verb(argv: Sequence[str]) -> None:
     if own.get("older_than") and not own.get("reap"):
         raise ConfigError("--older-than goes with --reap.")
     if own.get("reap"):
-        reap_runs(own.get("older_than"), flags.get("tracking.uri"))
+        from skincancer.runs.lifecycle import reap_runs
+        from skincancer.runs.store import RunStore
+
+        reap_runs(RunStore(flags.get("tracking.uri")), own.get("older_than"))
         return
     resume, notes = own.get("resume"), list[str]()
     if resume:
-        experiment = load_resumed(resume, own.get("experiment"), flags, parser)
+        from skincancer.runs.store import RunStore
+        from skincancer.training.resume import load_resumed
+
+        experiment = load_resumed(resume, own.get("experiment"), flags, parser, RunStore(flags.get("tracking.uri")))
     else:
         if not own.get("experiment"):
             raise ConfigError(f"give --experiment NAME; one of {', '.join(list_experiments())}, or a path.")

@@ -76,8 +76,9 @@ def predict(
     images = find_images(paths, without=(out / "masks", out / "overlays"))
     check_folder(out, "--out")
     from skincancer.inference.predictor import load_answerer
+    from skincancer.runs.store import RunStore
 
-    return write_answers(load_answerer(run, uri, masks), images, out, format, progress)
+    return write_answers(load_answerer(run, RunStore(uri), masks), images, out, format, progress)
 
 
 def write_answers(

@@ -19,7 +19,6 @@ from skincancer.errors import ConfigError, RunError, nearest
 from skincancer.schema import TYPES, Experiment
 from skincancer.sweeps.plan import Plan, used_images
 from skincancer.sweeps.space_check import check_space
-from skincancer.system import paths
 from skincancer.system.console import make_console, make_table, progress_bars, run_verb
 from skincancer.system.credentials import shown
 from skincancer.system.interrupts import signals_as_interrupts
@@ -75,7 +74,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
     from skincancer.metrics.names import monitor_mode
     from skincancer.models.factory import check_network
     from skincancer.runs.lifecycle import reap
-    from skincancer.runs.store import connect
+    from skincancer.runs.store import RunStore
     from skincancer.sweeps import study
     from skincancer.sweeps.report import SweepRecord
     from skincancer.sweeps.storage import storage_url
@@ -85,20 +84,19 @@ def sweep(request: Request, console: Console | None = None) -> str:
     console = console or make_console()
     for note in notes:
         console.print(note, markup=False)
-    client = connect(experiment.tracking.uri)
+    store = RunStore(experiment.tracking.uri).open()
     name = request.study or default_name(experiment)
-    folder = paths.sweeps_folder(client.tracking_uri)
-    url = storage_url(request.storage, folder / f"{name}.journal")
+    url = storage_url(request.storage, store.sweeps_folder / f"{name}.journal")
     with progress_bars(console) as bars:
         data = prepare_data(
             experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri, hand_made=experiment.model.is_hand_made,
         )  # fmt: skip
-    for closed in reap(client):
+    for closed in reap(store.client):
         console.print(f"closed run {closed} as KILLED: its process is gone")
     plan = replace(plan, split_hash=data.split_hash, index_hash=data.index_hash, images=used_images(data))
     opened = study.create(url, name, plan, request.trials, maximize=monitor_mode(experiment.training.monitor) == "max")
-    record = SweepRecord(opened, name, data, console, _places(request), client.tracking_uri)
-    with record.start(client, request.trials) as run:
+    record = SweepRecord(opened, name, data, console, _places(request), store)
+    with record.start(request.trials) as run:
         console.print(
             f"study {name} in {shown(url)}; other machines join by: {join_command(name, shown(url))}", markup=False
         )
@@ -123,26 +121,26 @@ def join(request: Request, console: Console | None = None) -> None:
     from mlflow.exceptions import MlflowException
 
     from skincancer.data.prepare import prepare_data
-    from skincancer.runs.store import connect
+    from skincancer.runs.store import RunStore
     from skincancer.sweeps import study
     from skincancer.sweeps.report import SweepRecord
     from skincancer.sweeps.storage import storage_url
 
     assert request.study is not None
     console = console or make_console()
-    client = connect(request.flags.get("tracking.uri"))
-    url = storage_url(request.storage, paths.sweeps_folder(client.tracking_uri) / f"{request.study}.journal")
+    store = RunStore(request.flags.get("tracking.uri"))
+    url = storage_url(request.storage, store.sweeps_folder / f"{request.study}.journal")
     opened = study.join(url, request.study, tell=lambda text: console.print(text, markup=False))
     try:
-        client.get_run(opened.parent)
+        store.client.get_run(opened.parent)
     except MlflowException as error:
         raise RunError(
-            f"--worker: the sweep's run {opened.parent} is not in {shown(client.tracking_uri)}. Give --tracking.uri (or "
+            f"--worker: the sweep's run {opened.parent} is not in {store}. Give --tracking.uri (or "
             "MLFLOW_TRACKING_URI) of the store that the sweep writes to."
         ) from error
     here = opened.plan.resolve({}, _places(request))
     with progress_bars(console) as bars:
-        data = prepare_data(here.data, bars, task=here.task, uri=client.tracking_uri)
+        data = prepare_data(here.data, bars, task=here.task, uri=store.uri)
     for what, ours in (("index_hash", data.index_hash), ("split_hash", data.split_hash), ("images", used_images(data))):
         theirs = getattr(opened.plan, what)
         if ours != theirs and (theirs or what != "images"):  # a study of an older version does not know its images
@@ -150,7 +148,7 @@ def join(request: Request, console: Console | None = None) -> None:
                 f"--worker: the images here are not those of the sweep: {what} is {ours}, and the study has {theirs}. Give "
                 "--data.root of the same data."
             )
-    record = SweepRecord(opened, request.study, data, console, _places(request), client.tracking_uri)
+    record = SweepRecord(opened, request.study, data, console, _places(request), store)
     _run_trials(opened, request, record, started)
     left = "; the sweep goes on elsewhere" if not opened.is_over() else ""
     console.print(f"no trial is left for this worker{left}; the sweep's run is {opened.parent}")
@@ -161,7 +159,6 @@ def _places(request: Request) -> dict[str, Any]:
 
 
 def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: float) -> None:
-    from skincancer.runs.store import connect
     from skincancer.sweeps import executor
 
     accelerator = record.places.get("trainer.accelerator", opened.base.trainer.accelerator)
@@ -169,7 +166,7 @@ def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: f
     workers = request.workers or max(1, len(devices))
     if 0 < len(devices) < workers:
         record.console.print(f"{workers} workers share {len(devices)} GPUs")
-    runner = executor.TrialProcess(opened, record.places, connect(record.uri), record.folder, workers, devices)
+    runner = executor.TrialProcess(opened, record.places, record.store.client, record.folder, workers, devices)
     deadline = None if request.minutes is None else started + 60 * request.minutes
     with contextlib.closing(runner), record.live(workers) as tick:
         executor.work(opened, runner, workers, deadline=deadline, tick=tick, bury=runner.bury)

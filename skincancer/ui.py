@@ -80,23 +80,21 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
     import subprocess
 
     from skincancer.errors import RunError
-    from skincancer.runs.store import connect
-    from skincancer.system.credentials import shown
-    from skincancer.system.paths import sqlite_path, tracking_uri
+    from skincancer.runs.store import RunStore
+    from skincancer.system.paths import sqlite_path
 
-    resolved = tracking_uri(uri)
-    if resolved.startswith(("http:", "https:")):
-        raise RunError(f"{shown(resolved)} is a server: open it in a browser.")
-    client = connect(resolved)  # creates the store where there is none yet, and says what is wrong with it
-    views = save_views(client)
-    database = sqlite_path(resolved)
+    store = RunStore(uri)
+    if store.uri.startswith(("http:", "https:")):
+        raise RunError(f"{store} is a server: open it in a browser.")
+    views = save_views(store.client)
+    database = sqlite_path(store.uri)
     command = [
         sys.executable,
         "-m",
         "mlflow",
         "server",
         "--backend-store-uri",
-        resolved,
+        store.uri,
         "--host",
         host,
         "--port",
@@ -106,7 +104,7 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
     ]
     if database:
         command += ["--default-artifact-root", (database.parent / "artifacts").as_uri()]
-    print(f"MLflow on {shown(resolved)}: http://{host}:{port} (Ctrl-C stops it)")
+    print(f"MLflow on {store}: http://{host}:{port} (Ctrl-C stops it)")
     for name, number in views.items():
         print(
             f"  {name}: http://{host}:{port}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"

@@ -89,7 +89,7 @@ class MaskScores(Scores):
 
 
 def load_scores(path: Path, classes: Sequence[str], metric: str) -> Scores:
-    """Read `predictions/test.csv` of a run for a metric; images without a label count in no metric of classes.
+    """Read test predictions of a run for a metric; images without a label count in no metric of classes.
 
     Raises:
         DataError: the table is another task's, malformed, or has no image that counts.

@@ -25,9 +25,6 @@ from skincancer.imaging.similarity import thumbnail
 from skincancer.schema import DataConfig
 from skincancer.system.paths import cache_folder
 
-DIGESTS_FILE = "digests.csv"
-# image_id (M,) and thumbnails uint8 (M, 36, 36), grey, 1.3 KB an image; whole, which a run of an older version lacks
-FINGERPRINTS_FILE = "fingerprints.npz"
 FINGERPRINT_SIDE = 36
 THUMBNAIL_SIDE = 96  # of the images that are compared with them
 USED = ("train", "val")  # what a run learned from, and what chose its best epoch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,9 @@ from skincancer.models.classical import load_pipeline
 from skincancer.models.deep_features import DeepFeatures, deep_table, kept_backbone
 from skincancer.models.tasks.classification import Predictions
 from skincancer.runs.artifacts import BACKBONE_FILE, CLASSES_FILE, CLASSICAL_CHECKPOINT, model_files
+from skincancer.runs.finished import FinishedRun
 from skincancer.schema import DEEP, Experiment
 from skincancer.system.paths import cache_folder
-from skincancer.system.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from skincancer.data.cache import Progress
@@ -57,12 +56,12 @@ class ClassicalModel:
     segments = False
 
     def __init__(self, folder: Path) -> None:
-        self.settings = load_yaml(folder / "config.yaml")
+        run = FinishedRun(folder)
+        self.settings = run.config
         files = [folder / name for name in model_files(self.settings)]
         self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         self.pipeline = load_pipeline(folder / CLASSICAL_CHECKPOINT)
-        content = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
-        self.classes = tuple(str(name) for name in content["classes"])
+        self.classes = run.classes
         model, data = self.settings["model"], self.settings["data"]
         self.size, self.resize = int(data["size"]), str(data["resize"])
         self.clean: tuple[str, ...] = tuple(data["clean"])
@@ -79,7 +78,7 @@ class ClassicalModel:
         if fitted != self.columns or len(self.pipeline.classes_) != len(self.classes):
             raise WeightsError(
                 f"{folder / CLASSICAL_CHECKPOINT}: fitted on {len(fitted)} features and {len(self.pipeline.classes_)} classes; this "
-                f"version measures {len(self.columns)} of {', '.join(self.families)}, and classes.json names {len(self.classes)}. "
+                f"version measures {len(self.columns)} of {', '.join(self.families)}, and {CLASSES_FILE} names {len(self.classes)}. "
                 "Use the version that the run was made by (environment.txt), or fit again."
             )
 

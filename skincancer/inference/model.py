@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,11 +24,12 @@ from skincancer.models.factory import load_task
 from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.tasks.segmentation import SegmentationTask
-from skincancer.runs.artifacts import MODEL_FILES, fetch_model, model_files
+from skincancer.runs.artifacts import MODEL_FILES
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.store import RunStore
 from skincancer.schema import DataConfig
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.paths import cache_folder
-from skincancer.system.yaml_files import load_yaml
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -58,7 +58,7 @@ class TrainedModel:
         if not torch.cuda.is_available():
             keep_freed_memory()
         files = [folder / name for name in MODEL_FILES]
-        self.settings = load_yaml(files[0])
+        self.settings = FinishedRun(folder).config
         self.task = load_task(files[1]).to("cuda" if torch.cuda.is_available() else "cpu")
         self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         self.classes = () if isinstance(self.task, SegmentationTask) else tuple(self.task.classes)
@@ -115,39 +115,37 @@ def load_model(folder: Path) -> AnyModel:
         ConfigError: the config cannot be read.
         WeightsError: the checkpoint cannot be used.
     """
-    if model_files(load_yaml(folder / MODEL_FILES[0])) == MODEL_FILES:
-        return TrainedModel(folder)
-    return ClassicalModel(folder)
+    return TrainedModel(folder) if FinishedRun(folder).is_network else ClassicalModel(folder)
 
 
-def load_trained(run: str, uri: str | None) -> AnyModel:
-    """Load a finished run's model.
+def load_trained(run: str, store: RunStore) -> AnyModel:
+    """Load the model of a finished run.
 
     Args:
-        run: its id, a folder of its artifacts, or a registered model (`artifacts.fetch_run`).
-        uri: the tracking store.
+        run: run id, folder of artifacts, or registered model.
+        store: MLflow store.
 
     Raises:
         RunError: no such run, or one that did not finish.
         WeightsError: its checkpoint cannot be used.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        fetch_model(run, Path(folder), uri)
-        return load_model(Path(folder))
+    # The variable keeps the downloaded files until the model is loaded.
+    finished = FinishedRun(run, store)
+    return load_model(finished.model_folder)
 
 
-def load_segmenter(run: str, uri: str | None, purpose: str) -> TrainedModel:
+def load_segmenter(run: str, store: RunStore, purpose: str) -> TrainedModel:
     """Load a finished run's model, which must give masks.
 
     Args:
         run: as `load_trained`.
-        uri: the tracking store.
+        store: MLflow store.
         purpose: what asks for it, for the error.
 
     Raises:
         RunError: as `load_trained`, or not a segmenter's.
     """
-    model = load_trained(run, uri)
+    model = load_trained(run, store)
     if not isinstance(model, TrainedModel) or not model.segments:
         raise RunError(
             f"{purpose}: the task of run {run} is {model.settings['task']}; give a run of task segmentation or joint."
@@ -163,13 +161,9 @@ def find_segmenter(config: DataConfig, uri: str | None) -> tuple[TrainedModel, p
     """
     if not config.masks.startswith(RUN):
         return None
-    from skincancer.runs.artifacts import SPLIT_FILE, fetch_run
-
-    run = config.masks.removeprefix(RUN)
-    segmenter = load_segmenter(run, uri, f"data.masks {config.masks}")
-    with tempfile.TemporaryDirectory() as folder:
-        (file,) = fetch_run(run, Path(folder), uri, (SPLIT_FILE,))
-        return segmenter, pd.read_csv(file, dtype=str, keep_default_na=False)
+    run, store = config.masks.removeprefix(RUN), RunStore(uri)
+    segmenter = load_segmenter(run, store, f"data.masks {config.masks}")
+    return segmenter, FinishedRun(run, store).split
 
 
 def predicted(

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from skincancer.data.feature_table import measure
 from skincancer.data.mask_sources import RUN, own_masks
@@ -26,7 +23,9 @@ from skincancer.imaging.mask_operations import mask_extent
 from skincancer.imaging.types import Box, Mask
 from skincancer.inference.classical_model import ClassicalModel
 from skincancer.inference.model import AnyModel, TrainedModel, load_model, load_segmenter
-from skincancer.runs.artifacts import CROPS_FILE, MASKS_FILE, MODEL_FILES, SEGMENTER, fetch_model, fetch_run
+from skincancer.runs.artifacts import MODEL_FILES, SEGMENTER
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.store import RunStore
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -146,12 +145,12 @@ def _read_whole(file: ImageFile, model: AnyModel) -> Answer:
     return Answer(file, "", found.pixels, width=found.width, height=found.height, box=found.box)
 
 
-def load_answerer(run: str, uri: str | None = None, masks: str | None = None) -> Answerer:
+def load_answerer(run: str, store: RunStore | None = None, masks: str | None = None) -> Answerer:
     """Load a finished run with all that it needs to answer on images.
 
     Args:
-        run: its id, a folder of its artifacts, or a registered model (`artifacts.fetch_run`).
-        uri: the tracking store.
+        run: run id, folder of artifacts, or registered model.
+        store: MLflow store. None takes the default store, which a folder does not need.
         masks: whose masks cut the images of a run on crops, or hand-made features are measured in: otsu, or run:RUN of a segmenter.
             None for the run's own way: Otsu's threshold, or its copy of the segmenter.
 
@@ -162,37 +161,34 @@ def load_answerer(run: str, uri: str | None = None, masks: str | None = None) ->
     """
     if masks is not None and masks != "otsu" and not (masks.startswith(RUN) and masks != RUN):
         raise ConfigError(f"--masks is {masks!r}; give otsu, or run:RUN of a segmenter.")
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        fetch_model(run, folder, uri)
-        model = load_model(folder)
-        data = model.settings["data"]
-        measures = isinstance(model, ClassicalModel) and bool(model.families)
-        if not data.get("crop") and not measures:
-            if masks is not None:
-                raise ConfigError(
-                    f"--masks is {masks}; it is for runs on crops or hand-made features, and {run} was trained on whole images."
-                )
-            return Answerer(model)
-        margin, source = float(data["crop_margin"]), masks or _own_masks(run, uri, folder, str(data["masks"]), measures)
-        if source == "otsu":
-            return Answerer(model, None if measures else Crop("otsu", margin))
+    finished = FinishedRun(run, store)
+    model = load_model(finished.model_folder)
+    data = model.settings["data"]
+    measures = isinstance(model, ClassicalModel) and bool(model.families)
+    if not data.get("crop") and not measures:
         if masks is not None:
-            segmenter = load_segmenter(masks.removeprefix(RUN), uri, f"--masks {masks}")
-        else:
-            fetch_run(run, folder, uri, [f"{SEGMENTER}/{name}" for name in MODEL_FILES])
-            segmenter = TrainedModel(folder / SEGMENTER)
-        return Answerer(model, None if measures else Crop(RUN + segmenter.digest, margin), segmenter)
+            raise ConfigError(
+                f"--masks is {masks}; it is for runs on crops or hand-made features, and {run} was trained on whole images."
+            )
+        return Answerer(model)
+    margin, source = float(data["crop_margin"]), masks or _own_masks(finished, measures)
+    if source == "otsu":
+        return Answerer(model, None if measures else Crop("otsu", margin))
+    if masks is not None:
+        segmenter = load_segmenter(masks.removeprefix(RUN), store or RunStore(), f"--masks {masks}")
+    else:
+        for name in MODEL_FILES:
+            finished.file(f"{SEGMENTER}/{name}")
+        segmenter = TrainedModel(finished.folder / SEGMENTER)
+    return Answerer(model, None if measures else Crop(RUN + segmenter.digest, margin), segmenter)
 
 
-def _own_masks(run: str, uri: str | None, folder: Path, masks: str, measures: bool) -> str:
-    """Return whose masks cut the training images, or were measured in, where the same can be had of new images."""
-    if masks == "auto":
-        (table,) = fetch_run(run, folder, uri, (MASKS_FILE if measures else CROPS_FILE,))
-        masks = own_masks(masks, pd.read_csv(table, dtype=str, usecols=["masks"])["masks"].dropna())
+def _own_masks(run: FinishedRun, measures: bool) -> str:
+    """Return the mask source of the run, if new images can have the same."""
+    masks = own_masks(str(run.settings["data.masks"]), run.mask_sources)
     if masks in ("auto", "truth"):
         raise ConfigError(
-            f"{run} was trained on images {'measured in' if measures else 'cut by'} their true masks (data.masks {masks}), which new "
+            f"{run.name} was trained on images {'measured in' if measures else 'cut by'} their true masks (data.masks {masks}), which new "
             f"images do not have. Say whose masks {'these are measured in' if measures else 'cut these'}: --masks run:RUN of a "
             "segmenter, or --masks otsu (Otsu's threshold)."
         )

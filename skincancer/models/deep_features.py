@@ -78,8 +78,12 @@ def deep_table(values: npt.NDArray[np.float32]) -> pd.DataFrame:
     return pd.DataFrame(values, columns=[f"deep_{number}" for number in range(values.shape[1])])
 
 
-def first_backbone(experiment: Experiment) -> tuple[DeepFeatures, Loaded]:
+def first_backbone(experiment: Experiment, checkpoint: Path | None = None) -> tuple[DeepFeatures, Loaded]:
     """Return an experiment's backbone with the weights that `model.weights` names, and where these really came from.
+
+    Args:
+        experiment: resolved.
+        checkpoint: local file of the weights where `model.weights` is run:RUN_ID.
 
     Raises:
         WeightsError: they cannot be had.
@@ -88,7 +92,7 @@ def first_backbone(experiment: Experiment) -> tuple[DeepFeatures, Loaded]:
 
     model = experiment.model
     pl.seed_everything(experiment.seed, verbose=False)  # weights may be drawn
-    loaded = load_backbone(model.backbone, experiment.data.size, model.weights, experiment.tracking.uri)
+    loaded = load_backbone(model.backbone, experiment.data.size, model.weights, checkpoint)
     return DeepFeatures(model.backbone, loaded.backbone, experiment.trainer.accelerator), loaded
 
 

@@ -40,13 +40,16 @@ def check_network(experiment: Experiment) -> None:
         check_backbone(model.backbone, size)
 
 
-def build_task(experiment: Experiment, data: PreparedData, from_checkpoint: bool) -> tuple[AnyTask, Loaded]:
+def build_task(
+    experiment: Experiment, data: PreparedData, from_checkpoint: bool, checkpoint: Path | None = None
+) -> tuple[AnyTask, Loaded]:
     """Build the task; return it, and where its first weights really came from.
 
     Args:
         experiment: resolved.
         data: prepared.
         from_checkpoint: the weights will come from a checkpoint, so none are fetched.
+        checkpoint: local file of the weights where `model.weights` is run:RUN_ID.
 
     Raises:
         ConfigError: a sigmoid head for other than two classes.
@@ -58,10 +61,12 @@ def build_task(experiment: Experiment, data: PreparedData, from_checkpoint: bool
     pl.seed_everything(experiment.seed, verbose=False)
     weights = "none" if from_checkpoint else experiment.model.weights
     builders = {"classification": _build_classifier, "segmentation": _build_segmenter, "joint": _build_joint}
-    return builders[experiment.task](experiment, data, weights)
+    return builders[experiment.task](experiment, data, weights, checkpoint)
 
 
-def _build_classifier(experiment: Experiment, data: PreparedData, weights: str) -> tuple[AnyTask, Loaded]:
+def _build_classifier(
+    experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
+) -> tuple[AnyTask, Loaded]:
     import pytorch_lightning as pl
 
     from skincancer.models.tasks.classification import ClassificationTask
@@ -72,7 +77,7 @@ def _build_classifier(experiment: Experiment, data: PreparedData, weights: str) 
         raise ConfigError(
             f"model.head is sigmoid, which is for two classes; these data have {len(data.classes)}. Use --data.target malignancy."
         )
-    loaded = load_backbone(model.backbone, size, weights, experiment.tracking.uri)
+    loaded = load_backbone(model.backbone, size, weights, checkpoint)
     # the head's weights do not depend on where the backbone's come from
     pl.seed_everything(experiment.seed, verbose=False)
     task = ClassificationTask(
@@ -84,14 +89,16 @@ def _build_classifier(experiment: Experiment, data: PreparedData, weights: str) 
     return task, loaded
 
 
-def _build_segmenter(experiment: Experiment, data: PreparedData, weights: str) -> tuple[AnyTask, Loaded]:
+def _build_segmenter(
+    experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
+) -> tuple[AnyTask, Loaded]:
     from skincancer.models.segmenters import build_segmenter
     from skincancer.models.tasks.segmentation import SegmentationTask
     from skincancer.models.weights import load_encoder
 
     model, size = experiment.model, experiment.data.size
     segmenter = build_segmenter(model.architecture, model.backbone, size)
-    loaded = load_encoder(segmenter, model.backbone, size, weights, experiment.tracking.uri)
+    loaded = load_encoder(segmenter, model.backbone, size, weights, checkpoint)
     task = SegmentationTask(
         architecture=model.architecture, backbone=model.backbone, size=size, threshold=_threshold(experiment),
         module=segmenter, **_common(experiment),
@@ -101,7 +108,9 @@ def _build_segmenter(experiment: Experiment, data: PreparedData, weights: str) -
     return task, loaded
 
 
-def _build_joint(experiment: Experiment, data: PreparedData, weights: str) -> tuple[AnyTask, Loaded]:
+def _build_joint(
+    experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
+) -> tuple[AnyTask, Loaded]:
     from skincancer.data.balance import epoch_order
     from skincancer.models.segmenters import build_joint
     from skincancer.models.tasks.joint import JointTask
@@ -111,7 +120,7 @@ def _build_joint(experiment: Experiment, data: PreparedData, weights: str) -> tu
     # balance refuses unlabelled images, which no other task trains on: here, and not in a run that has started
     epoch_order(data.rows("train")["label"].to_numpy(), experiment.data.balance, experiment.seed, epoch=0)
     segmenter = build_joint(model.architecture, model.backbone, size, len(data.classes), model.dropout)
-    loaded = load_encoder(segmenter, model.backbone, size, weights, experiment.tracking.uri)
+    loaded = load_encoder(segmenter, model.backbone, size, weights, checkpoint)
     task = JointTask(
         architecture=model.architecture, backbone=model.backbone, size=size, classes=list(data.classes),
         dropout=model.dropout, class_weights=_class_weights(experiment, data), threshold=_threshold(experiment),

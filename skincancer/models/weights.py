@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-import tempfile
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,14 +32,14 @@ class Loaded:
     note: str = ""
 
 
-def load_backbone(name: str, size: int, weights: str, tracking_uri: str | None = None) -> Loaded:
+def load_backbone(name: str, size: int, weights: str, checkpoint: Path | None = None) -> Loaded:
     """Build a backbone and fill it.
 
     Args:
         name: timm's name.
         size: image side, px.
         weights: `auto`, `imagenet`, `none`, a path, or `run:RUN_ID`.
-        tracking_uri: store of that run.
+        checkpoint: local file of the weights of that run.
 
     Raises:
         WeightsError: `imagenet` cannot be had; a file is missing, holds pickled code, or does not fit.
@@ -59,13 +58,13 @@ def load_backbone(name: str, size: int, weights: str, tracking_uri: str | None =
                 raise
             return Loaded(build_backbone(name, size), "random", str(error))
     backbone = build_backbone(name, size)
-    state, source = _given(weights, tracking_uri)
+    state, source = _given(weights, checkpoint)
     # a segmenter ends where the features do: what timm's model has behind them (a last convolution) it cannot give
     needed = encoder_names(backbone, name) if holds_encoder(state) else None
     return _from_state(backbone, name, state, source, needed)
 
 
-def load_encoder(module: Padded, encoder: str, size: int, weights: str, tracking_uri: str | None = None) -> Loaded:
+def load_encoder(module: Padded, encoder: str, size: int, weights: str, checkpoint: Path | None = None) -> Loaded:
     """Fill the encoder of a segmenter.
 
     Args:
@@ -73,7 +72,7 @@ def load_encoder(module: Padded, encoder: str, size: int, weights: str, tracking
         encoder: its name: SMP's, or `tu-` and timm's.
         size: image side that it was built for, px.
         weights: `auto`, `imagenet`, `none`, a path, or `run:RUN_ID`, the run of a segmenter or of a classifier.
-        tracking_uri: store of that run.
+        checkpoint: local file of the weights of that run.
 
     Returns:
         `module.encoder`, filled in place; source and note as for a backbone.
@@ -85,7 +84,7 @@ def load_encoder(module: Padded, encoder: str, size: int, weights: str, tracking
     if weights == "none":
         return Loaded(inner, "random")
     if weights not in ("auto", "imagenet"):
-        return _from_state(inner, encoder, *_given(weights, tracking_uri))
+        return _from_state(inner, encoder, *_given(weights, checkpoint))
     try:
         if encoder.startswith(TIMM_PREFIX):
             # through timm's own model, which knows every layout that its weights were ever published in
@@ -103,14 +102,11 @@ def load_encoder(module: Padded, encoder: str, size: int, weights: str, tracking
     return Loaded(inner, source)
 
 
-def _given(weights: str, tracking_uri: str | None) -> tuple[dict[str, Tensor], str]:
-    """Read the state dict that `run:RUN_ID` or a path names; return it and its source."""
+def _given(weights: str, checkpoint: Path | None) -> tuple[dict[str, Tensor], str]:
+    """Read the state dict of `run:RUN_ID` or of a path, and return it with its source."""
     if weights.startswith("run:"):
-        from skincancer.runs.artifacts import BEST_CHECKPOINT, fetch_run
-
-        with tempfile.TemporaryDirectory() as folder:
-            (checkpoint,) = fetch_run(weights[4:], Path(folder), tracking_uri, (BEST_CHECKPOINT,))
-            return load_state(checkpoint), weights
+        assert checkpoint is not None, "the caller downloads the weights of runs"
+        return load_state(checkpoint), weights
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(

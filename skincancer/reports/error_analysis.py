@@ -20,17 +20,17 @@ from PIL import Image
 from skincancer.data.index import image_root
 from skincancer.data.prepare import PreparedData
 from skincancer.data.store import CROP_COLUMNS
-from skincancer.errors import ConfigError, RunError
+from skincancer.errors import RunError
 from skincancer.imaging.decode import BadImage, read_mask
 from skincancer.imaging.geometry import to_square
 from skincancer.imaging.overlay import draw_overlay
 from skincancer.imaging.types import Mask
-from skincancer.inference.classical_model import ClassicalModel
 from skincancer.metrics.bootstrap import bootstrap_means
 from skincancer.metrics.prediction_files import DIGITS, read_predictions, read_table
 from skincancer.models.grad_cam import Maps, grad_cam
 from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
+from skincancer.runs.artifacts import ATTENTION_FILE, ERRORS_FILE, FIGURES, figure_file, predictions_file
 from skincancer.visualization.style import new_figure, save
 
 SAMPLE = 64  # test images that the share of attention is measured on
@@ -166,13 +166,13 @@ def _pair(case: Explained) -> npt.NDArray[np.uint8]:
 
 def write_errors(folder: Path, classes: Sequence[str]) -> pd.DataFrame:
     """Write `errors.csv` into a run's folder, from its `predictions/test.csv`; return it."""
-    errors = worst_errors(*read_predictions(folder / "predictions/test.csv", classes), classes)
-    errors.to_csv(folder / "errors.csv", index=False, float_format=DIGITS)
+    errors = worst_errors(*read_predictions(folder / predictions_file("test"), classes), classes)
+    errors.to_csv(folder / ERRORS_FILE, index=False, float_format=DIGITS)
     return errors
 
 
 def explain_run(
-    folder: Path, data: PreparedData, task: ClassificationTask | JointTask | ClassicalModel, *, resize: str, batch_size: int,
+    folder: Path, data: PreparedData, task: ClassificationTask | JointTask, *, resize: str, batch_size: int,
     title: str = "", note: str = "", sample: int = SAMPLE,
 ) -> str:  # fmt: skip
     """Write `errors.csv`, `attention.csv` where images have true masks, and `figures/errors.png` into a run's folder.
@@ -193,17 +193,9 @@ def explain_run(
 
     Returns:
         Why maps, or masks, are missing; "" where none is.
-
-    Raises:
-        ConfigError: a classical classifier's, which has no maps.
     """
-    if isinstance(task, ClassicalModel):
-        raise ConfigError(
-            f"Grad-CAM shows where a network looks; {task.settings['model']['classifier']} looks at features and not at places. Give "
-            "the run of a network."
-        )
     errors = write_errors(folder, data.classes)
-    table, _, probability = read_predictions(folder / "predictions/test.csv", data.classes)
+    table, _, probability = read_predictions(folder / predictions_file("test"), data.classes)
     shown = errors.head(SHOWN_ERRORS)
 
     row_of = pd.Series(range(len(data.index)), index=data.index["image_id"])
@@ -223,7 +215,7 @@ def explain_run(
     masks, bad = _square_masks(data, rows, resize)
     if sampled and any(mask is not None for mask in masks):
         _attention_table(data, rows, labels, maps.values, masks, sampled).to_csv(
-            folder / "attention.csv", index=False, float_format=DIGITS
+            folder / ATTENTION_FILE, index=False, float_format=DIGITS
         )
     cases = [
         Explained(data.store.images[row], values, mask, _lines(error))
@@ -233,8 +225,8 @@ def explain_run(
         coarse = f"Grad-CAM of the predicted class, from {maps.cells[0]} × {maps.cells[1]} cells"
         contour = "; blue: the true mask" if any(case.mask is not None for case in cases) else ""
         notes = f"{coarse}{contour}" + (f"; {note}" if note else "")
-        (folder / "figures").mkdir(exist_ok=True)
-        save(attention_sheet(cases, title=title, note=notes), folder / "figures/errors.png")
+        (folder / FIGURES).mkdir(exist_ok=True)
+        save(attention_sheet(cases, title=title, note=notes), folder / figure_file("errors"))
     if not bad:
         return ""
     return f"the share of attention is without {len(bad)} images whose true masks cannot be used, such as {bad[0]}"

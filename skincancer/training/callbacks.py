@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from skincancer.models.tasks.base import Task
+from skincancer.runs.artifacts import EPOCHS_FILE
 from skincancer.runs.lifecycle import Run
 from skincancer.sweeps.trial import TrialLink
 
@@ -90,7 +91,7 @@ class EpochRecord(Callback):
             self.run.log_metrics(
                 {name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
             )
-            self.table().to_csv(self.run.folder / "epochs.csv", index=False)
+            self.table().to_csv(self.run.folder / EPOCHS_FILE, index=False)
 
     def table(self) -> pd.DataFrame:
         """Return the rows so far."""

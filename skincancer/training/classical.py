@@ -39,8 +39,16 @@ class Inputs:
         return self.loaded.source if self.loaded else "none"
 
 
-def find_inputs(experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None) -> Inputs:
+def find_inputs(
+    experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None, checkpoint: Path | None = None
+) -> Inputs:
     """Take the hand-made features of the data, or ask the backbone for its own, or open what it has said.
+
+    Args:
+        experiment: resolved.
+        data: prepared.
+        progress: makes progress callbacks by title.
+        checkpoint: local file of the backbone's weights where `model.weights` is run:RUN_ID.
 
     Raises:
         DataError: a class has too few lesions for the SVM's calibration.
@@ -50,7 +58,7 @@ def find_inputs(experiment: Experiment, data: PreparedData, progress: ProgressBa
     if experiment.model.is_hand_made:
         assert data.features is not None, "they were asked for"
         return Inputs(data.features.columns(experiment.model.classical.features), data.features)
-    backbone, loaded = first_backbone(experiment)
+    backbone, loaded = first_backbone(experiment, checkpoint)
     return Inputs(measure_deep(backbone, data, experiment.data.batch_size, progress), None, backbone, loaded)
 
 

@@ -205,7 +205,7 @@ def test_a_checkpoint_gives_the_task_back(artifacts, index):
 def test_a_classifier_takes_the_encoder_of_a_joint_run_and_back(run, artifacts, tmp_path):
     state = torch.load(artifacts / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     (name,) = [name for name in state if name.endswith("layer1.0.conv1.weight")]
-    loaded = load_backbone("test_resnet", 32, f"run:{run.info.run_id}")
+    loaded = load_backbone("test_resnet", 32, f"run:{run.info.run_id}", artifacts / "checkpoints/best.ckpt")
     assert loaded.source == f"run:{run.info.run_id}"
     assert torch.equal(loaded.backbone.state_dict()["layer1.0.conv1.weight"], state[name])
 

@@ -41,7 +41,7 @@ class Step:
     source: str
 
 
-_HERE = "skincancer.images"
+_HERE = "skincancer.imaging.cleaning"
 STEPS: dict[str, Step] = {
     "hair": Step(f"{_HERE}.hair:dull_razor", "repair", "dark and light hair shaved off (DullRazor)", "Lee et al. 1997"),
     "hair_blackhat": Step(
@@ -49,15 +49,15 @@ STEPS: dict[str, Step] = {
     ),
     "glare": Step(f"{_HERE}.glare:fill_glare", "repair", "reflections and gel bubbles filled", "Barata et al. 2012"),
     "colour": Step(
-        f"{_HERE}.colour:shades_of_grey", "image", "colour of the light taken out: shades of grey, p = 6", "Finlayson and Trezzi 2004"
+        f"{_HERE}.illumination:shades_of_grey", "image", "colour of the light taken out: shades of grey, p = 6", "Finlayson and Trezzi 2004"
     ),
-    "colour_grey_world": Step(f"{_HERE}.colour:grey_world", "image", "the same by grey-world, p = 1", "Buchsbaum 1980"),
-    "colour_max_rgb": Step(f"{_HERE}.colour:max_rgb", "image", "the same by max-RGB, p = ∞", "Land and McCann 1971"),
+    "colour_grey_world": Step(f"{_HERE}.illumination:grey_world", "image", "the same by grey-world, p = 1", "Buchsbaum 1980"),
+    "colour_max_rgb": Step(f"{_HERE}.illumination:max_rgb", "image", "the same by max-RGB, p = ∞", "Land and McCann 1971"),
     "contrast": Step(
-        f"{_HERE}.contrast:adaptive_sigmoid", "image", "lesion darkened against the skin by a sigmoid",
+        f"{_HERE}.illumination:adaptive_sigmoid", "image", "lesion darkened against the skin by a sigmoid",
         "Braun and Fairchild 1999, Otsu 1979"
     ),
-    "contrast_clahe": Step(f"{_HERE}.contrast:clahe", "image", "lightness equalised in tiles (CLAHE)", "Zuiderveld 1994"),
+    "contrast_clahe": Step(f"{_HERE}.illumination:clahe", "image", "lightness equalised in tiles (CLAHE)", "Zuiderveld 1994"),
     "frame": Step(f"{_HERE}.frame:frame_box", "box", "black border or vignette cut away", "after Gessert et al. 2020"),
 }  # fmt: skip
 
