@@ -20,7 +20,6 @@ from skincancer.system.console import make_console, make_table, progress_bars, r
 from skincancer.system.credentials import hide
 from skincancer.system.files import check_folder
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
-from skincancer.system.provenance import git_tags
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -130,7 +129,7 @@ def _log(store: RunStore, found: Comparison, out: Path | None, console: Console)
     group = f"{found.dataset}-{runs[0].params['task']}"
     ids = " ".join(run.run_id for run in runs)
     tags = {
-        "kind": "compare", **git_tags(), "synthetic": str(found.synthetic).lower(),
+        "kind": "compare", "synthetic": str(found.synthetic).lower(),
         "compared_runs": ids if len(ids) <= _MOST_TAG else f"see {COMPARED_RUNS}", "mlflow.note.content": _links(found),
     }  # fmt: skip
     title = f"compare {_short(names)} {' '.join(splits)}"
@@ -162,11 +161,8 @@ def _links(found: Comparison) -> str:
         for run in cell.runs
     ]
     more = len(lines) - _MOST_LINKS
-    return (
-        "Compared runs\n\n"
-        + "\n".join(lines[:_MOST_LINKS])
-        + (f"\n- and {more} more: {COMPARED_RUNS}" if more > 0 else "")
-    )
+    rest = f"\n- and {more} more: {COMPARED_RUNS}" if more > 0 else ""
+    return "Compared runs\n\n" + "\n".join(lines[:_MOST_LINKS]) + rest
 
 
 def _short(names: Sequence[str]) -> str:

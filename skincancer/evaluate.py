@@ -120,7 +120,9 @@ def _parser() -> ArgumentParser:
         "data is as the run had it; data.size, resize, clean, crop and crop_margin always are.",
         exit_on_error=False, allow_abbrev=False, default_env=False,
     )  # fmt: skip
-    parser.add_argument("--run", type=str, nargs="+", metavar="RUN_ID", help="a finished fit; several: their ensemble")
+    parser.add_argument(
+        "--run", type=str, nargs="+", metavar="RUN_ID", help="a finished fit or NAME@ALIAS; several: their ensemble"
+    )
     parser.add_argument("--part", type=str, metavar="all|test", help="every image (default), or the split's test part")
     parser.add_argument(
         "--map", type=str, nargs="+", metavar="TARGET=CLASS+CLASS", help="classes to compare in, or a YAML file of them"

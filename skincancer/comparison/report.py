@@ -17,14 +17,6 @@ from skincancer.runs import artifacts
 from skincancer.visualization.html import Picture, Section, Table, Text, write_page
 from skincancer.visualization.style import save
 
-FILES = (
-    artifacts.COMPARISON_PAGE,
-    artifacts.COMPARISON_TABLE,
-    artifacts.COMPARISON_TESTS,
-    artifacts.COMPARISON_PUBLISHED,
-    artifacts.COMPARISON_LATEX,
-    artifacts.COMPARED_RUNS,
-)
 _CAPTIONS = {
     "intervals": "Each method at each split: the metric, and its 95 % interval over lesions.",
     "roc": "ROC curves on each run's own test images: mean over classes and seeds.",
@@ -246,7 +238,7 @@ def write_files(found: Comparison, folder: Path) -> list[Path]:
         warnings(found),
         footer,
     )
-    return [*(folder / name for name in FILES), *sorted((folder / artifacts.FIGURES).iterdir())]
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _latex(found: Comparison) -> str:

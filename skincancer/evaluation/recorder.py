@@ -29,11 +29,11 @@ from skincancer.reports.task_outputs import OUTCOMES, write_subgroups
 from skincancer.runs import artifacts
 from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.finished import Validation
-from skincancer.runs.lifecycle import Run, start_run
+from skincancer.runs.lifecycle import RunWriter, start_run
 from skincancer.runs.store import RunStore
 from skincancer.system.console import warn
 from skincancer.system.interrupts import uninterrupted
-from skincancer.system.provenance import environment_text, git_tags
+from skincancer.system.provenance import environment_text
 from skincancer.visualization.classification import reliability_change
 from skincancer.visualization.style import save
 from skincancer.visualization.tables import intervals_table
@@ -151,13 +151,12 @@ class EvaluationRecorder:
         return dict(sorted(Counter(self.evaluation.seen["reason"]).items()))
 
     @contextlib.contextmanager
-    def start(self) -> Iterator[Run]:
+    def start(self) -> Iterator[RunWriter]:
         """Start the run and log all that is known before predicting; at the end, tag the evaluated runs."""
         evaluation, data = self.evaluation, self.data
         tags = {
             "kind": "evaluate",
             EVALUATED: " ".join(run.id or run.name for run in evaluation.runs),
-            **git_tags(),
             **data_tags(data),
         }
         group = f"{data.entry.name}-{self.experiment.task}"
@@ -200,7 +199,7 @@ class EvaluationRecorder:
             "test_images": len(rows), "test_lesions": rows["lesion_id"].nunique(),
         }  # fmt: skip
 
-    def _write_start(self, run: Run) -> None:
+    def _write_start(self, run: RunWriter) -> None:
         data, seen = self.data, self.evaluation.seen
         for number, evaluated in enumerate(self.evaluation.runs):
             text = evaluated.file(artifacts.CONFIG_FILE).read_text(encoding="utf-8")
@@ -209,14 +208,12 @@ class EvaluationRecorder:
         for mapping in self.evaluation.mappings[:1]:
             malignant = mapping.malignant(self.evaluation.runs[0].malignant)
             split = split.assign(label=mapping.data_label(split["label"].to_numpy(np.int64)))
-        run.write_text(artifacts.CLASSES_FILE, artifacts.classes_json(data.classes, malignant))
-        run.write_text(artifacts.SPLIT_FILE, split.to_csv(index=False))
-        run.write_text(
-            artifacts.DROPPED_FILE,
-            pd.concat([data.dropped, seen.assign(reason=seen["reason"].map(REASONS))]).to_csv(index=False),
-        )
+        run.write_classes(data.classes, malignant)
+        run.write_table(artifacts.SPLIT_FILE, split)
+        dropped = pd.concat([data.dropped, seen.assign(reason=seen["reason"].map(REASONS))])
+        run.write_table(artifacts.DROPPED_FILE, dropped)
         if len(self.evaluation.similar):
-            run.write_text(artifacts.NEAR_DUPLICATES_FILE, self.evaluation.similar.to_csv(index=False))
+            run.write_table(artifacts.NEAR_DUPLICATES_FILE, self.evaluation.similar)
         run.write_text(artifacts.ENVIRONMENT_FILE, environment_text())
         log_dataset(data, "test", self.split)
 
@@ -227,7 +224,7 @@ class EvaluationRecorder:
             with uninterrupted():
                 client.set_tag(run_id, EVALUATED_BY, " ".join([*before, self.run_id]))
 
-    def finish(self, run: Run, predictions: Any, task: Any) -> None:
+    def finish(self, run: RunWriter, predictions: Any, task: Any) -> None:
         """Write the predictions; compute metrics, intervals, operating point, calibration and figures from the tables; log everything.
 
         Args:
@@ -251,19 +248,17 @@ class EvaluationRecorder:
                 metrics |= values
             if subgroups := write_subgroups(run.folder):
                 run.log_file(subgroups.name)
-        (run.folder / artifacts.FIGURES).mkdir()
         for name, figure in drawn:
-            save(figure, run.folder / artifacts.figure_file(name))
+            save(figure, run.figure_path(name))
         for name, table in found:
-            run.write_text(name, table.to_csv(index=False))
-        run.log_metrics({name: value for name, value in metrics.items() if np.isfinite(value)})
+            run.write_table(name, table)
+        run.log_results(metrics)
         for name in (artifacts.PREDICTIONS, artifacts.FIGURES):
-            with uninterrupted():
-                run.store.client.log_artifacts(run.run_id, str(run.folder / name), name)
+            run.log_folder(name)
         write_evaluation_report(run.folder, run.record, self.title, self.data.entry, self.tables, self.evaluation.notes)
         run.log_file(artifacts.REPORT_FILE)
 
-    def _keep_validation(self, run: Run) -> Validation | None:
+    def _keep_validation(self, run: RunWriter) -> Validation | None:
         """Write the validation predictions in the classes compared: what threshold and temperature are chosen on."""
         found, why = mapped_validation(self.evaluation)
         if found is None:
@@ -278,12 +273,12 @@ class EvaluationRecorder:
         write_predictions(table, run.folder / artifacts.predictions_file("val"))
         return found
 
-    def _test(self, run: Run) -> tuple[pd.DataFrame, Any, Any]:
+    def _test(self, run: RunWriter) -> tuple[pd.DataFrame, Any, Any]:
         table, label, probability = read_predictions(run.folder / artifacts.predictions_file("test"), self.data.classes)
         known = label >= 0
         return table[known], label[known], probability[known]
 
-    def _operate(self, run: Run) -> tuple[str, pd.DataFrame, dict[str, float]]:
+    def _operate(self, run: RunWriter) -> tuple[str, pd.DataFrame, dict[str, float]]:
         """Choose a threshold on validation and measure it on test."""
         name, nothing = artifacts.OPERATING_POINTS_FILE, pd.DataFrame()
         found, classes = self.validation, self.data.classes
@@ -328,7 +323,9 @@ class EvaluationRecorder:
         values = _values(measured, f"_{POINT}")
         return name, measured.assign(**head)[[*head, *measured.columns]], {f"threshold_{POINT}": threshold, **values}
 
-    def _calibrate(self, run: Run, drawn: list[tuple[str, Any]]) -> list[tuple[str, pd.DataFrame, dict[str, float]]]:
+    def _calibrate(
+        self, run: RunWriter, drawn: list[tuple[str, Any]]
+    ) -> list[tuple[str, pd.DataFrame, dict[str, float]]]:
         """Fit a temperature on validation and measure calibration on test, before and after."""
         found, classes = self.validation, self.data.classes
         if found is None or not len(found.label):
@@ -350,13 +347,8 @@ class EvaluationRecorder:
         values = _values(after_rows, "_after_temperature")
         before_rows = measured[measured["stage"] == "before"]
         values |= _values(before_rows[before_rows["metric"] != "ece"])  # which is a metric already
-        return [
-            (
-                artifacts.CALIBRATION_FILE,
-                measured.assign(temperature=temperature),
-                {"temperature": temperature, **values},
-            )
-        ]
+        values["temperature"] = temperature
+        return [(artifacts.CALIBRATION_FILE, measured.assign(temperature=temperature), values)]
 
     def report(self) -> None:
         """Print the tables, the run id and the store."""

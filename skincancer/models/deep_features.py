@@ -81,10 +81,6 @@ def deep_table(values: npt.NDArray[np.float32]) -> pd.DataFrame:
 def first_backbone(experiment: Experiment, checkpoint: Path | None = None) -> tuple[DeepFeatures, Loaded]:
     """Return an experiment's backbone with the weights that `model.weights` names, and where these really came from.
 
-    Args:
-        experiment: resolved.
-        checkpoint: local file of the weights where `model.weights` is run:RUN_ID.
-
     Raises:
         WeightsError: they cannot be had.
     """

@@ -6,30 +6,35 @@ Only this module ends a run: FINISHED after the last artifact, FAILED with the r
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from skincancer.errors import ConfigError, RunError
-from skincancer.runs.artifacts import LAST_CHECKPOINT
+from skincancer.runs.artifacts import CLASSES_FILE, CONFIG_FILE, FIGURES, LAST_CHECKPOINT, classes_json, figure_file
 from skincancer.runs.store import RunStore
+from skincancer.schema import Experiment
 from skincancer.system.console import make_console
 from skincancer.system.credentials import hide, shown, tell_error
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive, owner_tags
 from skincancer.system.interrupts import Interrupted, uninterrupted
+from skincancer.system.provenance import git_tags
+from skincancer.system.yaml_files import dump_yaml
 
 HEARTBEAT_SECONDS = 30.0
 STATE_TAG = "trial_state"
@@ -81,7 +86,7 @@ def silent_seconds(run: MlflowRun) -> float:
 
 
 @dataclass
-class Run:
+class RunWriter:
     """Writer of one run in MLflow.
 
     Attributes:
@@ -112,6 +117,10 @@ class Run:
         with uninterrupted():
             self.store.client.log_batch(self.run_id, metrics=batch)
 
+    def log_results(self, metrics: Mapping[str, float]) -> None:
+        """Log final metrics without those that are undefined."""
+        self.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)})
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags in one call."""
         with uninterrupted():
@@ -127,10 +136,32 @@ class Run:
         with uninterrupted():
             self.store.client.log_artifact(self.run_id, str(self.folder / name), None if parent == "." else parent)
 
+    def log_folder(self, name: str) -> None:
+        """Log all files of a folder in the working folder."""
+        with uninterrupted():
+            self.store.client.log_artifacts(self.run_id, str(self.folder / name), name)
+
     def write_text(self, name: str, text: str) -> None:
         """Write a text file and log it."""
         write_whole(self.folder / name, text)
         self.log_file(name)
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table as CSV and log it."""
+        self.write_text(name, table.to_csv(index=False))
+
+    def write_config(self, experiment: Experiment) -> None:
+        """Write config.yaml and log it."""
+        self.write_text(CONFIG_FILE, dump_yaml(experiment.kept()))
+
+    def write_classes(self, classes: Sequence[str], malignant: Sequence[str]) -> None:
+        """Write classes.json and log it."""
+        self.write_text(CLASSES_FILE, classes_json(classes, malignant))
+
+    def figure_path(self, name: str) -> Path:
+        """Return the local path that a figure is to be saved at. `log_folder(FIGURES)` logs all figures."""
+        (self.folder / FIGURES).mkdir(exist_ok=True)
+        return self.folder / figure_file(name)
 
     def close(self, status: str, reason: str) -> None:
         """End the run from another thread than that of `start_run`, before the process exits."""
@@ -158,7 +189,7 @@ def start_run(
     system_metrics: bool = True,
     resume: str | None = None,
     keep: bool = True,
-) -> Iterator[Run]:
+) -> Iterator[RunWriter]:
     """Start or resume a run, and record how the run ended when the block ends.
 
     The end is FINISHED; FAILED, with the error as tag `status_reason`, if the block raised; KILLED if it was interrupted.
@@ -167,7 +198,7 @@ def start_run(
         store: MLflow store.
         group: name of the MLflow experiment.
         name: name of the run.
-        tags: tags of the run, with `kind`. Tags of the process are added.
+        tags: tags of the run, with `kind`. Tags of the git checkout and of the process are added.
         system_metrics: log CPU, memory and GPU use.
         resume: id of an interrupted run, checked by `check_resumable`.
         keep: keep the working folder after an end other than FINISHED, so that the run can be resumed.
@@ -175,10 +206,10 @@ def start_run(
     number = store.experiment_id(group)
     # The fluent API writes into the store that was opened last.
     mlflow.set_tracking_uri(store.uri)
-    all_tags = {**tags, **owner_tags(), "heartbeat": _now(), "status_reason": ""}
+    all_tags = {**git_tags(), **tags, **owner_tags(), "heartbeat": _now(), "status_reason": ""}
     if system_metrics:
         mlflow.set_system_metrics_sampling_interval(10)
-    run: Run | None = None
+    run: RunWriter | None = None
     try:
         with uninterrupted():
             active = mlflow.start_run(
@@ -191,7 +222,7 @@ def start_run(
             )
             run_id = active.info.run_id
             folder = store.work_folder / run_id
-            run = Run(store, run_id, folder)
+            run = RunWriter(store, run_id, folder)
             folder.mkdir(parents=True, exist_ok=True)
             run.set_tags({**all_tags, "work_folder": str(folder)})
         threading.Thread(target=run._beat, name="heartbeat", daemon=True).start()
@@ -206,7 +237,7 @@ def start_run(
         _end(run, "FINISHED", "", keep=False)
 
 
-def _end(run: Run | None, status: str, reason: str, keep: bool) -> None:
+def _end(run: RunWriter | None, status: str, reason: str, keep: bool) -> None:
     try:
         if run is not None:
             run._stop.set()

@@ -22,9 +22,9 @@ from skincancer.data.catalog import SYNTHETIC_NOTE
 from skincancer.data.prepare import PreparedData
 from skincancer.errors import RunError
 from skincancer.metrics.names import best_name
-from skincancer.runs.artifacts import BEST_FILE, CONFIG_FILE, FIGURES, TRIALS_FILE, figure_file
+from skincancer.runs.artifacts import BEST_FILE, TRIALS_FILE, figure_file
 from skincancer.runs.dataset_inputs import data_tags
-from skincancer.runs.lifecycle import Run, silent_seconds, start_run
+from skincancer.runs.lifecycle import RunWriter, silent_seconds, start_run
 from skincancer.runs.store import RunStore
 from skincancer.sweeps.figures import sweep_figures
 from skincancer.sweeps.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts
@@ -32,7 +32,6 @@ from skincancer.system.console import make_table
 from skincancer.system.credentials import shown
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive
-from skincancer.system.provenance import git_tags
 from skincancer.system.yaml_files import dump_yaml
 from skincancer.visualization.style import save
 
@@ -55,23 +54,17 @@ class SweepRecord:
     def __init__(
         self, sweep: Sweep, name: str, data: PreparedData, console: Console, places: Mapping[str, Any], store: RunStore
     ) -> None:
-        self.sweep, self.name, self.data, self.console, self.places, self.store = (
-            sweep,
-            name,
-            data,
-            console,
-            places,
-            store,
-        )
+        self.sweep, self.name, self.data, self.store = sweep, name, data, store
+        self.console, self.places = console, places
         self.folder = own_folder(store.sweeps_folder / name, sweep.study.user_attrs.get("parent_run"))
         self.objective = best_name(sweep.base.training.monitor)
         self.note = SYNTHETIC_NOTE if data.entry.synthetic else ""
-        self.run: Run | None = None
+        self.run: RunWriter | None = None
         self._best = -1
         self._told = {trial.number for trial in sweep.trials() if trial.state.is_finished()}
 
     @contextlib.contextmanager
-    def start(self, trials: int) -> Iterator[Run]:
+    def start(self, trials: int) -> Iterator[RunWriter]:
         """Start the sweep's MLflow run, or go on with it; `trials` are to be in all.
 
         Raises:
@@ -82,7 +75,7 @@ class SweepRecord:
         if before:
             _check_parent(self.store, before, self.name)
         self.sweep.begin(trials)
-        tags = {"kind": "sweep", **git_tags(), **data_tags(self.data), "trials": str(self.sweep.total)}
+        tags = {"kind": "sweep", **data_tags(self.data), "trials": str(self.sweep.total)}
         group = f"{self.data.entry.name}-{base.task}"
         with start_run(self.store, group, f"sweep {self.name}", tags, system_metrics=False, resume=before) as run:
             self.run = run
@@ -95,7 +88,7 @@ class SweepRecord:
                 "objective": self.objective, "sampler": plan.sampler, "pruner": plan.pruner, "search": json.dumps(plan.search),
             }  # fmt: skip
             run.log_params(params)
-            run.write_text(CONFIG_FILE, dump_yaml(base.kept()))
+            run.write_config(base)
             yield run
 
     @contextlib.contextmanager
@@ -188,14 +181,13 @@ class SweepRecord:
         kept = experiment.kept(name=f"{self.sweep.base.name}_best", description=text, search={})
         return f"# the same numbers again: {_fit_command(best, BEST_FILE)}\n{dump_yaml(kept)}"
 
-    def finish(self, run: Run) -> None:
+    def finish(self, run: RunWriter) -> None:
         """Log the table of trials, the best configuration, and the figures."""
         self._keep_best()
-        run.write_text(TRIALS_FILE, trials_table(self.sweep, self.objective).to_csv(index=False))
-        (run.folder / FIGURES).mkdir(exist_ok=True)
+        run.write_table(TRIALS_FILE, trials_table(self.sweep, self.objective))
         title = f"{self.name} · {self.objective}"
         for name, figure in sweep_figures(self.sweep.study, self.objective, title, self.note):
-            save(figure, run.folder / figure_file(name))
+            save(figure, run.figure_path(name))
             run.log_file(figure_file(name))
 
     def report(self) -> None:

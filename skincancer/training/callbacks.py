@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 
 from skincancer.models.tasks.base import Task
 from skincancer.runs.artifacts import EPOCHS_FILE
-from skincancer.runs.lifecycle import Run
+from skincancer.runs.lifecycle import RunWriter
 from skincancer.sweeps.trial import TrialLink
 
 
@@ -23,7 +23,7 @@ class EpochRecord(Callback):
     alone), optimizer_steps and images_seen (both since the run's start).
     """
 
-    def __init__(self, run: Run | None) -> None:
+    def __init__(self, run: RunWriter | None) -> None:
         self.run = run
         self.rows: list[dict[str, float]] = []
         self.images_seen = 0

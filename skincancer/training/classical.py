@@ -44,12 +44,6 @@ def find_inputs(
 ) -> Inputs:
     """Take the hand-made features of the data, or ask the backbone for its own, or open what it has said.
 
-    Args:
-        experiment: resolved.
-        data: prepared.
-        progress: makes progress callbacks by title.
-        checkpoint: local file of the backbone's weights where `model.weights` is run:RUN_ID.
-
     Raises:
         DataError: a class has too few lesions for the SVM's calibration.
         WeightsError: the backbone's weights cannot be had.

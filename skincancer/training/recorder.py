@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
@@ -35,15 +34,14 @@ from skincancer.reports.thumbnails import store_thumbnails
 from skincancer.runs import artifacts
 from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.finished import FinishedRun
-from skincancer.runs.lifecycle import STATE_TAG, Run, check_resumable, has_checkpoint, start_run
+from skincancer.runs.lifecycle import STATE_TAG, RunWriter, check_resumable, has_checkpoint, start_run
 from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment
 from skincancer.sweeps.trial import TrialLink
 from skincancer.system.console import make_table, progress_bars, warn
 from skincancer.system.hardware import device_name
 from skincancer.system.interrupts import uninterrupted
-from skincancer.system.provenance import environment_text, git_tags, model_requirements
-from skincancer.system.yaml_files import dump_yaml
+from skincancer.system.provenance import environment_text, model_requirements
 from skincancer.training.callbacks import EpochRecord
 from skincancer.training.classical import Inputs
 from skincancer.training.launch import is_rank_zero
@@ -162,7 +160,7 @@ class FitRecorder:
             self.console.print(Text(loaded.note))
 
     @contextlib.contextmanager
-    def start(self, weights: str, resume: str | None = None) -> Iterator[Run | None]:
+    def start(self, weights: str, resume: str | None = None) -> Iterator[RunWriter | None]:
         """Start the run and log all that is known before training; yield None on ranks above 0."""
         client = self.store.client
         if not is_rank_zero():
@@ -193,7 +191,7 @@ class FitRecorder:
                     f"{first!r} and now they are {weights!r}. Start a new run."
                 )
         device = device_name(experiment.trainer.accelerator)
-        tags = {"kind": "fit", **git_tags(), **data_tags(data), "device": device}
+        tags = {"kind": "fit", **data_tags(data), "device": device}
         name = f"{experiment.name} {experiment.data.split} s{experiment.seed}"
         if self.trial:
             tags |= self.trial.tags()
@@ -215,26 +213,26 @@ class FitRecorder:
                 self._write_start(run)
             yield run
 
-    def _write_start(self, run: Run) -> None:
+    def _write_start(self, run: RunWriter) -> None:
         data = self.data
-        run.write_text(artifacts.CONFIG_FILE, dump_yaml(self.experiment.kept()))
+        run.write_config(self.experiment)
         settings = self.experiment.data
         malignant = malignant_classes(data.entry, data.classes, settings.target, tuple(settings.malignant))
-        run.write_text(artifacts.CLASSES_FILE, artifacts.classes_json(data.classes, malignant))
-        run.write_text(artifacts.SPLIT_FILE, data.split_table.to_csv(index=False))
-        run.write_text(artifacts.DROPPED_FILE, data.dropped.to_csv(index=False))
+        run.write_classes(data.classes, malignant)
+        run.write_table(artifacts.SPLIT_FILE, data.split_table)
+        run.write_table(artifacts.DROPPED_FILE, data.dropped)
         if self.audited:
             run.write_text(artifacts.AUDIT_FILE, f"{self.audited}\n")
-        run.write_text(artifacts.DIGESTS_FILE, digest_table(data.index, data.store.images).to_csv(index=False))
+        run.write_table(artifacts.DIGESTS_FILE, digest_table(data.index, data.store.images))
         with progress_bars(self.console) as bars:
             whole = open_whole(data.index, image_root(data.root), data.store, settings, bars)
         write_fingerprints(run.folder / artifacts.FINGERPRINTS_FILE, data.index, *whole)
         run.log_file(artifacts.FINGERPRINTS_FILE)
         run.write_text(artifacts.ENVIRONMENT_FILE, environment_text())
         if settings.crop:
-            run.write_text(artifacts.CROPS_FILE, data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))
+            run.write_table(artifacts.CROPS_FILE, data.store.table[["image_id", *CROP_COLUMNS]])
         if self.inputs and self.inputs.measured:
-            run.write_text(artifacts.MASKS_FILE, self.inputs.measured.table[["image_id", "masks"]].to_csv(index=False))
+            run.write_table(artifacts.MASKS_FILE, self.inputs.measured.table[["image_id", "masks"]])
         if (settings.crop or self.experiment.model.is_hand_made) and settings.masks.startswith(RUN):
             # Keep a copy that `predict --run` and `data.masks` accept, for machines that do not have the segmenter's run.
             segmenter = FinishedRun(settings.masks.removeprefix(RUN), self.store)
@@ -251,7 +249,7 @@ class FitRecorder:
         if self.run_id:
             write_predictions(self.outcome.table(predictions), self.folder / artifacts.predictions_file(part))
 
-    def finish(self, run: Run | None, record: EpochRecord | None, best_epoch: int, task: Any) -> None:
+    def finish(self, run: RunWriter | None, record: EpochRecord | None, best_epoch: int, task: Any) -> None:
         """Compute metrics, intervals and figures from the written tables, and log everything.
 
         Args:
@@ -270,13 +268,12 @@ class FitRecorder:
         values = self.intervals.set_index("metric")["value"].astype(float)
         test = {f"test/{name}": float(value) for name, value in values.items()}
         chosen = self.outcome.chosen(task)
-        run.log_metrics({name: value for name, value in {**best, **test, **chosen}.items() if np.isfinite(value)})
-        (run.folder / artifacts.FIGURES).mkdir(exist_ok=True)
+        run.log_results({**best, **test, **chosen})
         if record:
             curves = learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
-            save(curves, run.folder / artifacts.figure_file("learning_curves"))
+            save(curves, run.figure_path("learning_curves"))
         for name, figure in self.outcome.figures(self.folder, task, f"{self.title} · test", self.note):
-            save(figure, run.folder / artifacts.figure_file(name))
+            save(figure, run.figure_path(name))
         if not self.experiment.model.is_network:
             write_errors(self.folder, self.data.classes)
             run.log_file(artifacts.ERRORS_FILE)
@@ -288,20 +285,19 @@ class FitRecorder:
         if self.outcome.classes and (subgroups := write_subgroups(self.folder)):
             run.log_file(subgroups.name)
         for name in (artifacts.PREDICTIONS, artifacts.FIGURES):
-            with uninterrupted():
-                run.store.client.log_artifacts(run.run_id, str(run.folder / name), name)
+            run.log_folder(name)
         write_report(self.folder, run.record, store_thumbnails(self.data))
         run.log_file(artifacts.REPORT_FILE)
         self._log_model()
 
-    def finish_trial(self, run: Run | None, record: EpochRecord | None, best_epoch: int = 0) -> None:
+    def finish_trial(self, run: RunWriter | None, record: EpochRecord | None, best_epoch: int = 0) -> None:
         """Log what a trial of a sweep leaves: its epochs and, unless it was pruned (no best epoch), the validation part."""
         assert run is not None
         assert self.trial is not None
         objective = None
         if best_epoch or not record:
             best = self._best(record, best_epoch)
-            run.log_metrics({name: value for name, value in best.items() if np.isfinite(value)})
+            run.log_results(best)
             run.log_file(artifacts.predictions_file("val"))
             objective = best[best_name(self.experiment.training.monitor)]
         if record:
@@ -320,7 +316,7 @@ class FitRecorder:
         at_best = self.epochs.loc[self.epochs["epoch"] == best_epoch, monitor]
         return {best_name(monitor): float(at_best.iloc[0]), **best, "best_epoch": best_epoch}
 
-    def _explain(self, run: Run, task: Any) -> None:
+    def _explain(self, run: RunWriter, task: Any) -> None:
         settings = self.experiment.data
         missing = explain_run(
             self.folder, self.data, task, resize=settings.resize, batch_size=settings.batch_size,

@@ -22,6 +22,7 @@ from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation import external
 from skincancer.imaging.quality import measure
+from skincancer.runs import registry
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.store import RunStore, connect
 from skincancer.schema import Experiment
@@ -200,6 +201,15 @@ def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_pa
     older, _ = evaluated(f"--run={own}", *asked)
     assert "near-duplicates cannot be found" in capsys.readouterr().out
     assert older.data.params["fingerprints"] == "false"
+
+
+def test_a_registered_model_is_evaluated_as_its_run(run):
+    registry.register(connect(None), run.info.run_id, registry.parse_target("lesions"))
+    found, _ = evaluated("--run=lesions@candidate", "--part=test")
+    assert found.data.tags["evaluated_run"] == run.info.run_id
+    assert found.data.metrics["test/accuracy"] == run.data.metrics["test/accuracy"]
+    again = connect(None).get_run(run.info.run_id)
+    assert found.info.run_id in again.data.tags["evaluated_by"].split()
 
 
 def test_a_run_of_an_older_version_is_told_loudly(run, artifacts, edited, tmp_path, capsys):

@@ -4,6 +4,7 @@ import gc
 import json
 import re
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -112,3 +113,20 @@ def test_weights_of_a_run_are_a_local_file_while_the_block_runs(store):
     for weights in ("auto", "none", "best.ckpt"):
         with weights_file(weights, RunStore()) as path:
             assert path is None
+
+
+def test_a_writer_writes_into_its_own_store(store, tmp_path):
+    first, second = RunStore().open(), RunStore(f"sqlite:///{tmp_path}/other/mlflow.db").open()
+    assert mlflow.get_tracking_uri() == second.uri
+    with start_run(first, "demo", "x", {"kind": "fit"}, system_metrics=False) as run:
+        run.write_classes(["a", "b"], ["b"])
+        run.write_table("table.csv", pd.DataFrame({"a": [1.5]}))
+        run.log_results({"good": 0.5, "undefined": float("nan")})
+        run.figure_path("roc").write_bytes(b"png")
+        run.log_folder("figures")
+    finished = FinishedRun(run.run_id, first)
+    assert finished.metrics == {"good": 0.5}
+    assert "git_commit" in finished.tags
+    assert finished.has("figures/roc.png")
+    assert finished.table("table.csv")["a"].tolist() == [1.5]
+    assert finished.malignant == ("b",)
