@@ -220,7 +220,7 @@ def find_runs(*, kind: str = "fit", uri: str | None = None, **params: Any) -> pd
     for name, value in params.items():
         if name not in table:
             raise ConfigError(
-                f"find_runs: {name} is no param of these runs.{nearest(name, table)} Use one of {', '.join(table)}."
+                f"find_runs: {name} is no param of these runs.{nearest(name, list(map(str, table.columns)))} Use one of {', '.join(map(str, table.columns))}."
             )
         table = table[table[name] == str(value)]
     return table.reset_index(drop=True)
