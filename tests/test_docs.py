@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).parents[1]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 VERBS = {verb.__name__.rpartition(".")[2]: verb for verb in (compare, evaluate, fit, predict, prepare, sweep, ui)}
 # capitals and a home are of the reader; the demo is all that there is here
-PLACEHOLDER = re.compile(r"~|\$|\b[A-Z][A-Z_]{2,}\b|\bRUN_\w\b|@|postgresql:|\.yaml|--(worker|reap)\b|--data\.groups")
+PLACEHOLDER = re.compile(r"~|\$|\b[A-Z][A-Z_]{2,}\b|\bRUN_\w\b|@|postgresql:|\.yaml|--(worker|reap|trainer\.devices)\b|--data\.groups")
 DATA_FLAGS = ("--data.dataset", "--dataset")
 
 
