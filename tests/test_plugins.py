@@ -370,11 +370,33 @@ def test_installed_plugins_are_loaded_and_recorded_where_they_are_used(installed
 def test_a_broken_installed_plugin_is_named_with_how_to_leave_it_out(installed, capsys):
     shown = error_of(capsys, fit.main, EXPERIMENT, "--dry_run")
     assert "plugin bad_package cannot be imported: RuntimeError: built for another version (" in shown
-    assert "It is the entry point bad of an installed package. Leave it out with --plugin no:bad." in shown
+    assert (
+        "It is the entry point bad of an installed package. Leave it out with --plugin no:bad, or uninstall the package."
+        in shown
+    )
 
 
 def test_help_of_the_front_door_loads_no_plugin(installed):
     assert main(["--help"]) == 0
+
+
+def test_a_run_needs_no_installed_plugin_but_its_own(installed):
+    load_plugins([])
+    with pytest.raises(ConfigError, match="plugin bad_package cannot be imported"):
+        load_plugins([], installed=True)
+
+
+def test_parts_of_a_notebook_work_in_it_alone(write_plugin, monkeypatch):
+    def part(logits, label, weight): ...
+
+    part.__module__ = "__main__"
+    plugins.register_loss("of_a_notebook")(part)
+    experiment, _ = fit.resolve("densenet169_undersample", {"model.loss.name": "of_a_notebook"})
+    assert experiment.plugins == ["__main__"]
+    load_plugins(["__main__"])
+    monkeypatch.setattr(plugins, "_parts", [])
+    with pytest.raises(ConfigError, match="a script or a notebook registered parts of this run"):
+        load_plugins(["__main__"])
 
 
 # ---------------------------------------------------------------------------------------------------------- augmentations
