@@ -73,6 +73,8 @@ CLINIC = """
     @register_callback("watcher")
     class Watcher(Callback):
         def on_train_epoch_end(self, trainer, module):
+            if os.environ.get("PLUGIN_BREAKS") == str(trainer.current_epoch):
+                raise RuntimeError("broken on purpose")
             with SEEN.open("a") as file:
                 row = {"epoch": trainer.current_epoch, "loss": getattr(module, "class_loss", margin).__name__, "rank": trainer.global_rank}
                 print(json.dumps(row), file=file)
@@ -168,6 +170,17 @@ def test_without_its_plugin_a_run_says_what_is_missing(clinic, tiny_demo, store,
     with pytest.raises(ConfigError, match="plugin clinic_parts: there is no module"):
         mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
     assert model.is_dir()
+
+
+def test_a_resumed_run_imports_its_plugin(clinic, tiny_demo, store, monkeypatch):
+    monkeypatch.setenv("PLUGIN_BREAKS", "1")
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        fit.main([EXPERIMENT, *OWN, *FLAGS, f"--data.root={tiny_demo}"])
+    monkeypatch.delenv("PLUGIN_BREAKS")
+    forget("clinic_parts")
+    assert fit.main(["--resume", only_run().info.run_id]) == 0
+    assert only_run().info.status == "FINISHED"
+    assert [json.loads(line)["epoch"] for line in Path("seen.jsonl").read_text().splitlines()] == [0, 1]
 
 
 def test_a_loss_of_masks_trains_a_segmenter(clinic, tiny_demo, store):
