@@ -148,7 +148,7 @@ def load_plugins(names: Iterable[str], installed: bool = False) -> None:
 
     Args:
         names: modules, and entry points to leave out as `no:NAME`.
-        installed: import the entry points of installed packages too. A run does not need that, because it names those that it uses.
+        installed: import the entry points of installed packages too. Runs name the modules of the parts in use.
 
     Raises:
         ConfigError: a module is missing or fails, or a part cannot be registered.
