@@ -386,7 +386,7 @@ def test_a_listing_that_lacks_something_is_told(server, tmp_path, change, told):
         (["malignant_vs_benign", "--download"], r"account or a request. By hand: Kaggle, https://www\.kaggle\.com"),
         (["ph2", "--download"], r"By hand: On request at https://www\.fc\.up\.pt/addi/"),
         (["demo", "--download"], "demo has nothing to download"),
-        (["folder", "--download"], "folder has nothing to download. Name your own folder"),
+        (["folder", "--download"], "folder has nothing to download. Set --data.root to your folder"),
         (["csv", "--download"], "csv has nothing to download"),
         (["ham10000", "--accept-licence"], "--accept-licence goes with --download"),
         (
