@@ -221,7 +221,7 @@ def test_a_class_with_fewer_lesions_than_roles(refused, ham: Path):
 def test_a_table_of_groups_that_is_not_there(refused, ham: Path, tmp_path: Path):
     for early in ((), ("--dry-run",)):
         told = refused(*on_ham(ham), f"--data.groups={tmp_path / 'no.csv'}", *early)
-        assert f"data.groups is {tmp_path / 'no.csv'}, which is no file" in told
+        assert f"data.groups is {tmp_path / 'no.csv'}, which is not a file" in told
 
 
 def test_a_table_of_groups_without_its_columns(refused, ham: Path, tmp_path: Path):
