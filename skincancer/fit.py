@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
-from skincancer.config.resolve import config_to_keep, resolve
+from skincancer.config.resolve import resolve
 from skincancer.errors import ConfigError, RunError
 from skincancer.runs import registry
-from skincancer.runs.lifecycle import reap_runs
-from skincancer.schema import Experiment
-from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
+from skincancer.runs.artifacts import config_to_keep
+from skincancer.schema import TASKS, Experiment
+from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb, warn
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts
 from skincancer.system.yaml_files import dump_yaml
-from skincancer.training.resume import load_resumed
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from skincancer.runs.store import RunStore
     from skincancer.training.callbacks import EpochReporter
     from skincancer.training.recorder import FitRecorder
 
@@ -59,7 +59,7 @@ def fit(
     check_network(experiment)
     from skincancer.models.lightning import quiet_lightning
     from skincancer.runs.lifecycle import reap
-    from skincancer.runs.store import connect
+    from skincancer.runs.store import RunStore
     from skincancer.system.launcher import is_rank_zero
     from skincancer.training.launch import check_launcher, count_ranks
     from skincancer.training.trainer import check_devices
@@ -71,7 +71,8 @@ def fit(
     console = make_console()
     console.quiet = not is_rank_zero()
 
-    client = connect(experiment.tracking.uri)
+    store = RunStore(experiment.tracking.uri)
+    client = store.client
     if resume and not target and (before := registry.wanted(client, resume)):
         target = registry.parse_target(before)
     if target:
@@ -79,14 +80,15 @@ def fit(
 
     from skincancer.data.datamodule import check_shares
     from skincancer.data.prepare import prepare_data
+    from skincancer.inference.model import mask_source
     from skincancer.training.recorder import FitRecorder
 
     with progress_bars(console) as bars:
         data = prepare_data(
             experiment.data,
+            mask_source(experiment.data, store),
             bars,
             task=experiment.task,
-            uri=experiment.tracking.uri,
             hand_made=experiment.model.is_hand_made,
         )
     if network:
@@ -96,13 +98,13 @@ def fit(
     for closed in reap(client) if is_rank_zero() and trial is None else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")
 
-    recorder = FitRecorder(experiment, data, console, trial)
+    recorder = FitRecorder(experiment, data, store, console, trial)
     recorder.announce()
     tags = {registry.REGISTER_TAG: str(target)} if target else {}
     if network:
-        _fit_network(experiment, data, recorder, client, resume, tags)
+        _fit_network(experiment, data, recorder, store, resume, tags)
     else:
-        _fit_classical(experiment, data, recorder, client, tags)
+        _fit_classical(experiment, data, recorder, store, tags)
     if trial:
         return recorder.run_id
     recorder.report()
@@ -113,24 +115,24 @@ def fit(
 
 
 def _fit_network(
-    experiment: Experiment, data: Any, recorder: FitRecorder, client: Any, resume: str | None, tags: dict[str, str]
+    experiment: Experiment, data: Any, recorder: FitRecorder, store: RunStore, resume: str | None, tags: dict[str, str]
 ) -> None:
     """Train a network, or go on with it, and test its best checkpoint."""
     from skincancer.models.factory import build_task
-    from skincancer.runs.artifacts import LAST_CHECKPOINT, local_weights
+    from skincancer.runs.artifacts import LAST_CHECKPOINT
+    from skincancer.runs.finished import weights_file
     from skincancer.runs.lifecycle import has_checkpoint
     from skincancer.training.callbacks import ReportToSweep
     from skincancer.training.checkpoints import best_checkpoint, export_best
     from skincancer.training.distributed import Ranks
 
     trial = recorder.trial
-    goes_on = has_checkpoint(client, resume)
-    weights = "none" if goes_on else experiment.model.weights
-    with local_weights(weights, experiment.tracking.uri) as (path, source):
-        task, loaded = build_task(experiment, data, path, source)
+    goes_on = has_checkpoint(store.client, resume)
+    with weights_file("none" if goes_on else experiment.model.weights, store) as checkpoint:
+        task, loaded = build_task(experiment, data, goes_on, checkpoint)
     if not goes_on:
         recorder.tell_weights(loaded)
-    with recorder.start(client, loaded.source, resume) as run, Ranks(experiment.trainer, run, client) as ranks:
+    with recorder.start(loaded.source, resume) as run, Ranks(experiment.trainer, run, store.client) as ranks:
         if run:
             run.set_tags(tags)
         reports = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
@@ -144,7 +146,7 @@ def _fit_network(
         best_epoch = export_best(best) if trainer.is_global_zero else 0
         trainer.strategy.barrier()
         which: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True, "verbose": False}
-        if experiment.task != "classification":
+        if TASKS[experiment.task].has_masks:
             choose_threshold(experiment, data, task, trainer, which)
         for part, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 if trial else 2]:
             evaluate(task, **which)
@@ -156,15 +158,18 @@ def _fit_network(
             recorder.finish(run, record, best_epoch, task)
 
 
-def _fit_classical(experiment: Experiment, data: Any, recorder: FitRecorder, client: Any, tags: dict[str, str]) -> None:
+def _fit_classical(
+    experiment: Experiment, data: Any, recorder: FitRecorder, store: RunStore, tags: dict[str, str]
+) -> None:
     """Fit a classical classifier at once: a run without epochs."""
     from skincancer.inference.classical_model import predict_part
+    from skincancer.runs.finished import weights_file
     from skincancer.training.classical import find_inputs, fit_classifier
 
-    with progress_bars(recorder.console) as bars:
-        inputs = find_inputs(experiment, data, bars)
+    with progress_bars(recorder.console) as bars, weights_file(experiment.model.weights, store) as checkpoint:
+        inputs = find_inputs(experiment, data, bars, checkpoint)
     recorder.tell_features(inputs)
-    with recorder.start(client, inputs.source) as run:
+    with recorder.start(inputs.source) as run:
         assert run is not None, "there is one process"
         run.set_tags(tags)
         model = fit_classifier(experiment, data, inputs, recorder.folder)
@@ -217,7 +222,11 @@ def _assemble(
     return trainer, datamodule, record
 
 
-def _add_flags(parser: ArgumentParser) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of fit's flags."""
+    parser = build_parser(
+        program("fit"), "Train one experiment, test its best checkpoint, leave a complete run behind."
+    )
     parser.add_argument("--resume", type=str, metavar="RUN_ID", help="go on with an interrupted run, in the same run")
     parser.add_argument(
         "--register", type=str, metavar="NAME[@ALIAS]", help="register the finished run's model; the alias is candidate"
@@ -227,15 +236,13 @@ def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--older_than", type=str, metavar="24h", help="with --reap: also runs of other hosts silent for so long"
     )
+    return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
     console = make_console()
     argv = [re.sub(r"^--(dry|older)-", r"--\1_", flag) for flag in argv]
-    parser = build_parser(
-        "python -m skincancer.fit", "Train one experiment, test its best checkpoint, leave a complete run behind."
-    )
-    _add_flags(parser)
+    parser = make_parser()
     flags, own = parse_flags(parser, argv)
     if own.get("list"):
         rows = list(list_experiments().items())
@@ -244,11 +251,17 @@ def _verb(argv: Sequence[str]) -> None:
     if own.get("older_than") and not own.get("reap"):
         raise ConfigError("--older-than goes with --reap.")
     if own.get("reap"):
-        reap_runs(own.get("older_than"), flags.get("tracking.uri"))
+        from skincancer.runs.lifecycle import reap_runs
+        from skincancer.runs.store import RunStore
+
+        reap_runs(RunStore(flags.get("tracking.uri")), own.get("older_than"))
         return
     resume, notes = own.get("resume"), list[str]()
     if resume:
-        experiment = load_resumed(resume, own.get("experiment"), flags, parser)
+        from skincancer.runs.store import RunStore
+        from skincancer.training.resume import load_resumed
+
+        experiment = load_resumed(resume, own.get("experiment"), flags, parser, RunStore(flags.get("tracking.uri")))
     else:
         if not own.get("experiment"):
             raise ConfigError(f"give --experiment NAME; one of {', '.join(list_experiments())}, or a path.")

@@ -14,6 +14,7 @@ from skincancer.audit.audit import Audit
 from skincancer.audit.confounding import FEW
 from skincancer.audit.dataset import Examined
 from skincancer.audit.findings import COLUMNS, COPIES, FINDINGS
+from skincancer.data.catalog import SYNTHETIC_WARNING
 from skincancer.data.groups import group_rows, known_lesions
 from skincancer.data.index import COLUMNS as INDEX_COLUMNS
 from skincancer.data.index import image_root
@@ -55,7 +56,7 @@ def write_audit_page(found: Audit, path: Path) -> Path:
         Section("Masks that cannot be used", _listed(found, "bad_mask")),
         Section("Files that cannot be used", _listed(found, "unreadable")),
     ]
-    bands = ["SYNTHETIC DATA: these images are drawn."] if own.entry.synthetic else []
+    bands = [SYNTHETIC_WARNING] if own.entry.synthetic else []
     against = f" against {found.other.entry.title}" if found.other else ""
     subtitle = f"{len(own.index)} images in {own.root}, audited on {found.day}."
     return write_page(path, f"Audit of {own.entry.title}{against}", subtitle, sections, bands, own.entry.licence)

@@ -11,7 +11,8 @@ from kornia.filters import gaussian_blur2d
 from kornia.geometry.transform import get_affine_matrix2d
 from torch import Tensor
 
-from skincancer.imaging.augmentation_policies import check, resolve
+from skincancer.errors import RunError
+from skincancer.imaging.augmentation_policies import AUGMENTATIONS, check, resolve
 from skincancer.schema import AugmentConfig
 
 # One column a parameter, all drawn whether on or off: switching one leaves the others as they were under the same seed.
@@ -69,7 +70,7 @@ class Augment:
             ValueError: image or mask is shaped otherwise.
         """
         _check_batch(image, mask)
-        if not (self._warps or self._flips or self._colours or self._on("noise")):
+        if not (self._warps or self._flips or self._colours or self._on("noise") or self.config.extra):
             return image, mask
         channels_last = not image.is_contiguous() and image.is_contiguous(memory_format=torch.channels_last)
         generator = torch.Generator().manual_seed(seed)
@@ -89,6 +90,8 @@ class Augment:
                 image = torch.add(image, noise, alpha=self._value("noise"))
             if self._colours or self._on("noise"):
                 image = image.clamp_(0, 1)  # a new tensor by now, never the caller's
+            for name in self.config.extra:
+                image, mask = _apply(name, image, mask, generator)
         return image.contiguous(memory_format=torch.channels_last) if channels_last else image, mask
 
     def _value(self, name: str) -> float:
@@ -202,3 +205,20 @@ def _check_batch(image: Tensor, mask: Tensor | None) -> None:
                 f"{name} has shape {tuple(given.shape)} beside an image of shape {tuple(image.shape)}; "
                 "augmentation takes an image (B, 3, H, W) and a mask (B, 1, H, W)."
             )
+
+
+def _apply(name: str, image: Tensor, mask: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Apply the augmentation of a plugin.
+
+    Raises:
+        RunError: its result does not fit the batch.
+    """
+    expected = [None if tensor is None else (tuple(tensor.shape), tensor.dtype) for tensor in (image, mask)]
+    result = AUGMENTATIONS[name](image, mask, generator)
+    pair = result if isinstance(result, tuple) else (result,)
+    found = [(tuple(part.shape), part.dtype) if isinstance(part, Tensor) else part for part in pair]
+    if found != expected:
+        raise RunError(
+            f"the augmentation {name} of a plugin returns {found}; expected (image, mask) as {expected}. Fix it."
+        )
+    return pair

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from skincancer.errors import ConfigError, nearest
@@ -58,6 +59,9 @@ POLICIES: dict[str, dict[str, float]] = {
     },
 }
 
+# Augmentations of plugins: f(image, mask, generator) -> (image, mask).
+AUGMENTATIONS: dict[str, Callable[..., Any]] = {}
+
 # Highest value allowed, and how `describe` writes it: factor, format. Lowest is 0 for every one of them.
 _LIMITS: dict[str, tuple[float, float, str]] = {
     "rotation": (180.0, 1, "{:g}°"),
@@ -97,12 +101,18 @@ def resolve(config: AugmentConfig) -> AugmentConfig:
 
 
 def check(config: AugmentConfig) -> None:
-    """Check the policy's name and every magnitude, after `resolve`.
+    """Check all names and every magnitude, after `resolve`.
 
     Raises:
-        ConfigError: an unknown policy, or a magnitude out of its range (not a number included).
+        ConfigError: an unknown policy or augmentation, or a magnitude out of its range (not a number included).
     """
     resolved = resolve(config)
+    for name in config.extra:
+        if name not in AUGMENTATIONS:
+            known = ", ".join(AUGMENTATIONS) or "none is registered; name its module with --plugin"
+            raise ConfigError(
+                f"augment.extra: {name!r} is no augmentation of a plugin.{nearest(name, AUGMENTATIONS)} Known: {known}."
+            )
     for name, (highest, _, _) in _LIMITS.items():
         _within(name, _value(resolved, name), 0.0, highest)
     _within("rotation_low", _value(resolved, "rotation_low"), -180.0, _value(resolved, "rotation"))
@@ -126,7 +136,7 @@ def describe(config: AugmentConfig) -> str:
             parts.append(f"{name.replace('_', ' ')} {form.format(value * factor)}")
             if name == "elastic":
                 parts[-1] += f" (sigma {resolved.elastic_sigma * 100:g} %)"
-    return f"{resolved.policy}: {', '.join(parts) or 'nothing on'}"
+    return f"{resolved.policy}: {', '.join([*parts, *resolved.extra]) or 'nothing on'}"
 
 
 def _value(resolved: AugmentConfig, name: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from skimage.filters import threshold_otsu
 
 from skincancer.imaging.types import Box, Mask
 
@@ -74,9 +75,6 @@ def otsu_mask(image: Image.Image) -> Mask:
     Returns:
         bool (H, W); empty for an image of one colour.
     """
-    from scipy import ndimage
-    from skimage.filters import threshold_otsu
-
     small = image.convert("L")
     small.thumbnail((OTSU_SIDE, OTSU_SIDE))
     grey = ndimage.gaussian_filter(np.asarray(small, dtype=np.float32), sigma=min(small.size) / 100)

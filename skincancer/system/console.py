@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -78,6 +79,13 @@ def progress_bars(console: Console) -> Iterator[Callable[[str], Callable[[int, i
             return update
 
         yield bar
+
+
+def program(verb: str) -> str:
+    """Return the command that started a verb, for its usage line."""
+    # The script that pip installs, or `python -m skincancer`.
+    by_name = any(Path(word.removesuffix(".exe")).name == "skincancer" for word in sys.orig_argv[1:3])
+    return f"skincancer {verb}" if by_name else f"python -m skincancer.{verb}"
 
 
 def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from mlflow.tracking import MlflowClient
 from pytorch_lightning.callbacks import Callback
 
 from skincancer.errors import RunError, SkinCancerError
-from skincancer.runs.lifecycle import Run, close_lost
+from skincancer.runs.lifecycle import RunWriter, close_lost
 from skincancer.schema import TrainerConfig
 from skincancer.system.credentials import tell_error
 from skincancer.system.interrupts import Interrupted, ignore_signals
@@ -116,7 +116,7 @@ class Ranks(Callback):
         client: of the run's store; where rank 0 is gone, the others write the run's end.
     """
 
-    def __init__(self, trainer: TrainerConfig, run: Run | None, client: MlflowClient) -> None:
+    def __init__(self, trainer: TrainerConfig, run: RunWriter | None, client: MlflowClient) -> None:
         self.count, self.nodes, self.run, self.client = count_ranks(trainer), trainer.num_nodes, run, client
         started = "LOCAL_RANK" in os.environ or launcher()
         self.local_processes = 1 if started else self.count // self.nodes

@@ -16,6 +16,7 @@ from skincancer.errors import ConfigError
 from skincancer.metrics.names import monitor_mode
 from skincancer.models.lightning import OwnSignals
 from skincancer.models.sync_batchnorm import SyncedBatchNorm
+from skincancer.plugins import CALLBACKS
 from skincancer.runs.artifacts import BEST_CHECKPOINT, LAST_CHECKPOINT
 from skincancer.schema import Experiment, TrainerConfig
 from skincancer.training.callbacks import lightning_bars
@@ -47,6 +48,17 @@ def check_devices(trainer: TrainerConfig) -> None:
         raise ConfigError("trainer.precision bf16-mixed needs a GPU with bfloat16; use 16-mixed.")
 
 
+def _own_callbacks() -> list[Callback]:
+    """Create the callbacks of plugins."""
+    callbacks = {name: make() for name, make in CALLBACKS.items()}
+    for name, callback in callbacks.items():
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"the callback {name} of a plugin gives {type(callback).__name__}; expected pytorch_lightning.Callback. Fix it."
+            )
+    return list(callbacks.values())
+
+
 def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callback], progress_bar: bool) -> pl.Trainer:
     """Build the Trainer.
 
@@ -61,6 +73,7 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
     callbacks: list[Callback] = [
         OwnSignals(),
         *records,
+        *_own_callbacks(),
         # with averaged weights Lightning swaps them in only in a whole checkpoint; `export_best` makes it slim
         ModelCheckpoint(
             folder / Path(BEST_CHECKPOINT).parent, filename=Path(BEST_CHECKPOINT).stem, monitor=monitor,

@@ -31,10 +31,9 @@ from skincancer.metrics.classification import (
     check_predictions,
     classification_metrics,
 )
+from skincancer.metrics.names import CURVES
 from skincancer.visualization.style import FAINT, INK, PALETTE, class_styles, finish_axes, new_figure, wrapped
 
-# of val/<metric>, where present
-CURVES = ("accuracy", "balanced_accuracy", "auroc_macro", "jaccard", "dice", "mask_jaccard")
 _BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#9ecae1", "#3182bd", "#08306b"])
 
 
@@ -43,7 +42,7 @@ def learning_curves(epochs: pd.DataFrame, best_epoch: int | None = None, *, titl
 
     Args:
         epochs: a row an epoch: `epoch` (integers), `train/loss` and `val/loss` (at least one of them),
-            `val/<metric>`. NaN is skipped. Of the metrics those in `CURVES` are drawn; if there are none, the right
+            `val/<metric>`. NaN is skipped. Of the metrics those in `names.CURVES` are drawn; if there are none, the right
             panel is left out.
         best_epoch: an epoch to mark.
         title: above the figure.

@@ -97,11 +97,12 @@ def show_structures(data: PreparedData, experiment: Experiment, path: Path) -> P
     """
     from skincancer.data.feature_table import read_lesion
     from skincancer.data.index import image_root
-    from skincancer.data.mask_sources import mask_source
+    from skincancer.data.mask_sources import BY_NAME
     from skincancer.imaging.decode import BadImage, read_image
     from skincancer.visualization.contact_sheets import structure_sheet
 
-    source, root = mask_source(experiment.data, data.index, None, data.entry), image_root(data.root)
+    source = BY_NAME[experiment.data.masks].resolve(data.index, data.entry).name
+    root = image_root(data.root)
     rows, titles = _shown(data)
     found = []
     for row, title in zip(rows, titles, strict=True):

@@ -250,8 +250,8 @@ def test_a_hostile_or_damaged_archive_leaves_no_data_set(server, tmp_path):
     path, root = path_of(ISIC.downloads[2].url), tmp_path / "deep" / "root"
     for content, told in (
         (pack("", {"../../../evil.jpg": b"x"}), "outside its folder"),
-        (pack("", {"a": b"x", "a/b.jpg": b"x"}), "Not a directory"),
-        (pack("", {f"{'x' * 300}.jpg": b"x"}), "File name too long"),
+        (pack("", {"a": b"x", "a/b.jpg": b"x"}), "cannot be unpacked: .*Not a directory"),
+        (pack("", {f"{'x' * 300}.jpg": b"x"}), "cannot be unpacked: .*File name too long"),
         (b"<html>log in</html>", "not a zip archive; it begins with b'<html>"),
     ):
         server.files[path] = content

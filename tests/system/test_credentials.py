@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import TINY_FIT
 
-from skincancer.config.resolve import config_to_keep, resolve
+from skincancer.config.resolve import resolve
 from skincancer.errors import RunError
+from skincancer.runs.artifacts import config_to_keep
 from skincancer.runs.lifecycle import start_run
-from skincancer.runs.store import connect
+from skincancer.runs.store import RunStore, connect
 from skincancer.system.credentials import hide, remember, shown, without_password
 from skincancer.system.yaml_files import dump_yaml
 
@@ -94,7 +95,7 @@ def test_the_end_of_a_run_tells_no_password(store):
     remember(WRONG)
     with (
         pytest.raises(OSError, match="no way"),
-        start_run(client, "demo", "x", {"kind": "fit"}, system_metrics=False) as run,
+        start_run(RunStore(None), "demo", "x", {"kind": "fit"}, system_metrics=False) as run,
     ):
         raise OSError(f"no way to {WRONG}")
     assert client.get_run(run.run_id).data.tags["status_reason"] == "OSError: no way to http://me:***@127.0.0.1:1"

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 from skimage.feature import graycomatrix, graycoprops, hog, local_binary_pattern
 
+from skincancer.imaging.crop import crop_box
+
 Mask = npt.NDArray[np.bool_]
 Grey = npt.NDArray[np.uint8]
 
@@ -109,8 +111,6 @@ def hog_features(grey: Grey, mask: Mask) -> dict[str, float]:
         grey: uint8 (H, W).
         mask: bool (H, W).
     """
-    from skincancer.imaging.crop import crop_box
-
     box = crop_box(mask, margin=0.0)
     assert box is not None, "the mask is not empty"
     patch = np.asarray(Image.fromarray(grey).crop(box).resize((HOG_SIDE, HOG_SIDE), Image.Resampling.BILINEAR))
