@@ -104,6 +104,7 @@ EXEMPT: set[str] = {
     "reports/fit_report.py",
     "reports/run_description.py",
     "reports/task_outputs.py",
+    "reports/thumbnails.py",
     "runs/dataset_inputs.py",
     "runs/finished.py",
     "runs/lifecycle.py",
