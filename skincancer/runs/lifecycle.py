@@ -37,7 +37,7 @@ from skincancer.runs.artifacts import (
 from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment
 from skincancer.system.console import make_console
-from skincancer.system.credentials import hide, shown, tell_error
+from skincancer.system.credentials import format_error, hide, shown
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive, owner_tags
 from skincancer.system.interrupts import Interrupted, uninterrupted
@@ -239,7 +239,7 @@ def start_run(
         _end(run, "KILLED", f"interrupted by {interrupt}", keep)
         raise
     except BaseException as error:
-        _end(run, "FAILED", tell_error(error)[:4000], keep)
+        _end(run, "FAILED", format_error(error)[:4000], keep)
         raise
     else:
         _end(run, "FINISHED", "", keep=False)

@@ -30,7 +30,7 @@ from pytorch_lightning.callbacks import Callback
 from skincancer.errors import RunError, SkinCancerError
 from skincancer.runs.lifecycle import RunWriter, close_lost
 from skincancer.schema import TrainerConfig
-from skincancer.system.credentials import tell_error
+from skincancer.system.credentials import format_error
 from skincancer.system.interrupts import Interrupted, ignore_signals
 from skincancer.system.launcher import PARENT, is_rank_zero, launcher
 from skincancer.training.launch import count_ranks
@@ -297,7 +297,7 @@ class Ranks(Callback):
             if not isinstance(error, SkinCancerError):
                 self._known.wait(_NEWS_SECONDS)  # a signal, or a collective call that broke, may follow a rank's death
             if not isinstance(error, Interrupted):
-                self._end_with(Ending("failed", self.rank, f"{_who(self.rank)} failed: {tell_error(error)}"[:4000]))
+                self._end_with(Ending("failed", self.rank, f"{_who(self.rank)} failed: {format_error(error)}"[:4000]))
         self._left.set()
         self._thread.join()
         self._end_orphaned()

@@ -395,7 +395,7 @@ def test_a_listing_that_lacks_something_is_told(server, tmp_path, change, told):
         (["ham10000", "--accept-licence"], "--accept-licence goes with --download"),
         (
             ["ham10000", "--download", "--data.root=/proc/x"],
-            r"/proc/x cannot be made: /proc takes no new folder\. Name one",
+            r"/proc/x cannot be created: /proc takes no new folder\. Use a writable folder",
         ),
         (["ham10000", "--download", f"--data.root={__file__}/x"], r"test_download\.py takes no new folder \(Not a dir"),
         (["ham10000", "--download", f"--data.root={__file__}"], "is a file; use a folder for --download"),
