@@ -54,7 +54,8 @@ def compare(
         RunError: nothing is there to compare, a run cannot be compared, or a missing one could not be trained.
     """
     wanted = [resolve_entry(name, split, request) for name in request.experiments for split in request.splits]
-    if not request.runs:  # the plugins of runs may have metrics too
+    # Plugins of runs may register metrics, so these are checked once the runs are known.
+    if not request.runs:
         check_metrics(request.metrics)
     if out is not None:
         check_folder(out, "--out")

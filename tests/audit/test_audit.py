@@ -182,7 +182,7 @@ def test_groups_merge_lesions_and_prevent_leaks(written, dirty):
     after = prepare_data(DataConfig(**config, split="official", leaks="drop_from_train", groups=str(groups)), jobs=1)
     assert after.leaking_groups == 3
     assert set(after.dropped["image_id"]) == {"i02", "i05", "i06", "broken"}
-    with pytest.raises(DataError, match="stand in more than one part"):
+    with pytest.raises(DataError, match="are in more than one subset"):
         prepare_data(DataConfig(**config, split="official", groups=str(groups)), jobs=1)
 
 

@@ -174,9 +174,11 @@ def data(tiny_demo: Path, session_cache: Path) -> PreparedData:
 def test_parts_smaller_than_the_ranks_are_told_before_a_run(tiny_demo, store, data, alone, monkeypatch, capsys):
     val = len(data.rows("val"))
     check_shares(data, 8, "undersample", ranks=2)
-    with pytest.raises(ConfigError, match=f"the val part: {val} images in batches of 8 do not give each of {val + 1}"):
+    with pytest.raises(
+        ConfigError, match=f"the val set: {val} images in batches of 8 are too few for {val + 1} devices"
+    ):
         check_shares(data, 8, "none", ranks=val + 1)
-    with pytest.raises(ConfigError, match=f"the train part: {7 * 3} images .* each of 22 devices"):
+    with pytest.raises(ConfigError, match=f"the train set: {7 * 3} images .* too few for 22 devices"):
         check_shares(data, 8, "undersample", ranks=22)
     for name, value in {**TORCHELASTIC, "WORLD_SIZE": str(val + 1)}.items():
         monkeypatch.setenv(name, value)
