@@ -26,6 +26,7 @@ from skincancer.comparison.figures import draw_all
 from skincancer.comparison.request import Request
 from skincancer.comparison.tables import Comparison
 from skincancer.config import experiments
+from skincancer.config.cli import build_parser, parse_layer
 from skincancer.config.resolve import resolve
 from skincancer.data.catalog import DATASETS
 from skincancer.data.datamodule import LesionDataModule
@@ -35,6 +36,7 @@ from skincancer.imaging.decode import ImageFile
 from skincancer.inference.image_files import find_images
 from skincancer.inference.model import mask_source
 from skincancer.inference.predictor import Answerer, load_answerer
+from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import BEST_FILE, TRIALS_FILE, config_to_keep
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.search import search_runs
@@ -88,7 +90,11 @@ def load_experiment(experiment: str | Path, values: Mapping[str, Any] | None = N
     Raises:
         ConfigError: a name, key, type or value is wrong.
     """
-    loaded, notes = resolve(str(experiment), dict(values or {}))
+    values = dict(values or {})
+    load_plugins(values.get("plugins", ()))
+    parser = build_parser("skincancer", "")
+    parse_layer(parser, values, "values")
+    loaded, notes = resolve(str(experiment), values, parser)
     for note in notes:
         make_console().print(note, markup=False)
     return loaded
@@ -219,8 +225,9 @@ def find_runs(*, kind: str = "fit", uri: str | None = None, **params: Any) -> pd
     table = pd.DataFrame(rows, columns=None if rows else ["run_id", "start", *params])
     for name, value in params.items():
         if name not in table:
+            known = [str(column) for column in table.columns]
             raise ConfigError(
-                f"find_runs: {name} is no param of these runs.{nearest(name, list(map(str, table.columns)))} Use one of {', '.join(map(str, table.columns))}."
+                f"find_runs: {name} is no param of these runs.{nearest(name, known)} Use one of {', '.join(known)}."
             )
         table = table[table[name] == str(value)]
     return table.reset_index(drop=True)

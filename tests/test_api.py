@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import all_runs
+from conftest import all_runs, make_store
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
@@ -20,14 +20,22 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, session_cache):
+def uri(tmp_path_factory):
     """A store that all tests of this module share."""
-    from conftest import make_store
+    return make_store(tmp_path_factory.mktemp("api") / "mlruns")
 
+
+@pytest.fixture(scope="module", autouse=True)
+def place(uri, session_cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SKINCANCER_CACHE", str(session_cache))
-        patch.setenv("MLFLOW_TRACKING_URI", make_store(tmp_path_factory.mktemp("api") / "mlruns"))
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
         yield
+
+
+@pytest.fixture(autouse=True)
+def store_of_this_module(uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +175,6 @@ def test_sweep_returns_trials_and_the_best_experiment(place, tiny_demo):
     study = sc.sweep_experiment(sc.load_experiment("efficientnet_lite0", values), trials=2, study="api")
     complete = study.trials[study.trials["state"] == "COMPLETE"]
     assert len(study.trials) == 2
-    best = complete.loc[complete["best/balanced_accuracy"].idxmax()]
+    best = complete.loc[complete["best/auroc_macro"].idxmax()]
     assert study.best_experiment.model.optimizer.lr == pytest.approx(best["model.optimizer.lr"])
     assert study.run.id in set(sc.find_runs(kind="sweep")["run_id"])
