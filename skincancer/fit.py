@@ -130,26 +130,32 @@ def _fit_network(
         task, loaded = build_task(experiment, data, path, source)
     if not goes_on:
         recorder.tell_weights(loaded)
-    with recorder.start(client, loaded.source, resume) as run, Ranks(experiment.trainer, run, client) as ranks:
+    with recorder.start(client, loaded.source, resume) as run:
         if run:
             run.set_tags(tags)
         reports = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
-        trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run, [ranks, *reports])
+        trainer, datamodule, record = _assemble(experiment, data, recorder.folder, run, reports)
         last = recorder.folder / LAST_CHECKPOINT
-        trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
-        if trial and trial.pruned:
-            recorder.finish_trial(run, record)
-            return
-        best = best_checkpoint(trainer)
-        best_epoch = export_best(best) if trainer.is_global_zero else 0
-        trainer.strategy.barrier()
-        which: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True, "verbose": False}
-        if experiment.task != "classification":
-            choose_threshold(experiment, data, task, trainer, which)
-        for part, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 if trial else 2]:
-            evaluate(task, **which)
-            assert task.predictions is not None
-            recorder.keep(part, task.predictions)
+        with Ranks(trainer, run, client):
+            trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
+            if trial and trial.pruned:
+                recorder.finish_trial(run, record)
+                return
+            best = best_checkpoint(trainer)
+            best_epoch = export_best(best) if trainer.is_global_zero else 0
+            trainer.strategy.barrier()
+            which: dict[str, Any] = {
+                "datamodule": datamodule,
+                "ckpt_path": best,
+                "weights_only": True,
+                "verbose": False,
+            }
+            if experiment.task != "classification":
+                choose_threshold(experiment, data, task, trainer, which)
+            for part, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 if trial else 2]:
+                evaluate(task, **which)
+                assert task.predictions is not None
+                recorder.keep(part, task.predictions)
         if trial:
             recorder.finish_trial(run, record, best_epoch)
         else:

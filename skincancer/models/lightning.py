@@ -26,14 +26,16 @@ def quiet_lightning() -> None:
     """Silence Lightning's tips and the warnings about choices made here on purpose; errors and other warnings stay."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its only information is which rank exited with an error.
+    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in _INTENDED:
         warnings.filterwarnings("ignore", message=message)
 
 
 class OwnSignals(Callback):
-    """Puts the SIGTERM handler back that was there before the Trainer.
+    """Restore the SIGTERM handler of before the Trainer.
 
-    Lightning's calls a collective inside the handler, which waits for ever when ranks are elsewhere. `Ranks` ends them instead.
+    Lightning's handler calls a collective operation, which waits until the time-out when other ranks do not call it.
     """
 
     def __init__(self) -> None:

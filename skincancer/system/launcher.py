@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-PARENT = "SKINCANCER_RANK_ZERO"  # the process that started this one; for processes of ours alone
-_STARTED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", PARENT)
+# Set for the ranks that Lightning starts: id of the process that starts them, and of the run.
+PARENT, RUN_ID = "SKINCANCER_RANK_ZERO", "SKINCANCER_RUN_ID"
+_STARTED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", PARENT, RUN_ID)
 _SLURM = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_ID")
 
 
@@ -18,7 +19,7 @@ def is_rank_zero() -> bool:
 
 
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what torchrun, SLURM or `skincancer.training.distributed` said, for a process that trains alone."""
+    """Return an environment without the variables of launchers, for a process that trains alone."""
     return {
         name: value
         for name, value in environment.items()

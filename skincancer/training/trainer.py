@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.strategies import DDPStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from skincancer.errors import ConfigError
@@ -19,6 +21,10 @@ from skincancer.models.sync_batchnorm import SyncedBatchNorm
 from skincancer.runs.artifacts import BEST_CHECKPOINT, LAST_CHECKPOINT
 from skincancer.schema import Experiment, TrainerConfig
 from skincancer.training.callbacks import lightning_bars
+from skincancer.training.launch import count_ranks
+
+# Longer than MLflow's client retries while its server is away (12 minutes): the other ranks wait for rank 0.
+RANK_TIMEOUT = timedelta(minutes=15)
 
 
 def check_devices(trainer: TrainerConfig) -> None:
@@ -84,6 +90,9 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
         options.pop("gradient_clip_algorithm")
     if str(options["devices"]).isdigit():
         options["devices"] = int(options["devices"])
+    if count_ranks(experiment.trainer) > 1:
+        unused = "find_unused" in experiment.trainer.strategy
+        options["strategy"] = DDPStrategy(timeout=RANK_TIMEOUT, find_unused_parameters=unused)
     plugins = SyncedBatchNorm() if options.pop("sync_batchnorm") else None
     return pl.Trainer(
         **options, callbacks=callbacks, plugins=plugins, logger=False, default_root_dir=folder, enable_progress_bar=progress_bar,
