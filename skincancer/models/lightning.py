@@ -9,6 +9,9 @@ import warnings
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins import LayerSync
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
 
 # what Lightning says about choices that are made here on purpose
 _INTENDED = (
@@ -46,3 +49,15 @@ class OwnSignals(Callback):
             signal.signal(signal.SIGTERM, self.handler)
 
     on_train_start = on_validation_start = on_test_start = _restore
+
+
+class SyncBatchNorm(LayerSync):
+    """Convert BatchNorm layers of torch and timm. Lightning's own plugin drops the activations of timm's layers."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Convert before training. Parameters, buffers and their names stay."""
+        return convert_sync_batchnorm(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Keep the converted layers, which evaluate as the original ones do."""
+        return model

@@ -16,8 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from skincancer.errors import ConfigError
 from skincancer.metrics.names import monitor_mode
-from skincancer.models.lightning import OwnSignals
-from skincancer.models.sync_batchnorm import SyncedBatchNorm
+from skincancer.models.lightning import OwnSignals, SyncBatchNorm
 from skincancer.runs.artifacts import BEST_CHECKPOINT, LAST_CHECKPOINT
 from skincancer.schema import Experiment, TrainerConfig
 from skincancer.training.callbacks import lightning_bars
@@ -46,6 +45,10 @@ def check_devices(trainer: TrainerConfig) -> None:
         raise ConfigError(
             f"trainer.devices is {trainer.devices}, but this machine has no GPU and {os.cpu_count()} CPU cores. "
             "Devices of a CPU are processes; give at most one a core."
+        )
+    if trainer.sync_batchnorm and not on_gpu and count_ranks(trainer) > 1:
+        raise ConfigError(
+            "trainer.sync_batchnorm is true, which needs GPUs. Use --trainer.sync_batchnorm false on a CPU."
         )
     if trainer.precision == "16-mixed" and not on_gpu:
         raise ConfigError("trainer.precision 16-mixed needs a GPU; use bf16-mixed or 32 on a CPU.")
@@ -93,7 +96,7 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
     if count_ranks(experiment.trainer) > 1:
         unused = "find_unused" in experiment.trainer.strategy
         options["strategy"] = DDPStrategy(timeout=RANK_TIMEOUT, find_unused_parameters=unused)
-    plugins = SyncedBatchNorm() if options.pop("sync_batchnorm") else None
+    plugins = SyncBatchNorm() if options.pop("sync_batchnorm") else None
     return pl.Trainer(
         **options, callbacks=callbacks, plugins=plugins, logger=False, default_root_dir=folder, enable_progress_bar=progress_bar,
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
