@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from skincancer.config.resolve import resolve
 from skincancer.errors import RunError
 from skincancer.schema import Experiment, flatten
+from skincancer.system.launcher import is_rank_zero
 from skincancer.system.yaml_files import load_yaml
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ def load_resumed(run_id: str, name: str | None, flags: dict[str, Any], parser: A
     from skincancer.runs.artifacts import download
     from skincancer.runs.lifecycle import check_resumable
     from skincancer.runs.store import connect
-    from skincancer.system.launcher import is_rank_zero
 
     client = connect(flags.get("tracking.uri"))
     if is_rank_zero():  # by the time other ranks look, rank 0 owns the run

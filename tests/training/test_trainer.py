@@ -9,7 +9,7 @@ from skincancer.metrics.names import monitor_mode
 from skincancer.models.backbones import build_backbone
 from skincancer.models.lightning import SyncBatchNorm
 from skincancer.schema import TrainerConfig
-from skincancer.training.callbacks import averaging_note, lightning_bars
+from skincancer.training.callbacks import EpochBars, averaging_note
 from skincancer.training.trainer import check_devices
 
 
@@ -73,7 +73,7 @@ def test_progress_bars_count_epochs_from_one(tmp_path):
     model = Described()
     trainer = pl.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
-        callbacks=[lightning_bars()],
+        callbacks=[EpochBars(leave=False)],
     )  # fmt: skip
     trainer.fit(model, torch.utils.data.DataLoader([0, 1], batch_size=2))
     assert [text.strip() for text in model.said] == ["epoch 1/2", "epoch 2/2"]
