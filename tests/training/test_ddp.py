@@ -31,10 +31,11 @@ from skincancer.data.prepare import PreparedData, prepare_data
 from skincancer.errors import ConfigError, RunError
 from skincancer.metrics.classification import classification_metrics
 from skincancer.models.factory import load_task
-from skincancer.runs.lifecycle import reap
+from skincancer.runs.lifecycle import reap, start_run
 from skincancer.runs.store import connect
 from skincancer.schema import DataConfig, TrainerConfig
 from skincancer.system.launcher import PARENT, RUN_ID, is_rank_zero, without_launcher
+from skincancer.training.distributed import Ranks
 from skincancer.training.launch import check_launcher, count_ranks
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
@@ -197,6 +198,42 @@ def test_parts_smaller_than_the_ranks_are_told_before_a_run(tiny_demo, store, da
 def test_strategies_that_are_not_built_for_are_refused(capsys):
     assert fit.main(["--experiment=densenet169_undersample", "--trainer.strategy=fsdp", "--dry_run"]) == 2
     assert "trainer.strategy is 'fsdp'; choose one of auto, ddp" in capsys.readouterr().err
+
+
+def make_trainer(ranks: int) -> Any:
+    return types.SimpleNamespace(
+        world_size=ranks, global_rank=1, callbacks=[], strategy=types.SimpleNamespace(launcher=None)
+    )
+
+
+def test_one_device_has_no_ranks_to_end(store, alone):
+    trainer = make_trainer(1)
+    with Ranks(trainer, None, connect(None)):
+        assert not trainer.callbacks
+        assert not {PARENT, RUN_ID} & set(os.environ)
+
+
+def test_rank_0_ends_with_the_error_that_another_rank_has_recorded(store, alone, monkeypatch):
+    for name in (PARENT, RUN_ID):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    client, trainer, error = connect(None), make_trainer(2), ValueError("broken")
+
+    def rank_0() -> None:
+        with (
+            start_run(client, "fits", "fit", {"kind": "fit"}, system_metrics=False) as run,
+            Ranks(trainer, run, client),
+        ):
+            other = Ranks(trainer, None, client)
+            assert other.run_id == run.run_id  # as Lightning's processes inherit it
+            other.__exit__(ValueError, error, None)
+            assert only_run().info.status == "FAILED"
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(RunError, match=r"rank 1 \(process \d+ on .*\) failed: ValueError: broken"):
+        rank_0()
+    assert only_run().data.tags["status_reason"].endswith("failed: ValueError: broken")
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
 # ------------------------------------------------------------------------------------------------------------ two processes
