@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from skincancer.data.index import image_root
 from skincancer.data.prepare import PreparedData, prepare_data
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.metrics.mask_scorer import MaskRecipe, MaskScorer
 from skincancer.metrics.prediction_files import predictions_table, write_predictions
 from skincancer.models.segmenters import TIMM_PREFIX, build_segmenter
@@ -101,7 +102,8 @@ def class_table(data: PreparedData, logits: Tensor) -> tuple[pd.DataFrame, str]:
 def mask_table(data: PreparedData, logits: Tensor) -> tuple[pd.DataFrame, str]:
     """Return the scores of the test part's masks at their original size, and their means in words."""
     rows = data.rows("test")
-    scorer = MaskScorer(data.index, image_root(data.root), MaskRecipe("stretch", False, False))
+    recipe = MaskRecipe(Preprocessing(logits.shape[-1], "stretch"), False, False)
+    scorer = MaskScorer(data.index, image_root(data.root), recipe, data.store.views)
     squares = logits.sigmoid().numpy()[:, 0]
     scores = pd.DataFrame(scorer.score(row, square, 0.5) for row, square in zip(rows.index, squares, strict=True))
     means = ", ".join(

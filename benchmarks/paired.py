@@ -8,19 +8,17 @@ A run may be a folder, such as bare_loop.py leaves.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 from pathlib import Path
-
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer.comparison.predictions import load_scores
 from skincancer.comparison.tables import Resamples, paired_difference, same_images
-from skincancer.metrics.segmentation import MASK_METRICS
-from skincancer.runs.artifacts import fetch_run
+from skincancer.metrics.names import MASK_METRICS
+from skincancer.runs.artifacts import predictions_file
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.store import RunStore
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc_macro")
 
@@ -32,13 +30,11 @@ def main() -> None:
     parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of both")
     given = parser.parse_args()
     found, classes = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for number, run in enumerate(given.runs):
-            names = fetch_run(run, Path(folder) / str(number), given.uri, ("classes.json", "predictions/test.csv"))
-            classes.append(json.loads(names[0].read_text(encoding="utf-8"))["classes"])
-            masks = "label" not in pd.read_csv(names[1], nrows=0)
-            metrics = MASK_METRICS if masks else METRICS
-            found.append(load_scores(names[1], classes[-1], metrics[0]))
+    for name in given.runs:
+        run = FinishedRun(name, RunStore(given.uri))
+        classes.append(run.classes)
+        metrics = MASK_METRICS if run.task == "segmentation" else METRICS
+        found.append(load_scores(run.file(predictions_file("test")), run.classes, metrics[0]))
     first, second = found
     if type(first) is not type(second) or classes[0] != classes[1] or not same_images(first, second):
         sys.exit("the two runs are of other tasks, classes or test images: there is nothing to pair")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +23,9 @@ from skincancer.data.prepare import prepare_data
 from skincancer.metrics.bootstrap import bootstrap_means
 from skincancer.models.factory import load_task
 from skincancer.models.lightning import quiet_lightning
-from skincancer.runs.artifacts import fetch_run
+from skincancer.runs.artifacts import CONFIG_FILE
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.store import RunStore
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.training.trainer import choose_threshold
 
@@ -39,8 +42,10 @@ def main() -> None:
     quiet_lightning()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        settings, checkpoint = fetch_run(given.run, Path(folder), given.uri)
-        experiment, _ = resolve(str(settings), {})
+        run = FinishedRun(given.run, RunStore(given.uri))
+        # The choice of a threshold rewrites the checkpoint.
+        checkpoint = Path(shutil.copy(run.checkpoint, folder))
+        experiment, _ = resolve(str(run.file(CONFIG_FILE)), {})
         task = load_task(checkpoint)
         data = prepare_data(experiment.data, task=experiment.task)
         module = LesionDataModule(

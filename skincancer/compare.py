@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skincancer.comparison.load import collect_entries
 from skincancer.comparison.request import Request, Wanted, check_metrics, default_metrics, resolve_entry, run_query
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.errors import ConfigError, RunError
-from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
+from skincancer.plugins import load_plugins
+from skincancer.runs.artifacts import COMPARED_RUNS, COMPARISON_PAGE
+from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb, warn
 from skincancer.system.credentials import hide
 from skincancer.system.files import check_folder
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
-from skincancer.system.provenance import git_tags
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
-    from mlflow.tracking import MlflowClient
     from rich.console import Console
 
     from skincancer.comparison.tables import Comparison
+    from skincancer.runs.store import RunStore
 
 
 _INSTEAD = {"data.split": "--splits", "seed": "--seeds", "data.dataset": "--dataset"}
@@ -50,29 +51,35 @@ def compare(
         RunError: nothing is there to compare, a run cannot be compared, or a missing one could not be trained.
     """
     wanted = [resolve_entry(name, split, request) for name in request.experiments for split in request.splits]
-    check_metrics(request.metrics)
+    if not request.runs:  # the plugins of runs may have metrics too
+        check_metrics(request.metrics)
     if out is not None:
         check_folder(out, "--out")
+    from skincancer.comparison.load import collect_entries
     from skincancer.comparison.tables import compare_cells
+    from skincancer.runs.finished import FinishedRun
     from skincancer.runs.search import runs_by_id
-    from skincancer.runs.store import connect
+    from skincancer.runs.store import RunStore
 
     console = console or make_console()
-    client = connect(request.uri)
-    by_hand = runs_by_id(client, request.runs)
+    store = RunStore(request.uri)
+    by_hand = runs_by_id(store, request.runs)
+    for run in by_hand:
+        load_plugins(FinishedRun(run.info.run_id, store, run).config.get("plugins", ()))
+    check_metrics(request.metrics)
     tasks = [cell.experiment.task for cell in wanted] + [run.data.params["task"] for run in by_hand]
     metrics = tuple(dict.fromkeys(request.metrics)) or default_metrics(tasks)
     if run_missing:
-        _train_missing(client, wanted, request, console)
+        _train_missing(store, wanted, request, console)
     with progress_bars(console) as bars:
-        cells = collect_entries(client, wanted, by_hand, request, metrics, console, bars("reading runs"))
+        cells = collect_entries(store, wanted, by_hand, request, metrics, console, bars("reading runs"))
     # of runs given by hand alone, the data set is theirs
     dataset = request.dataset if wanted else cells[0].runs[0].params["dataset"]
     found = compare_cells(cells, metrics, dataset)
-    return _log(client, found, out, console)
+    return _log(store, found, out, console)
 
 
-def _train_missing(client: MlflowClient, wanted: Sequence[Wanted], request: Request, console: Console) -> None:
+def _train_missing(store: RunStore, wanted: Sequence[Wanted], request: Request, console: Console) -> None:
     """Train what is not there; go on after a failure, and tell of all at the end."""
     from skincancer.runs.search import find_runs
 
@@ -80,8 +87,7 @@ def _train_missing(client: MlflowClient, wanted: Sequence[Wanted], request: Requ
     for cell in wanted:
         query = run_query(cell, request)
         there = {
-            (run.data.params["split"], int(run.data.params["seed"]))
-            for run in find_runs(client, request.dataset, query)
+            (run.data.params["split"], int(run.data.params["seed"])) for run in find_runs(store, request.dataset, query)
         }
         for seed in request.seeds or sorted({seed for _, seed in there}) or (cell.experiment.seed,):
             for split in query.splits():
@@ -118,10 +124,8 @@ def _run(command: Sequence[str]) -> int:
         raise
 
 
-def _log(client: MlflowClient, found: Comparison, out: Path | None, console: Console) -> str:
-    """Print the comparison, and write it down as a run of kind compare."""
-    import shutil
-
+def _log(store: RunStore, found: Comparison, out: Path | None, console: Console) -> str:
+    """Print the comparison and log it as a run of kind compare."""
     from skincancer.comparison.report import sheets, warnings, write_files
     from skincancer.runs.lifecycle import start_run
 
@@ -131,11 +135,11 @@ def _log(client: MlflowClient, found: Comparison, out: Path | None, console: Con
     group = f"{found.dataset}-{runs[0].params['task']}"
     ids = " ".join(run.run_id for run in runs)
     tags = {
-        "kind": "compare", **git_tags(), "synthetic": str(found.synthetic).lower(),
-        "compared_runs": ids if len(ids) <= _MOST_TAG else "see runs.csv", "mlflow.note.content": _links(found),
+        "kind": "compare", "synthetic": str(found.synthetic).lower(),
+        "compared_runs": ids if len(ids) <= _MOST_TAG else f"see {COMPARED_RUNS}", "mlflow.note.content": _links(found),
     }  # fmt: skip
     title = f"compare {_short(names)} {' '.join(splits)}"
-    with start_run(client, group, title, tags, system_metrics=False) as run:
+    with start_run(store, group, title, tags, system_metrics=False) as run:
         run.log_params(
             {
                 "experiments": _short(names), "splits": " ".join(splits), "dataset": found.dataset, "metric": " ".join(found.metrics),
@@ -150,7 +154,7 @@ def _log(client: MlflowClient, found: Comparison, out: Path | None, console: Con
         console.print(make_table(sheet.title, sheet.columns, sheet.rows, sheet.caption))
     if bands := warnings(found):
         warn(console, "before these figures are used", "\n".join(bands))
-    where = out / "compare.html" if out is not None else client.get_run(run.run_id).info.artifact_uri + "/compare.html"
+    where = f"{run.record.info.artifact_uri if out is None else out}/{COMPARISON_PAGE}"
     console.print(f"run {run.run_id} in {group}\n{where}", markup=False)
     return run.run_id
 
@@ -163,7 +167,8 @@ def _links(found: Comparison) -> str:
         for run in cell.runs
     ]
     more = len(lines) - _MOST_LINKS
-    return "Compared runs\n\n" + "\n".join(lines[:_MOST_LINKS]) + (f"\n- and {more} more: runs.csv" if more > 0 else "")
+    rest = f"\n- and {more} more: {COMPARED_RUNS}" if more > 0 else ""
+    return "Compared runs\n\n" + "\n".join(lines[:_MOST_LINKS]) + rest
 
 
 def _short(names: Sequence[str]) -> str:
@@ -171,7 +176,12 @@ def _short(names: Sequence[str]) -> str:
     return text if len(text) <= 200 else f"{len(names)} experiments"
 
 
-def _add_flags(parser: ArgumentParser) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of compare's flags."""
+    parser = build_parser(
+        program("compare"), "Finished runs side by side. Any --KEY VALUE keeps to runs whose config has that value."
+    )
+    parser.usage = "%(prog)s --experiments A B … [--splits 80:20 …] [--dataset NAME] [--KEY VALUE …]"
     parser.add_argument("--experiments", type=str, nargs="+", metavar="NAME", help="names or paths of experiments")
     parser.add_argument(
         "--splits", type=str, nargs="+", metavar="SPLIT", help="default 80:20; fold:*/5 pools five folds"
@@ -186,16 +196,11 @@ def _add_flags(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--run_missing", action="store_true", help="train what is not there yet, one after the other")
     parser.add_argument("--out", type=str, metavar="DIR", help="a folder that gets page, tables and figures too")
+    return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
-    parser = build_parser(
-        "python -m skincancer.compare",
-        "Finished runs side by side. Any --KEY VALUE keeps to runs whose config has that value.",
-    )
-    parser.usage = "%(prog)s --experiments A B … [--splits 80:20 …] [--dataset NAME] [--KEY VALUE …]"
-    _add_flags(parser)
-    flags, own = parse_flags(parser, ["--run_missing" if flag == "--run-missing" else flag for flag in argv])
+    flags, own = parse_flags(make_parser(), ["--run_missing" if flag == "--run-missing" else flag for flag in argv])
     if own.get("experiment") or own.get("list"):
         raise ConfigError("compare takes --experiments A B …; python -m skincancer.fit --list names them.")
     uri = flags.pop("tracking.uri", None)

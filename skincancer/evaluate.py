@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skincancer.config.cli import parse_flags
+from skincancer.config.cli import add_plugin_flag, parse_flags
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import DataConfig
-from skincancer.system.console import make_console, progress_bars, run_verb, warn
+from skincancer.system.console import make_console, program, progress_bars, run_verb, warn
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts
 
@@ -40,7 +38,7 @@ def evaluate(
     left out: by their pixels, as near-duplicates, and where the data set is the same by id and lesion.
 
     Args:
-        runs: ids of finished fits, or folders of their artifacts; of several the probabilities are averaged.
+        runs: ids of finished fits, folders of their artifacts, or registered models; of several the probabilities are averaged.
         data: dotted keys of the data section, such as {"data.dataset": "ph2"}; what is not given is the first run's.
         part: all images, or the test part of the split.
         mapping: target class to classes of the run and of the data (`class_mapping.map_classes`); None finds one by the names.
@@ -56,40 +54,36 @@ def evaluate(
         WeightsError: a checkpoint cannot be used.
     """
     _check(runs, data, part, prevalence, near_duplicates)
-    from skincancer.evaluation.external import mapped_predictions, predict_test, prepare_evaluation
+    from skincancer.evaluation.external import load_fit, mapped_predictions, predict_test, prepare_evaluation
     from skincancer.evaluation.recorder import EvaluationRecorder
     from skincancer.models.lightning import quiet_lightning
-    from skincancer.runs.finished import load_finished
-    from skincancer.runs.store import connect
+    from skincancer.runs.store import RunStore
 
     quiet_lightning()
     keep_freed_memory()
     console = make_console()
-    client = connect(uri)
-    with tempfile.TemporaryDirectory() as place:
-        finished = [load_finished(run, Path(place) / str(number), uri) for number, run in enumerate(runs)]
-        tasks = {run.task for run in finished}
-        if len(finished) > 1 and tasks != {"classification"}:
-            raise RunError(
-                f"several runs are an ensemble of classifiers; the tasks of these are {', '.join(sorted(tasks))}. Evaluate them one by one."
-            )
-        if mapping is not None and tasks == {"segmentation"}:
-            raise ConfigError("--map is for classes, and a segmenter has none. Leave it out.")
-        with progress_bars(console) as bars:
-            evaluation = prepare_evaluation(
-                finished, data, part == "all", mapping, uri, bars, near_duplicates == "keep"
-            )
-        recorder = EvaluationRecorder(evaluation, console, prevalence)
-        recorder.announce()
-        for title, text in evaluation.notes:
-            warn(console, title, text)
-        with recorder.start(client) as run:
-            found = [
-                predict_test(*one, progress_bar=sys.stdout.isatty())
-                for one in zip(evaluation.runs, evaluation.experiments, evaluation.data, strict=True)
-            ]
-            predictions = mapped_predictions(evaluation, [predicted for _, predicted in found])
-            recorder.finish(run, predictions, found[0][0])
+    store = RunStore(uri).open()
+    finished = [load_fit(run, store) for run in runs]
+    tasks = {run.task for run in finished}
+    if len(finished) > 1 and tasks != {"classification"}:
+        raise RunError(
+            f"several runs are an ensemble of classifiers; the tasks of these are {', '.join(sorted(tasks))}. Evaluate them one by one."
+        )
+    if mapping is not None and tasks == {"segmentation"}:
+        raise ConfigError("--map is for classes, and a segmenter has none. Leave it out.")
+    with progress_bars(console) as bars:
+        evaluation = prepare_evaluation(finished, data, part == "all", mapping, store, bars, near_duplicates == "keep")
+    recorder = EvaluationRecorder(evaluation, store, console, prevalence)
+    recorder.announce()
+    for title, text in evaluation.notes:
+        warn(console, title, text)
+    with recorder.start() as run:
+        found = [
+            predict_test(*one, progress_bar=sys.stdout.isatty())
+            for one in zip(evaluation.runs, evaluation.experiments, evaluation.data, strict=True)
+        ]
+        predictions = mapped_predictions(evaluation, [predicted for _, predicted in found])
+        recorder.finish(run, predictions, found[0][0])
     recorder.report()
     return recorder.run_id
 
@@ -116,17 +110,20 @@ def _check(
         raise ConfigError(f"--prevalence is {prevalence}; it is a share, above 0 and below 1, such as 0.1.")
 
 
-def _parser() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
+    """Return the parser of evaluate's flags."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(
-        prog="python -m skincancer.evaluate",
+        prog=program("evaluate"),
         usage="%(prog)s --run RUN_ID [RUN_ID …] --data.dataset NAME [--part all|test] [--data.KEY VALUE …]",
         description="A finished run on other data: external validation, operating point, calibration, subgroups. What is not said of the "
         "data is as the run had it; data.size, resize, clean, crop and crop_margin always are.",
         exit_on_error=False, allow_abbrev=False, default_env=False,
     )  # fmt: skip
-    parser.add_argument("--run", type=str, nargs="+", metavar="RUN_ID", help="a finished fit; several: their ensemble")
+    parser.add_argument(
+        "--run", type=str, nargs="+", metavar="RUN_ID", help="a finished fit or NAME@ALIAS; several: their ensemble"
+    )
     parser.add_argument("--part", type=str, metavar="all|test", help="every image (default), or the split's test part")
     parser.add_argument(
         "--map", type=str, nargs="+", metavar="TARGET=CLASS+CLASS", help="classes to compare in, or a YAML file of them"
@@ -138,6 +135,7 @@ def _parser() -> ArgumentParser:
         "--near_duplicates", type=str, metavar="exclude|keep", help="nearly the same pictures as the run was trained on"
     )
     parser.add_argument("--tracking.uri", type=str, metavar="URI", help="the tracking store of the runs")
+    add_plugin_flag(parser)
     parser.add_class_arguments(DataConfig, "data", fail_untyped=True)
     return parser
 
@@ -146,7 +144,7 @@ def _verb(argv: Sequence[str]) -> None:
     from skincancer.evaluation.class_mapping import parse_map
 
     argv = [re.sub(r"^--near-duplicates(?==|$)", "--near_duplicates", flag) for flag in argv]
-    flags, own = parse_flags(_parser(), argv)
+    flags, own = parse_flags(make_parser(), argv)
     uri = flags.pop("tracking.uri", None)
     given = own.get("map")
     with signals_as_interrupts():

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
-from skincancer.config.resolve import config_to_keep, resolve
+from skincancer.config.resolve import resolve
 from skincancer.errors import ConfigError, RunError
 from skincancer.models.compatibility import check_network
 from skincancer.runs import registry
+from skincancer.runs.artifacts import config_to_keep
 from skincancer.schema import Experiment
-from skincancer.system.console import make_console, make_table, progress_bars, run_verb
+from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts
 from skincancer.system.launcher import is_rank_zero
 from skincancer.system.yaml_files import dump_yaml
 from skincancer.training.launch import check_launcher, count_ranks
-from skincancer.training.resume import load_resumed
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -58,9 +58,10 @@ def fit(
     # These load Lightning, pandas and MLflow: a command line with a mistake is refused before.
     from skincancer.data.datamodule import check_shares
     from skincancer.data.prepare import prepare_data
+    from skincancer.inference.model import mask_source
     from skincancer.models.lightning import quiet_lightning
     from skincancer.runs.lifecycle import reap
-    from skincancer.runs.store import connect
+    from skincancer.runs.store import RunStore
     from skincancer.training.recorder import FitRecorder
     from skincancer.training.trainer import check_devices, fit_classical, fit_network
 
@@ -71,7 +72,8 @@ def fit(
     console = make_console()
     console.quiet = not is_rank_zero()
 
-    client = connect(experiment.tracking.uri)
+    store = RunStore(experiment.tracking.uri)
+    client = store.client
     if resume and not target and (before := registry.wanted(client, resume)):
         target = registry.parse_target(before)
     if target:
@@ -80,9 +82,9 @@ def fit(
     with progress_bars(console) as bars:
         data = prepare_data(
             experiment.data,
+            mask_source(experiment.data, store),
             bars,
             task=experiment.task,
-            uri=experiment.tracking.uri,
             hand_made=experiment.model.is_hand_made,
         )
     if network:
@@ -92,13 +94,13 @@ def fit(
     for closed in reap(client) if is_rank_zero() and trial is None else []:
         console.print(f"closed run {closed} as KILLED: its process is gone")
 
-    recorder = FitRecorder(experiment, data, console, trial)
+    recorder = FitRecorder(experiment, data, store, console, trial)
     recorder.announce()
     tags = {registry.REGISTER_TAG: str(target)} if target else {}
     if network:
-        fit_network(experiment, data, recorder, client, resume, tags)
+        fit_network(experiment, data, recorder, store, resume, tags)
     else:
-        fit_classical(experiment, data, recorder, client, tags)
+        fit_classical(experiment, data, recorder, store, tags)
     if trial:
         return recorder.run_id
     recorder.report()
@@ -108,7 +110,11 @@ def fit(
     return recorder.run_id
 
 
-def _add_flags(parser: ArgumentParser) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of fit's flags."""
+    parser = build_parser(
+        program("fit"), "Train one experiment, test its best checkpoint, leave a complete run behind."
+    )
     parser.add_argument("--resume", type=str, metavar="RUN_ID", help="go on with an interrupted run, in the same run")
     parser.add_argument(
         "--register", type=str, metavar="NAME[@ALIAS]", help="register the finished run's model; the alias is candidate"
@@ -118,15 +124,13 @@ def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--older_than", type=str, metavar="24h", help="with --reap: also runs of other hosts silent for so long"
     )
+    return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
     console = make_console()
     argv = [re.sub(r"^--(dry|older)-", r"--\1_", flag) for flag in argv]
-    parser = build_parser(
-        "python -m skincancer.fit", "Train one experiment, test its best checkpoint, leave a complete run behind."
-    )
-    _add_flags(parser)
+    parser = make_parser()
     flags, own = parse_flags(parser, argv)
     if own.get("list"):
         rows = list(list_experiments().items())
@@ -136,12 +140,16 @@ def _verb(argv: Sequence[str]) -> None:
         raise ConfigError("--older-than goes with --reap.")
     if own.get("reap"):
         from skincancer.runs.lifecycle import reap_runs
+        from skincancer.runs.store import RunStore
 
-        reap_runs(own.get("older_than"), flags.get("tracking.uri"))
+        reap_runs(RunStore(flags.get("tracking.uri")), own.get("older_than"))
         return
     resume, notes = own.get("resume"), list[str]()
     if resume:
-        experiment = load_resumed(resume, own.get("experiment"), flags, parser)
+        from skincancer.runs.store import RunStore
+        from skincancer.training.resume import load_resumed
+
+        experiment = load_resumed(resume, own.get("experiment"), flags, parser, RunStore(flags.get("tracking.uri")))
     else:
         if not own.get("experiment"):
             raise ConfigError(f"give --experiment NAME; one of {', '.join(list_experiments())}, or a path.")

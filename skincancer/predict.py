@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from skincancer.errors import ConfigError, RunError
 from skincancer.inference.image_files import find_images
-from skincancer.system.console import make_console, progress_bars, run_verb, warn
+from skincancer.system.console import make_console, program, progress_bars, run_verb, warn
 from skincancer.system.files import check_folder
 from skincancer.system.interrupts import signals_as_interrupts
 
@@ -76,8 +76,9 @@ def predict(
     images = find_images(paths, without=(out / "masks", out / "overlays"))
     check_folder(out, "--out")
     from skincancer.inference.predictor import load_answerer
+    from skincancer.runs.store import RunStore
 
-    return write_answers(load_answerer(run, uri, masks), images, out, format, progress)
+    return write_answers(load_answerer(run, RunStore(uri), masks), images, out, format, progress)
 
 
 def write_answers(
@@ -90,13 +91,13 @@ def write_answers(
     from skincancer.inference.predictor import Answer, closing_pool, in_order, room_for
 
     model, said = answerer.model, Predicted(measured=answerer.measures)
-    table = AnswerTable(model, images, format, answerer.crop is not None or answerer.measures)
+    table = AnswerTable(model, images, format, answerer.preprocessing.crop is not None or answerer.measures)
 
     def write(given: tuple[tuple[str, str], Answer]) -> tuple[tuple[str, str], Answer, float]:
         (image_id, file), answer = given
         if answer.error or not model.segments:
             return (image_id, file), answer, 0.0
-        with room_for(answer.width * answer.height):
+        with room_for(answer.view.width * answer.view.height):
             share = write_mask(answerer.mask(answer), Path(file), image_id, out, format)
         return (image_id, file), answer, share
 
@@ -119,9 +120,10 @@ def write_answers(
     return said
 
 
-def _verb(argv: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of predict's flags."""
     parser = argparse.ArgumentParser(
-        prog="python -m skincancer.predict", description=__doc__, allow_abbrev=False, exit_on_error=False
+        prog=program("predict"), description=__doc__, allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders of images, or quoted patterns")
     parser.add_argument(
@@ -137,8 +139,12 @@ def _verb(argv: Sequence[str]) -> None:
         help="of a run on crops or hand-made features: whose masks cut the images, or are measured in (default: the run's own way)",
     )
     parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of the run")
+    return parser
+
+
+def _verb(argv: Sequence[str]) -> None:
     try:
-        given, unknown = parser.parse_known_args(list(argv))
+        given, unknown = make_parser().parse_known_args(list(argv))
     except argparse.ArgumentError as error:
         raise ConfigError(f"command line: {error}") from error
     if unknown:

@@ -21,8 +21,8 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, DataError, SplitError
 from skincancer.imaging.cleaning.steps import STEPS
 from skincancer.imaging.features.families import FAMILIES
-from skincancer.schema import DataConfig, Experiment
-from skincancer.system.console import make_console, make_table, progress_bars, run_verb, warn
+from skincancer.schema import DataConfig, Experiment, segmenter_run
+from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb, warn
 from skincancer.system.files import check_file, check_folder
 from skincancer.system.paths import data_folder
 from skincancer.visualization.previews import SHEETS
@@ -44,23 +44,23 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     """
     from skincancer.data.mask_sources import describe_crops
     from skincancer.data.prepare import ROLES, prepare_data
+    from skincancer.inference.model import mask_source
+    from skincancer.runs.store import RunStore
 
     console = console or make_console()
-    given: dict[str, Any] = {"task": experiment.task, "uri": experiment.tracking.uri}
+    masks = mask_source(experiment.data, RunStore(experiment.tracking.uri)) if experiment.data.crop else None
     unsplit = ""
     with progress_bars(console) as bars:
         try:
-            data = prepare_data(experiment.data, bars, **given)
+            data = prepare_data(experiment.data, masks, bars, task=experiment.task)
         except SplitError as error:  # pictures and features of them can be had all the same
-            data, unsplit = prepare_data(experiment.data, bars, whole=True, **given), str(error)
+            data, unsplit = prepare_data(experiment.data, masks, bars, task=experiment.task, whole=True), str(error)
     index, entry = data.index, data.entry
     usable = index[index["width"] > 0]
     sizes = Counter(zip(usable["width"], usable["height"], strict=True)).most_common()
-    masks = data.store.masks
-    stored, with_masks = (
-        data.store.images.nbytes + (0 if masks is None else masks.nbytes),
-        "" if masks is None else ", with masks",
-    )
+    stored, with_masks = data.store.images.nbytes, ""
+    if data.store.masks is not None:
+        stored, with_masks = stored + data.store.masks.nbytes, ", with masks"
     shown = ", ".join(f"{width}×{height} ({count})" for (width, height), count in sizes[:4])
     facts: list[list[object]] = [
         ["folder", data.root],
@@ -146,18 +146,21 @@ def prepare_features(
 
     Raises:
         ConfigError: no such masks.
-        DataError, RunError: as `skincancer.data.feature_table.open_features`.
+        DataError, RunError: as `open_features` and `mask_source`.
     """
     check_masks(masks)
     from skincancer.data.feature_table import DIGITS, open_features
     from skincancer.data.mask_sources import describe_masks
     from skincancer.data.prepare import list_bad
     from skincancer.imaging.features.families import WORKING_SIDE, feature_names
+    from skincancer.inference.model import mask_source
+    from skincancer.runs.store import RunStore
 
     console = console or make_console()
     settings = replace(experiment.data, masks=absolute_run(masks))
     with progress_bars(console) as bars:
-        found = open_features(data.index, data.root, data.entry, settings, experiment.tracking.uri, bars)
+        source = mask_source(settings, RunStore(experiment.tracking.uri))
+        found = open_features(data.index, data.root, data.entry, source, settings.clean, bars)
     facts: list[list[object]] = [
         ["table", found.file],
         ["images", f"{len(found.table)}, of which {len(found.bad)} cannot be used"],
@@ -179,7 +182,10 @@ def prepare_features(
     return found.file
 
 
-def _add_flags(parser: ArgumentParser) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of prepare's flags."""
+    prog = program("prepare")
+    parser = build_parser(prog, f"A data set into its prepared store: {prog} NAME [--data.size 224 …]")
     parser.add_argument("--download", action="store_true", help="first fetch the data set from its publisher")
     parser.add_argument(
         "--accept-licence", action="store_true", help="agree to the terms of use that --download prints"
@@ -208,15 +214,12 @@ def _add_flags(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="with --audit: write the copies, and the lesions known by OTHER, for --data.groups",
     )
+    return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
     console = make_console()
-    prog = "python -m skincancer.prepare"
-    parser = build_parser(
-        prog, "A data set into its prepared store: python -m skincancer.prepare NAME [--data.size 224 …]"
-    )
-    _add_flags(parser)
+    parser = make_parser()
     name = argv[0] if argv and not argv[0].startswith("-") else None
     argv = [re.sub(r"^--(write|against)[-.](groups|root)(?==|$)", r"--\1_\2", flag) for flag in argv]
     flags, own = parse_flags(parser, argv[1:] if name else argv)
@@ -277,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_verb(_verb, argv)
 
 
-USED = ("data.dataset", "data.root", "data.quality_rules")  # of the configuration
+USED = ("data.dataset", "data.root", "data.quality_rules", "plugins")  # of the configuration
 _NEEDED = {"against": "audit", "write_groups": "audit", "against_root": "against"}
 _SPELT = {"against": "--against", "write_groups": "--write-groups", "against_root": "--against.root"}
 
@@ -411,7 +414,7 @@ def check_show(show: str, experiment: Experiment, sheet: Path, masks: str | None
         raise ConfigError("--show structures shows what --features finds in lesions; give that too.")
     masks = masks or experiment.data.masks
     check_masks(masks)
-    if masks.startswith("run:"):
+    if segmenter_run(masks):
         raise ConfigError(f"--show structures takes --data.masks truth, otsu or auto, given {masks}.")
     return replace(experiment, data=replace(experiment.data, masks=masks))
 

@@ -1,4 +1,4 @@
-"""What an experiment consists of: frozen dataclasses, one per section, and the checks that need no data and no torch.
+"""Sections of an experiment: one frozen dataclass each, with the rules of its keys.
 
 Every field is a key of an experiment file and a dotted flag (`--data.split 70:30`).
 """
@@ -9,6 +9,34 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_type_hints
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """What a task's model predicts: class probabilities, lesion masks, or both."""
+
+    has_classes: bool
+    has_masks: bool
+
+
+TASKS = {"classification": TaskKind(True, False), "segmentation": TaskKind(False, True), "joint": TaskKind(True, True)}
+CLASSICAL = ("svm", "knn", "kmeans", "random_forest")
+_CLASSES = {"task": tuple(name for name, kind in TASKS.items() if kind.has_classes)}
+_MASKS = {"task": tuple(name for name, kind in TASKS.items() if kind.has_masks)}
+_CLASSIFIER = {"task": ("classification",)}
+_NETWORK = {"model.classifier": ("network",)}
+_BATCHES = "a number of batches (1 or more) or a share (above 0, at most 1.0)"
+
+
+def _key(default: Any, allowed: str = "", only_with: Mapping[str, tuple[str, ...]] | None = None) -> Any:
+    """Return a field with rules that `config.validation` checks.
+
+    Args:
+        default: its value.
+        allowed: its range, a name in `config.validation.RANGES`.
+        only_with: other keys, and the values of each with which this key has an effect.
+    """
+    return field(default=default, metadata={"allowed": allowed, "only_with": only_with or {}})
 
 
 @dataclass(frozen=True)
@@ -33,6 +61,7 @@ class AugmentConfig:
         noise: standard deviation of Gaussian noise, for values in [0, 1]
         elastic: largest displacement of a smooth random warp, as fraction of the shorter side
         elastic_sigma: smoothness of that warp: standard deviation of its filter, as fraction of the shorter side
+        extra: names of augmentations that plugins register, applied in this order after all others
     """
 
     policy: str = "light"
@@ -50,6 +79,7 @@ class AugmentConfig:
     noise: float | None = None
     elastic: float | None = None
     elastic_sigma: float = 0.08
+    extra: list[str] = field(default_factory=list)
 
 
 # Rule to threshold, chosen by eye on HAM10000 (contrast, ink and brightness on ISIC 2018 Task 1 too): each rule flags
@@ -96,25 +126,35 @@ class DataConfig:
     dataset: str = "demo"
     root: str | None = None
     split: str = "80:20"
-    split_seed: int = 0
-    target: Literal["diagnosis", "malignancy"] = "diagnosis"
-    malignant: list[str] = field(default_factory=list)
-    balance: str = "none"
-    balance_fixed: bool = False
-    class_weight_power: float = 1.0
+    split_seed: int = _key(0, "0 or more")
+    target: Literal["diagnosis", "malignancy"] = _key("diagnosis", only_with=_CLASSES)
+    malignant: list[str] = field(default_factory=list, metadata={"only_with": _CLASSES})
+    balance: str = _key("none", only_with=_CLASSES)
+    balance_fixed: bool = _key(False, only_with={"data.balance": ("undersample",)})
+    class_weight_power: float = _key(1.0, "above 0, at most 2", {"data.balance": ("class_weights",)})
     groups: str | None = None
     leaks: Literal["stop", "drop_from_train", "allow"] = "stop"
-    size: int = 224
+    size: int = _key(224, "a whole number of pixels from 1 to 4096")
     resize: Literal["stretch", "pad", "crop"] = "stretch"
     clean: list[str] = field(default_factory=list)
-    crop: bool = False
-    crop_margin: float = 0.2
+    crop: bool = _key(False, only_with=_CLASSIFIER)
+    crop_margin: float = _key(0.2, "from 0 to 5", {"data.crop": ("true",)})
     masks: str = "auto"
-    batch_size: int = 32
-    workers: int = 0
+    batch_size: int = _key(32, "1 or more")
+    workers: int = _key(0, "0 or more", _NETWORK)
     skip_bad: bool = False
     quality: Literal["keep", "drop_flagged"] = "keep"
-    quality_rules: dict[str, float] = field(default_factory=lambda: dict(QUALITY_RULES))
+    quality_rules: dict[str, float] = field(
+        default_factory=lambda: dict(QUALITY_RULES), metadata={"only_with": {"data.quality": ("drop_flagged",)}}
+    )
+
+
+RUN = "run:"  # precedes the run of a segmenter in `data.masks`, and a segmenter's digest in tables of images
+
+
+def segmenter_run(masks: str) -> str:
+    """Return the run id or folder of the segmenter in `data.masks`, "" for other mask sources."""
+    return masks.removeprefix(RUN) if masks.startswith(RUN) else ""
 
 
 @dataclass(frozen=True)
@@ -132,13 +172,13 @@ class LossConfig:
         beta: weight of false negatives in tversky
     """
 
-    name: str = "cross_entropy"
-    label_smoothing: float = 0.0
-    gamma: float = 2.0
-    masks: dict[str, float] = field(default_factory=lambda: {"dice": 1.0, "bce": 1.0})
-    class_factor: float = 1.0
-    alpha: float = 0.5
-    beta: float = 0.5
+    name: str = _key("cross_entropy", only_with=_CLASSES)
+    label_smoothing: float = _key(0.0, "0 or more and below 1", {**_CLASSES, "model.loss.name": ("cross_entropy",)})
+    gamma: float = _key(2.0, "0 or more")
+    masks: dict[str, float] = field(default_factory=lambda: {"dice": 1.0, "bce": 1.0}, metadata={"only_with": _MASKS})
+    class_factor: float = _key(1.0, "0 or more, and finite", {"task": ("joint",)})
+    alpha: float = _key(0.5, only_with={**_MASKS, "model.loss.masks": ("tversky",)})
+    beta: float = _key(0.5, only_with={**_MASKS, "model.loss.masks": ("tversky",)})
 
 
 @dataclass(frozen=True)
@@ -153,9 +193,9 @@ class OptimizerConfig:
     """
 
     name: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    momentum: float = 0.9
+    lr: float = _key(1e-3, "above 0 and below 100")
+    weight_decay: float = _key(0.01, "0 or more")
+    momentum: float = _key(0.9, "0 or more and below 1", {"model.optimizer.name": ("sgd",)})
 
 
 @dataclass(frozen=True)
@@ -170,9 +210,9 @@ class ScheduleConfig:
     """
 
     name: str = "constant"
-    warmup_epochs: float = 0.0
-    step_epochs: int = 10
-    gamma: float = 0.1
+    warmup_epochs: float = _key(0.0, only_with={"model.schedule.name": ("cosine",)})
+    step_epochs: int = _key(10, "1 or more", {"model.schedule.name": ("step",)})
+    gamma: float = _key(0.1, "above 0, at most 1", {"model.schedule.name": ("step",)})
 
 
 @dataclass(frozen=True)
@@ -185,7 +225,7 @@ class MaskConfig:
         fill_holes: fill holes
     """
 
-    threshold: float | Literal["auto"] = "auto"
+    threshold: float | Literal["auto"] = _key("auto", "auto, or above 0 and below 1")
     largest_component: bool = False
     fill_holes: bool = False
 
@@ -205,12 +245,15 @@ class ClassicalConfig:
         trees: of random_forest: how many
     """
 
-    features: list[str] = field(default_factory=lambda: ["abcd", "colour", "glcm", "lbp", "hog"])
-    C: float = 1.0
-    gamma: float | Literal["scale"] = "scale"
-    neighbours: int = 15
-    clusters: int = 50
-    trees: int = 300
+    features: list[str] = field(
+        default_factory=lambda: ["abcd", "colour", "glcm", "lbp", "hog"],
+        metadata={"only_with": {"model.classifier": CLASSICAL}},
+    )
+    C: float = _key(1.0, "above 0, and finite", {"model.classifier": ("svm",)})
+    gamma: float | Literal["scale"] = _key("scale", "scale, or above 0", {"model.classifier": ("svm",)})
+    neighbours: int = _key(15, "1 or more", {"model.classifier": ("knn",)})
+    clusters: int = _key(50, "1 or more", {"model.classifier": ("kmeans",)})
+    trees: int = _key(300, "1 or more", {"model.classifier": ("random_forest",)})
 
 
 @dataclass(frozen=True)
@@ -241,23 +284,23 @@ class ModelConfig:
         compile: torch.compile
     """
 
-    classifier: Literal["network", "svm", "knn", "kmeans", "random_forest"] = "network"
+    classifier: Literal["network", "svm", "knn", "kmeans", "random_forest"] = _key("network", only_with=_CLASSIFIER)
     classical: ClassicalConfig = field(default_factory=ClassicalConfig)
-    architecture: str = ""
+    architecture: str = _key("", only_with=_MASKS)
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"
-    dropout: float = 0.0
-    head: Literal["softmax", "sigmoid"] = "softmax"
-    head_hidden: int = 0
-    freeze: int | str = "none"
-    unfreeze_epoch: int | None = None
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    tta: Literal["none", "flips", "d4"] = "none"
-    channels_last: bool = True
-    compile: bool = False
+    dropout: float = _key(0.0, "0 or more and below 1", {**_CLASSES, **_NETWORK})
+    head: Literal["softmax", "sigmoid"] = _key("softmax", only_with={**_CLASSIFIER, **_NETWORK})
+    head_hidden: int = _key(0, "0 or more", {**_CLASSIFIER, **_NETWORK})
+    freeze: int | str = _key("none", "none, all, or a number of stages", _NETWORK)
+    unfreeze_epoch: int | None = _key(None, "1 or more", _NETWORK)
+    mask: MaskConfig = field(default_factory=MaskConfig, metadata={"only_with": {**_MASKS, **_NETWORK}})
+    loss: LossConfig = field(default_factory=LossConfig, metadata={"only_with": _NETWORK})
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata={"only_with": _NETWORK})
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"only_with": _NETWORK})
+    tta: Literal["none", "flips", "d4"] = _key("none", only_with=_NETWORK)
+    channels_last: bool = _key(True, only_with=_NETWORK)
+    compile: bool = _key(False, only_with=_NETWORK)
 
     @property
     def is_network(self) -> bool:
@@ -287,8 +330,8 @@ class TrainingConfig:
     """
 
     monitor: str = "auto"
-    patience: int = 0
-    ema_decay: float = 0.0
+    patience: int = _key(0, "0 or more", _NETWORK)
+    ema_decay: float = _key(0.0, "0 or more and below 1", _NETWORK)
 
 
 @dataclass(frozen=True)
@@ -315,22 +358,22 @@ class TrainerConfig:
         log_every_n_steps: how often train/loss_step is logged and the loss checked for NaN
     """
 
-    max_epochs: int = 20
+    max_epochs: int = _key(20, "1 or more", _NETWORK)
     accelerator: str = "auto"
-    devices: int | str = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: int | str = "32"
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
-    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
-    limit_train_batches: int | float = 1.0
-    limit_val_batches: int | float = 1.0
-    limit_test_batches: int | float = 1.0
-    deterministic: bool = False
-    benchmark: bool = False
-    sync_batchnorm: bool = False
-    log_every_n_steps: int = 50
+    devices: int | str = _key(1, "auto, or 1 or more")
+    num_nodes: int = _key(1, "1 or more")
+    strategy: str = _key("auto", only_with=_NETWORK)
+    precision: int | str = _key("32", only_with=_NETWORK)
+    accumulate_grad_batches: int = _key(1, "1 or more", _NETWORK)
+    gradient_clip_val: float | None = _key(None, "above 0, and finite", _NETWORK)
+    gradient_clip_algorithm: Literal["norm", "value"] = _key("norm", only_with=_NETWORK)
+    limit_train_batches: int | float = _key(1.0, _BATCHES, _NETWORK)
+    limit_val_batches: int | float = _key(1.0, _BATCHES, _NETWORK)
+    limit_test_batches: int | float = _key(1.0, _BATCHES, _NETWORK)
+    deterministic: bool = _key(False, only_with=_NETWORK)
+    benchmark: bool = _key(False, only_with=_NETWORK)
+    sync_batchnorm: bool = _key(False, only_with=_NETWORK)
+    log_every_n_steps: int = _key(50, "1 or more", _NETWORK)
 
 
 @dataclass(frozen=True)
@@ -355,6 +398,7 @@ class Experiment:
         description: one line: what it is and where its recipe comes from
         task: classification, segmentation, or joint (both from one pass; images without a mask or a label count for the other)
         seed: drives training (initial weights, order, dropout, augmentation), never the split
+        plugins: modules to import first, which register parts of your own (--plugin MODULE adds one); no:NAME leaves an installed one out
         data: which images
         augment: random changes to training images
         model: the network and how it learns
@@ -367,9 +411,10 @@ class Experiment:
     name: str = "custom"
     description: str = ""
     task: Literal["classification", "segmentation", "joint"] = "classification"
-    seed: int = 0
+    seed: int = _key(0, "0 or more")
+    plugins: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig, metadata={"only_with": _NETWORK})
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -417,6 +462,9 @@ KEYS = tuple(TYPES)
 MAY_BE_NULL = {key for key, value in flatten(Experiment().to_dict()).items() if value is None}
 SECTIONS = sorted({key.rsplit(".", 1)[0] for key in KEYS if "." in key})
 
-
-# the hyper-parameters of classical classifiers, and whose they are
-OF_CLASSIFIERS = {"C": "svm", "gamma": "svm", "neighbours": "knn", "clusters": "kmeans", "trees": "random_forest"}
+# Hyper-parameters of the classical classifiers, and the classifier of each.
+OF_CLASSIFIERS = {
+    option.name: option.metadata["only_with"]["model.classifier"][0]
+    for option in dataclasses.fields(ClassicalConfig)
+    if option.name != "features"
+}

@@ -19,8 +19,7 @@ from skincancer.errors import ConfigError, RunError, nearest
 from skincancer.schema import TYPES, Experiment
 from skincancer.sweeps.plan import Plan, used_images
 from skincancer.sweeps.space_check import check_space
-from skincancer.system import paths
-from skincancer.system.console import make_console, make_table, progress_bars, run_verb
+from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb
 from skincancer.system.credentials import shown
 from skincancer.system.interrupts import signals_as_interrupts
 from skincancer.system.yaml_files import load_yaml
@@ -73,10 +72,11 @@ def sweep(request: Request, console: Console | None = None) -> str:
     started = time.monotonic()
     plan, experiment, points, notes = _check(request)
     from skincancer.data.prepare import prepare_data
+    from skincancer.inference.model import mask_source
     from skincancer.metrics.names import monitor_mode
     from skincancer.models.compatibility import check_network
     from skincancer.runs.lifecycle import reap
-    from skincancer.runs.store import connect
+    from skincancer.runs.store import RunStore
     from skincancer.sweeps import study
     from skincancer.sweeps.report import SweepRecord
     from skincancer.sweeps.storage import storage_url
@@ -86,20 +86,20 @@ def sweep(request: Request, console: Console | None = None) -> str:
     console = console or make_console()
     for note in notes:
         console.print(note, markup=False)
-    client = connect(experiment.tracking.uri)
+    store = RunStore(experiment.tracking.uri).open()
     name = request.study or default_name(experiment)
-    folder = paths.sweeps_folder(client.tracking_uri)
-    url = storage_url(request.storage, folder / f"{name}.journal")
+    url = storage_url(request.storage, store.sweeps_folder / f"{name}.journal")
     with progress_bars(console) as bars:
         data = prepare_data(
-            experiment.data, bars, task=experiment.task, uri=experiment.tracking.uri, hand_made=experiment.model.is_hand_made,
+            experiment.data, mask_source(experiment.data, store), bars, task=experiment.task,
+            hand_made=experiment.model.is_hand_made,
         )  # fmt: skip
-    for closed in reap(client):
+    for closed in reap(store.client):
         console.print(f"closed run {closed} as KILLED: its process is gone")
     plan = replace(plan, split_hash=data.split_hash, index_hash=data.index_hash, images=used_images(data))
     opened = study.create(url, name, plan, request.trials, maximize=monitor_mode(experiment.training.monitor) == "max")
-    record = SweepRecord(opened, name, data, console, _places(request), client.tracking_uri)
-    with record.start(client, request.trials) as run:
+    record = SweepRecord(opened, name, data, console, _places(request), store)
+    with record.start(request.trials) as run:
         console.print(
             f"study {name} in {shown(url)}; other machines join by: {join_command(name, shown(url))}", markup=False
         )
@@ -124,26 +124,28 @@ def join(request: Request, console: Console | None = None) -> None:
     from mlflow.exceptions import MlflowException
 
     from skincancer.data.prepare import prepare_data
-    from skincancer.runs.store import connect
+    from skincancer.inference.model import mask_source
+    from skincancer.runs.store import RunStore
     from skincancer.sweeps import study
     from skincancer.sweeps.report import SweepRecord
     from skincancer.sweeps.storage import storage_url
 
     assert request.study is not None
     console = console or make_console()
-    client = connect(request.flags.get("tracking.uri"))
-    url = storage_url(request.storage, paths.sweeps_folder(client.tracking_uri) / f"{request.study}.journal")
+    store = RunStore(request.flags.get("tracking.uri"))
+    url = storage_url(request.storage, store.sweeps_folder / f"{request.study}.journal")
     opened = study.join(url, request.study, tell=lambda text: console.print(text, markup=False))
     try:
-        client.get_run(opened.parent)
+        store.client.get_run(opened.parent)
     except MlflowException as error:
         raise RunError(
-            f"--worker: the sweep's run {opened.parent} is not in {shown(client.tracking_uri)}. Give --tracking.uri (or "
+            f"--worker: the sweep's run {opened.parent} is not in {store}. Give --tracking.uri (or "
             "MLFLOW_TRACKING_URI) of the store that the sweep writes to."
         ) from error
     here = opened.plan.resolve({}, _places(request))
     with progress_bars(console) as bars:
-        data = prepare_data(here.data, bars, task=here.task, uri=client.tracking_uri)
+        masks = mask_source(here.data, store) if here.data.crop else None
+        data = prepare_data(here.data, masks, bars, task=here.task)
     for what, ours in (("index_hash", data.index_hash), ("split_hash", data.split_hash), ("images", used_images(data))):
         theirs = getattr(opened.plan, what)
         if ours != theirs and (theirs or what != "images"):  # a study of an older version does not know its images
@@ -151,7 +153,7 @@ def join(request: Request, console: Console | None = None) -> None:
                 f"--worker: the images here are not those of the sweep: {what} is {ours}, and the study has {theirs}. Give "
                 "--data.root of the same data."
             )
-    record = SweepRecord(opened, request.study, data, console, _places(request), client.tracking_uri)
+    record = SweepRecord(opened, request.study, data, console, _places(request), store)
     _run_trials(opened, request, record, started)
     left = "; the sweep goes on elsewhere" if not opened.is_over() else ""
     console.print(f"no trial is left for this worker{left}; the sweep's run is {opened.parent}")
@@ -162,7 +164,6 @@ def _places(request: Request) -> dict[str, Any]:
 
 
 def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: float) -> None:
-    from skincancer.runs.store import connect
     from skincancer.sweeps import executor
 
     accelerator = record.places.get("trainer.accelerator", opened.base.trainer.accelerator)
@@ -170,7 +171,7 @@ def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: f
     workers = request.workers or max(1, len(devices))
     if 0 < len(devices) < workers:
         record.console.print(f"{workers} workers share {len(devices)} GPUs")
-    runner = executor.TrialProcess(opened, record.places, connect(record.uri), record.folder, workers, devices)
+    runner = executor.TrialProcess(opened, record.places, record.store.client, record.folder, workers, devices)
     deadline = None if request.minutes is None else started + 60 * request.minutes
     with contextlib.closing(runner), record.live(workers) as tick:
         executor.work(opened, runner, workers, deadline=deadline, tick=tick, bury=runner.bury)
@@ -233,7 +234,12 @@ def _check(request: Request) -> tuple[Plan, Experiment, list[Experiment], list[s
     return plan, experiment, checked.networks, notes
 
 
-def _add_flags(parser: ArgumentParser) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of sweep's flags."""
+    parser = build_parser(
+        program("sweep"), "Search hyper-parameters: an Optuna study over an experiment's search space."
+    )
+    parser.usage = "%(prog)s --experiment NAME --trials N [--workers W] [--study NAME] [--storage URL] [--KEY VALUE …]"
     parser.add_argument(
         "--trials", type=int, metavar="N", help="how many trials in all, those of earlier starts included"
     )
@@ -244,15 +250,11 @@ def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--sampler", type=str, default="tpe", help=f"one of {', '.join(SAMPLERS)}")
     parser.add_argument("--pruner", type=str, default="median", help=f"one of {', '.join(PRUNERS)}")
     parser.add_argument("--worker", action="store_true", help="join a sweep that another process has started")
+    return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
-    parser = build_parser(
-        "python -m skincancer.sweep", "Search hyper-parameters: an Optuna study over an experiment's search space."
-    )
-    parser.usage = "%(prog)s --experiment NAME --trials N [--workers W] [--study NAME] [--storage URL] [--KEY VALUE …]"
-    _add_flags(parser)
-    flags, own = parse_flags(parser, argv)
+    flags, own = parse_flags(make_parser(), argv)
     if own.get("list"):
         rows = [
             (name, ", ".join(load_yaml(find_experiment(name))["search"]))

@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from skincancer.system.console import run_verb
+from skincancer.metrics.names import DEFAULT_METRICS, MAIN_METRICS
+from skincancer.system.console import program, run_verb
 from skincancer.system.interrupts import signals_as_interrupts
 
 if TYPE_CHECKING:
@@ -25,12 +26,7 @@ _PARAMS = {
     "classification": ("experiment", "split", "seed", "balance", "backbone", "weights", "size"),
     "segmentation": ("experiment", "split", "seed", "architecture", "backbone", "weights", "size"),
 }
-_METRICS = {
-    "classification": ("test/balanced_accuracy", "test/accuracy", "test/auroc_macro", "best/balanced_accuracy"),
-    "segmentation": ("test/jaccard", "test/dice", "test/thresholded_jaccard", "best/jaccard"),
-}
 _PARAMS["joint"] = _PARAMS["segmentation"]
-_METRICS["joint"] = (*_METRICS["classification"][:3], "test/mask_jaccard")
 
 
 def save_views(client: MlflowClient) -> dict[str, str]:
@@ -52,8 +48,10 @@ def save_views(client: MlflowClient) -> dict[str, str]:
 
 
 def _view(task: str) -> str:
-    columns = ["attributes.`Dataset`", "tags.`kind`"]
-    columns += [f"params.`{name}`" for name in _PARAMS[task]] + [f"metrics.`{name}`" for name in _METRICS[task]]
+    default = DEFAULT_METRICS[task]
+    metrics = dict.fromkeys(f"test/{name}" for name in (default, *MAIN_METRICS[task]))
+    columns = ["attributes.`Dataset`", "tags.`kind`", *(f"params.`{name}`" for name in _PARAMS[task])]
+    columns += [f"metrics.`{name}`" for name in (*metrics, f"best/{default}")]
     state = {"selectedColumns": columns, "orderByKey": "attributes.start_time", "orderByAsc": False}
     now = int(time.time() * 1000)
     return json.dumps(
@@ -80,23 +78,21 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
     import subprocess
 
     from skincancer.errors import RunError
-    from skincancer.runs.store import connect
-    from skincancer.system.credentials import shown
-    from skincancer.system.paths import sqlite_path, tracking_uri
+    from skincancer.runs.store import RunStore
+    from skincancer.system.paths import sqlite_path
 
-    resolved = tracking_uri(uri)
-    if resolved.startswith(("http:", "https:")):
-        raise RunError(f"{shown(resolved)} is a server: open it in a browser.")
-    client = connect(resolved)  # creates the store where there is none yet, and says what is wrong with it
-    views = save_views(client)
-    database = sqlite_path(resolved)
+    store = RunStore(uri)
+    if store.uri.startswith(("http:", "https:")):
+        raise RunError(f"{store} is a server: open it in a browser.")
+    views = save_views(store.client)
+    database = sqlite_path(store.uri)
     command = [
         sys.executable,
         "-m",
         "mlflow",
         "server",
         "--backend-store-uri",
-        resolved,
+        store.uri,
         "--host",
         host,
         "--port",
@@ -106,7 +102,7 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
     ]
     if database:
         command += ["--default-artifact-root", (database.parent / "artifacts").as_uri()]
-    print(f"MLflow on {shown(resolved)}: http://{host}:{port} (Ctrl-C stops it)")
+    print(f"MLflow on {store}: http://{host}:{port} (Ctrl-C stops it)")
     for name, number in views.items():
         print(
             f"  {name}: http://{host}:{port}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
@@ -125,16 +121,21 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
                 server.wait()
 
 
-def _verb(argv: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of ui's flags."""
     parser = argparse.ArgumentParser(
-        prog="python -m skincancer.ui", description="The MLflow UI on the project's store.", allow_abbrev=False
+        prog=program("ui"), description="The MLflow UI on the project's store.", allow_abbrev=False
     )
     parser.add_argument(
         "--tracking.uri", dest="uri", help="MLflow tracking URI; default $MLFLOW_TRACKING_URI, then mlruns/mlflow.db"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=5000, help="port to listen on (default %(default)s)")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _verb(argv: Sequence[str]) -> None:
+    arguments = make_parser().parse_args(argv)
     code = open_ui(arguments.uri, arguments.host, arguments.port)
     if code:
         raise SystemExit(code)

@@ -11,7 +11,7 @@ import pandas as pd
 from skincancer.config.resolve import resolve
 from skincancer.metrics.prediction_files import predictions_table, write_predictions
 from skincancer.runs.lifecycle import start_run
-from skincancer.runs.store import connect
+from skincancer.runs.store import RunStore
 from skincancer.system.yaml_files import dump_yaml
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -32,7 +32,7 @@ def class_predictions(
 
 def mask_predictions(seed: int, n: int, level: float) -> pd.DataFrame:
     """Scores of `n` masks around `level`."""
-    from skincancer.metrics.segmentation import MASK_METRICS
+    from skincancer.metrics.names import MASK_METRICS
 
     draw = np.random.default_rng(seed)
     scores = {name: np.clip(level + 0.1 * draw.normal(size=n), 0, 1) for name in MASK_METRICS}
@@ -54,7 +54,6 @@ def finished_fit(
 ) -> str:
     """Write a run into the current store; return its id."""
     resolved, _ = resolve(experiment, {"data.split": split, "seed": seed, **(flags or {})})
-    client = connect(None)
     found = {
         "experiment": resolved.name, "task": resolved.task, "dataset": resolved.data.dataset, "split": split, "seed": seed,
         "split_seed": resolved.data.split_seed, "target": resolved.data.target, "size": resolved.data.size, "weights": "random",
@@ -62,7 +61,7 @@ def finished_fit(
     }  # fmt: skip
     known = {"kind": "fit", "index_hash": "i", "groups_hash": "", "synthetic": "true", **(tags or {})}
     group = f"{resolved.data.dataset}-{resolved.task}"
-    with start_run(client, group, f"{resolved.name} {split} s{seed}", known, system_metrics=False) as run:
+    with start_run(RunStore(), group, f"{resolved.name} {split} s{seed}", known, system_metrics=False) as run:
         run.log_params(found)
         run.log_metrics({"optimizer_steps": 100, "images_seen": 1600})
         run.write_text("config.yaml", dump_yaml(resolved.to_dict()))

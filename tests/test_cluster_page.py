@@ -1,4 +1,4 @@
-"""The scripts of CLUSTER.md: read by shellcheck, and run with another store, storage and data."""
+"""The scripts of docs/clusters.md: read by shellcheck, and run with another store, storage and data."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from conftest import TINY_FIT, all_runs
 from skincancer.system.launcher import without_launcher
 from skincancer.system.yaml_files import load_yaml
 
-PAGE = Path(__file__).parents[1] / "CLUSTER.md"
+PAGE = Path(__file__).parents[1] / "docs" / "clusters.md"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.S | re.M)
 SCRIPTS = {re.search(r"--job-name=(\w+)", block)[1]: block for block in BLOCKS if block.startswith("#!/bin/bash")}
 

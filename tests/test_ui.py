@@ -3,13 +3,13 @@
 import json
 
 from skincancer import ui
-from skincancer.runs.store import connect, experiment_id
+from skincancer.runs.store import RunStore, connect
 
 
 def test_every_experiment_gets_a_view_with_the_columns_that_matter(store):
     client = connect(None)
     for name in ("demo-classification", "demo-segmentation", "mine-joint"):
-        experiment_id(client, name)
+        RunStore(None).experiment_id(name)
     client.create_experiment("somebody else's")
     found = ui.save_views(client)
     assert set(found) == {"demo-classification", "demo-segmentation", "mine-joint"}
@@ -29,7 +29,7 @@ def test_every_experiment_gets_a_view_with_the_columns_that_matter(store):
 
 def test_a_view_that_you_changed_is_kept(store):
     client = connect(None)
-    number = experiment_id(client, "demo-classification")
+    number = RunStore(None).experiment_id("demo-classification")
     client.set_experiment_tag(number, "mlflow.sharedViewState.skincancer", "mine")
     ui.save_views(client)
     assert client.get_experiment(number).tags["mlflow.sharedViewState.skincancer"] == "mine"

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-import pandas as pd
 from mlflow.entities import Run as MlflowRun
-from mlflow.tracking import MlflowClient
+from rich.console import Console
 
-from skincancer.comparison.entries import ComparedRun
+from skincancer.comparison.entries import Cell, ComparedRun
 from skincancer.comparison.predictions import load_scores
 from skincancer.comparison.request import Request, Wanted, experiment_values, group_runs, run_query, split_and_seed
 from skincancer.errors import ConfigError, DataError, RunError, nearest
-from skincancer.runs.artifacts import download
+from skincancer.runs.artifacts import predictions_file
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.search import find_runs
+from skincancer.runs.store import RunStore
 from skincancer.system.console import warn
-from skincancer.system.credentials import shown
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from skincancer.comparison.entries import Cell
 
 
 def collect_entries(
-    client: MlflowClient,
+    store: RunStore,
     wanted: Sequence[Wanted],
     by_hand: Sequence[MlflowRun],
     request: Request,
@@ -36,11 +28,8 @@ def collect_entries(
     progress: Callable[[int, int], None],
 ) -> list[Cell]:
     """Find the runs of every cell, and read them; say which are not there."""
-    from skincancer.comparison.entries import Cell
-    from skincancer.runs.search import find_runs
-
     places: dict[tuple[str, str], list[MlflowRun]] = {
-        (cell.experiment.name, cell.split): find_runs(client, request.dataset, run_query(cell, request))
+        (cell.experiment.name, cell.split): find_runs(store, request.dataset, run_query(cell, request))
         for cell in wanted
     }
     for place, runs in group_runs(by_hand, places).items():
@@ -49,7 +38,7 @@ def collect_entries(
     missing = [f"{name} {split}" for (name, split), found in places.items() if not found]
     if len(missing) == len(places):
         raise RunError(
-            f"no finished run of {', '.join(missing)} on {request.dataset} in {shown(client.tracking_uri)}. "
+            f"no finished run of {', '.join(missing)} on {request.dataset} in {store}. "
             "Train them (--run-missing does), or give --runs RUN_ID …"
         )
     if missing:
@@ -59,7 +48,7 @@ def collect_entries(
     for (name, split), found in places.items():
         loaded = []
         for run in found:
-            loaded.append(load_run(client, run, metrics[0]))
+            loaded.append(load_run(store, run, metrics[0]))
             done += 1
             progress(done, total)
         if loaded:
@@ -77,32 +66,26 @@ def _check_classes(cells: Sequence[Cell], metrics: Sequence[str]) -> None:
             raise ConfigError(f"--metric is {metric!r}, but the classes are {known}.{nearest(name, classes)}")
 
 
-def load_run(client: MlflowClient, run: MlflowRun, metric: str) -> ComparedRun:
-    """Read a finished fit back.
+def load_run(store: RunStore, run: MlflowRun, metric: str) -> ComparedRun:
+    """Read a finished fit.
 
     Args:
-        client: of its store.
-        run: found there.
-        metric: says whether its classes or its masks are wanted.
+        store: MLflow store of the run.
+        run: as the search returned it.
+        metric: metric of classes or of masks.
 
     Raises:
-        RunError: it has no predictions, they are of another task or malformed, or its artifacts are gone.
+        RunError: predictions are missing, malformed or of another task, or the artifacts are gone.
     """
-    run_id = run.info.run_id
-    with tempfile.TemporaryDirectory() as folder:
-        # a classical classifier, whose params name its features, is fitted at once
-        epochs_file = [] if "features" in run.data.params else ["epochs.csv"]
-        names = ("classes.json", "predictions/test.csv", *epochs_file)
-        classes_file, table, *epochs = (download(client, run_id, name, Path(folder)) for name in names)
-        try:
-            classes = tuple(json.loads(classes_file.read_text(encoding="utf-8"))["classes"])
-            scores = load_scores(table, classes, metric)
-            return ComparedRun(
-                run_id, run.info.experiment_id, run.data.params, run.data.tags, run.data.metrics, classes, scores,
-                pd.read_csv(epochs[0]) if epochs else pd.DataFrame(),
-            )  # fmt: skip
-        except (DataError, ValueError, KeyError) as error:
-            raise RunError(
-                f"run {run_id} ({run.info.run_name}) cannot be compared by {metric}: {error} "
-                "Leave it out of --runs, or delete it (mlflow runs delete)."
-            ) from error
+    finished = FinishedRun(run.info.run_id, store, run)
+    try:
+        scores = load_scores(finished.file(predictions_file("test")), finished.classes, metric)
+        return ComparedRun(
+            finished.id, run.info.experiment_id, finished.params, finished.tags, finished.metrics, finished.classes, scores,
+            finished.epochs,
+        )  # fmt: skip
+    except (DataError, ValueError, KeyError) as error:
+        raise RunError(
+            f"run {finished.id} ({run.info.run_name}) cannot be compared by {metric}: {error} "
+            "Leave it out of --runs, or delete it (mlflow runs delete)."
+        ) from error

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.errors import DataError
-from skincancer.metrics.classification import AREAS, weighted_metrics
-from skincancer.metrics.names import is_mask_metric
+from skincancer.metrics.classification import weighted_metrics
+from skincancer.metrics.names import AREAS, is_mask_metric
 from skincancer.metrics.prediction_files import read_predictions, read_scores
 
 Floats = npt.NDArray[np.float64]
@@ -89,7 +89,7 @@ class MaskScores(Scores):
 
 
 def load_scores(path: Path, classes: Sequence[str], metric: str) -> Scores:
-    """Read `predictions/test.csv` of a run for a metric; images without a label count in no metric of classes.
+    """Read test predictions of a run for a metric; images without a label count in no metric of classes.
 
     Raises:
         DataError: the table is another task's, malformed, or has no image that counts.

@@ -12,11 +12,11 @@ import pandas as pd
 from skincancer.comparison import figures
 from skincancer.comparison.published import protocols
 from skincancer.comparison.tables import RESAMPLES, Comparison
+from skincancer.data.catalog import SYNTHETIC_NOTE, SYNTHETIC_WARNING
+from skincancer.runs import artifacts
 from skincancer.visualization.html import Picture, Section, Table, Text, write_page
 from skincancer.visualization.style import save
 
-FILES = ("compare.html", "compare.csv", "compare_tests.csv", "compare_published.csv", "compare.tex", "runs.csv")
-SYNTHETIC = "Synthetic data: these images are drawn and have no medical meaning."
 _CAPTIONS = {
     "intervals": "Each method at each split: the metric, and its 95 % interval over lesions.",
     "roc": "ROC curves on each run's own test images: mean over classes and seeds.",
@@ -191,7 +191,7 @@ def _plain(metric: str) -> str:
 
 def warnings(found: Comparison) -> list[str]:
     """Return what nobody may overlook."""
-    bands = [SYNTHETIC] if found.synthetic else []
+    bands = [SYNTHETIC_WARNING] if found.synthetic else []
     if found.obstacle:
         bands.append(
             f"Nothing could be paired: {found.obstacle}. The figures stand side by side, but no test was made."
@@ -201,26 +201,26 @@ def warnings(found: Comparison) -> list[str]:
 
 def write_files(found: Comparison, folder: Path) -> list[Path]:
     """Write the page, tables as CSV and LaTeX, the list of runs, and the figures into a folder; return their paths."""
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    (folder / artifacts.FIGURES).mkdir(parents=True, exist_ok=True)
     title = " against ".join(dict.fromkeys(cell.experiment for cell in found.cells))
     title = title if len(title) <= 90 else f"{len({cell.experiment for cell in found.cells})} experiments"
-    note = "synthetic data: no medical meaning" if found.synthetic else ""
+    note = SYNTHETIC_NOTE if found.synthetic else ""
     first = found.table[found.table["metric"] == found.metrics[0]]
     drawn = figures.draw_all(found.cells, first, found.metrics[0], title=f"{title} · {found.dataset}", note=note)
     pictures = []
     for name, figure in drawn.items():
-        path = save(figure, folder / "figures" / f"{name}.png")
+        path = save(figure, folder / artifacts.figure_file(name))
         pictures.append(Picture(path, alt=f"{name.replace('_', ' ')} of the compared runs", caption=_CAPTIONS[name]))
-    found.table.to_csv(folder / "compare.csv", index=False, float_format="%.9g")
-    found.pairs.to_csv(folder / "compare_tests.csv", index=False, float_format="%.9g")
-    found.published.to_csv(folder / "compare_published.csv", index=False, float_format="%.9g")
+    found.table.to_csv(folder / artifacts.COMPARISON_TABLE, index=False, float_format="%.9g")
+    found.pairs.to_csv(folder / artifacts.COMPARISON_TESTS, index=False, float_format="%.9g")
+    found.published.to_csv(folder / artifacts.COMPARISON_PUBLISHED, index=False, float_format="%.9g")
     runs = pd.DataFrame(
         {"experiment": cell.experiment, "split": run.params.get("split"), "seed": run.seed, "run_id": run.run_id}
         for cell in found.cells
         for run in cell.runs
     )
-    runs.to_csv(folder / "runs.csv", index=False)
-    (folder / "compare.tex").write_text(_latex(found), encoding="utf-8")
+    runs.to_csv(folder / artifacts.COMPARED_RUNS, index=False)
+    (folder / artifacts.COMPARISON_LATEX).write_text(_latex(found), encoding="utf-8")
     ids = [[str(value) for value in row] for row in runs.itertuples(index=False)]
     sections = [
         Section("Results", [Table(sheet.title, sheet.columns, sheet.rows, sheet.caption) for sheet in sheets(found)]),
@@ -231,14 +231,14 @@ def write_files(found: Comparison, folder: Path) -> list[Path]:
     metrics = ", ".join(_plain(metric) for metric in found.metrics)
     footer = "Made by skincancer: research software, not a medical device."
     write_page(
-        folder / "compare.html",
+        folder / artifacts.COMPARISON_PAGE,
         f"Comparison: {title}",
         f"{found.dataset}, {metrics}",
         sections,
         warnings(found),
         footer,
     )
-    return [*(folder / name for name in FILES), *sorted((folder / "figures").iterdir())]
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _latex(found: Comparison) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from skincancer.config.resolve import resolve
 from skincancer.errors import ConfigError, nearest
-from skincancer.metrics.names import DEFAULT_METRICS
+from skincancer.metrics.custom import CUSTOM_METRICS
+from skincancer.metrics.names import DEFAULT_METRICS, MASK_METRICS, METRICS, PREFIXED_METRICS, is_mask_metric
 from skincancer.schema import Experiment, flatten
 
 if TYPE_CHECKING:
@@ -63,17 +64,11 @@ def resolve_entry(name: str, split: str, request: Request) -> Wanted:
 
 def check_metrics(metrics: Sequence[str]) -> None:
     """Check that all metrics are known and of one kind, of masks or of classes."""
-    from skincancer.metrics.classification import METRICS
-    from skincancer.metrics.names import is_mask_metric
-    from skincancer.metrics.segmentation import MASK_METRICS
-
-    masks = [*MASK_METRICS, *(f"mask_{name}" for name in MASK_METRICS)]
+    masks = (*MASK_METRICS, *PREFIXED_METRICS)
     for metric in metrics:
-        if metric not in (*METRICS, *masks) and not metric.startswith("recall/"):
-            allowed = (*METRICS, "recall/CLASS", *masks)
-            raise ConfigError(
-                f"--metric is {metric!r}; choose from {', '.join(allowed)}.{nearest(metric, [*METRICS, *masks])}"
-            )
+        if metric not in (*METRICS, *CUSTOM_METRICS, *masks) and not metric.startswith("recall/"):
+            allowed = (*METRICS, *CUSTOM_METRICS, "recall/CLASS", *masks)
+            raise ConfigError(f"--metric is {metric!r}; choose from {', '.join(allowed)}.{nearest(metric, allowed)}")
     if len({is_mask_metric(metric) for metric in metrics}) > 1:
         raise ConfigError(
             f"--metric {' '.join(metrics)}: some are of masks and some of classes; compare them in two calls (a joint run "
@@ -99,8 +94,9 @@ def run_query(cell: Wanted, request: Request) -> Query:
     data = cell.experiment.data
     params = {"target": data.target, "split_seed": str(data.split_seed), "task": cell.experiment.task}
     own = flatten(cell.experiment.to_dict())
-    # where a file lies, and where runs are written, is no part of a method
-    settings = {key: own[key] for key in request.flags if key != "data.root" and not key.startswith("tracking.")}
+    # Places of files and of runs are no part of a method, and modules of plugins are places too.
+    places = ("data.root", "plugins")
+    settings = {key: own[key] for key in request.flags if key not in places and not key.startswith("tracking.")}
     return Query(cell.experiment.name, cell.split, params, settings, request.seeds)
 
 

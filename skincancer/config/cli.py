@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from skincancer.errors import ConfigError, nearest
+from skincancer.plugins import load_plugins
 from skincancer.schema import KEYS, MAY_BE_NULL, SECTIONS, Experiment, flatten, unflatten
 
 
@@ -49,8 +50,16 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
     )
     parser.add_argument("--experiment", type=str, help="a shipped experiment's name (--list) or a path to a YAML file")
     parser.add_argument("--list", action="store_true", help="list the shipped experiments and stop")
+    add_plugin_flag(parser)
     parser.add_class_arguments(Experiment, None, fail_untyped=True)
     return parser
+
+
+def add_plugin_flag(parser: ArgumentParser) -> None:
+    """Add `--plugin`, which `parse_flags` loads."""
+    parser.add_argument(
+        "--plugin", type=str, action="append", metavar="MODULE", help="import a module that registers parts of your own"
+    )
 
 
 _TYPE_NAMES = (
@@ -104,10 +113,10 @@ def parse_value(parser: ArgumentParser, key: str, value: Any, source: str) -> An
 
 
 def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parse the command line into (keys of the schema that were given, the verb's own flags).
+    """Parse the command line into (keys of the schema that were given, the verb's own flags), and load its plugins.
 
     Raises:
-        ConfigError: an unknown flag or a wrong type.
+        ConfigError: an unknown flag, a wrong type, or a plugin that fails.
     """
     own = [option for action in parser._actions for option in action.option_strings]
     for flag in argv:
@@ -120,4 +129,8 @@ def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, 
         raise explain_error(error, "command line", own) from error
     flat = flatten(given)
     keys = {key: value for key, value in flat.items() if key in KEYS}
-    return keys, {key: value for key, value in flat.items() if key not in KEYS}
+    own_flags = {key: value for key, value in flat.items() if key not in KEYS}
+    if plugins := [*keys.get("plugins", []), *own_flags.pop("plugin", [])]:
+        keys["plugins"] = plugins
+    load_plugins(plugins)
+    return keys, own_flags

@@ -15,17 +15,15 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from skincancer.config.cli import build_parser, explain_error, parse_layer
 from skincancer.config.experiments import find_experiment
-from skincancer.config.validation import check_experiment, is_of_network
+from skincancer.config.validation import OF_NETWORKS, check_experiment
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, UnusedKey
 from skincancer.imaging import augmentation_policies
-from skincancer.metrics.names import MONITORS
+from skincancer.metrics.names import default_monitor
 from skincancer.models.backbones import SMALLEST_SIZE
-from skincancer.schema import KEYS, TYPES, Experiment, flatten, unflatten
-from skincancer.system.credentials import without_password
+from skincancer.plugins import load_plugins, used_plugins
+from skincancer.schema import KEYS, RUN, TYPES, Experiment, flatten, segmenter_run, unflatten
 from skincancer.system.yaml_files import load_yaml
-
-EXTRA_KEYS = ("study",)  # keys of an experiment file that a resolved config does not hold
 
 
 def resolve(
@@ -96,6 +94,9 @@ def resolve_content(
     parse_layer(parser, from_file, source)
     parse_layer(parser, from_study, f"{source}, study")
 
+    named = [name for values in (from_file, from_study, flags) for name in values.get("plugins", [])]
+    plugins = list(dict.fromkeys(named))
+    load_plugins(plugins)
     dataset = flags.get("data.dataset", from_file.get("data.dataset", Experiment().data.dataset))
     entry = catalog_entry(dataset)
     notes = []
@@ -105,10 +106,10 @@ def resolve_content(
             notes.append("study values apply: " + ", ".join(f"{key} {value}" for key, value in applied.items()))
     else:
         from_study = {}
-    given = {**from_file, **from_study, **flags}
+    given = {**from_file, **from_study, **flags, "plugins": plugins}
     defaults = dict(entry.defaults)
     if given.get("model.classifier", "network") != "network":  # what nobody chose is nothing to refuse
-        defaults = {key: value for key, value in defaults.items() if not is_of_network(key, hand_made=False)}
+        defaults = {key: value for key, value in defaults.items() if key not in OF_NETWORKS}
     merged = {**defaults, **given}
 
     backbone = merged.get("model.backbone", Experiment().model.backbone)
@@ -140,8 +141,10 @@ def resolve_content(
         trainer=dataclasses.replace(resolved.trainer, precision=str(resolved.trainer.precision)),
         model=dataclasses.replace(resolved.model, freeze=str(resolved.model.freeze)),
     )
+    if used := used_plugins(flatten(resolved.to_dict()).values()):
+        resolved = dataclasses.replace(resolved, plugins=list(dict.fromkeys([*plugins, *used])))
     if resolved.training.monitor == "auto":
-        training = dataclasses.replace(resolved.training, monitor=MONITORS[resolved.task])
+        training = dataclasses.replace(resolved.training, monitor=default_monitor(resolved.task))
         resolved = dataclasses.replace(resolved, training=training)
     if resolved.model.is_hand_made and "data.size" in flags:
         notes.append(
@@ -173,19 +176,6 @@ def _absolute(path: str | None) -> str | None:
 
 def absolute_run(masks: str) -> str:
     """Make the folder of `run:FOLDER` absolute; an id, or another source of masks, stays."""
-    run = masks.removeprefix("run:")
+    run = segmenter_run(masks)
     folder = Path(run).expanduser()
-    return f"run:{folder.absolute()}" if run and run != masks and folder.is_dir() else masks
-
-
-def config_to_keep(experiment: Experiment, **changes: Any) -> dict[str, Any]:
-    """Return the content of config.yaml: the experiment without the password of its store.
-
-    Args:
-        experiment: resolved.
-        changes: top-level keys to replace.
-    """
-    content = {**experiment.to_dict(), **changes}
-    if uri := content["tracking"]["uri"]:
-        content["tracking"]["uri"] = without_password(uri)
-    return content
+    return f"{RUN}{folder.absolute()}" if run and folder.is_dir() else masks

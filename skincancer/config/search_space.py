@@ -21,7 +21,7 @@ Space = Mapping[str, Mapping[str, Any]]
 
 # what a trial must share with every other trial of its sweep: a better value of these is no better method
 FIXED = (
-    "name", "description", "task", "search", "data.dataset", "data.split", "data.split_seed", "data.groups", "data.leaks",
+    "name", "description", "task", "search", "plugins", "data.dataset", "data.split", "data.split_seed", "data.groups", "data.leaks",
     "data.target", "data.malignant", "data.skip_bad", "data.quality", "data.quality_rules",
     "training.monitor", "trainer.devices", "trainer.strategy", "trainer.num_nodes",
     "trainer.limit_val_batches", "trainer.limit_test_batches",

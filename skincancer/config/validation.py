@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import Any, NamedTuple, get_type_hints
 
 from skincancer.config.search_space import check_search
 from skincancer.data.balance import BALANCES
@@ -16,38 +16,76 @@ from skincancer.errors import ConfigError, UnusedKey, nearest
 from skincancer.imaging import augmentation_policies, quality
 from skincancer.imaging.cleaning.steps import check_clean
 from skincancer.imaging.features.families import FAMILIES
-from skincancer.metrics.names import MONITORED
+from skincancer.metrics.custom import custom_metrics
+from skincancer.metrics.names import TASK_METRICS
 from skincancer.models.losses import LOSSES, mask_loss
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
 from skincancer.models.segmenters import OWN_LOSSES, SMALLEST_BATCH, check_architecture
-from skincancer.schema import DEEP, OF_CLASSIFIERS, Experiment
+from skincancer.schema import DEEP, TASKS, Experiment, flatten, segmenter_run
 
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
-PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+NAMES: dict[str, Iterable[str]] = {
+    "data.balance": BALANCES,
+    "model.loss.name": LOSSES,
+    "model.optimizer.name": OPTIMIZERS,
+    "model.schedule.name": SCHEDULES,
+    "trainer.precision": ("32", "bf16-mixed", "16-mixed"),
+    "trainer.strategy": ("auto", "ddp", "ddp_find_unused_parameters_true"),
+}
 MASK_SOURCES = ("auto", "truth", "otsu")
-CLASSICAL = ("svm", "knn", "kmeans", "random_forest")
-# keys, or their beginnings, that mean something to networks alone; the backbone's, also to features that are deep
-OF_NETWORKS = (
-    "augment.", "model.dropout", "model.head", "model.freeze", "model.unfreeze_epoch", "model.mask.", "model.loss.",
-    "model.optimizer.", "model.schedule.", "model.tta", "model.channels_last", "model.compile", "training.patience",
-    "training.ema_decay", "data.workers", "trainer.max_epochs", "trainer.strategy", "trainer.precision",
-    "trainer.accumulate_grad_batches", "trainer.gradient_clip", "trainer.limit_", "trainer.deterministic", "trainer.benchmark",
-    "trainer.sync_batchnorm", "trainer.log_every_n_steps",
-)  # fmt: skip
+# Keys of the backbone, which networks and deep features have, but hand-crafted features do not.
 OF_BACKBONE = ("model.backbone", "model.weights")
+RANGES: dict[str, Callable[[Any], bool]] = {
+    "0 or more": lambda value: value >= 0,
+    "0 or more, and finite": lambda value: 0 <= value < math.inf,
+    "0 or more and below 1": lambda value: 0 <= value < 1,
+    "1 or more": lambda value: value >= 1,
+    "above 0, and finite": lambda value: 0 < value < math.inf,
+    "above 0 and below 100": lambda value: 0 < value < 100,
+    "above 0, at most 1": lambda value: 0 < value <= 1,
+    "above 0, at most 2": lambda value: 0 < value <= 2,
+    "from 0 to 5": lambda value: 0 <= value <= 5,
+    "a whole number of pixels from 1 to 4096": lambda value: 1 <= value <= 4096,
+    "a number of batches (1 or more) or a share (above 0, at most 1.0)": lambda value: (
+        value >= 1 if isinstance(value, int) else 0 < value <= 1
+    ),
+    "auto, or 1 or more": lambda value: value == "auto" or (str(value).isdigit() and int(value) > 0),
+    "auto, or above 0 and below 1": lambda value: value == "auto" or 0 < value < 1,
+    "scale, or above 0": lambda value: value == "scale" or 0 < value < math.inf,
+    "none, all, or a number of stages": lambda value: (
+        value in ("none", "all") or (str(value).isdigit() and int(value) > 0)
+    ),
+}
 
-# keys that mean something to some tasks alone: set in another, they would be silently ignored
-OWN_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("classification", "joint"): (
-        "data.target", "data.malignant", "data.balance", "model.dropout", "model.loss.name", "model.loss.label_smoothing",
-    ),
-    ("classification",): ("data.crop", "model.head", "model.head_hidden", "model.classifier"),
-    ("segmentation", "joint"): (
-        "model.architecture", "model.mask.threshold", "model.mask.largest_component", "model.mask.fill_holes",
-        "model.loss.masks", "model.loss.alpha", "model.loss.beta",
-    ),
-    ("joint",): ("model.loss.class_factor",),
-}  # fmt: skip
+
+class Requirement(NamedTuple):
+    """A key that has an effect only if another key has one of some values."""
+
+    key: str
+    other: str
+    values: tuple[str, ...]
+
+
+def _rules(
+    section: Any, prefix: str = "", inherited: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield every dotted key with its rules; keys inherit `only_with` of their section."""
+    hints = get_type_hints(section)
+    for option in fields(section):
+        name, hint = f"{prefix}{option.name}", hints[option.name]
+        rules = {**option.metadata, "only_with": {**(inherited or {}), **option.metadata.get("only_with", {})}}
+        if is_dataclass(hint):
+            yield from _rules(hint, f"{name}.", rules["only_with"])
+        else:
+            yield name, rules
+
+
+RULES = dict(_rules(Experiment))
+# A wrong task explains more than a wrong choice, so requirements on the task are checked first.
+REQUIREMENTS = sorted(
+    (Requirement(key, *needed) for key, rules in RULES.items() for needed in rules["only_with"].items()),
+    key=lambda requirement: requirement.other != "task",
+)
+OF_NETWORKS = {requirement.key for requirement in REQUIREMENTS if requirement.values == ("network",)}
 
 
 def _one_of(key: str, given: str, allowed: Iterable[str]) -> None:
@@ -62,22 +100,29 @@ def _require(holds: bool, key: str, given: object, allowed: str) -> None:
 
 
 def check_experiment(experiment: Experiment, types: Mapping[str, Any]) -> None:
-    """Check an experiment.
+    """Check a resolved experiment.
 
     Args:
-        experiment: resolved.
-        types: every dotted key of the schema, which a search space may name, and its type.
+        experiment: the experiment.
+        types: type of every dotted key, for the search space.
 
     Raises:
         ConfigError: names the key, the value, what is allowed, and what to do.
     """
-    _check_task(experiment)
+    values = flatten(experiment.to_dict())
+    for key, names in NAMES.items():
+        _one_of(key, str(values[key]), names)
+    monitors = [f"val/{name}" for name in ("loss", *TASK_METRICS[experiment.task], *custom_metrics(experiment.task))]
+    _one_of("training.monitor", experiment.training.monitor, monitors)
+    # The trainer is last in the schema and is checked first: the range of the warm-up depends on its epochs.
+    for key, rules in reversed(RULES.items()):
+        if (allowed := rules.get("allowed")) and values[key] is not None:
+            _require(RANGES[allowed](values[key]), key, values[key], allowed)
+    _check_unused(experiment, values)
     _check_data(experiment)
     augmentation_policies.check(experiment.augment)
     if not experiment.model.is_network:
-        check_for_network(experiment, types)
-    _check_training(experiment)
-    _check_classical(experiment)
+        _check_classical(experiment)
     _check_model(experiment)
     check_search(experiment.search, types)
 
@@ -89,36 +134,51 @@ def check_masks(masks: str) -> None:
         ConfigError: it names no source of masks.
     """
     _require(
-        masks in MASK_SOURCES or (masks.startswith("run:") and len(masks) > 4), "data.masks", masks,
+        masks in MASK_SOURCES or bool(segmenter_run(masks)), "data.masks", masks,
         f"{', '.join(MASK_SOURCES)}, or run:RUN_ID",
     )  # fmt: skip
 
 
-def _value(experiment: Experiment, key: str) -> Any:
-    found: Any = experiment
-    for name in key.split("."):
-        found = getattr(found, name)
-    return found
+def _check_unused(experiment: Experiment, values: Mapping[str, Any]) -> None:
+    """Reject changed values that have no effect, so that none is silently ignored."""
+    default = Experiment()
+    defaults = flatten(replace(default, augment=augmentation_policies.resolve(default.augment)).to_dict())
+
+    def refuse(key: str, needed: str, chosen: str) -> None:
+        if values[key] != defaults[key]:
+            raise UnusedKey(key, f"{key} is {values[key]!r}; it is for {needed}, and {chosen}. Leave it out.")
+
+    for key, other, allowed in REQUIREMENTS:
+        chosen = _names(values[other])
+        if not set(allowed) & set(chosen):
+            refuse(key, *_explain(other, allowed, ", ".join(chosen)))
+    model, loss, kind = experiment.model, experiment.model.loss, TASKS[experiment.task]
+    if model.is_hand_made:
+        for key in OF_BACKBONE:
+            refuse(key, "networks", f"model.classifier is {model.classifier} with hand-made features")
+    elif not experiment.data.crop:
+        refuse("data.masks", "data.crop true", "data.crop is false")
+    losses = [*([loss.name] if kind.has_classes else []), *(loss.masks if kind.has_masks else [])]
+    if "focal" not in losses:
+        refuse("model.loss.gamma", "focal", f"chosen is {', '.join(losses)}")
 
 
-def _only_with(experiment: Experiment, key: str, needed: str, chosen: Sequence[str]) -> None:
-    """Refuse a value that differs from the default where what it belongs to is not chosen: it would be silently ignored."""
-    given = _value(experiment, key)
-    if given != _value(Experiment(), key) and needed not in chosen:
-        raise UnusedKey(
-            key, f"{key} is {given!r}; it is for {needed}, and chosen is {', '.join(chosen)}. Leave it out."
-        )
+def _names(value: Any) -> list[str]:
+    """Return the names that a value consists of, spelt as in an experiment file."""
+    if isinstance(value, Mapping):
+        return list(value)
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
 
 
-def _check_task(experiment: Experiment) -> None:
-    for tasks, keys in OWN_KEYS.items():
-        for key in keys:
-            given = _value(experiment, key)
-            if experiment.task not in tasks and given != _value(Experiment(), key):
-                raise UnusedKey(
-                    key,
-                    f"{key} is {given!r}; it is for task {' and '.join(tasks)}, and the task is {experiment.task}. Leave it out.",
-                )
+def _explain(other: str, allowed: Sequence[str], chosen: str) -> tuple[str, str]:
+    """Return the required choice and the present choice, in words."""
+    if other == "task":
+        return f"task {' and '.join(allowed)}", f"the task is {chosen}"
+    if other == "model.classifier" and len(allowed) > 1:
+        return f"the classifiers {', '.join(allowed)}", f"model.classifier is {chosen}"
+    if other.startswith(("model.loss.", "model.optimizer.", "model.schedule.")):
+        return ", ".join(allowed), f"chosen is {chosen}"
+    return "networks" if allowed == ("network",) else f"{other} {', '.join(allowed)}", f"{other} is {chosen}"
 
 
 def _check_data(experiment: Experiment) -> None:
@@ -132,85 +192,19 @@ def _check_data(experiment: Experiment) -> None:
         )
     parse_split(data.split)
     check_clean(data.clean)
-    _one_of("data.balance", data.balance, BALANCES)
-    _require(experiment.seed >= 0, "seed", experiment.seed, "0 or more")
-    _require(data.split_seed >= 0, "data.split_seed", data.split_seed, "0 or more")
-    _require(1 <= data.size <= 4096, "data.size", data.size, "a whole number of pixels from 1 to 4096")
-    _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more")
-    _require(data.workers >= 0, "data.workers", data.workers, "0 or more")
-    _require(0 < data.class_weight_power <= 2, "data.class_weight_power", data.class_weight_power, "above 0, at most 2")
     check_masks(data.masks)
-    _require(0 <= data.crop_margin <= 5, "data.crop_margin", data.crop_margin, "from 0 to 5")
-    crop = ["data.crop true" if data.crop else "data.crop false"]
-    if not experiment.model.is_hand_made:
-        _only_with(experiment, "data.masks", "data.crop true", crop)
-    _only_with(experiment, "data.crop_margin", "data.crop true", crop)
     quality.check(data.quality_rules)
-    _only_with(experiment, "data.quality_rules", "data.quality drop_flagged", [f"data.quality {data.quality}"])
-    if data.balance_fixed and data.balance != "undersample":
-        raise UnusedKey(
-            "data.balance_fixed", f"data.balance_fixed is for data.balance undersample; balance is {data.balance!r}."
-        )
-    if data.class_weight_power != 1 and data.balance != "class_weights":
-        raise UnusedKey(
-            "data.class_weight_power",
-            f"data.class_weight_power is for data.balance class_weights; balance is {data.balance!r}.",
-        )
-
-
-def check_for_network(experiment: Experiment, types: Iterable[str]) -> None:
-    """Refuse what a classical classifier has no use for: it would be silently ignored.
-
-    Raises:
-        ConfigError: names the key.
-    """
-    model, default = experiment.model, Experiment()
-    default = replace(default, augment=augmentation_policies.resolve(default.augment))
-    for key in types:
-        given = _value(experiment, key)
-        if is_of_network(key, model.is_hand_made) and given != _value(default, key):
-            features = " with hand-made features" if key in OF_BACKBONE else ""
-            raise UnusedKey(
-                key,
-                f"{key} is {given!r}; it is for networks, and model.classifier is {model.classifier}{features}. Leave it out.",
-            )
-
-
-def is_of_network(key: str, hand_made: bool) -> bool:
-    """Say whether a key means something to networks alone; with hand-made features the backbone's are among them."""
-    return key.startswith(OF_NETWORKS) or (hand_made and key in OF_BACKBONE)
 
 
 def _check_classical(experiment: Experiment) -> None:
     model, trainer, data = experiment.model, experiment.trainer, experiment.data
-    options = model.classical
-    for key, owner in OF_CLASSIFIERS.items():
-        _only_with(
-            experiment, f"model.classical.{key}", f"model.classifier {owner}", [f"model.classifier {model.classifier}"]
-        )
-    if model.is_network:
-        if options.features != Experiment().model.classical.features:
-            raise UnusedKey(
-                "model.classical.features",
-                f"model.classical.features is {options.features!r}; it is for the classifiers {', '.join(CLASSICAL)}, and "
-                "model.classifier is network. Leave it out.",
-            )
-        return
-    families = options.features
+    families = model.classical.features
     for family in families:
         _one_of("model.classical.features", family, [*FAMILIES, DEEP])
     _require(
         len(families) > 0 and len(set(families)) == len(families) and (DEEP not in families or len(families) == 1),
         "model.classical.features", families, f"one or more of {', '.join(FAMILIES)}, each once; or {DEEP} alone",
     )  # fmt: skip
-    _require(0 < options.C < math.inf, "model.classical.C", options.C, "above 0")
-    gamma = options.gamma
-    _require(
-        gamma == "scale" or (isinstance(gamma, float) and 0 < gamma < math.inf), "model.classical.gamma", gamma,
-        "scale, or above 0",
-    )  # fmt: skip
-    for name in ("neighbours", "clusters", "trees"):
-        _require(getattr(options, name) >= 1, f"model.classical.{name}", getattr(options, name), "1 or more")
     if model.is_hand_made and data.crop:
         raise ConfigError(
             "data.crop is True; hand-made features are measured in masks of whole images. Leave it out, or use "
@@ -229,16 +223,8 @@ def _check_classical(experiment: Experiment) -> None:
 
 def _check_model(experiment: Experiment) -> None:
     model = experiment.model
-    _require(0 <= model.dropout < 1, "model.dropout", model.dropout, "0 or more and below 1")
-    _require(model.head_hidden >= 0, "model.head_hidden", model.head_hidden, "0 or more")
-    freeze = str(model.freeze)
-    _require(
-        freeze in ("none", "all") or (freeze.isdigit() and int(freeze) > 0), "model.freeze", freeze,
-        "none, all, or a number of stages",
-    )  # fmt: skip
     if model.unfreeze_epoch is not None:
-        _require(model.unfreeze_epoch >= 1, "model.unfreeze_epoch", model.unfreeze_epoch, "1 or more")
-        if freeze == "none":
+        if model.freeze == "none":
             raise UnusedKey(
                 "model.unfreeze_epoch",
                 "model.unfreeze_epoch is set but model.freeze is none; there is nothing to unfreeze.",
@@ -248,46 +234,12 @@ def _check_model(experiment: Experiment) -> None:
                 "model.unfreeze_epoch needs one device: DDP fixes the set of trained parameters when it starts. "
                 "Use --trainer.devices 1, or two runs with --model.weights run:RUN_ID."
             )
-    loss = model.loss
-    _one_of("model.loss.name", loss.name, LOSSES)
-    _require(0 <= loss.label_smoothing < 1, "model.loss.label_smoothing", loss.label_smoothing, "0 or more and below 1")
-    _require(loss.gamma >= 0, "model.loss.gamma", loss.gamma, "0 or more")
-    if loss.label_smoothing and loss.name != "cross_entropy":
-        raise UnusedKey(
-            "model.loss.label_smoothing",
-            f"model.loss.label_smoothing is for cross_entropy; loss.name is {loss.name!r}.",
-        )
-    _require(0 <= loss.class_factor < math.inf, "model.loss.class_factor", loss.class_factor, "0 or more, and finite")
-    of_task = {"classification": [loss.name], "segmentation": [*loss.masks], "joint": [loss.name, *loss.masks]}
-    losses = of_task[experiment.task]
-    _only_with(experiment, "model.loss.gamma", "focal", losses)
-    _only_with(experiment, "model.loss.alpha", "tversky", losses)
-    _only_with(experiment, "model.loss.beta", "tversky", losses)
-    _one_of("model.optimizer.name", model.optimizer.name, OPTIMIZERS)
-    _require(0 < model.optimizer.lr < 100, "model.optimizer.lr", model.optimizer.lr, "above 0")
-    _require(
-        model.optimizer.weight_decay >= 0, "model.optimizer.weight_decay", model.optimizer.weight_decay, "0 or more"
-    )
-    _require(
-        0 <= model.optimizer.momentum < 1, "model.optimizer.momentum", model.optimizer.momentum, "0 or more and below 1"
-    )
     schedule = model.schedule
-    _one_of("model.schedule.name", schedule.name, SCHEDULES)
     _require(
         0 <= schedule.warmup_epochs < experiment.trainer.max_epochs, "model.schedule.warmup_epochs",
         schedule.warmup_epochs, f"0 or more and below trainer.max_epochs ({experiment.trainer.max_epochs})",
     )  # fmt: skip
-    if schedule.warmup_epochs and schedule.name != "cosine":
-        raise UnusedKey(
-            "model.schedule.warmup_epochs",
-            f"model.schedule.warmup_epochs is for cosine; schedule.name is {schedule.name!r}.",
-        )
-    _require(schedule.step_epochs >= 1, "model.schedule.step_epochs", schedule.step_epochs, "1 or more")
-    _require(0 < schedule.gamma <= 1, "model.schedule.gamma", schedule.gamma, "above 0, at most 1")
-    _only_with(experiment, "model.optimizer.momentum", "sgd", [model.optimizer.name])
-    _only_with(experiment, "model.schedule.step_epochs", "step", [schedule.name])
-    _only_with(experiment, "model.schedule.gamma", "step", [schedule.name])
-    if experiment.task != "classification":
+    if TASKS[experiment.task].has_masks:
         _check_segmenter(experiment)
     if model.head == "sigmoid":
         classes = 2 if experiment.data.target == "malignancy" else len(catalog_entry(experiment.data.dataset).classes)
@@ -300,7 +252,7 @@ def _check_model(experiment: Experiment) -> None:
 
 def _check_segmenter(experiment: Experiment) -> None:
     model, loss = experiment.model, experiment.model.loss
-    check_architecture(model.architecture, experiment.task == "joint")
+    check_architecture(model.architecture, TASKS[experiment.task].has_classes)
     smallest = SMALLEST_BATCH.get(model.architecture, 1)
     if experiment.data.batch_size < smallest:
         raise ConfigError(
@@ -313,42 +265,8 @@ def _check_segmenter(experiment: Experiment) -> None:
         model.freeze,
         f"none or all (the encoder) for {experiment.task}",
     )
-    threshold = model.mask.threshold
-    _require(
-        threshold == "auto" or (isinstance(threshold, float) and 0 < threshold < 1),
-        "model.mask.threshold", threshold, "auto, or above 0 and below 1",
-    )  # fmt: skip
     if model.architecture in OWN_LOSSES and loss.masks != Experiment().model.loss.masks:
         raise ConfigError(
             f"model.loss.masks is {loss.masks}; {model.architecture} learns by its own losses. Leave it out."
         )
     mask_loss(loss.masks, asdict(loss))  # names, weights, and what single losses ask of their options
-
-
-def _check_training(experiment: Experiment) -> None:
-    training, trainer = experiment.training, experiment.trainer
-    monitored = MONITORED[experiment.task]
-    _one_of("training.monitor", training.monitor, ["val/loss", *(f"val/{name}" for name in monitored)])
-    _require(training.patience >= 0, "training.patience", training.patience, "0 or more")
-    _require(0 <= training.ema_decay < 1, "training.ema_decay", training.ema_decay, "0 or more and below 1")
-    _require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "1 or more")
-    _one_of("trainer.precision", str(trainer.precision), PRECISIONS)
-    devices = str(trainer.devices)
-    _require(
-        devices == "auto" or (devices.isdigit() and int(devices) > 0), "trainer.devices", devices, "auto, or 1 or more"
-    )
-    _one_of("trainer.strategy", trainer.strategy, STRATEGIES)
-    _require(trainer.num_nodes >= 1, "trainer.num_nodes", trainer.num_nodes, "1 or more")
-    _require(
-        trainer.accumulate_grad_batches >= 1,
-        "trainer.accumulate_grad_batches",
-        trainer.accumulate_grad_batches,
-        "1 or more",
-    )
-    if trainer.gradient_clip_val is not None:
-        _require(trainer.gradient_clip_val > 0, "trainer.gradient_clip_val", trainer.gradient_clip_val, "above 0")
-    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
-        limit = getattr(trainer, name)
-        fits = limit >= 1 if isinstance(limit, int) else 0 < limit <= 1
-        _require(fits, f"trainer.{name}", limit, "a number of batches (1 or more) or a share (above 0, at most 1.0)")
-    _require(trainer.log_every_n_steps >= 1, "trainer.log_every_n_steps", trainer.log_every_n_steps, "1 or more")

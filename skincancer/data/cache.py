@@ -13,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 
 from skincancer.errors import DataError
 
@@ -70,9 +72,6 @@ def in_processes(work: Callable[..., list[Any]], tasks: Sequence[tuple[Any, ...]
         tasks: arguments of one call each.
         jobs: processes; -1 for one a core.
     """
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-
     # a pool takes a second to start: not worth it for a handful of images
     pooled = jobs != 1 and len(tasks) > SINGLE
     with Parallel(n_jobs=jobs if pooled else 1, return_as="generator") as pool:

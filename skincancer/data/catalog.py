@@ -42,6 +42,9 @@ PH2_CITATION = (
 )
 
 
+SYNTHETIC_NOTE = "synthetic data: no medical meaning"  # for figures and titles
+SYNTHETIC_WARNING = "SYNTHETIC DATA: the images are synthetic. The numbers have no medical meaning."  # for pages
+
 ISIC_HOST = "https://isic-challenge-data.s3.amazonaws.com"
 HAM10000_DOI = "doi:10.7910/DVN/DBW86T"
 

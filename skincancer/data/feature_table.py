@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,12 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from skincancer.data.cache import Progress, build_once, files_key, in_processes
+from skincancer.data.cache import ProgressBar, build_once, files_key, in_processes
 from skincancer.data.catalog import Dataset
 from skincancer.data.index import image_root
-from skincancer.data.mask_sources import RUN, mask_source
-from skincancer.data.store import file_pairs
-from skincancer.imaging.cleaning import steps
-from skincancer.imaging.crop import EMPTY, find_mask
-from skincancer.imaging.decode import BadImage, ImageFile, clean_picture, read_image
+from skincancer.data.mask_sources import MaskSource
+from skincancer.imaging.crop import EMPTY, FROM_FILES, find_mask
+from skincancer.imaging.decode import BadImage, ImageFile, read_image
 from skincancer.imaging.features.families import (
     FAMILIES,
     MASK_EMPTY,
@@ -37,8 +35,8 @@ from skincancer.imaging.features.families import (
     image_features,
     learned_names,
 )
+from skincancer.imaging.preprocessing import clean_picture, clean_recipe
 from skincancer.imaging.types import Mask
-from skincancer.schema import DataConfig
 from skincancer.system.paths import cache_folder
 
 FORMAT = 4  # raised whenever a feature gives other numbers
@@ -102,52 +100,42 @@ class FeatureTable:
 
 
 def open_features(
-    index: pd.DataFrame, root: Path, entry: Dataset, config: DataConfig, uri: str | None = None,
-    progress: Callable[[str], Progress] | None = None, jobs: int = -1,
+    index: pd.DataFrame, root: Path, entry: Dataset, masks: MaskSource, clean: Sequence[str] = (),
+    progress: ProgressBar | None = None, jobs: int = -1,
 ) -> FeatureTable:  # fmt: skip
-    """Open the table of features of a data set's images, measuring them first where that has not been done.
+    """Open the feature table of a data set, and measure the features first if the cache lacks the table.
 
     Args:
-        index: of the data set, as `PreparedData` has it; where its `mm_per_px` is known, the diameter is measured in mm too.
+        index: of the data set, as in `PreparedData`. The diameter is measured in mm too where `mm_per_px` is known.
         root: the data set's folder.
         entry: of the catalog.
-        config: its `masks` say whose masks they are measured in: those of `truth`, `otsu`, `auto`, or of a segmenter.
-        uri: tracking store of that segmenter.
+        masks: source of the masks in which features are measured.
+        clean: cleaning steps that come first.
         progress: makes progress callbacks by title.
-        jobs: worker processes; -1 for one a core.
+        jobs: worker processes, -1 for one per core.
 
     Raises:
-        DataError: true masks are asked for where there are none, files are gone, or the disk is full.
-        RunError: `data.masks` names a run that is no finished segmenter's.
+        DataError: images lack true masks, files are missing, or the disk is full.
     """
-    from skincancer.inference.model import find_segmenter, predicted
-
-    found = find_segmenter(config, uri)
-    segmenter = found[0] if found else None
-    source, images = mask_source(config, index, segmenter, entry), image_root(root)
-    recipe = {"format": FORMAT, "working_side": WORKING_SIDE, "families": list(FAMILIES), "masks": source}
-    if config.clean:
-        recipe |= {"clean": config.clean, "clean_format": steps.FORMAT}
+    masks, images = masks.resolve(index, entry), image_root(root)
+    own = {"format": FORMAT, "working_side": WORKING_SIDE, "families": list(FAMILIES), "masks": masks.name}
+    recipe = own | clean_recipe(clean)
     scales = [None if math.isnan(value) else value for value in index["mm_per_px"].tolist()]
     if any(scales):
         recipe["mm_per_px"] = scales
-    reads_masks = source in ("truth", "auto")
-    folder = cache_folder() / "features" / files_key(index, images, recipe, reads_masks)
+    folder = cache_folder() / "features" / files_key(index, images, recipe, masks.name in FROM_FILES)
 
     def build(building: Path) -> None:
-        given: list[bytes | None] = [None] * len(index)
-        if segmenter:
-            given = predicted(segmenter, index, images, _pack, progress, jobs)
-        pairs = file_pairs(index, images, reads_masks)
-        told = progress(f"measuring features of {entry.name}") if progress else None
-        chunks = [slice(start, start + CHUNK) for start in range(0, len(pairs), CHUNK)]
+        lesions = masks.find(index, images, _pack, progress, jobs)
+        files = [images / image for image in index["image"]]
+        report = progress(f"measuring features of {entry.name}") if progress else None
+        chunks = [slice(start, start + CHUNK) for start in range(0, len(files), CHUNK)]
+        tasks = [(files[chunk], lesions[chunk], scales[chunk], masks.name, clean) for chunk in chunks]
         rows: list[dict[str, Any]] = []
-        for chunk in in_processes(
-            _measure_chunk, [(pairs[some], given[some], scales[some], source, config.clean) for some in chunks], jobs
-        ):
-            rows += chunk
-            if told:
-                told(len(rows), len(pairs))
+        for measured in in_processes(_measure_chunk, tasks, jobs):
+            rows += measured
+            if report:
+                report(len(rows), len(files))
         table = pd.DataFrame(rows)
         table.insert(0, "image_id", index["image_id"].to_numpy())
         names = [MASK_EMPTY, *feature_names()]
@@ -166,29 +154,27 @@ def open_features(
 
 def measure(
     file: ImageFile,
-    mask: Path | None,
+    mask: Path | Mask | None,
     source: str,
-    given: Mask | None = None,
     families: Sequence[str] = tuple(FAMILIES),
     steps: Sequence[str] = (),
     mm_per_px: float | None = None,
 ) -> dict[str, Any]:
-    """Measure one image file: width and height (px), whose mask it was (`empty` of an empty one), `mask_empty`, and a number a feature.
+    """Measure one image file: width and height (px), mask source (or `empty`), `mask_empty`, and one number per feature.
 
     Args:
         file: of the image.
-        mask: as all that follows but for `families`: of `read_lesion`.
-        source: whose mask.
-        given: mask of a segmenter.
+        mask: as the arguments below, of `read_lesion`.
+        source: name of the mask source.
         families: of features.
         steps: of cleaning.
-        mm_per_px: the size of a px.
+        mm_per_px: size of a pixel.
 
     Raises:
-        BadImage: image or mask cannot be used, or a step of cleaning failed.
+        BadImage: image or mask cannot be used, or a cleaning step failed.
     """
     original = read_image(file)
-    lesion, source = read_lesion(original, mask, source, given, steps, mm_per_px)
+    lesion, source = read_lesion(original, mask, source, steps, mm_per_px)
     measured = image_features(lesion, families)
     masks = EMPTY if measured[MASK_EMPTY] else source
     return {"width": original.width, "height": original.height, "masks": masks, "error": "", **measured}
@@ -196,39 +182,31 @@ def measure(
 
 def read_lesion(
     original: Image.Image,
-    mask: Path | None,
+    mask: Path | Mask | None,
     source: str,
-    given: Mask | None = None,
     steps: Sequence[str] = (),
     mm_per_px: float | None = None,
 ) -> tuple[Lesion, str]:
-    """Return the lesion of an image at the working size, and whose mask it is.
+    """Return the lesion of an image at the working size, and the name of its mask source.
 
     Args:
         original: RGB.
-        mask: file of its true mask, where there is one.
-        source: truth, otsu, auto, or the segmenter's name whose mask is `given`.
-        given: bool (H, W), of a segmenter.
-        steps: of `cleaning.STEPS`, done first; what `frame` cuts away is not measured.
-        mm_per_px: the size of a px of the image, where it is known.
+        mask: file of the true mask, or the segmenter's mask of the original, bool (H, W).
+        source: truth, otsu, auto, or the name of a segmenter.
+        steps: cleaning steps that come first. Pixels that `frame` cuts away are not measured.
+        mm_per_px: size of a pixel of the image, None if unknown.
 
     Raises:
-        BadImage: the mask cannot be used, or a step of cleaning failed.
+        BadImage: the mask cannot be used, or a cleaning step failed.
     """
     picture, shown = clean_picture(original, steps)
-    if given is None and source.startswith(RUN):
-        raise BadImage("cannot be cleaned as the segmenter's images were, so it has no mask")
-    if given is None:
-        found, source = find_mask(original, picture, shown, mask, source)
-    else:
-        left, top, right, bottom = shown
-        found = given[top:bottom, left:right]
-    return bring_to_working_size(picture, found, mm_per_px), source
+    lesion, source = find_mask(original, picture, shown, mask, source)
+    return bring_to_working_size(picture, lesion, mm_per_px), source
 
 
 def _measure_chunk(
-    pairs: list[tuple[Path, Path | None]],
-    given: list[bytes | None],
+    files: list[Path],
+    lesions: list[Path | bytes | None],
     scales: list[float | None],
     source: str,
     steps: Sequence[str],
@@ -241,17 +219,17 @@ def _measure_chunk(
         "error": "",
         **dict.fromkeys([MASK_EMPTY, *feature_names()], math.nan),
     }
-    for (image, mask), packed, scale in zip(pairs, given, scales, strict=True):
-        lesion = None if packed is None else _unpack(packed)
+    for image, lesion, scale in zip(files, lesions, scales, strict=True):
+        mask = _unpack(lesion) if isinstance(lesion, bytes) else lesion
         try:
-            rows.append(measure(image, mask, source, lesion, steps=steps, mm_per_px=scale))
+            rows.append(measure(image, mask, source, steps=steps, mm_per_px=scale))
         except BadImage as error:
             rows.append({**unread, "error": f"{image} {error}"})
     return rows
 
 
 def _pack(mask: Mask) -> bytes:
-    """Return a mask as a small PNG: those of ten thousand photographs would fill the memory."""
+    """Encode a mask as PNG: the masks of ten thousand photographs would fill the memory."""
     stream = io.BytesIO()
     Image.fromarray(mask).save(stream, "png")
     return stream.getvalue()

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from filelock import FileLock
 from PIL import Image
 
-from skincancer.data.cache import Progress, files_key
-from skincancer.errors import DataError
+from skincancer.data.cache import Progress, build_once, files_key, in_processes
+from skincancer.data.mask_sources import mask_files
 from skincancer.imaging.decode import BadImage, read_image, read_truth
 from skincancer.imaging.quality import COLUMNS as QUALITY_COLUMNS
 from skincancer.imaging.quality import flags, measure
@@ -72,20 +69,8 @@ def examine(
     """
     key = examination_key(index, root)
     folder = cache / "examinations" / key
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if not folder.is_dir():
-            with FileLock(f"{folder}.lock"):
-                if not folder.is_dir():
-                    _build(index, root, folder, progress, jobs)
-    except OSError as error:
-        if error.filename and str(error.filename).startswith(str(root)):
-            raise DataError(
-                f"{error.filename} cannot be read: {error.strerror}. Make it readable and run again."
-            ) from error
-        raise DataError(
-            f"the facts about the files under {root} cannot be kept under {cache}: {error}. Set SKINCANCER_CACHE to a writable folder."
-        ) from error
+    needs = f"the facts about {len(index)} files take {len(index) * SIDE * SIDE / 1e9:.2f} GB"
+    build_once(folder, root, lambda building: _build(index, root, building, progress, jobs), needs)
     return _open(key, folder)
 
 
@@ -125,57 +110,38 @@ def _unreadable(error: str) -> dict[str, Any]:
     return texts | dict.fromkeys((*numbers, *QUALITY_COLUMNS), float("nan"))
 
 
-def _build(index: pd.DataFrame, root: Path, folder: Path, progress: Progress | None, jobs: int) -> None:
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-
-    for left in folder.parent.glob(f"{folder.name}.tmp*"):  # of a killed build: nobody else holds the lock
-        shutil.rmtree(left)
-    pairs = [
-        (root / image, None if mask is None else root / mask)
-        for image, mask in zip(index["image"], index["mask"], strict=True)
-    ]
-    pooled = jobs != 1 and len(pairs) > 4 * CHUNK
+def _build(index: pd.DataFrame, root: Path, building: Path, progress: Progress | None, jobs: int) -> None:
+    pairs = list(zip([root / image for image in index["image"]], mask_files(index, root), strict=True))
+    tasks = [(pairs[start : start + CHUNK],) for start in range(0, len(pairs), CHUNK)]
     rows: list[dict[str, Any]] = []
     thumbnails = np.zeros((len(pairs), SIDE, SIDE), np.uint8)
-    with Parallel(n_jobs=jobs if pooled else 1, return_as="generator") as pool:
-        chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
-        for facts, thumbs in pool(delayed(_examine_chunk)(chunk) for chunk in chunks):
-            thumbnails[len(rows) : len(rows) + len(facts)] = thumbs
-            rows += facts
-            if progress:
-                progress(len(rows), len(pairs))
-    if pooled:  # idle workers would live on for minutes, and hold the run's output open
-        get_reusable_executor().shutdown(wait=True)
-    building = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
-    building.mkdir()
-    try:
-        table = pd.DataFrame(rows)
-        table.insert(0, "image_id", index["image_id"].to_numpy())
-        table.to_csv(building / "images.csv", index=False)
-        np.save(building / "thumbnails.npy", thumbnails)
-        os.rename(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    for chunk in in_processes(_examine_chunk, tasks, jobs):
+        for facts, small in chunk:
+            thumbnails[len(rows)] = small
+            rows.append(facts)
+        if progress:
+            progress(len(rows), len(pairs))
+    table = pd.DataFrame(rows)
+    table.insert(0, "image_id", index["image_id"].to_numpy())
+    table.to_csv(building / "images.csv", index=False)
+    np.save(building / "thumbnails.npy", thumbnails)
 
 
-def _examine_chunk(
-    pairs: list[tuple[Path, Path | None]],
-) -> tuple[list[dict[str, Any]], npt.NDArray[np.uint8]]:
+def _examine_chunk(pairs: list[tuple[Path, Path | None]]) -> list[tuple[dict[str, Any], npt.NDArray[np.uint8]]]:
     cv2.setNumThreads(1)
-    thumbs = np.zeros((len(pairs), SIDE, SIDE), np.uint8)
-    facts = []
-    for number, (path, mask) in enumerate(pairs):
-        try:
-            content = path.read_bytes()
-            image = read_image(content)
-        except BadImage as error:
-            facts.append(_unreadable(f"{path} {error}"))
-            continue
-        lesion, told = _examine_mask(path, mask, image)
-        facts.append(_examine_image(content, np.asarray(image), lesion) | told)
-        thumbs[number] = thumbnail(np.asarray(image), SIDE)
-    return facts, thumbs
+    return [_examine_file(path, mask) for path, mask in pairs]
+
+
+def _examine_file(path: Path, mask: Path | None) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    """Return the facts about an image and its small grey copy, black if the image cannot be read."""
+    try:
+        content = path.read_bytes()
+        image = read_image(content)
+    except BadImage as error:
+        return _unreadable(f"{path} {error}"), np.zeros((SIDE, SIDE), np.uint8)
+    lesion, mask_facts = _examine_mask(path, mask, image)
+    pixels = np.asarray(image)
+    return _examine_image(content, pixels, lesion) | mask_facts, thumbnail(pixels, SIDE)
 
 
 def _examine_image(content: bytes, pixels: npt.NDArray[np.uint8], lesion: Lesion | None) -> dict[str, Any]:

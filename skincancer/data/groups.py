@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from skincancer.data.duplicates import link
+from skincancer.data.index import name_first
+from skincancer.data.readers.files import read_csv
 from skincancer.data.splits import hash_rows
 from skincancer.errors import DataError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 Names = npt.NDArray[np.object_]
 
@@ -54,9 +54,6 @@ def read_groups(path: Path) -> pd.DataFrame:
     Raises:
         DataError: it is not there, cannot be read, lacks a column, or has an empty group.
     """
-    from skincancer.data.index import name_first
-    from skincancer.data.readers.files import read_csv
-
     if not path.is_file():
         raise DataError(
             f"data.groups is {path}, which is no file. It is a CSV with the columns image_id and group, such as prepare --audit "
@@ -82,12 +79,6 @@ def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
     Raises:
         DataError: If the table cannot be read, has an empty group, or names an image that is not in the index.
     """
-    import pandas as pd
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    from skincancer.data.index import name_first
-
     table = read_groups(path)
     lesion_of = dict(zip(index["image_id"], index["lesion_id"], strict=True))
     unknown = sorted(set(table["image_id"]) - set(lesion_of))
@@ -120,8 +111,6 @@ def merge_patients(index: pd.DataFrame) -> pd.DataFrame:
     Raises:
         DataError: a lesion is of several patients, or of one in some of its images and of none in others.
     """
-    from skincancer.data.index import name_first
-
     known = index["patient_id"] != ""
     if not known.any():
         return index

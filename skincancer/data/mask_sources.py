@@ -1,60 +1,134 @@
-"""Whose masks crops are cut by and hand-made features measured in: those asked for, a segmenter's where `data.masks` names its run."""
+"""Mask sources: lesion masks for crops and for hand-crafted features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pandas as pd
 
+from skincancer.data.cache import ProgressBar
 from skincancer.data.catalog import Dataset
 from skincancer.errors import DataError
 from skincancer.imaging.crop import EMPTY
+from skincancer.imaging.types import Mask
 from skincancer.schema import DataConfig
-
-if TYPE_CHECKING:
-    from skincancer.inference.model import TrainedModel
-
 
 Made = TypeVar("Made")
 
-RUN = "run:"
+
+class MaskSource(Protocol):
+    """Source of one lesion mask per image.
+
+    Attributes:
+        name: truth, otsu, auto, or the digest of a segmenter after `run:`. Keys of stores and feature tables contain the name.
+    """
+
+    name: str
+
+    def resolve(self, index: pd.DataFrame, entry: Dataset) -> MaskSource:
+        """Return the source that all images of an index need.
+
+        Raises:
+            DataError: images lack the masks that the source reads.
+        """
+
+    def find(
+        self, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None], progress: ProgressBar | None, jobs: int
+    ) -> Sequence[Path | Made | None]:  # fmt: skip
+        """Return the mask of each image, in the form that preprocessing takes.
+
+        An entry is the file of the true mask, or the result of `use` on a predicted mask, bool (H, W) of the original size. None
+        means that the mask is computed from the image, or that the prediction failed.
+        """
+
+    def count_seen(self, index: pd.DataFrame, entry: Dataset) -> int:
+        """Count the test images that a segmenter was trained or selected on."""
+
+
+class OtsuMasks:
+    """Masks by Otsu's threshold, computed from each cleaned image."""
+
+    name = "otsu"
+
+    def resolve(self, index: pd.DataFrame, entry: Dataset) -> MaskSource:
+        """Return this source."""
+        return self
+
+    def find(
+        self, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None], progress: ProgressBar | None, jobs: int
+    ) -> Sequence[Path | Made | None]:  # fmt: skip
+        """Return None for every image."""
+        return [None] * len(index)
+
+    def count_seen(self, index: pd.DataFrame, entry: Dataset) -> int:
+        """Return 0."""
+        return 0
+
+
+class TruthOrOtsu(OtsuMasks):
+    """True masks, and masks by Otsu's threshold for images without a true mask."""
+
+    name = "auto"
+
+    def resolve(self, index: pd.DataFrame, entry: Dataset) -> MaskSource:
+        """Return the source of true masks if every image has one."""
+        return self if index["mask"].isna().any() else TruthMasks()
+
+    def find(
+        self, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None], progress: ProgressBar | None, jobs: int
+    ) -> Sequence[Path | Made | None]:  # fmt: skip
+        """Return the file of each true mask."""
+        return mask_files(index, root)
+
+
+class TruthMasks(TruthOrOtsu):
+    """True masks only."""
+
+    name = "truth"
+
+    def resolve(self, index: pd.DataFrame, entry: Dataset) -> MaskSource:
+        """Return this source.
+
+        Raises:
+            DataError: images have no true mask.
+        """
+        missing = index.loc[index["mask"].isna(), "image_id"]
+        if len(missing):
+            raise DataError(
+                f"data.masks is truth, but {len(missing)} of {len(index)} images of {entry.name} have no mask, such as "
+                f"{', '.join(missing.head(3))}. Use --data.masks auto (Otsu's threshold for those), otsu, or run:RUN_ID of a segmenter."
+            )
+        return self
+
+
+BY_NAME: dict[str, MaskSource] = {source.name: source for source in (TruthMasks(), OtsuMasks(), TruthOrOtsu())}
+
+
+def mask_files(index: pd.DataFrame, root: Path) -> list[Path | None]:
+    """Return the file of each true mask, None for images without one."""
+    return [None if mask is None else root / mask for mask in index["mask"]]
 
 
 def own_masks(named: str, sources: Iterable[str]) -> str:
-    """Return whose masks cut a run's images: as its config names them, or, where that left it to the data, the one kind that did.
+    """Return the mask source that a run used.
 
     Args:
-        named: its `data.masks`.
-        sources: the column `masks` of its crops.csv.
+        named: `data.masks` of the run. `auto` becomes truth or otsu if all images used the same one.
+        sources: column `masks` of the run's crops.csv.
     """
     used = set(sources) - {EMPTY}
     return used.pop() if named == "auto" and len(used) == 1 else named
 
 
-def mask_source(config: DataConfig, index: pd.DataFrame, segmenter: TrainedModel | None, entry: Dataset) -> str:
-    """Return whose masks are taken: truth, otsu, auto (truth, and otsu where there is none), or the segmenter's digest after `run:`.
-
-    Raises:
-        DataError: true masks are asked for, and images have none.
-    """
-    missing = index.loc[index["mask"].isna(), "image_id"]
-    if config.masks == "truth" and len(missing):
-        raise DataError(
-            f"data.masks is truth, but {len(missing)} of {len(index)} images of {entry.name} have no mask, such as "
-            f"{', '.join(missing.head(3))}. Use --data.masks auto (Otsu's threshold for those), otsu, or run:RUN_ID of a segmenter."
-        )
-    masks = RUN + segmenter.digest if segmenter else config.masks
-    return "truth" if masks == "auto" and not len(missing) else masks
-
-
 def describe_masks(table: pd.DataFrame, config: DataConfig, empty: str) -> str:
-    """Say whose masks were taken for how many images.
+    """Count the images of each mask source, as text.
 
     Args:
         table: of a store with crops, or of features: columns masks and error.
-        config: whose `masks` it was built for.
-        empty: what became of images whose masks are empty.
+        config: `masks` names the segmenter.
+        empty: consequence of an empty mask.
     """
     names = {"truth": "true masks", "otsu": "masks by Otsu's threshold", EMPTY: f"empty masks ({empty})"}
     counts = table.loc[table["error"] == "", "masks"].value_counts()
@@ -62,10 +136,5 @@ def describe_masks(table: pd.DataFrame, config: DataConfig, empty: str) -> str:
 
 
 def describe_crops(table: pd.DataFrame, config: DataConfig) -> str:
-    """Say by whose masks the images of a store with crops were cut.
-
-    Args:
-        table: the store's.
-        config: whose `masks` the store was built for.
-    """
+    """Count the images that each mask source cropped, as text with the margin."""
     return f"{describe_masks(table, config, 'left whole')}; margin {config.crop_margin:.0%}"

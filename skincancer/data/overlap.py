@@ -21,13 +21,11 @@ import pandas as pd
 from skincancer.data.duplicates import Progress, find_near
 from skincancer.data.store import Store, open_store
 from skincancer.imaging.geometry import mapping
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.imaging.similarity import thumbnail
 from skincancer.schema import DataConfig
 from skincancer.system.paths import cache_folder
 
-DIGESTS_FILE = "digests.csv"
-# image_id (M,) and thumbnails uint8 (M, 36, 36), grey, 1.3 KB an image; whole, which a run of an older version lacks
-FINGERPRINTS_FILE = "fingerprints.npz"
 FINGERPRINT_SIDE = 36
 THUMBNAIL_SIDE = 96  # of the images that are compared with them
 USED = ("train", "val")  # what a run learned from, and what chose its best epoch
@@ -43,19 +41,10 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Small grey copies of the images that a run used: `image_id` (M,) and `thumbnails` uint8 (M, 36, 36).
-
-    `whole`: of whole images, whatever the run's own were cut to; False of a run of an older version.
-    """
+    """Small grey copies of the whole images of a run: `image_id` (M,), `thumbnails` uint8 (M, 36, 36)."""
 
     image_id: npt.NDArray[np.str_]
     thumbnails: npt.NDArray[np.uint8]
-    whole: bool = True
-
-
-def shows_parts(crop: bool, resize: str) -> bool:
-    """Say whether a store holds parts of its images, by `data.crop` and `data.resize`; all that `frame` cuts away is black."""
-    return crop or resize == "crop"
 
 
 def open_whole(
@@ -79,10 +68,12 @@ def open_whole(
     Raises:
         DataError: files are gone, or the disk is full.
     """
-    if not shows_parts(config.crop, config.resize):
+    # Cleaning keeps whole images: what the step `frame` removes is black.
+    if not config.crop and config.resize != "crop":
         return store, config.resize
-    told = progress("looking at whole images") if progress else None
-    whole = open_store(index, root, cache_folder(), size=THUMBNAIL_SIDE, resize="stretch", progress=told, jobs=jobs)
+    report = progress("looking at whole images") if progress else None
+    small = Preprocessing(THUMBNAIL_SIDE, "stretch")
+    whole = open_store(index, root, cache_folder(), small, progress=report, jobs=jobs)
     return whole, "stretch"
 
 
@@ -97,7 +88,7 @@ def write_fingerprints(path: Path, index: pd.DataFrame, store: Store, resize: st
     """
     rows = np.flatnonzero(index["role"].isin(USED).to_numpy())
     ids = index["image_id"].to_numpy()[rows].astype(str)
-    np.savez_compressed(path, image_id=ids, thumbnails=_thumbnails(store, rows, resize, FINGERPRINT_SIDE), whole=True)
+    np.savez_compressed(path, image_id=ids, thumbnails=_thumbnails(store, rows, resize, FINGERPRINT_SIDE))
 
 
 def read_fingerprints(path: Path) -> Fingerprints:
@@ -108,7 +99,7 @@ def read_fingerprints(path: Path) -> Fingerprints:
     """
     try:
         with np.load(path, allow_pickle=False) as content:
-            found = Fingerprints(content["image_id"], content["thumbnails"], "whole" in content)
+            found = Fingerprints(content["image_id"], content["thumbnails"])
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} holds no fingerprints: {error}") from error
     if found.thumbnails.ndim != 3 or found.thumbnails.dtype != np.uint8 or len(found.image_id) != len(found.thumbnails):
@@ -144,11 +135,12 @@ def find_similar(
 
 def _thumbnails(store: Store, rows: npt.NDArray[np.int64], resize: str, side: int) -> npt.NDArray[np.uint8]:
     """Return grey copies (M, side, side) without the bars of `pad`, by which any two pictures would look alike."""
-    found = np.zeros((len(rows), side, side), np.uint8)
-    for number, (row, (width, height)) in enumerate(zip(rows, store.shown_sizes(rows), strict=True)):
-        left, top, right, bottom = mapping(width, height, store.images.shape[1], resize).target
-        found[number] = thumbnail(store.images[row, top:bottom, left:right], side)
-    return found
+    thumbnails, views = np.zeros((len(rows), side, side), np.uint8), store.views
+    for number, row in enumerate(rows):
+        left, top, right, bottom = views[row].box
+        left, top, right, bottom = mapping(right - left, bottom - top, store.images.shape[1], resize).target
+        thumbnails[number] = thumbnail(store.images[row, top:bottom, left:right], side)
+    return thumbnails
 
 
 def pixel_digests(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[str]:

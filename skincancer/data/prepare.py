@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,18 +19,16 @@ from skincancer.data.feature_table import FeatureTable, open_features
 from skincancer.data.file_facts import Examination, examine, find_flagged, kept_examination
 from skincancer.data.groups import merge_groups, merge_patients
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
-from skincancer.data.mask_sources import mask_source
-from skincancer.data.overlap import count_seen
+from skincancer.data.mask_sources import MaskSource
 from skincancer.data.readers import demo
 from skincancer.data.splits import Roles, assign_roles, parse_split, split_hash
 from skincancer.data.store import Store, open_store
 from skincancer.errors import DataError, SplitError
-from skincancer.imaging.crop import Crop
 from skincancer.imaging.mask_operations import mask_extent
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.imaging.quality import COLUMNS as QUALITY_COLUMNS
 from skincancer.imaging.quality import FLAGS
-from skincancer.imaging.types import Box
-from skincancer.schema import DataConfig
+from skincancer.schema import TASKS, DataConfig
 from skincancer.system.paths import cache_folder, data_folder
 
 ROLES: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
@@ -106,60 +105,55 @@ def locate(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dat
 
 
 def prepare_data(
-    config: DataConfig, progress: ProgressBar | None = None, jobs: int = -1, task: str = "classification",
-    uri: str | None = None, whole: bool = False, hand_made: bool = False,
+    config: DataConfig, masks: MaskSource | None = None, progress: ProgressBar | None = None, jobs: int = -1,
+    task: str = "classification", whole: bool = False, hand_made: bool = False,
 ) -> PreparedData:  # fmt: skip
     """Read a data set, give every image a role and a label, and open its store.
 
-    Roles are computed on the full index, before anything is dropped, so that a bad file moves no other image.
+    Roles are computed on the full index, before images are dropped, so that a bad file moves no other image.
 
     Args:
         config: the data section of an experiment.
+        masks: source of `config.masks`, needed for crops and for hand-crafted features.
         progress: makes progress callbacks by title.
-        jobs: worker processes for building the store; -1 for one a core.
-        task: classification leaves out what has no label, segmentation what has no mask, joint what has neither; the latter two
-            store masks.
-        uri: tracking store of the segmenter that `data.masks` may name.
-        whole: every image is a test image, whatever the split; for a model that is finished.
-        hand_made: measure features in masks too; of a segmenter behind them it is counted which images it has seen.
+        jobs: worker processes for building the store, -1 for one per core.
+        task: classification leaves out images without a label, segmentation images without a mask, joint images with neither.
+            Segmentation and joint store masks.
+        whole: every image becomes a test image, for the evaluation of a finished run.
+        hand_made: open the table of hand-crafted features too.
 
     Raises:
         ConfigError: the split or target does not fit the data.
         DataError: the data are missing, laid out differently, unreadable, or leak.
         SplitError: there are too few images to split.
-        RunError: `data.masks` names a run that is no finished segmenter's.
     """
-    from skincancer.inference.model import find_segmenter, predicted
-
-    found = find_segmenter(config, uri) if config.crop or hand_made else None
-    segmenter = found[0] if found else None
+    kind = TASKS[task]
     entry, root = locate(config, progress)
+    images = image_root(root)
     index, diagnoses = load_index(entry, root)
-    if task == "joint" and index["diagnosis"].isna().all():
-        raise DataError(f"{entry.name} in {root} has no diagnoses, which joint needs. To get them: {entry.how_to_get}")
+    if kind.has_classes and index["diagnosis"].isna().all():
+        raise DataError(f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}")
     index, groups_hash = merge_patients(index), ""
     if config.groups:
         index, groups_hash = merge_groups(index, Path(config.groups))
     index, classes = add_target(index, entry, diagnoses, config.target, tuple(config.malignant))
-    masks = task != "classification"
-    if masks and index["mask"].isna().all():
+    if kind.has_masks and index["mask"].isna().all():
         raise DataError(f"{entry.name} in {root} has no masks, which {task} needs. To get them: {entry.how_to_get}")
-    crop = Crop(mask_source(config, index, segmenter, entry), config.crop_margin) if config.crop else None
+    source = None
+    if config.crop or hand_made:
+        assert masks is not None, "the caller turns data.masks into a source"
+        source = masks.resolve(index, entry)
+    preprocessing = Preprocessing.from_config(asdict(config), source.name if source and config.crop else None)
     if whole:
         roles = Roles(np.full(len(index), "test", dtype=object))
     else:
         roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
-
-    def find_boxes() -> list[Box | None]:
-        assert segmenter is not None
-        return predicted(segmenter, index, image_root(root), mask_extent, progress, jobs)
-
     store = open_store(
-        index, image_root(root), cache_folder(), size=config.size, resize=config.resize, masks=masks, crop=crop,
-        find_boxes=find_boxes if segmenter and crop else None, clean=config.clean,
+        index, images, cache_folder(), preprocessing, masks=kind.has_masks,
+        find_masks=partial(source.find, index, images, mask_extent, progress, jobs) if source and config.crop else None,
         progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
-    features = open_features(index, root, entry, config, uri, progress, jobs) if hand_made else None
+    features = open_features(index, root, entry, source, config.clean, progress, jobs) if source and hand_made else None
     bad = store.bad if features is None else pd.concat([store.bad, features.bad]).drop_duplicates("image_id")
     if len(bad) and not config.skip_bad:
         raise DataError(
@@ -183,13 +177,12 @@ def prepare_data(
     if whole:
         _check_whole(index, entry, task)
     else:
-        _check_roles(index, classes if task != "segmentation" else None, masks)
+        _check_roles(index, classes if kind.has_classes else None, kind.has_masks)
     return PreparedData(
         entry=entry, root=root, index=index, classes=classes, store=store, dropped=dropped,
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
-        segmenter_saw=count_seen(index, found[1], found[0].settings["data"]["dataset"] == entry.name) if found else 0,
-        flagged=flagged, features=features,
+        segmenter_saw=source.count_seen(index, entry) if source else 0, flagged=flagged, features=features,
     )  # fmt: skip
 
 
@@ -230,8 +223,9 @@ def _dropped(index: pd.DataFrame, roles: Roles, bad: pd.DataFrame, task: str) ->
 
 def _check_whole(index: pd.DataFrame, entry: Dataset, task: str) -> None:
     test = index[index["role"] == "test"]
-    if test.empty or (task != "classification" and test["mask"].isna().all()):
-        what = "a label" if task == "classification" else "a mask"
+    has_masks = TASKS[task].has_masks
+    if test.empty or (has_masks and test["mask"].isna().all()):
+        what = "a mask" if has_masks else "a label"
         raise DataError(f"{entry.name} has no readable image with {what}, so nothing can be evaluated.")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.data.cache import Progress, build_once, files_key, in_processes
-from skincancer.imaging.cleaning import steps
-from skincancer.imaging.crop import Crop, decode_crop
-from skincancer.imaging.decode import BadImage, decode
+from skincancer.data.mask_sources import mask_files
+from skincancer.imaging.crop import FROM_FILES
+from skincancer.imaging.decode import BadImage
+from skincancer.imaging.preprocessing import Preprocessing, View
 from skincancer.imaging.types import Box
 
 FORMAT = 1  # raised whenever decoding or resizing gives other pixels
 CHUNK = 64  # images per task of a worker
 BOX_COLUMNS = ["left", "top", "right", "bottom"]
 CROP_COLUMNS = [*BOX_COLUMNS, "masks"]
-FindBoxes = Callable[[], list[Box | None]]
+FindMasks = Callable[[], Sequence[Path | Box | None]]
 
 
 @dataclass(frozen=True)
@@ -48,33 +49,26 @@ class Store:
         return self.table.loc[self.table["error"] != "", ["image_id", "error"]]
 
     @property
-    def boxes(self) -> list[Box] | None:
-        """What each image shows of its original, px; None where all show the whole."""
+    def views(self) -> list[View]:
+        """The part of its original that each image shows."""
+        sizes = self.table[["width", "height"]].to_numpy().tolist()
         if "left" not in self.table:
-            return None
-        return [(left, top, right, bottom) for left, top, right, bottom in self.table[BOX_COLUMNS].to_numpy().tolist()]
-
-    def shown_sizes(self, rows: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Return width and height (px) of what some images show of their originals."""
-        if self.boxes is None:
-            sizes = self.table[["width", "height"]].to_numpy()[rows]
-        else:
-            boxes = self.table[BOX_COLUMNS].to_numpy()[rows]
-            sizes = boxes[:, 2:] - boxes[:, :2]
-        return [(width, height) for width, height in sizes.tolist()]
+            return [View(width, height, (0, 0, width, height)) for width, height in sizes]
+        boxes = self.table[BOX_COLUMNS].to_numpy().tolist()
+        return [
+            View(width, height, (left, top, right, bottom))
+            for (width, height), (left, top, right, bottom) in zip(sizes, boxes, strict=True)
+        ]
 
 
 def open_store(
     index: pd.DataFrame,
     root: Path,
     cache: Path,
+    preprocessing: Preprocessing,
     *,
-    size: int,
-    resize: str,
     masks: bool = False,
-    crop: Crop | None = None,
-    find_boxes: FindBoxes | None = None,
-    clean: Sequence[str] = (),
+    find_masks: FindMasks | None = None,
     progress: Progress | None = None,
     jobs: int = -1,
 ) -> Store:
@@ -83,55 +77,48 @@ def open_store(
     Args:
         index: columns image_id, image, mask (paths relative to `root`).
         root: the data set's folder.
-        cache: where stores lie.
-        size: side of the square, px.
-        resize: stretch, pad or crop.
-        masks: store masks too; an image without one gets an empty one. Not of crops.
-        crop: cut images to their lesions first.
-        find_boxes: called once, while building, where `crop.masks` names a segmenter: the extent of a mask a row, None for an empty one.
-        clean: steps of `cleaning.STEPS`, done on the decoded original.
+        cache: folder of all stores.
+        preprocessing: of every image.
+        masks: store masks too, empty for an image without one. Not of crops.
+        find_masks: called once while a store of crops is built. Returns the file or the extent of each mask, None for an empty mask.
         progress: called with (done, total) while building.
-        jobs: worker processes; -1 for one a core.
+        jobs: worker processes, -1 for one per core.
 
     Raises:
-        DataError: files are gone, or the disk is full.
+        DataError: files are missing, or the disk is full.
     """
-    recipe: dict[str, Any] = {"format": FORMAT, "size": size, "resize": resize, "masks": masks}
-    if crop is not None:
-        recipe["crop"] = asdict(crop)
-    if clean:
-        recipe |= {"clean": list(clean), "clean_format": steps.FORMAT}
-    folder = cache / "stores" / files_key(index, root, recipe, _reads_masks(recipe))
-    build_once(
-        folder, root, lambda building: _build(index, root, building, recipe, find_boxes, progress, jobs),
-        f"the store of {len(index)} images at {size} px takes {len(index) * size * size * (4 if masks else 3) / 1e9:.2f} GB",
-    )  # fmt: skip
+    recipe = {"format": FORMAT, "masks": masks, **preprocessing.recipe()}
+    reads_masks = masks or (preprocessing.crop is not None and preprocessing.crop.masks in FROM_FILES)
+    folder = cache / "stores" / files_key(index, root, recipe, reads_masks)
+
+    def build(building: Path) -> None:
+        files: Sequence[Path | Box | None] = [None] * len(index)
+        if find_masks:
+            files = find_masks()
+        elif reads_masks:
+            files = mask_files(index, root)
+        _build(index, root, building, preprocessing, files, masks, progress, jobs)
+        (building / "recipe.json").write_text(json.dumps(recipe, indent=1))
+
+    size = preprocessing.size
+    needed = len(index) * size * size * (4 if masks else 3) / 1e9
+    build_once(folder, root, build, f"the store of {len(index)} images at {size} px takes {needed:.2f} GB")
     table = pd.read_csv(folder / "images.csv", dtype={"image_id": str, "error": str}, keep_default_na=False)
     images = np.load(folder / "images.npy", mmap_mode="r")
     return Store(folder, images, np.load(folder / "masks.npy", mmap_mode="r") if masks else None, table)
 
 
-def _reads_masks(recipe: dict[str, Any]) -> bool:
-    return bool(recipe["masks"]) or recipe.get("crop", {}).get("masks") in ("truth", "auto")
-
-
-def _cut_columns(recipe: dict[str, Any]) -> list[str]:
-    """Return the columns that say what an image shows of its original."""
-    return CROP_COLUMNS if "crop" in recipe else BOX_COLUMNS if steps.cuts(recipe.get("clean", ())) else []
-
-
 def _build(
-    index: pd.DataFrame, root: Path, building: Path, recipe: dict[str, Any], find_boxes: FindBoxes | None,
-    progress: Progress | None, jobs: int,
+    index: pd.DataFrame, root: Path, building: Path, preprocessing: Preprocessing, masks: Sequence[Path | Box | None],
+    store_masks: bool, progress: Progress | None, jobs: int,
 ) -> None:  # fmt: skip
-    boxes: list[Box | None] = find_boxes() if find_boxes else [None] * len(index)
-    size, total = recipe["size"], len(index)
+    size, total = preprocessing.size, len(index)
     offsets = {"images": _allocate(building / "images.npy", (total, size, size, 3))}
-    if recipe["masks"]:
+    if store_masks:
         offsets["masks"] = _allocate(building / "masks.npy", (total, size, size))
-    pairs = file_pairs(index, root, _reads_masks(recipe))
+    files = [root / image for image in index["image"]]
     tasks = [
-        (building, start, pairs[start : start + CHUNK], boxes[start : start + CHUNK], offsets, recipe)
+        (building, start, files[start : start + CHUNK], masks[start : start + CHUNK], offsets, preprocessing)
         for start in range(0, total, CHUNK)
     ]
     rows: list[tuple[Any, ...]] = []
@@ -139,18 +126,11 @@ def _build(
         rows += chunk
         if progress:
             progress(len(rows), total)
-    table = pd.DataFrame(rows, columns=["width", "height", "error", *_cut_columns(recipe)])
+    boxes = CROP_COLUMNS if preprocessing.crop else BOX_COLUMNS if preprocessing.shows_boxes else []
+    table = pd.DataFrame(rows, columns=["width", "height", "error", *CROP_COLUMNS])
+    table = table[["width", "height", "error", *boxes]]
     table.insert(0, "image_id", index["image_id"].to_numpy())
     table.to_csv(building / "images.csv", index=False)
-    (building / "recipe.json").write_text(json.dumps(recipe, indent=1))
-
-
-def file_pairs(index: pd.DataFrame, root: Path, masks: bool) -> list[tuple[Path, Path | None]]:
-    """Return the files of every image and, where masks are read and there is one, of its mask."""
-    return [
-        (root / image, root / mask if masks and mask is not None else None)
-        for image, mask in zip(index["image"], index["mask"], strict=True)
-    ]
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> int:
@@ -173,30 +153,21 @@ def _write(file: int, content: bytes, offset: int) -> None:
 
 
 def _write_chunk(
-    building: Path, start: int, pairs: list[tuple[Path, Path | None]], boxes: list[Box | None],
-    offsets: dict[str, int], recipe: dict[str, Any],
+    building: Path, start: int, images: list[Path], masks: Sequence[Path | Box | None],
+    offsets: dict[str, int], preprocessing: Preprocessing,
 ) -> list[tuple[Any, ...]]:  # fmt: skip
-    """Decode some images into their rows; return (width, height, error) of each, and what `_cut_columns` names."""
-    size, resize = recipe["size"], recipe["resize"]
-    crop = Crop(**recipe["crop"]) if "crop" in recipe else None
-    steps, cut = recipe.get("clean", ()), _cut_columns(recipe)
+    """Preprocess some images into their rows; return width, height, error and `CROP_COLUMNS` of each."""
     rows: list[tuple[Any, ...]] = []
     files = {name: os.open(building / f"{name}.npy", os.O_WRONLY) for name in offsets}
     try:
-        for row, ((image, mask), box) in enumerate(zip(pairs, boxes, strict=True), start):
-            truth = None
+        for row, (image, mask) in enumerate(zip(images, masks, strict=True), start):
             try:
-                if crop is None:
-                    pixels, truth, width, height, shown = decode(image, mask, size, resize, steps)
-                    rows.append((width, height, "", *(shown if cut else ())))
-                else:
-                    found = decode_crop(image, mask, size, resize, crop, box, steps)
-                    pixels = found.pixels
-                    rows.append((found.width, found.height, "", *found.box, found.masks))
+                pixels, truth, view, source = preprocessing.apply(image, mask)
             except BadImage as error:
-                rows.append((0, 0, f"{image} {error}", *(0, 0, 0, 0, "")[: len(cut)]))
+                rows.append((0, 0, f"{image} {error}", 0, 0, 0, 0, ""))
                 continue
-            # plain writes, since writing through a map kills the process when the disk is full
+            rows.append((view.width, view.height, "", *view.box, source))
+            # Plain writes: a write through a memory map kills the process when the disk is full.
             _write(files["images"], pixels.tobytes(), offsets["images"] + row * pixels.nbytes)
             if truth is not None:
                 _write(files["masks"], truth.tobytes(), offsets["masks"] + row * truth.nbytes)

@@ -19,19 +19,22 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.index import add_target, image_root, load_index
-from skincancer.data.mask_sources import RUN, own_masks
+from skincancer.data.mask_sources import own_masks
 from skincancer.data.overlap import find_seen, find_similar, open_whole, pixel_digests
 from skincancer.data.prepare import PreparedData, locate, prepare_data
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
 from skincancer.inference.classical_model import ClassicalModel, predict_other
+from skincancer.inference.model import mask_source
 from skincancer.models.factory import build_scorer, load_task
 from skincancer.models.lightning import OwnSignals
 from skincancer.models.tasks.classification import Classifying, Predictions
 from skincancer.models.tasks.joint import JointPredictions
 from skincancer.models.tasks.segmentation import Segmenting
+from skincancer.plugins import load_plugins
 from skincancer.runs.finished import FinishedRun, Validation
-from skincancer.schema import DEEP, Experiment, flatten
+from skincancer.runs.store import RunStore
+from skincancer.schema import DEEP, RUN, TASKS, Experiment, flatten
 from skincancer.system.console import make_console, progress_bars
 
 OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power")
@@ -73,9 +76,9 @@ class Evaluation:
         """Return what nobody may overlook before the numbers: title and text."""
         notes = []
         for run, experiment in zip(self.runs, self.experiments, strict=True):
-            before, now = catalog_entry(run.stored["data.dataset"]), catalog_entry(experiment.data.dataset)
+            before, now = catalog_entry(run.settings["data.dataset"]), catalog_entry(experiment.data.dataset)
             if before.name in now.copies or now.name in before.copies:
-                text = f"run {run.run} was trained on {before.name}, and {now.name} holds images of the same lesions under other names. "
+                text = f"run {run.name} was trained on {before.name}, and {now.name} holds images of the same lesions under other names. "
                 if self.keeps_similar or run.fingerprints is None:
                     text += "Copies in another encoding are not left out: the numbers are better than on new images."
                 else:
@@ -84,9 +87,9 @@ class Evaluation:
                         "be better than on new lesions."
                     )
                 notes.append(("this is no external validation", text))
-            precision = str(run.stored["trainer.precision"])
+            precision = str(run.settings["trainer.precision"])
             if precision != experiment.trainer.precision:
-                text = f"run {run.run} was tested in {precision}, which this machine cannot do; here it is 32, and the last digits differ."
+                text = f"run {run.name} was tested in {precision}, which this machine cannot do; here it is 32, and the last digits differ."
                 notes.append(("another precision", text))
         return notes
 
@@ -98,17 +101,34 @@ class Evaluation:
 
 def same_files(run: FinishedRun, experiment: Experiment) -> bool:
     """Say whether an experiment is on the data set of a run, so that ids mean the same images."""
-    same = run.stored["data.dataset"] == experiment.data.dataset
-    return same and (experiment.data.dataset not in OWN_FILES or run.stored["data.root"] == experiment.data.root)
+    same = run.settings["data.dataset"] == experiment.data.dataset
+    return same and (experiment.data.dataset not in OWN_FILES or run.settings["data.root"] == experiment.data.root)
 
 
-def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experiment:
+def load_fit(run: str, store: RunStore) -> FinishedRun:
+    """Open a finished fit, and check the files that an evaluation needs before any image is prepared.
+
+    Args:
+        run: run id, folder of artifacts, or registered model.
+        store: MLflow store.
+
+    Raises:
+        RunError: no such finished run, a run of another kind, or a file is missing or malformed.
+    """
+    fit = FinishedRun(run, store)
+    if not fit.is_folder and (kind := fit.tags.get("kind")) not in ("fit", "trial"):
+        raise RunError(f"run {run} is of kind {kind!r}, which holds no model; give the run of a fit.")
+    load_plugins(fit.settings["plugins"])
+    _ = fit.model_folder, fit.classes, fit.split, fit.fingerprints, fit.mask_sources, fit.segmenter, fit.validation
+    return fit
+
+
+def plan(run: FinishedRun, flags: Mapping[str, Any]) -> Experiment:
     """Return the run's experiment on the data that the flags name, on one device of this machine.
 
     Args:
         run: of a fit.
         flags: dotted keys of the data section.
-        uri: the tracking store.
 
     Raises:
         ConfigError: a flag belongs to the run, or does not fit its task.
@@ -116,9 +136,9 @@ def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experim
     for key in OF_RUN:
         if key in flags:
             raise ConfigError(
-                f"--{key}: an evaluation takes the run's own, {run.stored[key]!r}. Leave it out, or train another run."
+                f"--{key}: an evaluation takes the run's own, {run.settings[key]!r}. Leave it out, or train another run."
             )
-    values = dict(run.stored)
+    values = dict(run.settings)
     schema = flatten(Experiment().to_dict())
     values |= {key: schema[key] for key in OF_TRAINING}
     if flags.get("data.dataset", values["data.dataset"]) != values["data.dataset"]:
@@ -130,7 +150,7 @@ def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experim
     }
     if values["trainer.precision"] == "16-mixed" and not torch.cuda.is_available():
         values["trainer.precision"] = "32"
-    values |= {"tracking.uri": uri, "tracking.system_metrics": False}
+    values |= {"tracking.uri": None, "tracking.system_metrics": False}
     hand_made = not run.is_network and DEEP not in values["model.classical.features"]
     if (values["data.crop"] or hand_made) and "data.masks" not in flags:
         values["data.masks"] = _masks(run)
@@ -140,12 +160,12 @@ def plan(run: FinishedRun, flags: Mapping[str, Any], uri: str | None) -> Experim
 
 def _masks(run: FinishedRun) -> str:
     """Return whose masks are taken: those of the run's own images, also where its config left that to the data."""
-    return f"{RUN}{run.segmenter}" if run.segmenter else own_masks(run.stored["data.masks"], run.masks_by)
+    return f"{RUN}{run.segmenter}" if run.segmenter else own_masks(run.settings["data.masks"], run.mask_sources)
 
 
 def prepare_evaluation(
     runs: Sequence[FinishedRun], flags: Mapping[str, Any], whole: bool, given: Mapping[str, Sequence[str]] | None,
-    uri: str | None, progress: ProgressBar | None = None, keep_similar: bool = False,
+    store: RunStore, progress: ProgressBar | None = None, keep_similar: bool = False,
 ) -> Evaluation:  # fmt: skip
     """Prepare the data by each run's recipe, map the classes, and leave out what any of the runs has seen.
 
@@ -154,7 +174,7 @@ def prepare_evaluation(
         flags: dotted keys of the data section; the target is the first run's where none is given.
         whole: every image, whatever the split; else its test part.
         given: a mapping of classes (`class_mapping.map_classes`).
-        uri: the tracking store.
+        store: MLflow store.
         progress: makes progress callbacks by title.
         keep_similar: near-duplicates of images that a run used are counted, but evaluated all the same.
 
@@ -163,16 +183,16 @@ def prepare_evaluation(
         DataError: the data cannot be used, or every image has been seen.
         RunError: the runs do not fit each other.
     """
-    first = plan(runs[0], flags, uri)
+    first = plan(runs[0], flags)
     shared = {key: value for key, value in flatten(first.to_dict()).items() if key in OF_ALL}
-    experiments = (first, *(plan(run, {**shared, **flags}, uri) for run in runs[1:]))
-    mappings = () if first.task == "segmentation" else map_runs(runs, first, given)
+    experiments = (first, *(plan(run, {**shared, **flags}) for run in runs[1:]))
+    mappings = map_runs(runs, first, given) if TASKS[first.task].has_classes else ()
     data = tuple(
         prepare_data(
             experiment.data,
+            mask_source(experiment.data, store),
             progress,
             task=experiment.task,
-            uri=uri,
             whole=whole,
             hand_made=experiment.model.is_hand_made,
         )
@@ -194,7 +214,7 @@ def prepare_evaluation(
         if run.fingerprints is not None:
             images = image_root(prepared.root)
             pictures, resize = open_whole(prepared.index, images, prepared.store, experiment.data, progress)
-            told = progress(f"comparing the images with those of run {run.run}") if progress else None
+            told = progress(f"comparing the images with those of run {run.name}") if progress else None
             looks.append(find_similar(pictures, rows.index.to_numpy(), resize, run.fingerprints, told))
     similar = pd.concat(looks) if looks else pd.DataFrame(columns=["row", "like", "correlation"])
     similar = similar.sort_values("correlation", ascending=False, kind="stable").drop_duplicates("row")
@@ -250,7 +270,7 @@ def map_runs(
     for run, mapping in zip(runs, mappings, strict=True):
         if mapping.classes != mappings[0].classes:
             raise RunError(
-                f"run {runs[0].run} answers in {', '.join(mappings[0].classes)}, run {run.run} in {', '.join(mapping.classes)}: their "
+                f"run {runs[0].name} answers in {', '.join(mappings[0].classes)}, run {run.name} in {', '.join(mapping.classes)}: their "
                 "probabilities cannot be averaged. Give --map, or runs of the same classes."
             )
     return mappings
@@ -262,7 +282,7 @@ def predict_test(run: FinishedRun, experiment: Experiment, data: PreparedData, p
     Labels are not given to the model: they may be of other classes, and metrics are taken from the tables.
     """
     if not run.is_network:
-        model = ClassicalModel(run.folder)
+        model = ClassicalModel(run.model_folder)
         with progress_bars(make_console()) as bars:
             return model, predict_other(model, experiment, data, bars)
     task = load_task(run.checkpoint)
@@ -329,9 +349,10 @@ def mapped_validation(evaluation: Evaluation) -> tuple[Validation | None, str]:
     order = first.rows["image_id"]
     for run, part, mapping in zip(evaluation.runs, parts, evaluation.mappings, strict=True):
         assert part is not None, "an ensemble is of classifiers"
-        same = run.stored["data.dataset"] == evaluation.runs[0].stored["data.dataset"]
+        same = run.settings["data.dataset"] == evaluation.runs[0].settings["data.dataset"]
         if not same or set(part.rows["image_id"]) != set(order):
-            return None, f"the runs were validated on different images (run {run.run} and run {evaluation.runs[0].run})"
+            names = f"run {run.name} and run {evaluation.runs[0].name}"
+            return None, f"the runs were validated on different images ({names})"
         rows = pd.Index(part.rows["image_id"]).get_indexer(order)
         pairs.append((mapping.logits(part.logits[rows]), mapping.probability(part.probability[rows])))
     logits, probability = _mean(pairs)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.tracking import MlflowClient
 from rich.console import Console
 from rich.text import Text
 
+from skincancer.data.catalog import SYNTHETIC_NOTE
 from skincancer.data.feature_table import FeatureTable
-from skincancer.data.mask_sources import RUN, describe_crops, describe_masks
+from skincancer.data.mask_sources import describe_crops, describe_masks
 from skincancer.data.overlap import REASONS
 from skincancer.evaluation.external import Evaluation, mapped_validation
 from skincancer.imaging.cleaning.steps import describe_clean
@@ -24,18 +24,17 @@ from skincancer.imaging.crop import EMPTY
 from skincancer.metrics import calibration
 from skincancer.metrics.operating_point import FEW_POSITIVES, SENSITIVITY, operating_point, sensitivity_threshold
 from skincancer.metrics.prediction_files import predictions_table, read_predictions, write_predictions
-from skincancer.metrics.subgroups import write_subgroups
 from skincancer.reports.evaluation_report import write_evaluation_report
-from skincancer.reports.fit_report import REPORT_FILE
-from skincancer.reports.task_outputs import OUTCOMES
-from skincancer.runs.artifacts import classes_json
+from skincancer.reports.task_outputs import OUTCOMES, write_subgroups
+from skincancer.runs import artifacts
 from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.finished import Validation
-from skincancer.runs.lifecycle import Run, start_run
+from skincancer.runs.lifecycle import RunWriter, start_run
+from skincancer.runs.store import RunStore
+from skincancer.schema import RUN, segmenter_run
 from skincancer.system.console import warn
-from skincancer.system.credentials import shown
 from skincancer.system.interrupts import uninterrupted
-from skincancer.system.provenance import environment_text, git_tags
+from skincancer.system.provenance import environment_text
 from skincancer.visualization.classification import reliability_change
 from skincancer.visualization.style import save
 from skincancer.visualization.tables import intervals_table
@@ -49,12 +48,13 @@ class EvaluationRecorder:
 
     Args:
         evaluation: prepared.
-        console: where to print.
+        store: MLflow store.
+        console: of the terminal.
         prevalence: share of positives where a threshold would be used; None for that of the evaluated images.
     """
 
-    def __init__(self, evaluation: Evaluation, console: Console, prevalence: float | None) -> None:
-        self.evaluation, self.console, self.prevalence = evaluation, console, prevalence
+    def __init__(self, evaluation: Evaluation, store: RunStore, console: Console, prevalence: float | None) -> None:
+        self.evaluation, self.store, self.console, self.prevalence = evaluation, store, console, prevalence
         self.experiment = evaluation.experiments[0]
         # the outcome counts and measures in the classes compared
         self.data = dataclasses.replace(evaluation.data[0], classes=evaluation.classes)
@@ -67,10 +67,10 @@ class EvaluationRecorder:
         self.name = ", ".join(names)
         ensemble = f"ensemble of {len(evaluation.runs)}, " if len(evaluation.runs) > 1 else ""
         self.title = f"{ensemble}{self.name} · {self.data.entry.name} · {self.split}"
-        self.note = "synthetic data: no medical meaning" if self.data.entry.synthetic else ""
+        self.note = SYNTHETIC_NOTE if self.data.entry.synthetic else ""
         self.tables: list[tuple[str, str, pd.DataFrame]] = []  # title, caption, metrics with intervals
         self.validation: Validation | None = None
-        self.run_id, self.uri, self.folder = "", "", Path()
+        self.run_id, self.folder = "", Path()
 
     def announce(self) -> None:
         """Print what is about to be evaluated on what."""
@@ -89,28 +89,30 @@ class EvaluationRecorder:
         for reason, count in self._excluded().items():
             self.console.print(Text(f"left out: {count} images ({REASONS[reason]})"))
         if unusable := len(data.dropped) - data.flagged:
-            self.console.print(Text(f"left out: {unusable} images that cannot be used (dropped.csv)"))
+            self.console.print(Text(f"left out: {unusable} images that cannot be used ({artifacts.DROPPED_FILE})"))
         if data.flagged:
-            self.console.print(Text(f"left out: {data.flagged} images that data.quality flags (dropped.csv says why)"))
+            self.console.print(
+                Text(f"left out: {data.flagged} images that data.quality flags ({artifacts.DROPPED_FILE} says why)")
+            )
         similar = len(evaluation.similar)
         if similar and evaluation.keeps_similar:
             warn(
                 self.console, "near-duplicates of training images are evaluated",
                 f"{similar} images are nearly the same picture as one that the run was trained or chosen on; they are kept, as asked.",
             )  # fmt: skip
-        unlike = [run.run for run in evaluation.runs if run.fingerprints is None]
+        unlike = [run.name for run in evaluation.runs if run.fingerprints is None]
         if unlike:
             warn(
                 self.console, "near-duplicates cannot be found",
-                f"run {', '.join(unlike)} holds no fingerprints.npz of whole images (it is of an older version): copies of images "
-                "that it was trained on, in another encoding, size or position, are not found and not left out.",
+                f"run {', '.join(unlike)} has no {artifacts.FINGERPRINTS_FILE}: copies of images that it was trained on, in another "
+                "encoding, size or position, are not found and not left out.",
             )  # fmt: skip
-        blind = [run.run for run in evaluation.runs if not run.has_digests]
+        blind = [run.name for run in evaluation.runs if not run.has_digests]
         if blind:
             warn(
                 self.console, "pixels cannot be compared",
-                f"run {', '.join(blind)} holds no digests.csv: of images that it was trained on, those are left out that have the same "
-                "id or lesion in the same data set (or in the ISIC archive); copies under other names are not found.",
+                f"run {', '.join(blind)} holds no {artifacts.DIGESTS_FILE}: of images that it was trained on, those are left out that "
+                "have the same id or lesion in the same data set (or in the ISIC archive); copies under other names are not found.",
             )  # fmt: skip
         if self.experiment.data.crop:
             shown = describe_crops(data.store.table, dataclasses.replace(self.experiment.data, masks=self._masks()))
@@ -131,8 +133,10 @@ class EvaluationRecorder:
             Text(f"measured in: {describe_masks(features.table, settings, 'nothing could be measured')}")
         )
         here = set(features.table.loc[features.table["error"] == "", "masks"]) - {EMPTY}
-        learned = self.evaluation.runs[0].masks_by - {EMPTY}
-        if {name.startswith(RUN) or name for name in here} != {name.startswith(RUN) or name for name in learned}:
+        learned = self.evaluation.runs[0].mask_sources - {EMPTY}
+        if {bool(segmenter_run(name)) or name for name in here} != {
+            bool(segmenter_run(name)) or name for name in learned
+        }:
             warn(
                 self.console, "measured in other masks",
                 f"the run learned from features measured in masks of {', '.join(sorted(learned))}, and here they are of "
@@ -144,33 +148,31 @@ class EvaluationRecorder:
     def _masks(self) -> str:
         """Return whose masks were taken: of a run's own copy of a segmenter, the name that the run knows it by."""
         run, masks = self.evaluation.runs[0], self.experiment.data.masks
-        return str(run.stored["data.masks"]) if run.segmenter and masks == f"{RUN}{run.segmenter}" else masks
+        return str(run.settings["data.masks"]) if run.segmenter and masks == f"{RUN}{run.segmenter}" else masks
 
     def _excluded(self) -> dict[str, int]:
         return dict(sorted(Counter(self.evaluation.seen["reason"]).items()))
 
     @contextlib.contextmanager
-    def start(self, client: MlflowClient) -> Iterator[Run]:
-        """Start the run and write down all that is known before predicting; at the end, name it on the evaluated runs."""
+    def start(self) -> Iterator[RunWriter]:
+        """Start the run and log all that is known before predicting; at the end, tag the evaluated runs."""
         evaluation, data = self.evaluation, self.data
         tags = {
             "kind": "evaluate",
-            EVALUATED: " ".join(run.run for run in evaluation.runs),
-            **git_tags(),
+            EVALUATED: " ".join(run.id or run.name for run in evaluation.runs),
             **data_tags(data),
         }
         group = f"{data.entry.name}-{self.experiment.task}"
         ensemble = f"ensemble of {len(evaluation.runs)}: " if len(evaluation.runs) > 1 else ""
-        self.uri = client.tracking_uri
         with start_run(
-            client, group, f"evaluate {ensemble}{self.name} {self.split}", tags, system_metrics=False
+            self.store, group, f"evaluate {ensemble}{self.name} {self.split}", tags, system_metrics=False
         ) as run:
             self.run_id, self.folder = run.run_id, run.folder
             self.console.print(f"run {run.run_id} in {group}")
             run.log_params(self._params())
             self._write_start(run)
             yield run
-            self._link(client)
+            self._link()
 
     def _params(self) -> dict[str, Any]:
         evaluation, data = self.evaluation, self.data
@@ -200,33 +202,32 @@ class EvaluationRecorder:
             "test_images": len(rows), "test_lesions": rows["lesion_id"].nunique(),
         }  # fmt: skip
 
-    def _write_start(self, run: Run) -> None:
+    def _write_start(self, run: RunWriter) -> None:
         data, seen = self.data, self.evaluation.seen
         for number, evaluated in enumerate(self.evaluation.runs):
-            text = (evaluated.folder / "config.yaml").read_text(encoding="utf-8")
-            run.write_text("config.yaml" if number == 0 else f"configs/{number}.yaml", text)
+            text = evaluated.file(artifacts.CONFIG_FILE).read_text(encoding="utf-8")
+            run.write_text(artifacts.CONFIG_FILE if number == 0 else f"configs/{number}.yaml", text)
         malignant, split = tuple[str, ...](), data.split_table
         for mapping in self.evaluation.mappings[:1]:
             malignant = mapping.malignant(self.evaluation.runs[0].malignant)
             split = split.assign(label=mapping.data_label(split["label"].to_numpy(np.int64)))
-        run.write_text("classes.json", classes_json(data.classes, malignant))
-        run.write_text("split.csv", split.to_csv(index=False))
+        run.write_classes(data.classes, malignant)
+        run.write_table(artifacts.SPLIT_FILE, split)
         dropped = pd.concat([data.dropped, seen.assign(reason=seen["reason"].map(REASONS))])
-        run.write_text("dropped.csv", dropped.to_csv(index=False))
+        run.write_table(artifacts.DROPPED_FILE, dropped)
         if len(self.evaluation.similar):
-            run.write_text("near_duplicates.csv", self.evaluation.similar.to_csv(index=False))
-        run.write_text("environment.txt", environment_text())
+            run.write_table(artifacts.NEAR_DUPLICATES_FILE, self.evaluation.similar)
+        run.write_text(artifacts.ENVIRONMENT_FILE, environment_text())
         log_dataset(data, "test", self.split)
 
-    def _link(self, client: MlflowClient) -> None:
-        for evaluated in self.evaluation.runs:
-            if Path(evaluated.run).expanduser().is_dir():
-                continue
-            before = client.get_run(evaluated.run).data.tags.get(EVALUATED_BY, "").split()
+    def _link(self) -> None:
+        client = self.store.client
+        for run_id in (run.id for run in self.evaluation.runs if run.id):
+            before = client.get_run(run_id).data.tags.get(EVALUATED_BY, "").split()
             with uninterrupted():
-                client.set_tag(evaluated.run, EVALUATED_BY, " ".join([*before, self.run_id]))
+                client.set_tag(run_id, EVALUATED_BY, " ".join([*before, self.run_id]))
 
-    def finish(self, run: Run, predictions: Any, task: Any) -> None:
+    def finish(self, run: RunWriter, predictions: Any, task: Any) -> None:
         """Write the predictions; compute metrics, intervals, operating point, calibration and figures from the tables; log everything.
 
         Args:
@@ -234,11 +235,11 @@ class EvaluationRecorder:
             predictions: in the classes compared (`external.mapped_predictions`).
             task: the first run's, for its masks.
         """
-        write_predictions(self.outcome.table(predictions), run.folder / "predictions/test.csv")
+        write_predictions(self.outcome.table(predictions), run.folder / artifacts.predictions_file("test"))
         intervals = self.outcome.test(run.folder)
-        found = [("intervals.csv", intervals)]
+        found = [(artifacts.INTERVALS_FILE, intervals)]
         metrics = _values(intervals)
-        tested = pd.read_csv(run.folder / "predictions/test.csv", usecols=["lesion_id"], dtype=str)
+        tested = pd.read_csv(run.folder / artifacts.predictions_file("test"), usecols=["lesion_id"], dtype=str)
         caption = f"{len(tested)} images, {tested['lesion_id'].nunique()} lesions; intervals: bootstrap over lesions, 2,000 resamples"
         self.tables.append((f"test: {self.title}", caption, intervals))
         drawn = list(self.outcome.figures(run.folder, task, f"{self.title} · test", self.note))
@@ -250,21 +251,17 @@ class EvaluationRecorder:
                 metrics |= values
             if subgroups := write_subgroups(run.folder):
                 run.log_file(subgroups.name)
-        (run.folder / "figures").mkdir()
         for name, figure in drawn:
-            save(figure, run.folder / "figures" / f"{name}.png")
+            save(figure, run.figure_path(name))
         for name, table in found:
-            table.to_csv(run.folder / name, index=False)
-            run.log_file(name)
-        run.log_metrics({name: value for name, value in metrics.items() if np.isfinite(value)})
-        for name in ("predictions", "figures"):
-            with uninterrupted():
-                run.client.log_artifacts(run.run_id, str(run.folder / name), name)
-        known = run.client.get_run(run.run_id)
-        write_evaluation_report(run.folder, known, self.title, self.data.entry, self.tables, self.evaluation.notes)
-        run.log_file(REPORT_FILE)
+            run.write_table(name, table)
+        run.log_results(metrics)
+        for name in (artifacts.PREDICTIONS, artifacts.FIGURES):
+            run.log_folder(name)
+        write_evaluation_report(run.folder, run.record, self.title, self.data.entry, self.tables, self.evaluation.notes)
+        run.log_file(artifacts.REPORT_FILE)
 
-    def _keep_validation(self, run: Run) -> Validation | None:
+    def _keep_validation(self, run: RunWriter) -> Validation | None:
         """Write the validation predictions in the classes compared: what threshold and temperature are chosen on."""
         found, why = mapped_validation(self.evaluation)
         if found is None:
@@ -276,17 +273,17 @@ class EvaluationRecorder:
         table = predictions_table(
             found.rows, found.label, found.logits.astype(np.float32), found.probability, self.data.classes
         )
-        write_predictions(table, run.folder / "predictions/val.csv")
+        write_predictions(table, run.folder / artifacts.predictions_file("val"))
         return found
 
-    def _test(self, run: Run) -> tuple[pd.DataFrame, Any, Any]:
-        table, label, probability = read_predictions(run.folder / "predictions/test.csv", self.data.classes)
+    def _test(self, run: RunWriter) -> tuple[pd.DataFrame, Any, Any]:
+        table, label, probability = read_predictions(run.folder / artifacts.predictions_file("test"), self.data.classes)
         known = label >= 0
         return table[known], label[known], probability[known]
 
-    def _operate(self, run: Run) -> tuple[str, pd.DataFrame, dict[str, float]]:
+    def _operate(self, run: RunWriter) -> tuple[str, pd.DataFrame, dict[str, float]]:
         """Choose a threshold on validation and measure it on test."""
-        name, nothing = "operating_points.csv", pd.DataFrame()
+        name, nothing = artifacts.OPERATING_POINTS_FILE, pd.DataFrame()
         found, classes = self.validation, self.data.classes
         if found is None:
             return name, nothing, {}
@@ -329,7 +326,9 @@ class EvaluationRecorder:
         values = _values(measured, f"_{POINT}")
         return name, measured.assign(**head)[[*head, *measured.columns]], {f"threshold_{POINT}": threshold, **values}
 
-    def _calibrate(self, run: Run, drawn: list[tuple[str, Any]]) -> list[tuple[str, pd.DataFrame, dict[str, float]]]:
+    def _calibrate(
+        self, run: RunWriter, drawn: list[tuple[str, Any]]
+    ) -> list[tuple[str, pd.DataFrame, dict[str, float]]]:
         """Fit a temperature on validation and measure calibration on test, before and after."""
         found, classes = self.validation, self.data.classes
         if found is None or not len(found.label):
@@ -351,13 +350,14 @@ class EvaluationRecorder:
         values = _values(after_rows, "_after_temperature")
         before_rows = measured[measured["stage"] == "before"]
         values |= _values(before_rows[before_rows["metric"] != "ece"])  # which is a metric already
-        return [("calibration.csv", measured.assign(temperature=temperature), {"temperature": temperature, **values})]
+        values["temperature"] = temperature
+        return [(artifacts.CALIBRATION_FILE, measured.assign(temperature=temperature), values)]
 
     def report(self) -> None:
-        """Print the tables, and where the run is."""
+        """Print the tables, the run id and the store."""
         for title, caption, table in self.tables:
             self.console.print(intervals_table(title, table, caption, bool(self.note)))
-        self.console.print(f"run {self.run_id} in {shown(self.uri)}", markup=False)
+        self.console.print(f"run {self.run_id} in {self.store}", markup=False)
 
 
 def _values(table: pd.DataFrame, suffix: str = "") -> dict[str, float]:

@@ -1,30 +1,28 @@
-"""Crops to the lesion: the box of a mask with a margin, and where that mask comes from. Boxes are (left, top, right, bottom), px."""
+"""Crop boxes: the box of a lesion mask with a margin."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from skincancer.imaging.decode import ImageFile, clean_picture, read_image, read_truth
-from skincancer.imaging.geometry import to_square
+from skincancer.imaging.decode import BadImage, read_truth
 from skincancer.imaging.mask_operations import mask_extent, otsu_mask
 from skincancer.imaging.types import Box, Mask
 
-EMPTY = "empty"  # in place of whose mask it was, of an image without any lesion in it
+EMPTY = "empty"  # in place of the mask source, if the mask contains no lesion
+FROM_FILES = ("truth", "auto")  # mask sources that read files of true masks
 SMALLEST_SHARE = 1 / 8  # of the image's shorter side
 
 
 @dataclass(frozen=True)
 class Crop:
-    """How a store crops its images.
+    """Crop of each image to its lesion.
 
     Args:
-        masks: truth, otsu, or auto (truth, and otsu where there is none); a segmenter's boxes are given, and its name stands here.
+        masks: truth, otsu, auto (truth, and otsu for images without a true mask), or the name of a segmenter.
         margin: on each side, as a share of the longer side of the mask's box.
     """
 
@@ -32,19 +30,8 @@ class Crop:
     margin: float
 
 
-@dataclass(frozen=True)
-class Cropped:
-    """One cropped image: uint8 (S, S, 3); the original's width and height, px; the box, and whose mask it encloses."""
-
-    pixels: npt.NDArray[np.uint8]
-    width: int
-    height: int
-    box: Box
-    masks: str
-
-
 def crop_box(mask: Mask, margin: float) -> Box | None:
-    """Return the box of a mask with a margin, as `widen`; None if the mask is empty.
+    """Return the box of a mask with a margin, None for an empty mask.
 
     Args:
         mask: bool (H, W).
@@ -55,14 +42,15 @@ def crop_box(mask: Mask, margin: float) -> Box | None:
 
 
 def widen(extent: Box, frame: Box, margin: float) -> Box | None:
-    """Return the box of a lesion with a margin: square, so that a lesion keeps its shape, wherever there is room for it.
+    """Return the box of a lesion with a margin.
 
-    A square that goes over an edge is moved inside; one that is longer than a side of the frame is cut to that side. None
-    is smaller than an eighth of the frame's shorter side: a segmenter's stray spot, enlarged, would show nothing.
+    The box is square, so that the lesion keeps its shape. A square that crosses an edge of the frame is moved inside, and a square
+    longer than a side of the frame is cut to that side. The side is at least an eighth of the frame's shorter side, because a
+    stray spot of a segmenter, enlarged, would show nothing.
 
     Args:
-        extent: of the lesion; what lies outside the frame does not count.
-        frame: the part of the image that is shown; its whole, where none was cut away.
+        extent: of the lesion. Only the part inside the frame counts.
+        frame: visible part of the image, or the whole image.
         margin: on each side, as a share of the longer side of the extent.
 
     Returns:
@@ -82,66 +70,26 @@ def widen(extent: Box, frame: Box, margin: float) -> Box | None:
 
 
 def find_mask(
-    original: Image.Image, picture: Image.Image, shown: Box, mask: Path | None, source: str
+    original: Image.Image, picture: Image.Image, shown: Box, mask: Path | Mask | None, source: str
 ) -> tuple[Mask, str]:
-    """Return the lesion's mask in a picture, bool (H, W), and whose it is.
+    """Return the lesion mask of a cleaned image, bool (H, W), and its source.
 
     Args:
         original: RGB.
-        picture: what cleaning made of it.
-        shown: the box of the original that the picture shows.
-        mask: file of the true mask of the original, where there is one.
-        source: truth, otsu, or auto (truth, and otsu where there is none).
+        picture: the cleaned image.
+        shown: box of the original that the cleaned image shows.
+        mask: file of the true mask, or a segmenter's mask, of the original.
+        source: truth, otsu, auto (truth, and otsu for images without a true mask), or the name of a segmenter.
 
     Raises:
-        BadImage: the mask cannot be read, or is of another size than the original.
+        BadImage: the mask cannot be read, has another size than the original, or the segmenter gave none.
     """
     if source == "auto":
         source = "otsu" if mask is None else "truth"
     if source == "otsu":
         return otsu_mask(picture), source
-    assert mask is not None, "checked before anything is built"
+    if mask is None:
+        raise BadImage("cannot be cleaned as the segmenter's images were, so it has no mask")
+    whole = np.asarray(read_truth(mask, original)) > 0 if isinstance(mask, Path) else mask
     left, top, right, bottom = shown
-    return (np.asarray(read_truth(mask, original)) > 0)[top:bottom, left:right], source
-
-
-def decode_crop(
-    image: ImageFile,
-    mask: Path | None,
-    size: int,
-    resize: str,
-    crop: Crop,
-    given: Box | None = None,
-    steps: Sequence[str] = (),
-) -> Cropped:
-    """Decode one image and cut it to its lesion, then bring that to the square; an image whose mask is empty stays whole.
-
-    Args:
-        image: file.
-        mask: file of the true mask, where there is one.
-        size: side of the square, px.
-        resize: stretch, pad or crop, of what was cut out.
-        crop: whose mask, and the margin.
-        given: the extent of a segmenter's mask of the original, where `crop.masks` names one; None if that is empty.
-        steps: of `cleaning.STEPS`, done first; what `frame` cut away is not in any crop.
-
-    Raises:
-        BadImage: unreadable, a mask of another size than its image, or a step of cleaning that failed.
-    """
-    original = read_image(image)
-    source = crop.masks
-    if source == "auto":
-        source = "otsu" if mask is None else "truth"
-    extent = given
-    if source == "truth":
-        assert mask is not None, "checked before a store is built"
-        extent = mask_extent(np.asarray(read_truth(mask, original)) > 0)
-    picture, frame = clean_picture(original, steps)
-    left, top = frame[:2]
-    if source == "otsu":
-        inside = mask_extent(otsu_mask(picture))
-        extent = (inside[0] + left, inside[1] + top, inside[2] + left, inside[3] + top) if inside else None
-    box = widen(extent, frame, crop.margin) if extent else None
-    shown = picture.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top)) if box else picture
-    square = np.asarray(to_square(shown, size, resize))
-    return Cropped(square, original.width, original.height, box or frame, source if box else EMPTY)
+    return whole[top:bottom, left:right], source

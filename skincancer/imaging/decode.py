@@ -1,20 +1,14 @@
-"""Image files to arrays. Imports Pillow and numpy alone until an image is cleaned: the store's worker processes start with this module."""
+"""Read image and mask files."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
-
-from skincancer.imaging.cleaning.steps import CleaningError, clean
-from skincancer.imaging.geometry import to_square
-from skincancer.imaging.types import Box
 
 ImageFile = Path | bytes  # where a file lies, or what it holds
 
@@ -27,16 +21,6 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 class BadImage(Exception):
     """A file that cannot be used; the text says why."""
-
-
-class Decoded(NamedTuple):
-    """One image: uint8 (S, S, 3) RGB; its mask, uint8 (S, S) in {0, 1}; the original's width and height, and the box of it shown, px."""
-
-    pixels: npt.NDArray[np.uint8]
-    mask: npt.NDArray[np.uint8] | None
-    width: int
-    height: int
-    box: Box
 
 
 def read_image(path: ImageFile) -> Image.Image:
@@ -168,42 +152,6 @@ def count_pixels(file: ImageFile) -> int:
             return image.width * image.height
     except Exception:  # whatever a foreign file makes Pillow trip over
         return 0
-
-
-def decode(image: ImageFile, mask: Path | None, size: int, resize: str, steps: Sequence[str] = ()) -> Decoded:
-    """Decode one image, and its mask, to the square.
-
-    Args:
-        image: file.
-        mask: file of its mask.
-        size: side of the square, px.
-        resize: stretch, pad or crop.
-        steps: of `cleaning.STEPS`, done first; a mask is cut where the image is.
-
-    Raises:
-        BadImage: unreadable, a mask of another size than its image, or a step that failed.
-    """
-    original = read_image(image)
-    truth = None if mask is None else read_truth(mask, original)
-    picture, box = clean_picture(original, steps)
-    square = np.asarray(to_square(picture, size, resize))
-    inside = None if truth is None else np.asarray(to_square(truth.crop(box), size, resize)) // 255
-    return Decoded(square, inside, original.width, original.height, box)
-
-
-def clean_picture(picture: Image.Image, steps: Sequence[str]) -> tuple[Image.Image, Box]:
-    """Do steps of cleaning; return the image and the box of the original that it shows.
-
-    Raises:
-        BadImage: a step failed.
-    """
-    if not steps:
-        return picture, (0, 0, picture.width, picture.height)
-    try:
-        pixels, box = clean(np.asarray(picture), steps)
-    except CleaningError as error:
-        raise BadImage(str(error)) from error
-    return Image.fromarray(pixels), box
 
 
 def read_truth(mask: Path, picture: Image.Image) -> Image.Image:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +13,17 @@ import pandas as pd
 from skincancer.data.cache import ProgressBar, build_once
 from skincancer.data.prepare import PreparedData
 from skincancer.errors import RunError, WeightsError
-from skincancer.imaging.cleaning.steps import check_clean
 from skincancer.imaging.features.families import learned_names
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.inference.outputs import Answers
 from skincancer.models.classical import load_pipeline
 from skincancer.models.deep_features import DeepFeatures, deep_table, kept_backbone
 from skincancer.models.tasks.classification import Predictions
+from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import BACKBONE_FILE, CLASSES_FILE, CLASSICAL_CHECKPOINT, model_files
+from skincancer.runs.finished import FinishedRun
 from skincancer.schema import DEEP, Experiment
 from skincancer.system.paths import cache_folder
-from skincancer.system.yaml_files import load_yaml
-
-if TYPE_CHECKING:
-    from skincancer.data.cache import Progress
-
 
 _FEWEST = 1e-12  # a probability that nine digits write, and whose logarithm is finite
 
@@ -41,8 +37,7 @@ class ClassicalModel:
         segments: False.
         families: of the hand-made features that it takes; none of one that takes images.
         columns: names of these features, in order.
-        clean: steps of cleaning that its images went through first.
-        size, resize: of the square that one on deep features takes, px, and how images come to it.
+        preprocessing: from an image file to the square of a backbone. Hand-crafted features need its cleaning steps only.
         batch_size: images at once.
         digest: of the files.
 
@@ -57,21 +52,20 @@ class ClassicalModel:
     segments = False
 
     def __init__(self, folder: Path) -> None:
-        self.settings = load_yaml(folder / "config.yaml")
+        run = FinishedRun(folder)
+        self.settings = run.config
+        load_plugins(self.settings.get("plugins", ()))
         files = [folder / name for name in model_files(self.settings)]
         self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         self.pipeline = load_pipeline(folder / CLASSICAL_CHECKPOINT)
-        content = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
-        self.classes = tuple(str(name) for name in content["classes"])
+        self.classes = run.classes
         model, data = self.settings["model"], self.settings["data"]
-        self.size, self.resize = int(data["size"]), str(data["resize"])
-        self.clean: tuple[str, ...] = tuple(data["clean"])
-        check_clean(self.clean)
+        self.preprocessing = Preprocessing.from_config(data)
         self.batch_size = int(data["batch_size"])
         self.backbone: DeepFeatures | None = None
         self.families: tuple[str, ...] = ()
         if DEEP in model["classical"]["features"]:
-            self.backbone = kept_backbone(model["backbone"], self.size, folder / BACKBONE_FILE)
+            self.backbone = kept_backbone(model["backbone"], self.preprocessing.size, folder / BACKBONE_FILE)
         else:
             self.families = tuple(model["classical"]["features"])
         fitted = [str(name) for name in self.pipeline.feature_names_in_]
@@ -79,7 +73,7 @@ class ClassicalModel:
         if fitted != self.columns or len(self.pipeline.classes_) != len(self.classes):
             raise WeightsError(
                 f"{folder / CLASSICAL_CHECKPOINT}: fitted on {len(fitted)} features and {len(self.pipeline.classes_)} classes; this "
-                f"version measures {len(self.columns)} of {', '.join(self.families)}, and classes.json names {len(self.classes)}. "
+                f"version measures {len(self.columns)} of {', '.join(self.families)}, and {CLASSES_FILE} names {len(self.classes)}. "
                 "Use the version that the run was made by (environment.txt), or fit again."
             )
 
@@ -113,8 +107,8 @@ def measure_deep(
 
     def build(building: Path) -> None:
         rows = np.arange(len(data.index), dtype=np.int64)
-        told: Progress | None = progress("asking the backbone") if progress else None
-        np.save(building / DEEP_FILE, backbone.measure(data.store.images, rows, batch_size, told).to_numpy())
+        report = progress("asking the backbone") if progress else None
+        np.save(building / DEEP_FILE, backbone.measure(data.store.images, rows, batch_size, report).to_numpy())
 
     build_once(folder, data.root, build, f"the backbone's features of {len(data.index)} images are kept there")
     return deep_table(np.load(folder / DEEP_FILE))

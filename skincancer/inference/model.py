@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,24 +11,26 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from skincancer.data.cache import Progress
-from skincancer.data.mask_sources import RUN, Made
+from skincancer.data.cache import ProgressBar
+from skincancer.data.catalog import Dataset
+from skincancer.data.mask_sources import BY_NAME, Made, MaskSource
+from skincancer.data.overlap import count_seen
 from skincancer.data.store import open_store
 from skincancer.errors import RunError
-from skincancer.imaging.cleaning.steps import check_clean
-from skincancer.imaging.types import Box, Mask
+from skincancer.imaging.preprocessing import Preprocessing, View
+from skincancer.imaging.types import Mask
 from skincancer.inference.classical_model import ClassicalModel
 from skincancer.inference.outputs import Answers
 from skincancer.metrics.mask_scorer import MaskRecipe
 from skincancer.models.factory import load_task
-from skincancer.models.tasks.classification import ClassificationTask
-from skincancer.models.tasks.joint import JointTask
-from skincancer.models.tasks.segmentation import SegmentationTask
-from skincancer.runs.artifacts import MODEL_FILES, fetch_model, model_files
-from skincancer.schema import DataConfig
+from skincancer.models.tasks.segmentation import Segmenting
+from skincancer.plugins import load_plugins
+from skincancer.runs.artifacts import MODEL_FILES
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.store import RunStore
+from skincancer.schema import RUN, DataConfig, segmenter_run
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.paths import cache_folder
-from skincancer.system.yaml_files import load_yaml
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -41,8 +42,7 @@ class TrainedModel:
         settings: the run's config.yaml.
         classes: names in the order of the probabilities; of a segmenter none.
         segments: whether it gives masks.
-        size, resize: of the square that it takes, px, and how images come to it.
-        clean: steps of cleaning that its images went through first.
+        preprocessing: from an image file to the model's square, without a crop.
         batch_size: that of the run's own test: another may round otherwise in the last digit.
         digest: of the weights and of what turns their answer into a mask.
 
@@ -58,35 +58,25 @@ class TrainedModel:
         if not torch.cuda.is_available():
             keep_freed_memory()
         files = [folder / name for name in MODEL_FILES]
-        self.settings = load_yaml(files[0])
+        self.settings = FinishedRun(folder).config
+        load_plugins(self.settings.get("plugins", ()))
         self.task = load_task(files[1]).to("cuda" if torch.cuda.is_available() else "cpu")
         self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-        self.classes = () if isinstance(self.task, SegmentationTask) else tuple(self.task.classes)
-        self.segments = not isinstance(self.task, ClassificationTask)
-        data = self.settings["data"]
-        self.size, self.resize = int(data["size"]), str(data["resize"])
-        self.clean: tuple[str, ...] = tuple(data.get("clean", ()))  # runs of older versions have none
-        check_clean(self.clean)
-        self.batch_size = int(data["batch_size"])
+        self.classes, self.segments = tuple(self.task.classes), self.task.kind.has_masks
+        self.preprocessing = Preprocessing.from_config(self.settings["data"])
+        self.batch_size = int(self.settings["data"]["batch_size"])
         self._half = _HALF.get(str(self.settings["trainer"]["precision"]))
 
     def answer(self, squares: npt.NDArray[np.uint8]) -> Answers:
         """Answer on a batch, with the run's precision and views (`model.tta`).
 
         Args:
-            squares: uint8 (B, S, S, 3), images brought to `size` by `resize`, RGB.
+            squares: uint8 (B, S, S, 3), RGB, preprocessed images.
         """
         task = self.task
         image = torch.from_numpy(squares).permute(0, 3, 1, 2).to(task.device).float().div_(255)
-        lesion = logits = None
         with torch.inference_mode(), torch.autocast(task.device.type, dtype=self._half, enabled=self._half is not None):
-            if isinstance(task, JointTask):
-                masks, logits = task.predict_both(image)
-                lesion = masks.sigmoid()
-            elif isinstance(task, SegmentationTask):
-                lesion = task.predict_probability(image)
-            else:
-                logits = task.predict_logits(image)
+            lesion, logits = task.predict(image)
         logits = None if logits is None else logits.float().cpu()
         return Answers(
             None if lesion is None else lesion.float().cpu().numpy()[:, 0],
@@ -94,15 +84,15 @@ class TrainedModel:
             None if logits is None else torch.softmax(logits.double(), dim=1).numpy(),
         )
 
-    def mask(self, lesion: npt.NDArray[np.float32], width: int, height: int, box: Box | None = None) -> Mask:
-        """Bring probabilities of one image, float32 (S, S), to its mask, bool (height, width) of the original size, px.
+    def mask(self, lesion: npt.NDArray[np.float32], view: View) -> Mask:
+        """Return the mask, bool (height, width), of probabilities float32 (S, S).
 
-        Outside the box of the original that the image showed, px, there is no lesion.
+        The mask has the original size, and is empty outside the box of the view.
         """
-        assert not isinstance(self.task, ClassificationTask), "whoever asks looks at `segments`"
+        assert isinstance(self.task, Segmenting), "callers check `segments`"
         mask = self.settings["model"]["mask"]
-        recipe = MaskRecipe(self.resize, mask["largest_component"], mask["fill_holes"])
-        return recipe.mask(lesion, width, height, threshold=self.task.threshold, box=box)
+        recipe = MaskRecipe(self.preprocessing, mask["largest_component"], mask["fill_holes"])
+        return recipe.mask(lesion, view, self.task.threshold)
 
 
 AnyModel = TrainedModel | ClassicalModel
@@ -115,39 +105,37 @@ def load_model(folder: Path) -> AnyModel:
         ConfigError: the config cannot be read.
         WeightsError: the checkpoint cannot be used.
     """
-    if model_files(load_yaml(folder / MODEL_FILES[0])) == MODEL_FILES:
-        return TrainedModel(folder)
-    return ClassicalModel(folder)
+    return TrainedModel(folder) if FinishedRun(folder).is_network else ClassicalModel(folder)
 
 
-def load_trained(run: str, uri: str | None) -> AnyModel:
-    """Load a finished run's model.
+def load_trained(run: str, store: RunStore) -> AnyModel:
+    """Load the model of a finished run.
 
     Args:
-        run: its id, a folder of its artifacts, or a registered model (`artifacts.fetch_run`).
-        uri: the tracking store.
+        run: run id, folder of artifacts, or registered model.
+        store: MLflow store.
 
     Raises:
         RunError: no such run, or one that did not finish.
         WeightsError: its checkpoint cannot be used.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        fetch_model(run, Path(folder), uri)
-        return load_model(Path(folder))
+    # The variable keeps the downloaded files until the model is loaded.
+    finished = FinishedRun(run, store)
+    return load_model(finished.model_folder)
 
 
-def load_segmenter(run: str, uri: str | None, purpose: str) -> TrainedModel:
+def load_segmenter(run: str, store: RunStore, purpose: str) -> TrainedModel:
     """Load a finished run's model, which must give masks.
 
     Args:
         run: as `load_trained`.
-        uri: the tracking store.
+        store: MLflow store.
         purpose: what asks for it, for the error.
 
     Raises:
         RunError: as `load_trained`, or not a segmenter's.
     """
-    model = load_trained(run, uri)
+    model = load_trained(run, store)
     if not isinstance(model, TrainedModel) or not model.segments:
         raise RunError(
             f"{purpose}: the task of run {run} is {model.settings['task']}; give a run of task segmentation or joint."
@@ -155,50 +143,67 @@ def load_segmenter(run: str, uri: str | None, purpose: str) -> TrainedModel:
     return model
 
 
-def find_segmenter(config: DataConfig, uri: str | None) -> tuple[TrainedModel, pd.DataFrame] | None:
-    """Load the segmenter that gives masks, where `data.masks` names one, and the split that it was trained on.
+class SegmenterMasks:
+    """Masks that a finished run's segmenter predicts.
+
+    Args:
+        segmenter: of the run.
+        split: split.csv of the run.
+    """
+
+    def __init__(self, segmenter: TrainedModel, split: pd.DataFrame) -> None:
+        self.segmenter, self.split = segmenter, split
+        self.name = RUN + segmenter.digest
+
+    def resolve(self, index: pd.DataFrame, entry: Dataset) -> MaskSource:
+        """Return this source: the segmenter needs no true masks."""
+        return self
+
+    def find(
+        self, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None], progress: ProgressBar | None, jobs: int
+    ) -> list[Path | Made | None]:  # fmt: skip
+        """Segment every image, and apply `use` to each mask.
+
+        Images are preprocessed as the segmenter's training images. A mask is bool (H, W), of the image's original size.
+
+        Returns:
+            One entry per row of the index, None where the image cannot be read.
+        """
+        segmenter, own = self.segmenter, self.segmenter.preprocessing
+        bar = progress(f"preparing the images at {own.size} px for the segmenter") if progress else None
+        store = open_store(index, root, cache_folder(), own, progress=bar, jobs=jobs)
+        report = progress("segmenting") if progress else None
+        views = store.views
+        results: list[Path | Made | None] = [None] * len(index)
+        good = np.flatnonzero(store.table["error"].to_numpy() == "")
+        for start in range(0, len(good), segmenter.batch_size):
+            rows = good[start : start + segmenter.batch_size]
+            lesions = segmenter.answer(store.images[rows]).lesion
+            assert lesions is not None
+            for row, lesion in zip(rows, lesions, strict=True):
+                results[row] = use(segmenter.mask(lesion, views[row]))
+            if report:
+                report(start + len(rows), len(good))
+        return results
+
+    def count_seen(self, index: pd.DataFrame, entry: Dataset) -> int:
+        """Count the test images that the segmenter was trained or selected on."""
+        return count_seen(index, self.split, self.segmenter.settings["data"]["dataset"] == entry.name)
+
+
+def mask_source(config: DataConfig, store: RunStore | None = None) -> MaskSource:
+    """Return the mask source that `data.masks` names, with the segmenter loaded.
+
+    Args:
+        config: data section of an experiment.
+        store: MLflow store of the segmenter (default: the store of this project).
 
     Raises:
         RunError: the run is unknown, not finished, of another task, or lacks one of `artifacts.SEGMENTER_FILES`.
     """
-    if not config.masks.startswith(RUN):
-        return None
-    from skincancer.runs.artifacts import SPLIT_FILE, fetch_run
-
-    run = config.masks.removeprefix(RUN)
-    segmenter = load_segmenter(run, uri, f"data.masks {config.masks}")
-    with tempfile.TemporaryDirectory() as folder:
-        (file,) = fetch_run(run, Path(folder), uri, (SPLIT_FILE,))
-        return segmenter, pd.read_csv(file, dtype=str, keep_default_na=False)
-
-
-def predicted(
-    segmenter: TrainedModel, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None],
-    progress: Callable[[str], Progress] | None, jobs: int,
-) -> list[Made | None]:  # fmt: skip
-    """Segment every image, prepared as the segmenter's own were, and return what `use` makes of each mask.
-
-    A mask is bool (H, W), of the image's original size.
-
-    Returns:
-        An entry a row of the index; None where the image cannot be read.
-    """
-    store = open_store(
-        index, root, cache_folder(), size=segmenter.size, resize=segmenter.resize, clean=segmenter.clean,
-        progress=progress(f"preparing the images at {segmenter.size} px for the segmenter") if progress else None, jobs=jobs,
-    )  # fmt: skip
-    told = progress("segmenting") if progress else None
-    sizes = list(zip(store.table["width"].astype(int), store.table["height"].astype(int), strict=True))
-    shown = store.boxes
-    made: list[Made | None] = [None] * len(index)
-    good = np.flatnonzero(store.table["error"].to_numpy() == "")
-    for start in range(0, len(good), segmenter.batch_size):
-        rows = good[start : start + segmenter.batch_size]
-        lesions = segmenter.answer(store.images[rows]).lesion
-        assert lesions is not None
-        for row, lesion in zip(rows, lesions, strict=True):
-            width, height = sizes[row]
-            made[row] = use(segmenter.mask(lesion, width, height, shown[row] if shown else None))
-        if told:
-            told(start + len(rows), len(good))
-    return made
+    run = segmenter_run(config.masks)
+    if not run:
+        return BY_NAME[config.masks]
+    store = store or RunStore()
+    segmenter = load_segmenter(run, store, f"data.masks {config.masks}")
+    return SegmenterMasks(segmenter, FinishedRun(run, store).split)

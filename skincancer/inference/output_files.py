@@ -85,7 +85,7 @@ class AnswerTable:
         if answer.error:
             row["error"] = f"{file} {answer.error}"
         elif self.segments:
-            row |= {"width": answer.width, "height": answer.height, "lesion_share": DIGITS % lesion_share}
+            row |= {"width": answer.view.width, "height": answer.view.height, "lesion_share": DIGITS % lesion_share}
         truth = self._truth(file)
         row["truth"] = truth
         if answer.probability is not None:

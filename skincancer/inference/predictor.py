@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from skincancer.data.feature_table import measure
-from skincancer.data.mask_sources import RUN, own_masks
+from skincancer.data.mask_sources import own_masks
 from skincancer.errors import ConfigError
-from skincancer.imaging.crop import Crop, Cropped, decode_crop
-from skincancer.imaging.decode import BadImage, ImageFile, count_pixels, decode
+from skincancer.imaging.crop import Crop
+from skincancer.imaging.decode import BadImage, ImageFile, count_pixels
 from skincancer.imaging.mask_operations import mask_extent
+from skincancer.imaging.preprocessing import Preprocessing, View
 from skincancer.imaging.types import Box, Mask
 from skincancer.inference.classical_model import ClassicalModel
 from skincancer.inference.model import AnyModel, TrainedModel, load_model, load_segmenter
-from skincancer.runs.artifacts import CROPS_FILE, MASKS_FILE, MODEL_FILES, SEGMENTER, fetch_model, fetch_run
+from skincancer.runs.artifacts import MODEL_FILES, SEGMENTER
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.store import RunStore
+from skincancer.schema import segmenter_run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,25 +36,28 @@ LARGE = (
     25_000_000  # px: from here on, images are worked on one at a time, so that memory does not grow with the threads
 )
 _large = threading.Lock()
+NOTHING = View(0, 0, (0, 0, 0, 0))  # of an image that cannot be read
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run says of one image; `error` says why it says nothing.
+    """Prediction of a run for one image.
 
-    `pixels` uint8 (S, S, 3), what the model sees, or `features` float32 (F,), hand-made ones that it takes instead; `width` and
-    `height` of the original as its EXIF orientation shows it, px, and the `box` of it that `pixels` show;
-    `masks` says whose mask it was cut by or measured in (otsu, segmenter; empty where that shows no lesion), "" of whole images;
-    `lesion` float32 (S, S), `logits` float32 (C,) and `probability` float64 (C,): see `trained.Answers`.
+    Attributes:
+        file: of the image.
+        error: reason why there is no prediction, "" otherwise.
+        pixels: uint8 (S, S, 3), input of a network.
+        features: float32 (F,), input of a classifier on hand-crafted features.
+        view: part of the original, upright by its EXIF orientation, that the input shows.
+        masks: mask source of a crop or of features (otsu, segmenter; empty if the mask contains no lesion), "" of whole images.
+        lesion, logits, probability: float32 (S, S), float32 (C,) and float64 (C,), as in `Answers`.
     """
 
     file: ImageFile
     error: str = ""
     pixels: npt.NDArray[np.uint8] | None = None
     features: npt.NDArray[np.float32] | None = None
-    width: int = 0
-    height: int = 0
-    box: Box | None = None
+    view: View = NOTHING
     masks: str = ""
     lesion: npt.NDArray[np.float32] | None = None
     logits: npt.NDArray[np.float32] | None = None
@@ -65,12 +69,13 @@ class Answerer:
 
     Args:
         model: a finished run's.
-        crop: how images are cut to their lesions first; None for whole images.
-        segmenter: gives the masks to cut by, where `crop` names one, or to measure hand-made features in, which are else Otsu's.
+        crop: of the images; None for whole images.
+        segmenter: predicts the masks of crops and of hand-crafted features; None for masks by Otsu's threshold.
     """
 
     def __init__(self, model: AnyModel, crop: Crop | None = None, segmenter: TrainedModel | None = None) -> None:
-        self.model, self.crop, self.segmenter = model, crop, segmenter
+        self.model, self.segmenter = model, segmenter
+        self.preprocessing = replace(model.preprocessing, crop=crop)
 
     @property
     def measures(self) -> bool:
@@ -91,30 +96,26 @@ class Answerer:
         """Return the mask of an answer, bool (height, width)."""
         assert answer.lesion is not None, "whoever asks looks at `model.segments`"
         assert isinstance(self.model, TrainedModel)
-        return self.model.mask(answer.lesion, answer.width, answer.height, answer.box)
+        return self.model.mask(answer.lesion, answer.view)
 
     def _read(self, file: ImageFile) -> Answer:
-        model = self.model
+        return _told(file, count_pixels(file), lambda: self._input(file, None, "otsu"))
 
-        def read() -> Answer:
-            if isinstance(model, ClassicalModel) and model.families:
-                return _measure(model, file, "otsu", None)
-            if self.crop is None:
-                return _read_whole(file, model)
-            cut = decode_crop(file, None, model.size, model.resize, self.crop, steps=model.clean)
-            return _answer_cut(file, cut)
-
-        return _told(file, count_pixels(file), read)
+    def _input(self, file: ImageFile, mask: Mask | None, source: str) -> Answer:
+        """Return the input of the model: features in a mask, or a square cropped to the mask."""
+        if isinstance(self.model, ClassicalModel) and self.model.families:
+            return _measure(self.model, file, mask, source)
+        return _preprocess(self.preprocessing, file, None if mask is None else mask_extent(mask))
 
     def _read_for_segmenter(self, file: ImageFile) -> Answer:
         segmenter = self.segmenter
         assert segmenter is not None
-        return _told(file, count_pixels(file), lambda: _read_whole(file, segmenter))
+        return _told(file, count_pixels(file), lambda: _preprocess(segmenter.preprocessing, file))
 
     def _read_again(self, seen: Answer) -> Answer:
-        """Read an image a second time, and cut it by, or measure it in, the mask that the segmenter gave.
+        """Read an image a second time, and crop or measure it by the predicted mask.
 
-        Kept meanwhile, images would fill the memory.
+        Images kept in between would fill the memory.
         """
         if seen.error:
             return seen
@@ -122,36 +123,22 @@ class Answerer:
         def read() -> Answer:
             assert self.segmenter is not None
             assert seen.lesion is not None
-            model, mask = self.model, self.segmenter.mask(seen.lesion, seen.width, seen.height, seen.box)
-            if isinstance(model, ClassicalModel) and model.families:
-                return _measure(model, seen.file, RUN, mask)
-            assert self.crop is not None
-            cut = decode_crop(seen.file, None, model.size, model.resize, self.crop, mask_extent(mask), model.clean)
-            return _answer_cut(seen.file, cut)
+            return self._input(seen.file, self.segmenter.mask(seen.lesion, seen.view), SEGMENTER)
 
-        return _told(seen.file, seen.width * seen.height, read)
+        return _told(seen.file, seen.view.width * seen.view.height, read)
 
 
-def _answer_cut(file: ImageFile, cut: Cropped) -> Answer:
-    return Answer(file, "", cut.pixels, width=cut.width, height=cut.height, box=cut.box, masks=_whose(cut.masks))
+def _preprocess(preprocessing: Preprocessing, file: ImageFile, extent: Box | None = None) -> Answer:
+    square = preprocessing.apply(file, extent)
+    return Answer(file, pixels=square.pixels, view=square.view, masks=square.source)
 
 
-def _whose(masks: str) -> str:
-    return SEGMENTER if masks.startswith(RUN) else masks
-
-
-def _read_whole(file: ImageFile, model: AnyModel) -> Answer:
-    """Read an image as a model's own were, but for crops."""
-    found = decode(file, None, model.size, model.resize, model.clean)
-    return Answer(file, "", found.pixels, width=found.width, height=found.height, box=found.box)
-
-
-def load_answerer(run: str, uri: str | None = None, masks: str | None = None) -> Answerer:
+def load_answerer(run: str, store: RunStore | None = None, masks: str | None = None) -> Answerer:
     """Load a finished run with all that it needs to answer on images.
 
     Args:
-        run: its id, a folder of its artifacts, or a registered model (`artifacts.fetch_run`).
-        uri: the tracking store.
+        run: run id, folder of artifacts, or registered model.
+        store: MLflow store. None takes the default store, which a folder does not need.
         masks: whose masks cut the images of a run on crops, or hand-made features are measured in: otsu, or run:RUN of a segmenter.
             None for the run's own way: Otsu's threshold, or its copy of the segmenter.
 
@@ -160,50 +147,48 @@ def load_answerer(run: str, uri: str | None = None, masks: str | None = None) ->
         RunError: no such run, one that did not finish, or that lacks a file.
         WeightsError: a checkpoint cannot be used.
     """
-    if masks is not None and masks != "otsu" and not (masks.startswith(RUN) and masks != RUN):
+    if masks not in (None, "otsu") and not segmenter_run(masks or ""):
         raise ConfigError(f"--masks is {masks!r}; give otsu, or run:RUN of a segmenter.")
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        fetch_model(run, folder, uri)
-        model = load_model(folder)
-        data = model.settings["data"]
-        measures = isinstance(model, ClassicalModel) and bool(model.families)
-        if not data.get("crop") and not measures:
-            if masks is not None:
-                raise ConfigError(
-                    f"--masks is {masks}; it is for runs on crops or hand-made features, and {run} was trained on whole images."
-                )
-            return Answerer(model)
-        margin, source = float(data["crop_margin"]), masks or _own_masks(run, uri, folder, str(data["masks"]), measures)
-        if source == "otsu":
-            return Answerer(model, None if measures else Crop("otsu", margin))
+    finished = FinishedRun(run, store)
+    model = load_model(finished.model_folder)
+    data = model.settings["data"]
+    measures = isinstance(model, ClassicalModel) and bool(model.families)
+    if not data.get("crop") and not measures:
         if masks is not None:
-            segmenter = load_segmenter(masks.removeprefix(RUN), uri, f"--masks {masks}")
-        else:
-            fetch_run(run, folder, uri, [f"{SEGMENTER}/{name}" for name in MODEL_FILES])
-            segmenter = TrainedModel(folder / SEGMENTER)
-        return Answerer(model, None if measures else Crop(RUN + segmenter.digest, margin), segmenter)
+            raise ConfigError(
+                f"--masks is {masks}; it is for runs on crops or hand-made features, and {run} was trained on whole images."
+            )
+        return Answerer(model)
+    margin, source = float(data["crop_margin"]), masks or _own_masks(finished, measures)
+    if source == "otsu":
+        return Answerer(model, None if measures else Crop("otsu", margin))
+    if masks is not None:
+        segmenter = load_segmenter(segmenter_run(masks), store or RunStore(), f"--masks {masks}")
+    else:
+        for name in MODEL_FILES:
+            finished.file(f"{SEGMENTER}/{name}")
+        segmenter = TrainedModel(finished.folder / SEGMENTER)
+    return Answerer(model, None if measures else Crop(SEGMENTER, margin), segmenter)
 
 
-def _own_masks(run: str, uri: str | None, folder: Path, masks: str, measures: bool) -> str:
-    """Return whose masks cut the training images, or were measured in, where the same can be had of new images."""
-    if masks == "auto":
-        (table,) = fetch_run(run, folder, uri, (MASKS_FILE if measures else CROPS_FILE,))
-        masks = own_masks(masks, pd.read_csv(table, dtype=str, usecols=["masks"])["masks"].dropna())
+def _own_masks(run: FinishedRun, measures: bool) -> str:
+    """Return the mask source of the run, if new images can have the same."""
+    masks = own_masks(str(run.settings["data.masks"]), run.mask_sources)
     if masks in ("auto", "truth"):
         raise ConfigError(
-            f"{run} was trained on images {'measured in' if measures else 'cut by'} their true masks (data.masks {masks}), which new "
+            f"{run.name} was trained on images {'measured in' if measures else 'cut by'} their true masks (data.masks {masks}), which new "
             f"images do not have. Say whose masks {'these are measured in' if measures else 'cut these'}: --masks run:RUN of a "
             "segmenter, or --masks otsu (Otsu's threshold)."
         )
     return masks
 
 
-def _measure(model: ClassicalModel, file: ImageFile, source: str, mask: Mask | None) -> Answer:
-    """Return the features of an image, which its answer is then taken from."""
-    found = measure(file, None, source, mask, model.families, model.clean)
-    features = np.array([found[name] for name in model.columns], dtype=np.float32)
-    return Answer(file, features=features, width=found["width"], height=found["height"], masks=_whose(found["masks"]))
+def _measure(model: ClassicalModel, file: ImageFile, mask: Mask | None, source: str) -> Answer:
+    """Measure the features of an image, from which the model predicts later."""
+    measured = measure(file, mask, source, model.families, model.preprocessing.clean)
+    features = np.array([measured[name] for name in model.columns], dtype=np.float32)
+    width, height = measured["width"], measured["height"]
+    return Answer(file, features=features, view=View(width, height, (0, 0, width, height)), masks=measured["masks"])
 
 
 def in_order(

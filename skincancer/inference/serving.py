@@ -16,23 +16,33 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.models.model import ModelInfo
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
 
-if TYPE_CHECKING:
-    from mlflow.models.model import ModelInfo
-
-    from skincancer.imaging.decode import ImageFile
-    from skincancer.inference.predictor import Answer, Answerer
-
+from skincancer.errors import ConfigError, SkinCancerError
+from skincancer.imaging.decode import ImageFile
+from skincancer.inference.predictor import Answer, Answerer, load_answerer
+from skincancer.plugins import load_plugins
+from skincancer.runs.artifacts import (
+    BACKBONE_FILE,
+    CLASSES_FILE,
+    CLASSICAL_CHECKPOINT,
+    CROPS_FILE,
+    LOGGED_RUN,
+    MASKS_FILE,
+    MODEL_FILES,
+    SEGMENTER,
+)
+from skincancer.runs.finished import FinishedRun
 
 COLUMN = "image"
 LONGEST_PATH = 4096
@@ -52,11 +62,9 @@ class Model(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Read the run's files."""
-        from skincancer.errors import ConfigError
-        from skincancer.inference.predictor import load_answerer
-
         self.folder = str(context.artifacts["run"])
         self.answerers: dict[str, Answerer] = {}
+        load_plugins(FinishedRun(self.folder).config.get("plugins", ()))
         try:
             self.answerers[""] = load_answerer(self.folder)
         except ConfigError as error:  # on true masks: a request may say by which others
@@ -76,9 +84,6 @@ class Model(PythonModel):
         return pd.DataFrame(rows, columns=columns(answerer.model.classes, answerer.model.segments))
 
     def _answerer(self, masks: str) -> Answerer:
-        from skincancer.errors import SkinCancerError
-        from skincancer.inference.predictor import load_answerer
-
         if masks not in ("", "otsu"):
             raise MlflowException.invalid_parameter_value(f"masks is {masks!r}; give otsu, or nothing.")
         if masks not in self.answerers:
@@ -165,17 +170,6 @@ def log_model(run: Path, signature: ModelSignature, requirements: list[str]) -> 
         signature: as `signature` makes it.
         requirements: for pip.
     """
-    from skincancer.runs.artifacts import (
-        BACKBONE_FILE,
-        CLASSES_FILE,
-        CLASSICAL_CHECKPOINT,
-        CROPS_FILE,
-        LOGGED_RUN,
-        MASKS_FILE,
-        MODEL_FILES,
-        SEGMENTER,
-    )
-
     own = (*MODEL_FILES, CLASSICAL_CHECKPOINT, BACKBONE_FILE, CLASSES_FILE, CROPS_FILE, MASKS_FILE)
     names = [*own, *(f"{SEGMENTER}/{name}" for name in MODEL_FILES)]
     with tempfile.TemporaryDirectory() as place:

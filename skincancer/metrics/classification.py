@@ -24,30 +24,19 @@ metric.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    import pandas as pd
-
+from skincancer.errors import RunError
+from skincancer.metrics.custom import CUSTOM_METRICS
+from skincancer.metrics.names import AREAS
+from skincancer.plugins import describe_error
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "f1_macro",
-    "auroc_macro",
-    "average_precision_macro",
-    "sensitivity",
-    "specificity",
-    "precision",
-    "ece",
-)  # and recall/<class> for every class, in the order of the classes
-AREAS = ("auroc_macro", "average_precision_macro")  # under curves
 CALIBRATION_BINS = 15
 
 _CHUNK = 2**19  # weights handled at once: 4 MiB of float64, so that memory does not grow with the number of resamples
@@ -65,7 +54,7 @@ def classification_metrics(
         weight: (N,) how often each image counts, not negative; once each if None.
 
     Returns:
-        The names in `METRICS`, then `recall/<class>`; NaN where a metric is undefined.
+        The names in `names.METRICS`, then `recall/<class>`; NaN where a metric is undefined.
 
     Raises:
         ValueError: if shapes, labels, probabilities or weights are not as above.
@@ -92,7 +81,7 @@ def weighted_metrics(
         areas: with AUROC and average precision, which take most of the time.
 
     Returns:
-        The names in `METRICS` (without areas: all but those two), then `recall/<class>`, each float64 (R,); NaN where a metric is
+        The names in `names.METRICS` (without areas: all but those two), then `recall/<class>`, each float64 (R,); NaN where a metric is
         undefined in a resample.
 
     Raises:
@@ -127,45 +116,24 @@ def weighted_metrics(
             "specificity": _mean(np.where(chosen, rates.specificity, np.nan)),
             "precision": _mean(np.where(chosen, rates.precision, np.nan)),
             "ece": _ratio(np.abs(rows @ gap).sum(axis=1), rows.sum(axis=1)),
+            **{name: _custom(name, y, p, rows) for name in CUSTOM_METRICS},
         }
         values |= {f"recall/{name}": rates.recall[:, c] for c, name in enumerate(classes)}
         chunks.append(values)
     return {name: np.concatenate([values[name] for values in chunks]) for name in chunks[0]}
 
 
-def per_class_table(label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str]) -> pd.DataFrame:
-    """Compute each class against the rest.
-
-    Args:
-        label: (N,) integers in 0 … C−1.
-        probability: (N, C) in [0, 1], rows summing to 1.
-        classes: the C class names.
-
-    Returns:
-        A row a class, in the order of `classes`: `class n recall precision specificity f1 auroc`, n being the images
-        of the class; NaN where a value is undefined.
+def _custom(name: str, label: Ints, probability: Floats, weight: Floats) -> Floats:
+    """Compute the metric of a plugin for each row of weights, float64 (R,).
 
     Raises:
-        ValueError: if shapes, labels or probabilities are not as above.
+        RunError: the metric fails.
     """
-    import pandas as pd
-
-    y, p = check_predictions(label, probability, classes)
-    n_classes = len(classes)
-    confusion = np.bincount(y * n_classes + p.argmax(axis=1), minlength=n_classes**2).reshape(1, n_classes, n_classes)
-    rates = _rates(confusion.astype(np.float64))
-    once = np.ones((len(y), 1))
-    return pd.DataFrame(
-        {
-            "class": list(classes),
-            "n": np.bincount(y, minlength=n_classes),
-            "recall": rates.recall[0],
-            "precision": rates.precision[0],
-            "specificity": rates.specificity[0],
-            "f1": rates.f1[0],
-            "auroc": [_areas(once, _ranking(p[:, c], y == c))[0].item() for c in range(n_classes)],
-        }
-    )
+    try:
+        function = CUSTOM_METRICS[name].function
+        return np.array([float(function(label, probability, row)) for row in weight])
+    except Exception as error:  # whatever a user's code raises
+        raise RunError(f"the metric {name} of a plugin fails: {describe_error(error)}. Fix it.") from error
 
 
 def calibration_bin(confidence: Floats) -> Ints:

@@ -1,4 +1,4 @@
-"""From probabilities on the network's square to a mask of the original size: the one way, for fit's test, evaluate and predict alike."""
+"""Masks of the original size from probabilities on the square, and their scores."""
 
 from __future__ import annotations
 
@@ -12,69 +12,45 @@ import pandas as pd
 
 from skincancer.errors import DataError
 from skincancer.imaging.decode import BadImage, read_mask
-from skincancer.imaging.geometry import from_square
 from skincancer.imaging.mask_operations import clean_mask
-from skincancer.imaging.types import Box, Mask
+from skincancer.imaging.preprocessing import Preprocessing, View
+from skincancer.imaging.types import Mask
 from skincancer.metrics.segmentation import binarise, mask_metrics
 
 
 @dataclass(frozen=True)
 class MaskRecipe:
-    """How probabilities become a mask, apart from the threshold: `resize` as on the way in; largest component and holes."""
+    """Steps from probabilities to a mask, apart from the threshold."""
 
-    resize: str
+    preprocessing: Preprocessing
     largest_component: bool
     fill_holes: bool
 
-    def probability(
-        self, square: npt.NDArray[np.float32], width: int, height: int, box: Box | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Bring probabilities float32 (S, S) to the original size, float32 (height, width).
-
-        Args:
-            square: the probabilities.
-            width: of the original, px.
-            height: of the original, px.
-            box: of the original that the square shows, px, 0 outside it; None for all of it.
-        """
-        left, top, right, bottom = box or (0, 0, width, height)
-        # bilinear weights may sum to a little more than 1
-        inside = from_square(square, right - left, bottom - top, self.resize).clip(0, 1)
-        if inside.shape == (height, width):
-            return inside
-        original = np.zeros((height, width), np.float32)
-        original[top:bottom, left:right] = inside
-        return original
-
-    def mask(
-        self, square: npt.NDArray[np.float32], width: int, height: int, threshold: float, box: Box | None = None
-    ) -> Mask:
-        """Bring probabilities, as `probability` does, to the original size, cut them, clean the mask: bool (height, width)."""
-        mask = binarise(self.probability(square, width, height, box), threshold)
+    def mask(self, square: npt.NDArray[np.float32], view: View, threshold: float) -> Mask:
+        """Return the mask, bool (height, width), of probabilities float32 (S, S)."""
+        mask = binarise(self.preprocessing.restore(square, view), threshold)
         return clean_mask(mask, largest=self.largest_component, fill=self.fill_holes)
 
 
 class MaskScorer:
-    """Scores masks of images of an index table against their true masks, which are read from their own files.
+    """Scores predicted masks against true masks, which are read from files.
 
     Args:
-        index: the table: `mask`, `width`, `height` (px), by row.
+        index: the index, with the column `mask`.
         root: folder that the paths are relative to.
-        recipe: how probabilities become masks.
-        boxes: what of its original an image shows (`Store.boxes`).
+        recipe: steps from probabilities to masks.
+        views: part of the original that each image shows, by row of the index.
     """
 
-    def __init__(self, index: pd.DataFrame, root: Path, recipe: MaskRecipe, boxes: Sequence[Box] | None = None) -> None:
-        self.root, self.recipe = root, recipe
-        self._boxes: Sequence[Box | None] = boxes or [None] * len(index)
+    def __init__(self, index: pd.DataFrame, root: Path, recipe: MaskRecipe, views: Sequence[View]) -> None:
+        self.root, self.recipe, self._views = root, recipe, views
         self._paths = index["mask"].to_list()
-        self._sizes = list(zip(index["width"].astype(int), index["height"].astype(int), strict=True))
 
     def truth(self, row: int) -> Mask:
         """Return the true mask of an image, bool (H, W).
 
         Raises:
-            DataError: its file has changed, or gone, since the store was made.
+            DataError: the file was changed or deleted after the store was built.
         """
         path = self.root / self._paths[row]
         try:
@@ -84,11 +60,11 @@ class MaskScorer:
 
     def probability(self, row: int, square: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Bring probabilities float32 (S, S) of an image to its size."""
-        return self.recipe.probability(square, *self._sizes[row], self._boxes[row])
+        return self.recipe.preprocessing.restore(square, self._views[row])
 
     def mask(self, row: int, square: npt.NDArray[np.float32], threshold: float) -> Mask:
         """Return the predicted mask of an image at its size."""
-        return self.recipe.mask(square, *self._sizes[row], threshold, self._boxes[row])
+        return self.recipe.mask(square, self._views[row], threshold)
 
     def score(self, row: int, square: npt.NDArray[np.float32], threshold: float) -> dict[str, float]:
         """Return every mask metric of an image."""

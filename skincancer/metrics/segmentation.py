@@ -22,35 +22,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from scipy.spatial import cKDTree
 
 from skincancer.imaging.mask_operations import surface
 from skincancer.imaging.types import Mask
+from skincancer.metrics.names import MASK_METRICS
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-MASK_METRICS = (
-    "jaccard",
-    "dice",
-    "thresholded_jaccard",
-    "pixel_accuracy",
-    "sensitivity",
-    "specificity",
-    "hd95",
-)
 ACCEPTABLE_JACCARD = 0.65  # the ISIC 2018 challenge counts a mask below it as failed
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
-
-# Nearest surface pixels: see _surface_distances. Block and reach were the fastest on ISIC 2018 masks of 600 × 450 px.
-_REACH = 32  # rows
-_BLOCK = 128  # pixels of one surface taken together
-_PAIRS = 2**24  # more pairs of pixels, as in noise, are the tree's from the start
-_EXACT_DIAGONAL = 4096  # px: up to here float32 holds all squares and sums exactly, being integers under 2²⁴
 
 
 def mask_metrics(truth: Mask, prediction: Mask) -> dict[str, float]:
@@ -212,59 +195,13 @@ def _check_masks(truth: Mask, prediction: Mask) -> None:
 
 
 def _surface_distances(truth: Mask, prediction: Mask) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the distance from every surface pixel of each mask to the nearest of the other; nothing if one is empty.
+    """Return the distance of each surface pixel to the other mask's surface.
 
-    Exact. A k-d tree alone would take twice the time: most nearest pixels lie within a few rows, where one product of
-    matrices holds the squared distances of both directions; the tree is left with pixels that have nothing so near.
+    Both arrays are empty if one mask is empty.
     """
-    from scipy.spatial import cKDTree
-
-    one, other = _pixels(surface(truth)), _pixels(surface(prediction))
-    if not len(one) or not len(other):
+    surfaces = [np.argwhere(surface(mask)) for mask in (truth, prediction)]
+    if not all(map(len, surfaces)):
         return np.empty(0), np.empty(0)
-    nearest = np.full(len(one), np.inf), np.full(len(other), np.inf)
-    if len(one) * len(other) <= _PAIRS and math.hypot(*truth.shape) <= _EXACT_DIAGONAL:
-        nearest = _nearest_within_rows(one, other, centre=(truth.shape[0] // 2, truth.shape[1] // 2))
-    for squared, here, there in ((nearest[0], one, other), (nearest[1], other, one)):
-        far = squared > _REACH**2  # something beyond the rows looked at may be nearer
-        if far.any():
-            # median splits and tight boxes take longer to make than they save for so few queries
-            tree = cKDTree(there, balanced_tree=False, compact_nodes=False)
-            squared[far] = tree.query(here[far])[0] ** 2
-    return np.sqrt(nearest[0]), np.sqrt(nearest[1])
-
-
-def _pixels(mask: Mask) -> npt.NDArray[np.int64]:
-    """Return row and column (N, 2) of the True pixels, by row; several times faster than np.argwhere."""
-    return np.stack(np.divmod(np.flatnonzero(mask), mask.shape[1]), axis=1)
-
-
-def _nearest_within_rows(
-    one: npt.NDArray[np.int64], other: npt.NDArray[np.int64], centre: tuple[int, int]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return squared distances to the nearest pixel of the other set that is at most `_REACH` rows away.
-
-    A pixel with none so near may get the distance of a farther one, or infinity; what is within `_REACH` is exact.
-
-    Args:
-        one: row and column (N, 2), sorted by row.
-        other: (M, 2), likewise.
-        centre: near the middle of both; keeps the squares small enough for float32.
-    """
-    x, y = (one - centre).astype(np.float32), (other - centre).astype(np.float32)
-    # |x − y|² = |x|² + |y|² − 2xy as one product
-    left, right = np.ones((len(x), 4), dtype=np.float32), np.ones((4, len(y)), dtype=np.float32)
-    left[:, :2], left[:, 2] = x, (x * x).sum(axis=1)
-    right[:2], right[3] = -2 * y.T, (y * y).sum(axis=1)
-    from_one, from_other = np.full(len(one), np.inf), np.full(len(other), np.inf)
-    starts = np.arange(0, len(one), _BLOCK)
-    first_row, last_row = one[starts, 0], one[np.minimum(starts + _BLOCK, len(one)) - 1, 0]
-    begins = np.searchsorted(other[:, 0], first_row - _REACH)
-    ends = np.searchsorted(other[:, 0], last_row + _REACH, side="right")
-    for start, begin, end in zip(starts.tolist(), begins.tolist(), ends.tolist(), strict=True):
-        if begin < end:
-            block, near = slice(start, start + _BLOCK), slice(begin, end)
-            squared = left[block] @ right[:, near]
-            from_one[block] = squared.min(axis=1)
-            np.minimum(from_other[near], squared.min(axis=0), out=from_other[near])
-    return from_one, from_other
+    # Median splits and tight boxes take longer to build than they save in these queries.
+    trees = [cKDTree(pixels, balanced_tree=False, compact_nodes=False) for pixels in surfaces]
+    return trees[1].query(surfaces[0])[0], trees[0].query(surfaces[1])[0]

@@ -6,9 +6,7 @@ Groups of few lesions are named and not measured: their numbers would be noise, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +15,16 @@ import pandas as pd
 from skincancer.imaging.quality import FLAGS
 from skincancer.metrics.bootstrap import bootstrap_intervals
 from skincancer.metrics.classification import check_predictions
-from skincancer.metrics.prediction_files import DIGITS, read_predictions
+from skincancer.metrics.names import MAIN_METRICS
 
 ATTRIBUTES = ("age", "sex", "site", "dx_type", FLAGS)
 AGE_BANDS = {"0–29": 0, "30–44": 30, "45–59": 45, "60–74": 60, "75+": 75}  # years, from
 UNKNOWN = "unknown"
 SMALLEST = 20  # lesions
-METRICS = ("accuracy", "balanced_accuracy", "auroc_macro")
+METRICS = MAIN_METRICS["classification"]
 TWO_CLASS_METRICS = (*METRICS, "sensitivity", "specificity")
 MALIGNANT_AUROC = "auroc_malignant"
 COLUMNS = ["attribute", "group", "n_images", "n_lesions", "n_positive", "metric", "value", "low", "high"]
-SUBGROUPS_FILE = "subgroups.csv"
 
 
 def age_band(ages: pd.Series) -> pd.Series:
@@ -131,28 +128,3 @@ def _measure(
     malignant = np.isin(label, positive).astype(np.int64)
     rest = bootstrap_intervals(malignant, two, lesion, ["benign", "malignant"], n_resamples)
     return pd.concat([table, rest[rest["metric"] == "auroc_macro"].assign(metric=MALIGNANT_AUROC)])
-
-
-def write_subgroups(folder: Path, smallest: int = SMALLEST) -> Path | None:
-    """Write `subgroups.csv` of a run's folder, from its split.csv, predictions/test.csv and classes.json alone.
-
-    Returns:
-        The file; None where no image of the test part has any of the attributes, and nothing is written.
-    """
-    content = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
-    classes = content["classes"]
-    table, label, probability = read_predictions(folder / "predictions/test.csv", classes)
-    split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
-    # split.csv has every image once
-    rows = table[["image_id", "lesion_id"]].merge(
-        split[["image_id", *(name for name in ATTRIBUTES if name in split)]], on="image_id", how="left", validate="1:1"
-    )
-    known = label >= 0
-    found = subgroup_table(
-        rows[known], label[known], probability[known], classes, content.get("malignant", ()), smallest=smallest
-    )
-    if found.empty:
-        return None
-    path = folder / SUBGROUPS_FILE
-    found.to_csv(path, index=False, float_format=DIGITS)
-    return path

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skincancer.errors import ConfigError, nearest
+from skincancer.plugins import describe_error
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+# builders of plugins, by name: f(size) -> module
+BACKBONES: dict[str, Callable[[int], nn.Module]] = {}
 # backbones that cannot take smaller images (px)
 SMALLEST_SIZE: dict[str, int] = {"inception_v3": 75}
 
@@ -24,9 +28,12 @@ def check_backbone(name: str, size: int) -> None:
     import timm
     import torch
 
+    if name in BACKBONES:
+        _check_own(name, size)
+        return
     if not timm.is_model(name.split(".")[0]):
         raise ConfigError(
-            f"model.backbone is {name!r}, which timm {timm.__version__} does not know.{nearest(name, timm.list_models())} "
+            f"model.backbone is {name!r}, which timm {timm.__version__} does not know.{nearest(name, [*BACKBONES, *timm.list_models()])} "
             f"`python -c 'import timm; print(timm.list_models(\"*resnet*\"))'` lists names."
         )
     tags = timm.list_pretrained(name.split(".")[0] + ".*")
@@ -45,6 +52,24 @@ def check_backbone(name: str, size: int) -> None:
         ) from error
 
 
+def _check_own(name: str, size: int) -> None:
+    """Check that the backbone of a plugin gives features (B, F)."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            features = BACKBONES[name](size).eval()(torch.zeros(2, 3, size, size))
+        shape = tuple(features.shape)
+    except Exception as error:  # whatever a user's code raises
+        raise ConfigError(
+            f"model.backbone {name} of a plugin fails on images of {size} px: {describe_error(error)}. Fix it."
+        ) from error
+    if len(shape) != 2 or shape[0] != 2:
+        raise ConfigError(
+            f"model.backbone {name} of a plugin turns images (2, 3, {size}, {size}) into {shape}; expected features (2, F). Fix it."
+        )
+
+
 def build_backbone(name: str, size: int, file: Path | None = None) -> nn.Module:
     """Build a timm model without its classifying layer.
 
@@ -56,6 +81,8 @@ def build_backbone(name: str, size: int, file: Path | None = None) -> nn.Module:
         size: image side in px, given to backbones of fixed input size (ViT, Swin …).
         file: weights in timm's own layout; None for random ones.
     """
+    if name in BACKBONES:
+        return BACKBONES[name](size)
     import timm
     from timm.models.vgg import ConvMlp
     from torch import nn
@@ -87,7 +114,7 @@ def normalisation(name: str) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation (RGB in [0, 1]) that a backbone's ImageNet weights were trained with."""
     import timm
 
-    config = timm.get_pretrained_cfg(name)
+    config = None if name in BACKBONES else timm.get_pretrained_cfg(name)
     if config is None:
         return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     return list(config.mean), list(config.std)
@@ -95,6 +122,11 @@ def normalisation(name: str) -> tuple[list[float], list[float]]:
 
 def stages(backbone: nn.Module) -> list[list[str]]:
     """Return a backbone's parameter names by stage, from the input on, as timm groups them (the stem is the first)."""
+    if not hasattr(backbone, "group_matcher"):  # a plugin's
+        children = [
+            [f"{name}.{key}" for key, _ in child.named_parameters()] for name, child in backbone.named_children()
+        ]
+        return [names for names in children if names]
     from timm.models import group_parameters
 
     matcher: Any = backbone.group_matcher

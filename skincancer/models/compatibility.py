@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from skincancer.models.backbones import check_backbone
 from skincancer.models.segmenters import check_segmenter
-from skincancer.schema import Experiment
+from skincancer.schema import TASKS, Experiment
 
 
 def check_network(experiment: Experiment) -> None:
@@ -16,7 +16,8 @@ def check_network(experiment: Experiment) -> None:
     model, size = experiment.model, experiment.data.size
     if model.is_hand_made:
         return
-    if experiment.task != "classification":
-        check_segmenter(model.architecture, model.backbone, size, experiment.task == "joint")
+    task = TASKS[experiment.task]
+    if task.has_masks:
+        check_segmenter(model.architecture, model.backbone, size, task.has_classes)
     else:
         check_backbone(model.backbone, size)

@@ -79,20 +79,15 @@ def deep_table(values: npt.NDArray[np.float32]) -> pd.DataFrame:
     return pd.DataFrame(values, columns=[f"deep_{number}" for number in range(values.shape[1])])
 
 
-def first_backbone(experiment: Experiment, weights: str, source: str = "") -> tuple[DeepFeatures, Loaded]:
-    """Return the backbone of an experiment, and the origin of its weights.
-
-    Args:
-        experiment: resolved.
-        weights: `auto`, `imagenet`, `none`, or a path.
-        source: name of the file's origin, such as `run:RUN_ID`.
+def first_backbone(experiment: Experiment, checkpoint: Path | None = None) -> tuple[DeepFeatures, Loaded]:
+    """Return an experiment's backbone with the weights that `model.weights` names, and where these really came from.
 
     Raises:
         WeightsError: they cannot be had.
     """
     model = experiment.model
     pl.seed_everything(experiment.seed, verbose=False)  # weights may be drawn
-    loaded = load_backbone(model.backbone, experiment.data.size, weights, source)
+    loaded = load_backbone(model.backbone, experiment.data.size, model.weights, checkpoint)
     return DeepFeatures(model.backbone, loaded.backbone, experiment.trainer.accelerator), loaded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from skincancer.data.balance import class_weights, epoch_order
 from skincancer.data.index import image_root
 from skincancer.data.prepare import PreparedData
 from skincancer.errors import ConfigError, WeightsError
+from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.metrics.mask_scorer import MaskRecipe, MaskScorer
 from skincancer.models.segmenters import build_joint, build_segmenter
 from skincancer.models.tasks.classification import ClassificationTask
@@ -22,14 +24,16 @@ from skincancer.schema import Experiment
 AnyTask = ClassificationTask | SegmentationTask | JointTask
 
 
-def build_task(experiment: Experiment, data: PreparedData, weights: str, source: str = "") -> tuple[AnyTask, Loaded]:
+def build_task(
+    experiment: Experiment, data: PreparedData, from_checkpoint: bool, checkpoint: Path | None = None
+) -> tuple[AnyTask, Loaded]:
     """Build the task. Return the task and the origin of its initial weights.
 
     Args:
         experiment: resolved.
         data: prepared.
-        weights: `auto`, `imagenet`, a path, or `none` where a checkpoint will give the weights.
-        source: name of the file's origin, such as `run:RUN_ID`.
+        from_checkpoint: the weights will come from a checkpoint, so none are fetched.
+        checkpoint: local file of the weights where `model.weights` is run:RUN_ID.
 
     Raises:
         ConfigError: a sigmoid head for other than two classes.
@@ -37,17 +41,20 @@ def build_task(experiment: Experiment, data: PreparedData, weights: str, source:
         WeightsError: the weights cannot be had.
     """
     pl.seed_everything(experiment.seed, verbose=False)
+    weights = "none" if from_checkpoint else experiment.model.weights
     builders = {"classification": _build_classifier, "segmentation": _build_segmenter, "joint": _build_joint}
-    return builders[experiment.task](experiment, data, weights, source)
+    return builders[experiment.task](experiment, data, weights, checkpoint)
 
 
-def _build_classifier(experiment: Experiment, data: PreparedData, weights: str, source: str) -> tuple[AnyTask, Loaded]:
+def _build_classifier(
+    experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
+) -> tuple[AnyTask, Loaded]:
     model, size = experiment.model, experiment.data.size
     if model.head == "sigmoid" and len(data.classes) != 2:
         raise ConfigError(
             f"model.head is sigmoid, which is for two classes; these data have {len(data.classes)}. Use --data.target malignancy."
         )
-    loaded = load_backbone(model.backbone, size, weights, source)
+    loaded = load_backbone(model.backbone, size, weights, checkpoint)
     # the head's weights do not depend on where the backbone's come from
     pl.seed_everything(experiment.seed, verbose=False)
     task = ClassificationTask(
@@ -59,10 +66,12 @@ def _build_classifier(experiment: Experiment, data: PreparedData, weights: str, 
     return task, loaded
 
 
-def _build_segmenter(experiment: Experiment, data: PreparedData, weights: str, source: str) -> tuple[AnyTask, Loaded]:
+def _build_segmenter(
+    experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
+) -> tuple[AnyTask, Loaded]:
     model, size = experiment.model, experiment.data.size
     segmenter = build_segmenter(model.architecture, model.backbone, size)
-    loaded = load_encoder(segmenter, model.backbone, size, weights, source)
+    loaded = load_encoder(segmenter, model.backbone, size, weights, checkpoint)
     task = SegmentationTask(
         architecture=model.architecture, backbone=model.backbone, size=size, threshold=_threshold(experiment),
         module=segmenter, **_common(experiment),
@@ -72,12 +81,14 @@ def _build_segmenter(experiment: Experiment, data: PreparedData, weights: str, s
     return task, loaded
 
 
-def _build_joint(experiment: Experiment, data: PreparedData, weights: str, source: str) -> tuple[AnyTask, Loaded]:
+def _build_joint(
+    experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
+) -> tuple[AnyTask, Loaded]:
     model, size = experiment.model, experiment.data.size
     # balance refuses unlabelled images, which no other task trains on: here, and not in a run that has started
     epoch_order(data.rows("train")["label"].to_numpy(), experiment.data.balance, experiment.seed, epoch=0)
     segmenter = build_joint(model.architecture, model.backbone, size, len(data.classes), model.dropout)
-    loaded = load_encoder(segmenter, model.backbone, size, weights, source)
+    loaded = load_encoder(segmenter, model.backbone, size, weights, checkpoint)
     task = JointTask(
         architecture=model.architecture, backbone=model.backbone, size=size, classes=list(data.classes),
         dropout=model.dropout, class_weights=_class_weights(experiment, data), threshold=_threshold(experiment),
@@ -136,5 +147,5 @@ def load_task(checkpoint: Path) -> AnyTask:
 def build_scorer(data: PreparedData, experiment: Experiment) -> MaskScorer:
     """Return the scorer of prepared data, whose masks are made as an experiment says."""
     mask = experiment.model.mask
-    recipe = MaskRecipe(experiment.data.resize, mask.largest_component, mask.fill_holes)
-    return MaskScorer(data.index, image_root(data.root), recipe, data.store.boxes)
+    recipe = MaskRecipe(Preprocessing.from_config(asdict(experiment.data)), mask.largest_component, mask.fill_holes)
+    return MaskScorer(data.index, image_root(data.root), recipe, data.store.views)

@@ -85,6 +85,8 @@ class _Classifier(nn.Module):
             model: Any = task.segmenter.model  # the decoder has no part in the classes
             return model.classification_head(self.last(model.encoder(image)[-1]))
         backbone: Any = task.backbone
+        if not hasattr(backbone, "forward_head"):
+            raise self._unknown("it has no forward_features and forward_head")
         logits = task.classify(backbone.forward_head(self.last(backbone.forward_features(image))))
         return logits - logits.mean(1, keepdim=True) if task.hparams["head"] == "sigmoid" else logits
 

@@ -49,6 +49,14 @@ def cross_entropy(options: Mapping[str, Any]) -> Loss:
     return loss
 
 
+def _focal(log_p: Tensor, gamma: float) -> Tensor:
+    """Return -(1 - p)^gamma log p of each probability of the true class."""
+    import torch
+
+    # 1 - p is never 0, because its power has no gradient there for gamma below 1.
+    return -((-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny) ** gamma) * log_p
+
+
 def focal(options: Mapping[str, Any]) -> Loss:
     """Focal loss (Lin et al. 2017, equation 5): cross-entropy times (1 - p_true)^gamma, class weights as alpha.
 
@@ -61,16 +69,12 @@ def focal(options: Mapping[str, Any]) -> Loss:
     gamma = float(options["gamma"])
 
     def loss(logits: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
-        import torch
         from torch.nn import functional
 
         present = label >= 0
         log_p = functional.log_softmax(logits.float()[present], dim=1)
         true = label[present]
-        log_p_true = log_p.gather(1, true[:, None])[:, 0]
-        # 1 - p_true, never 0: the power has no gradient there for gamma below 1
-        p_other = (-torch.expm1(log_p_true)).clamp_min(torch.finfo(log_p_true.dtype).tiny)
-        each = -(p_other**gamma) * log_p_true
+        each = _focal(log_p.gather(1, true[:, None])[:, 0], gamma)
         return (each if weight is None else weight[true] * each).sum() / _weight_of(label, weight)
 
     return loss
@@ -118,14 +122,10 @@ def mask_focal(options: Mapping[str, Any]) -> MaskLoss:
     gamma = float(options["gamma"])
 
     def loss(logits: Tensor, mask: Tensor, has_mask: Tensor) -> Tensor:
-        import torch
         from torch.nn import functional
 
         z, truth = _pixels(logits, mask)
-        z_true = z * (2 * truth - 1)
-        # 1 - p_true, never 0: the power has no gradient there for gamma below 1
-        p_other = torch.sigmoid(-z_true).clamp_min(torch.finfo(z.dtype).tiny)
-        return _mean((-(p_other**gamma) * functional.logsigmoid(z_true)).mean(1), has_mask)
+        return _mean(_focal(functional.logsigmoid(z * (2 * truth - 1)), gamma).mean(1), has_mask)
 
     return loss
 

@@ -18,7 +18,7 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
 from skincancer.errors import WeightsError
-from skincancer.models.backbones import build_backbone
+from skincancer.models.backbones import BACKBONES, build_backbone
 from skincancer.models.decoders import Padded
 from skincancer.models.segmenters import TIMM_PREFIX, encoder_side
 from skincancer.models.weight_transfer import encoder_names, holds_encoder, transfer_encoder
@@ -37,20 +37,22 @@ class Loaded:
     note: str = ""
 
 
-def load_backbone(name: str, size: int, weights: str, source: str = "") -> Loaded:
+def load_backbone(name: str, size: int, weights: str, checkpoint: Path | None = None) -> Loaded:
     """Build a backbone and fill it.
 
     Args:
         name: timm's name.
         size: image side, px.
-        weights: `auto`, `imagenet`, `none`, or a path.
-        source: name of the file's origin, such as `run:RUN_ID` (default: the name of the file).
+        weights: `auto`, `imagenet`, `none`, a path, or `run:RUN_ID`.
+        checkpoint: local file of the weights of that run.
 
     Raises:
         WeightsError: `imagenet` cannot be had; a file is missing, holds pickled code, or does not fit.
     """
-    if weights == "none":
-        return Loaded(build_backbone(name, size), "random")
+    if weights == "imagenet" and name in BACKBONES:
+        raise WeightsError(f"{name} is a backbone of a plugin, for which there are no ImageNet weights. {ADVICE}")
+    if weights == "none" or (weights == "auto" and name in BACKBONES):
+        return Loaded(build_backbone(name, size), "as built" if name in BACKBONES else "random")
     if weights in ("auto", "imagenet"):
         packaged = _packaged(name, size)
         if packaged is not None:
@@ -63,21 +65,21 @@ def load_backbone(name: str, size: int, weights: str, source: str = "") -> Loade
                 raise
             return Loaded(build_backbone(name, size), "random", str(error))
     backbone = build_backbone(name, size)
-    state, source = _read(weights, source)
+    state, source = _given(weights, checkpoint)
     # a segmenter ends where the features do: what timm's model has behind them (a last convolution) it cannot give
     needed = encoder_names(backbone, name) if holds_encoder(state) else None
     return _from_state(backbone, name, state, source, needed)
 
 
-def load_encoder(module: Padded, encoder: str, size: int, weights: str, source: str = "") -> Loaded:
+def load_encoder(module: Padded, encoder: str, size: int, weights: str, checkpoint: Path | None = None) -> Loaded:
     """Fill the encoder of a segmenter.
 
     Args:
         module: as `build_segmenter` makes it.
         encoder: its name: SMP's, or `tu-` and timm's.
         size: image side that it was built for, px.
-        weights: `auto`, `imagenet`, `none`, or the path of weights of a segmenter or of a classifier.
-        source: as `load_backbone`.
+        weights: `auto`, `imagenet`, `none`, a path, or `run:RUN_ID`, the run of a segmenter or of a classifier.
+        checkpoint: local file of the weights of that run.
 
     Returns:
         `module.encoder`, filled in place; source and note as for a backbone.
@@ -89,7 +91,7 @@ def load_encoder(module: Padded, encoder: str, size: int, weights: str, source: 
     if weights == "none":
         return Loaded(inner, "random")
     if weights not in ("auto", "imagenet"):
-        return _from_state(inner, encoder, *_read(weights, source))
+        return _from_state(inner, encoder, *_given(weights, checkpoint))
     try:
         if encoder.startswith(TIMM_PREFIX):
             # through timm's own model, which knows every layout that its weights were ever published in
@@ -107,15 +109,18 @@ def load_encoder(module: Padded, encoder: str, size: int, weights: str, source: 
     return Loaded(inner, source)
 
 
-def _read(weights: str, source: str) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict at a path, and its source (default: the name of the file)."""
+def _given(weights: str, checkpoint: Path | None) -> tuple[dict[str, Tensor], str]:
+    """Read the state dict of `run:RUN_ID` or of a path, and return it with its source."""
+    if weights.startswith("run:"):
+        assert checkpoint is not None, "the caller downloads the weights of runs"
+        return load_state(checkpoint), weights
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(
             f"model.weights is {weights!r}, which is no file. Give auto, imagenet, none, run:RUN_ID, or the path of a "
             "state dict (.pt, .pth, .ckpt, .safetensors)."
         )
-    return load_state(path), source or f"file:{path.name}"
+    return load_state(path), f"file:{path.name}"
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

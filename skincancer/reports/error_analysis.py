@@ -19,7 +19,6 @@ from PIL import Image
 
 from skincancer.data.index import image_root
 from skincancer.data.prepare import PreparedData
-from skincancer.data.store import CROP_COLUMNS
 from skincancer.errors import RunError
 from skincancer.imaging.decode import BadImage, read_mask
 from skincancer.imaging.geometry import to_square
@@ -30,6 +29,7 @@ from skincancer.metrics.prediction_files import DIGITS, read_predictions, read_t
 from skincancer.models.grad_cam import Maps, grad_cam
 from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
+from skincancer.runs.artifacts import ATTENTION_FILE, ERRORS_FILE, FIGURES, figure_file, predictions_file
 from skincancer.visualization.style import new_figure, save
 
 SAMPLE = 64  # test images that the share of attention is measured on
@@ -165,8 +165,8 @@ def _pair(case: Explained) -> npt.NDArray[np.uint8]:
 
 def write_errors(folder: Path, classes: Sequence[str]) -> pd.DataFrame:
     """Write `errors.csv` into a run's folder, from its `predictions/test.csv`; return it."""
-    errors = worst_errors(*read_predictions(folder / "predictions/test.csv", classes), classes)
-    errors.to_csv(folder / "errors.csv", index=False, float_format=DIGITS)
+    errors = worst_errors(*read_predictions(folder / predictions_file("test"), classes), classes)
+    errors.to_csv(folder / ERRORS_FILE, index=False, float_format=DIGITS)
     return errors
 
 
@@ -194,7 +194,7 @@ def explain_run(
         Why maps, or masks, are missing; "" where none is.
     """
     errors = write_errors(folder, data.classes)
-    table, _, probability = read_predictions(folder / "predictions/test.csv", data.classes)
+    table, _, probability = read_predictions(folder / predictions_file("test"), data.classes)
     shown = errors.head(SHOWN_ERRORS)
 
     row_of = pd.Series(range(len(data.index)), index=data.index["image_id"])
@@ -214,7 +214,7 @@ def explain_run(
     masks, bad = _square_masks(data, rows, resize)
     if sampled and any(mask is not None for mask in masks):
         _attention_table(data, rows, labels, maps.values, masks, sampled).to_csv(
-            folder / "attention.csv", index=False, float_format=DIGITS
+            folder / ATTENTION_FILE, index=False, float_format=DIGITS
         )
     cases = [
         Explained(data.store.images[row], values, mask, _lines(error))
@@ -224,8 +224,8 @@ def explain_run(
         coarse = f"Grad-CAM of the predicted class, from {maps.cells[0]} × {maps.cells[1]} cells"
         contour = "; blue: the true mask" if any(case.mask is not None for case in cases) else ""
         notes = f"{coarse}{contour}" + (f"; {note}" if note else "")
-        (folder / "figures").mkdir(exist_ok=True)
-        save(attention_sheet(cases, title=title, note=notes), folder / "figures/errors.png")
+        (folder / FIGURES).mkdir(exist_ok=True)
+        save(attention_sheet(cases, title=title, note=notes), folder / figure_file("errors"))
     if not bad:
         return ""
     return f"the share of attention is without {len(bad)} images whose true masks cannot be used, such as {bad[0]}"
@@ -279,10 +279,7 @@ def _square_mask(data: PreparedData, row: int, resize: str) -> Mask | None:
     size = (int(data.index["width"].iloc[row]), int(data.index["height"].iloc[row]))
     if mask.size != size:
         raise BadImage(f"is {mask.width} × {mask.height} px, but its image is {size[0]} × {size[1]} px")
-    if "left" in data.store.table:
-        left, top, right, bottom = (int(value) for value in data.store.table[CROP_COLUMNS[:4]].iloc[row])
-        mask = mask.crop((left, top, right, bottom))
-    return np.asarray(to_square(mask, data.store.images.shape[1], resize)) > 0
+    return np.asarray(to_square(mask.crop(data.store.views[row].box), data.store.images.shape[1], resize)) > 0
 
 
 def _attention_table(

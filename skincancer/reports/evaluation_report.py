@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 from mlflow.entities import Run as MlflowRun
 
-from skincancer.data.catalog import Dataset
+from skincancer.data.catalog import SYNTHETIC_WARNING, Dataset
 from skincancer.reports import fit_report, run_description
-from skincancer.reports.fit_report import NO_DEVICE, REPORT_FILE
-from skincancer.runs.finished import RunFiles
+from skincancer.reports.fit_report import NO_DEVICE
+from skincancer.runs.artifacts import FIGURES, REPORT_FILE
+from skincancer.runs.finished import FinishedRun
 from skincancer.visualization.html import Picture, Section, Table, write_page
 
 
@@ -36,7 +37,7 @@ def write_evaluation_report(
     Returns:
         The file.
     """
-    files = RunFiles(folder, run, lambda image_ids: {})
+    files = FinishedRun(folder, record=run)
     asked = [[name.replace("_", " "), value] for name, value in sorted(run.data.params.items())]
     evaluated = run.data.tags.get("evaluated_run", "")
     results = [
@@ -57,11 +58,9 @@ def write_evaluation_report(
     ]
     pictures = [
         Picture(path, f"{path.stem.replace('_', ' ')} of the evaluation", path.stem.replace("_", " "))
-        for path in sorted((folder / "figures").glob("*.png"))
+        for path in sorted((folder / FIGURES).glob("*.png"))
     ]
-    bands = (
-        ["SYNTHETIC DATA: these images are drawn, and the figures have no medical meaning."] if entry.synthetic else []
-    )
+    bands = [SYNTHETIC_WARNING] if entry.synthetic else []
     bands += [f"{head}: {text}" for head, text in notes]
     sections = [
         Section("Results", results),

@@ -11,12 +11,16 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Run as MlflowRun
 
+from skincancer.metrics.names import MASK_PREFIXES
 from skincancer.reports import run_description
 from skincancer.reports.error_analysis import SHOWN_ERRORS, attention_means, choose_sample, read_attention
-from skincancer.runs.finished import RunFiles, Thumbnails, count
+from skincancer.reports.run_description import count
+from skincancer.reports.thumbnails import Thumbnails, picture, thumbnail_cells
+from skincancer.runs import artifacts
+from skincancer.runs.finished import FinishedRun
+from skincancer.schema import TASKS
 from skincancer.visualization.html import Cell, Part, Section, Table, Text, write_page
 
-REPORT_FILE = "report.html"
 NO_DEVICE = "Research software. No medical device: not for diagnosis, and not for decisions about patients."
 
 
@@ -27,19 +31,19 @@ def write_report(folder: Path, run: MlflowRun, thumbnails: Thumbnails) -> Path:
         folder: with config.yaml, classes.json, split.csv and predictions/test.csv; every other file that is there has its place in
             the report, and what is not there has none.
         run: its params, tags, metrics and start.
-        thumbnails: of the test images (`run_files.store_thumbnails`).
+        thumbnails: of the test images (`thumbnails.store_thumbnails`).
 
     Returns:
         The file.
 
     Raises:
-        FileNotFoundError: one of the four is missing.
+        RunError: one of the four is missing.
     """
-    files = RunFiles(folder, run, thumbnails)
-    settings = files.settings
-    title = f"{settings['name']} · {files.entry.title} · {settings['data']['split']} · seed {settings['seed']}"
+    files = FinishedRun(folder, record=run)
+    config = files.config
+    title = f"{config['name']} · {files.dataset.title} · {config['data']['split']} · seed {config['seed']}"
     start = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
-    description = settings.get("description") or ""
+    description = config.get("description") or ""
     subtitle = f"{description + '. ' if description else ''}Run {run.info.run_id}, {start:%d %B %Y, %H:%M} UTC."
     sections = [
         results_section(files),
@@ -47,13 +51,15 @@ def write_report(folder: Path, run: MlflowRun, thumbnails: Thumbnails) -> Path:
         run_description.training_section(files),
         *figure_sections(files),
         subgroups_section(files),
-        errors_section(files),
-        predictions_section(files),
+        errors_section(files, thumbnails),
+        predictions_section(files, thumbnails),
         run_description.configuration_section(files),
         run_description.environment_section(files),
-        run_description.licence_section(files.entry),
+        run_description.licence_section(files.dataset),
     ]
-    return write_page(folder / REPORT_FILE, title, subtitle, sections, run_description.warnings(files), NO_DEVICE)
+    return write_page(
+        folder / artifacts.REPORT_FILE, title, subtitle, sections, run_description.warnings(files), NO_DEVICE
+    )
 
 
 SHOWN_PREDICTIONS = 30
@@ -76,18 +82,18 @@ ATTENTION = {
 SCORES = ("jaccard", "dice", "sensitivity", "specificity", "hd95")
 
 
-def results_section(run: RunFiles) -> Section:
+def results_section(run: FinishedRun) -> Section:
     """The metrics of the test part."""
-    intervals = run.table("intervals.csv", "metric")
+    intervals = run.table(artifacts.INTERVALS_FILE, "metric")
     if intervals is None:
         return Section("Results")
-    images, lesions = count(run.test)
+    images, lesions = count(run.predictions("test"))
     caption = (
         f"{images:,} images of {lesions:,} lesions. Intervals: bootstrap over lesions, {intervals['n_resamples'].max():,} "
         "resamples. They cover the choice of the test lesions; not that of the training images or seeds, and not another "
         "clinic's images."
     )
-    if run.task != "classification":
+    if TASKS[run.task].has_masks:
         caption += " Metrics of masks are means over images at their original size; hd95 in pixels."
     return Section(
         "Results", [Table("Test", ["metric", "value", "95 % interval"], _with_intervals(intervals), caption)]
@@ -110,17 +116,17 @@ def interval(low: float, high: float) -> str | None:
     return None if np.isnan(low) or np.isnan(high) else f"{low:.3f} – {high:.3f}"
 
 
-def figure_sections(run: RunFiles) -> list[Section]:
+def figure_sections(run: FinishedRun) -> list[Section]:
     """Confusion, ROC, precision-recall, calibration, masks: those that the run has."""
     return [
-        Section(title, [part for name, caption in figures.items() for part in run.picture(name, caption)])
+        Section(title, [part for name, caption in figures.items() for part in picture(run.folder, name, caption)])
         for title, figures in FIGURES.items()
     ]
 
 
-def subgroups_section(run: RunFiles) -> Section:
+def subgroups_section(run: FinishedRun) -> Section:
     """Metrics by age, sex, site and so on, where they were computed."""
-    table = run.table("subgroups.csv")
+    table = run.table(artifacts.SUBGROUPS_FILE)
     if table is None or table.empty:
         return Section("Subgroups")
     if {"metric", "value", "low", "high"} <= set(table):
@@ -152,38 +158,40 @@ def _cell(value: Any) -> Cell:
     return int(value) if isinstance(value, float) and value.is_integer() and value > 1 else value
 
 
-def errors_section(run: RunFiles) -> Section:
+def errors_section(run: FinishedRun, thumbnails: Thumbnails) -> Section:
     """The errors with the highest loss, with Grad-CAM; where the model looks; the worst masks."""
     parts: list[Part] = []
-    errors = run.table("errors.csv", "image_id", "lesion_id", "label", "prediction")
+    test = run.predictions("test")
+    errors = run.table(artifacts.ERRORS_FILE, "image_id", "lesion_id", "label", "prediction")
     if errors is not None:
-        labelled = int((run.test["label"] != "").sum())
+        labelled = int((test["label"] != "").sum())
         parts.append(Text(f"{len(errors):,} of {labelled:,} test images are taken for another class."))
     if errors is not None and len(errors):
-        parts += run.picture(
-            "errors", "The errors with the highest loss: the image as the network sees it, and Grad-CAM over it."
-        )
+        caption = "The errors with the highest loss: the image as the network sees it, and Grad-CAM over it."
+        parts += picture(run.folder, "errors", caption)
         worst = errors.head(SHOWN_ERRORS)
-        thumbnails = run.thumbnail_cells(worst["image_id"].tolist())
+        cells = thumbnail_cells(thumbnails, worst["image_id"].tolist())
         rows: list[list[Cell]] = []
-        for thumbnail, row in zip(thumbnails, worst.to_dict("records"), strict=True):
+        for thumbnail, row in zip(cells, worst.to_dict("records"), strict=True):
             p_label, p_prediction = _probability(row["p_label"]), _probability(row["p_prediction"])
             rows.append(
                 [thumbnail, row["image_id"], row["label"], p_label, row["prediction"], p_prediction, row["loss"]]
             )
         columns = ["", "image", "truth", "its probability", "prediction", "its probability", "loss"]
-        parts.append(Table("Errors with the highest loss", columns, rows, "All of them: errors.csv."))
+        parts.append(Table("Errors with the highest loss", columns, rows, f"All of them: {artifacts.ERRORS_FILE}."))
     parts += _attention(run)
-    worst_jaccard = f"{run.mask_prefix}jaccard"
-    if run.task != "classification":
-        known = run.test.dropna(subset=worst_jaccard).sort_values(worst_jaccard, kind="stable")
-        caption = "All of them: predictions/test.csv. The contours of the worst are in the figure above."
-        parts.append(_scores(run, known.head(SHOWN_ERRORS), "Masks with the lowest Jaccard", caption))
+    worst_jaccard = f"{MASK_PREFIXES[run.task]}jaccard"
+    if TASKS[run.task].has_masks:
+        known = test.dropna(subset=worst_jaccard).sort_values(worst_jaccard, kind="stable")
+        caption = (
+            f"All of them: {artifacts.predictions_file('test')}. The contours of the worst are in the figure above."
+        )
+        parts.append(_scores(run, thumbnails, known.head(SHOWN_ERRORS), "Masks with the lowest Jaccard", caption))
     return Section("Errors", parts)
 
 
-def _attention(run: RunFiles) -> list[Part]:
-    path = run.folder / "attention.csv"
+def _attention(run: FinishedRun) -> list[Part]:
+    path = run.folder / artifacts.ATTENTION_FILE
     if not path.is_file():
         return []
     attention = read_attention(path)
@@ -192,24 +200,25 @@ def _attention(run: RunFiles) -> list[Part]:
         return [Text("There are no Grad-CAM maps: the last features are of too few cells for one.")]
     caption = (
         f"Means over {int(attention['sample'].sum())} test images drawn at random, of the Grad-CAM map of the predicted class. "
-        "A map without preference has the second share inside the mask. Each image: attention.csv."
+        f"A map without preference has the second share inside the mask. Each image: {artifacts.ATTENTION_FILE}."
     )
     return [
         Table("Where the model looks", ["share", "mean", "95 % interval"], _with_intervals(means, ATTENTION), caption)
     ]
 
 
-def predictions_section(run: RunFiles) -> Section:
+def predictions_section(run: FinishedRun, thumbnails: Thumbnails) -> Section:
     """A sample of the test images."""
-    chosen = choose_sample(run.test["image_id"].tolist(), SHOWN_PREDICTIONS)
-    sample = run.test.set_index("image_id", drop=False).loc[chosen]
-    caption = f"{len(sample)} of {len(run.test):,} test images, drawn at random. All of them: predictions/test.csv."
-    if run.task == "segmentation":
-        return Section("Predictions", [_scores(run, sample, "", caption)])
+    test = run.predictions("test")
+    chosen = choose_sample(test["image_id"].tolist(), SHOWN_PREDICTIONS)
+    sample = test.set_index("image_id", drop=False).loc[chosen]
+    caption = f"{len(sample)} of {len(test):,} test images, drawn at random. All of them: {artifacts.predictions_file('test')}."
+    if not TASKS[run.task].has_classes:
+        return Section("Predictions", [_scores(run, thumbnails, sample, "", caption)])
     mask = ["mask_jaccard"] if "mask_jaccard" in sample else []
     rows = [
         [thumbnail, *_prediction(row), *(float(row[name]) for name in mask)]
-        for thumbnail, row in zip(run.thumbnail_cells(chosen), sample.to_dict("records"), strict=True)
+        for thumbnail, row in zip(thumbnail_cells(thumbnails, chosen), sample.to_dict("records"), strict=True)
     ]
     columns = ["", "image", "truth", "its probability", "prediction", "its probability", ""]
     return Section("Predictions", [Table("", [*columns, *(name.replace("_", " ") for name in mask)], rows, caption)])
@@ -226,13 +235,18 @@ def _probability(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0005 else "<0.001"
 
 
-def _scores(run: RunFiles, table: pd.DataFrame, title: str, caption: str) -> Table:
+def _mask_prefix(run: FinishedRun) -> str:
+    return "mask_" if run.task == "joint" else ""
+
+
+def _scores(run: FinishedRun, thumbnails: Thumbnails, table: pd.DataFrame, title: str, caption: str) -> Table:
     """Return a table of images with the scores of their masks."""
-    names: Sequence[str] = [name for name in SCORES if run.mask_prefix + name in table]
+    prefix = _mask_prefix(run)
+    names: Sequence[str] = [name for name in SCORES if prefix + name in table]
     image_ids = table["image_id"].tolist()
     rows: list[list[Cell]] = [
-        [thumbnail, row["image_id"], *(_score(name, row[run.mask_prefix + name]) for name in names)]
-        for thumbnail, row in zip(run.thumbnail_cells(image_ids), table.to_dict("records"), strict=True)
+        [thumbnail, row["image_id"], *(_score(name, row[prefix + name]) for name in names)]
+        for thumbnail, row in zip(thumbnail_cells(thumbnails, image_ids), table.to_dict("records"), strict=True)
     ]
     return Table(title, ["", "image", *names], rows, caption)
 

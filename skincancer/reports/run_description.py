@@ -8,14 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from skincancer.data.catalog import Dataset
+from skincancer.data.catalog import SYNTHETIC_WARNING, Dataset
 from skincancer.data.mask_sources import describe_crops
 from skincancer.data.prepare import ROLES
 from skincancer.data.splits import VALIDATION_PERCENT, parse_split
 from skincancer.imaging.cleaning.steps import STEPS
 from skincancer.imaging.features.families import WORKING_SIDE
-from skincancer.runs.artifacts import AUDIT_FILE
-from skincancer.runs.finished import RunFiles, count
+from skincancer.reports.thumbnails import picture
+from skincancer.runs import artifacts
+from skincancer.runs.finished import FinishedRun
 from skincancer.schema import DEEP, OF_CLASSIFIERS, DataConfig, Experiment, flatten
 from skincancer.system.yaml_files import dump_yaml
 from skincancer.visualization.html import Cell, Code, Part, Section, Table, Text
@@ -38,11 +39,16 @@ VERSIONS = (
 WORK = {"optimizer_steps": "optimiser steps", "images_seen": "images seen", "images_per_second": "images per second"}
 
 
-def warnings(run: RunFiles) -> list[str]:
+def count(table: pd.DataFrame) -> tuple[int, int]:
+    """Return the numbers of images and lesions in a table."""
+    return len(table), int(table["lesion_id"].nunique())
+
+
+def warnings(run: FinishedRun) -> list[str]:
     """Return what nobody may overlook."""
     found = []
-    if run.entry.synthetic or run.tags.get("synthetic") == "true":
-        found.append("SYNTHETIC DATA: the images are drawn. The numbers have no medical meaning.")
+    if run.dataset.synthetic or run.tags.get("synthetic") == "true":
+        found.append(SYNTHETIC_WARNING)
     if run.params.get("weights") == "random":
         found.append("RANDOM FIRST WEIGHTS: this is not transfer learning.")
     saw = int(run.params.get("segmenter_saw_test_images", 0))
@@ -57,7 +63,7 @@ def warnings(run: RunFiles) -> list[str]:
             f"LEAKING LESIONS: {shared:,} lesions have images in more than one of train, validation and test. The test is "
             "easier than new lesions are."
         )
-    expected, tested = int((run.split["role"] == "test").sum()), len(run.test)
+    expected, tested = int((run.split["role"] == "test").sum()), len(run.predictions("test"))
     if tested != expected:
         found.append(f"PART OF THE TEST: {tested:,} of {expected:,} test images were evaluated.")
     return found
@@ -89,9 +95,9 @@ def split_in_words(split: str, seed: int) -> str:
     )
 
 
-def data_section(run: RunFiles) -> Section:
+def data_section(run: FinishedRun) -> Section:
     """What was trained on what."""
-    settings = run.settings["data"]
+    settings = run.config["data"]
     label = run.split["label"].astype(int)
     groups = {name: label == number for number, name in enumerate(run.classes)}
     if run.classes and (label < 0).any():
@@ -104,14 +110,14 @@ def data_section(run: RunFiles) -> Section:
     columns = ["class", *(f"{role} {what}" for role in ROLES for what in ("images", "lesions"))]
     size = settings["size"]
     seen = f"the network sees {size} × {size} px (resize: {settings['resize']})"
-    if "masks" in run.params and run.is_classical:
+    if "masks" in run.params and not run.is_network:
         seen = f"features are measured on whole images of {WORKING_SIDE} px (the longest side)"
     parts: list[Part] = [
-        Text(f"{run.entry.title}; {seen}.{_cleaned(run)}{_crops(run)}"),
+        Text(f"{run.dataset.title}; {seen}.{_cleaned(run)}{_crops(run)}"),
         Table("Images and lesions of each role", columns, counts),
         Text(split_in_words(settings["split"], int(settings["split_seed"]))),
     ]
-    balance = BALANCE_AT_ONCE if run.is_classical else BALANCE
+    balance = BALANCE if run.is_network else BALANCE_AT_ONCE
     if run.classes:
         parts.append(
             Text(f"Balance of the training part: {balance.get(settings['balance'], '')} ({settings['balance']}).")
@@ -122,40 +128,40 @@ def data_section(run: RunFiles) -> Section:
         parts.append(
             Text("Images with a mask: " + ", ".join(f"{role} {number}" for role, number in masks.items()) + ".")
         )
-    dropped = run.table("dropped.csv", "image_id", "reason")
+    dropped = run.table(artifacts.DROPPED_FILE, "image_id", "reason")
     if dropped is not None and len(dropped):
         reasons = dropped["reason"].str.slice(0, 120).value_counts()
         rows: list[list[Cell]] = [[str(reason), int(number)] for reason, number in reasons.head(10).items()]
-        more = f"and {len(reasons) - 10} other reasons: dropped.csv" if len(reasons) > 10 else ""
+        more = f"and {len(reasons) - 10} other reasons: {artifacts.DROPPED_FILE}" if len(reasons) > 10 else ""
         parts.append(Table("Images that take no part", ["reason", "images"], rows, more))
     return Section("Data", parts)
 
 
-def _cleaned(run: RunFiles) -> str:
-    steps = run.settings["data"].get("clean", [])
+def _cleaned(run: FinishedRun) -> str:
+    steps = run.config["data"].get("clean", [])
     if not steps:
         return ""
     done = "; ".join(f"{name}: {STEPS[name].description} ({STEPS[name].source})" for name in steps if name in STEPS)
     return f" Images are cleaned first: {done}."
 
 
-def _crops(run: RunFiles) -> str:
-    crops = run.table("crops.csv", "image_id", "masks")
+def _crops(run: FinishedRun) -> str:
+    crops = run.table(artifacts.CROPS_FILE, "image_id", "masks")
     if crops is None:
         return ""
     crops = crops[crops["masks"] != ""].assign(error="")
-    return f" Images are cropped to the lesion: {describe_crops(crops, DataConfig(**run.settings['data']))}."
+    return f" Images are cropped to the lesion: {describe_crops(crops, DataConfig(**run.config['data']))}."
 
 
-def _leaks(run: RunFiles) -> list[list[Cell]]:
-    settings = run.settings["data"]
+def _leaks(run: FinishedRun) -> list[list[Cell]]:
+    settings = run.config["data"]
     images, lesions = count(run.split)
     shared = f"{shared_lesions(run.split):,} of {lesions:,}"
     if images == lesions:
         shared = (
             "cannot be known: every image has a lesion of its own here, as where the data set does not name lesions"
         )
-    rows: list[list[Cell]] = [["lesions with images in more than one role (split.csv)", shared]]
+    rows: list[list[Cell]] = [[f"lesions with images in more than one role ({artifacts.SPLIT_FILE})", shared]]
     if settings["split"] == "official":
         lesions_between = run.params.get("leaking_lesions", "")
         rows.append(["lesions in two of the publisher's parts", f"{lesions_between} (data.leaks: {settings['leaks']})"])
@@ -163,18 +169,18 @@ def _leaks(run: RunFiles) -> list[list[Cell]]:
         rows.append(["lesions found to be the same", f"merged by {Path(settings['groups']).name}"])
     if "segmenter_saw_test_images" in run.params:
         rows.append(["test images that the segmenter behind the crops knew", run.params["segmenter_saw_test_images"]])
-    audit = run.folder / AUDIT_FILE
+    audit = run.folder / artifacts.AUDIT_FILE
     told = audit.read_text(encoding="utf-8").strip() if audit.is_file() else "no audit of these files (prepare --audit)"
     rows.append(["copies under other lesion ids, by the last audit", told])
     return rows
 
 
-def training_section(run: RunFiles) -> Section:
+def training_section(run: FinishedRun) -> Section:
     """What was trained, how, and for how long."""
-    if run.is_classical:
+    if not run.is_network:
         return _fitting_section(run)
-    model, optimizer = run.settings["model"], run.settings["model"]["optimizer"]
-    epochs = run.table("epochs.csv")
+    model, optimizer = run.config["model"], run.config["model"]["optimizer"]
+    epochs = run.table(artifacts.EPOCHS_FILE)
     best = f"; the best is epoch {run.metrics['best_epoch']:.0f}" if "best_epoch" in run.metrics else ""
     network = model["backbone"]
     rows: list[list[Cell]] = [
@@ -183,22 +189,26 @@ def training_section(run: RunFiles) -> Section:
         ["frozen", str(model["freeze"])],
         ["loss", run.params.get("loss")],
         ["optimiser", f"{optimizer['name']}, learning rate {optimizer['lr']:g}, {model['schedule']['name']} schedule"],
-        ["batch size", str(run.settings["data"]["batch_size"])],
-        ["augmentation", run.settings["augment"]["policy"]],
-        ["epochs", f"{0 if epochs is None else len(epochs)}{best} by {run.settings['training']['monitor']}"],
+        ["batch size", str(run.config["data"]["batch_size"])],
+        ["augmentation", run.config["augment"]["policy"]],
+        ["epochs", f"{0 if epochs is None else len(epochs)}{best} by {run.config['training']['monitor']}"],
         ["test-time augmentation", model["tta"]],
     ]
     rows += [[text, f"{run.metrics[name]:,.0f}"] for name, text in WORK.items() if name in run.metrics]
     if "threshold" in run.metrics:
         chosen = ", chosen on the validation part" if model["mask"]["threshold"] == "auto" else ""
         rows.append(["threshold of masks", f"{run.metrics['threshold']:.2f}{chosen}"])
-    curves = run.picture("learning_curves", "Loss and validation metrics of each epoch. All numbers: epochs.csv.")
+    curves = picture(
+        run.folder,
+        "learning_curves",
+        f"Loss and validation metrics of each epoch. All numbers: {artifacts.EPOCHS_FILE}.",
+    )
     return Section("Training", [Table("", ["what", "value"], rows), *curves])
 
 
-def _fitting_section(run: RunFiles) -> Section:
+def _fitting_section(run: FinishedRun) -> Section:
     """What was fitted on which features, and whose masks these were measured in."""
-    model = run.settings["model"]
+    model = run.config["model"]
     own = [key for key, owner in OF_CLASSIFIERS.items() if owner == model["classifier"]]
     rows: list[list[Cell]] = [["classifier", model["classifier"].replace("_", " ")]]
     rows += [[key, str(model["classical"][key])] for key in own]
@@ -225,15 +235,18 @@ def _fitting_section(run: RunFiles) -> Section:
     return Section("Training", [Table("", ["what", "value"], rows)])
 
 
-def configuration_section(run: RunFiles) -> Section:
+def configuration_section(run: FinishedRun) -> Section:
     """What differs from the defaults, then everything."""
     defaults = flatten(Experiment().to_dict())
     rows: list[list[Cell]] = [
         [key, _shown(value), _shown(defaults.get(key))]
-        for key, value in flatten(run.settings).items()
+        for key, value in flatten(run.config).items()
         if value != defaults.get(key) and key not in ("name", "description")
     ]
-    complete = Code("config.yaml, complete: --experiment config.yaml repeats the run", dump_yaml(run.settings))
+    complete = Code(
+        f"{artifacts.CONFIG_FILE}, complete: --experiment {artifacts.CONFIG_FILE} repeats the run",
+        dump_yaml(run.config),
+    )
     return Section(
         "Configuration", [Table("What differs from the defaults", ["key", "value", "default"], rows), complete]
     )
@@ -245,24 +258,24 @@ def _shown(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def environment_section(run: RunFiles) -> Section:
+def environment_section(run: FinishedRun) -> Section:
     """Code, device, versions, digests."""
     changes = {"true": ", WITH CHANGES THAT ARE NOT COMMITTED", "false": ", without changes"}
     commit = run.tags.get("git_commit") or "none: not run from a git checkout"
     rows: list[list[Cell]] = [
-        ["run", run.run.info.run_id],
+        ["run", run.id],
         ["git commit", commit + changes.get(run.tags.get("git_dirty", ""), "")],
         ["device", run.tags.get("device")],
     ]
     parts: list[Part] = []
-    path = run.folder / "environment.txt"
+    path = run.folder / artifacts.ENVIRONMENT_FILE
     if path.is_file():
         text = path.read_text(encoding="utf-8")
         first, *packages = text.splitlines()
         versions = dict(line.split("==", 1) for line in packages if "==" in line)
         rows.append(["Python", first.removeprefix("# Python ")])
         rows += [[name, versions[name]] for name in VERSIONS if name in versions]
-        parts.append(Code("environment.txt: every package", text))
+        parts.append(Code(f"{artifacts.ENVIRONMENT_FILE}: every package", text))
     rows += [[name.replace("_", " "), digest] for name, digest in run.tags.items() if name.endswith("_hash") and digest]
     return Section("Environment", [Table("", ["what", "value"], rows), *parts])
 

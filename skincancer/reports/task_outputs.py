@@ -16,12 +16,16 @@ from skincancer.data.prepare import ROLES, PreparedData
 from skincancer.imaging.decode import read_image
 from skincancer.metrics.bootstrap import bootstrap_intervals, bootstrap_means
 from skincancer.metrics.classification import classification_metrics
-from skincancer.metrics.prediction_files import predictions_table, read_predictions, read_scores
-from skincancer.metrics.segmentation import MASK_METRICS, mean_metrics
+from skincancer.metrics.names import MASK_METRICS, MASK_PREFIX
+from skincancer.metrics.prediction_files import DIGITS, predictions_table, read_predictions, read_scores
+from skincancer.metrics.segmentation import mean_metrics
+from skincancer.metrics.subgroups import ATTRIBUTES, SMALLEST, subgroup_table
 from skincancer.models.segmenters import OWN_LOSSES
 from skincancer.models.tasks.classification import ClassificationTask, Predictions
 from skincancer.models.tasks.joint import JointPredictions, JointTask
 from skincancer.models.tasks.segmentation import MaskPredictions, SegmentationTask
+from skincancer.runs.artifacts import SUBGROUPS_FILE, predictions_file
+from skincancer.runs.finished import FinishedRun
 from skincancer.schema import ModelConfig
 from skincancer.visualization.classification import FIGURES
 from skincancer.visualization.segmentation import Case, choose_cases, jaccard_histogram, overlay_sheet
@@ -33,7 +37,6 @@ class Outcome(Protocol):
     """One task's part of a run's record. Tables lie in `predictions/{val,test}.csv` of a folder."""
 
     classes: tuple[str, ...]  # to count images by
-    epoch_columns: dict[str, str]
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
         """Return the params that other tasks have not."""
@@ -59,10 +62,6 @@ class ClassificationOutcome:
 
     def __init__(self, data: PreparedData) -> None:
         self.data, self.classes = data, data.classes
-        self.epoch_columns = {
-            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/accuracy": "accuracy",
-            "val/balanced_accuracy": "balanced accuracy", "val/auroc_macro": "AUROC", "epoch_seconds": "time (s)",
-        }  # fmt: skip
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
         """Return loss and dropout."""
@@ -96,7 +95,7 @@ class ClassificationOutcome:
             yield name, draw(label, probability, self.classes, title=title, note=note)
 
     def _labelled(self, folder: Path, part: str) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        table, label, probability = read_predictions(folder / f"predictions/{part}.csv", self.classes)
+        table, label, probability = read_predictions(folder / predictions_file(part), self.classes)
         known = label >= 0
         return table[known], label[known], probability[known]
 
@@ -111,10 +110,6 @@ class SegmentationOutcome:
 
     def __init__(self, data: PreparedData, prefix: str = "") -> None:
         self.data, self.prefix, self.classes = data, prefix, tuple[str, ...]()
-        self.epoch_columns = {
-            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/jaccard": "Jaccard",
-            "val/dice": "Dice", "val/thresholded_jaccard": "thresholded Jaccard", "epoch_seconds": "time (s)",
-        }  # fmt: skip
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
         """Return architecture, the sum of losses, and how masks are cleaned."""
@@ -137,16 +132,16 @@ class SegmentationOutcome:
 
     def best(self, folder: Path) -> dict[str, float]:
         """Return the metrics of the best checkpoint on the validation part."""
-        return mean_metrics(read_scores(folder / "predictions/val.csv"), self.prefix)
+        return mean_metrics(read_scores(folder / predictions_file("val")), self.prefix)
 
     def test(self, folder: Path) -> pd.DataFrame:
         """Return the test metrics with intervals."""
-        table = read_scores(folder / "predictions/test.csv")
+        table = read_scores(folder / predictions_file("test"))
         return bootstrap_means(table, [self.prefix + name for name in MASK_METRICS], table["lesion_id"].to_numpy())
 
     def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
         """Yield the histogram of the Jaccard, and overlays."""
-        scores = read_scores(folder / "predictions/test.csv").set_index("image_id")
+        scores = read_scores(folder / predictions_file("test")).set_index("image_id")
         jaccard = scores[f"{self.prefix}jaccard"].dropna()
         yield "jaccard_histogram", jaccard_histogram(jaccard.to_numpy(), title=title, note=note)
         chosen = choose_cases(jaccard.to_numpy(), SHOWN_CASES)
@@ -166,7 +161,7 @@ class SegmentationOutcome:
             / 255
         )
         with torch.inference_mode():
-            square = task.eval().predict_probability(image)[0, 0].cpu().numpy()
+            square = task.eval().predict(image)[0][0, 0].cpu().numpy()
         original = np.asarray(read_image(image_root(self.data.root) / self.data.index["image"].iloc[row]))
         return Case(image_id, original, task.scorer.truth(row), task.scorer.mask(row, square, task.threshold), jaccard)
 
@@ -176,12 +171,7 @@ class JointOutcome:
 
     def __init__(self, data: PreparedData) -> None:
         self.data, self.classes = data, data.classes
-        self.of_classes, self.of_masks = ClassificationOutcome(data), SegmentationOutcome(data, "mask_")
-        self.epoch_columns = {
-            "epoch": "epoch", "train/loss": "train loss", "val/loss": "valid loss", "val/accuracy": "accuracy",
-            "val/balanced_accuracy": "balanced accuracy", "val/auroc_macro": "AUROC", "val/mask_jaccard": "mask Jaccard",
-            "epoch_seconds": "time (s)",
-        }  # fmt: skip
+        self.of_classes, self.of_masks = ClassificationOutcome(data), SegmentationOutcome(data, MASK_PREFIX)
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
         """Return those of both, the whole sum of losses, and of how many images of each role the mask and the label are known."""
@@ -223,3 +213,28 @@ OUTCOMES: dict[str, type[ClassificationOutcome | SegmentationOutcome | JointOutc
     "segmentation": SegmentationOutcome,
     "joint": JointOutcome,
 }
+
+
+def write_subgroups(folder: Path, smallest: int = SMALLEST) -> Path | None:
+    """Write subgroups.csv into the folder of a run that has test predictions.
+
+    Args:
+        folder: of the run's files.
+        smallest: groups of fewer lesions are listed without metrics.
+
+    Returns:
+        The file. None if no test image has any of the attributes.
+    """
+    run = FinishedRun(folder)
+    table, label, probability = read_predictions(run.file(predictions_file("test")), run.classes)
+    attributes = run.split[["image_id", *(name for name in ATTRIBUTES if name in run.split)]]
+    rows = table[["image_id", "lesion_id"]].merge(attributes, on="image_id", how="left", validate="1:1")
+    known = label >= 0
+    subgroups = subgroup_table(
+        rows[known], label[known], probability[known], run.classes, run.malignant, smallest=smallest
+    )
+    if subgroups.empty:
+        return None
+    path = folder / SUBGROUPS_FILE
+    subgroups.to_csv(path, index=False, float_format=DIGITS)
+    return path

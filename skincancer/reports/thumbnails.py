@@ -1,24 +1,59 @@
-"""Thumbnails of images for reports."""
+"""Thumbnails and figures of a run for HTML reports."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from skincancer.data.prepare import PreparedData
-from skincancer.runs.finished import THUMBNAIL, Thumbnails
+from skincancer.runs.artifacts import figure_file
+from skincancer.visualization.html import Cell, Part, Picture
+
+THUMBNAIL = 72  # px on a page
+_LARGE = 250_000  # bytes; larger figures contain photographs and are embedded as JPEG
+
+# Map image ids to RGB images uint8 (H, W, 3). Unknown ids are left out.
+Thumbnails = Callable[[Sequence[str]], Mapping[str, npt.NDArray[np.uint8]]]
 
 
 def store_thumbnails(data: PreparedData) -> Thumbnails:
-    """Return thumbnails from the prepared store: the squares that the network sees."""
+    """Return thumbnails of the prepared input images."""
     row_of = {image_id: row for row, image_id in enumerate(data.index["image_id"])}
 
     def find(image_ids: Sequence[str]) -> dict[str, npt.NDArray[np.uint8]]:
         squares = {name: Image.fromarray(data.store.images[row_of[name]]) for name in image_ids if name in row_of}
-        # twice the pixels that are shown, for the screens of phones
+        # Screens of phones show two pixels for each pixel of the page.
         return {name: np.asarray(square.resize((2 * THUMBNAIL, 2 * THUMBNAIL))) for name, square in squares.items()}
 
     return find
+
+
+def thumbnail_cells(thumbnails: Thumbnails, image_ids: Sequence[str]) -> list[Cell]:
+    """Return one table cell per image: its thumbnail, or None where the image is unknown."""
+    pictures = thumbnails(image_ids)
+    return [
+        Picture(pictures[name], f"thumbnail of {name}", width=THUMBNAIL) if name in pictures else None
+        for name in image_ids
+    ]
+
+
+def picture(folder: Path, name: str, caption: str) -> list[Part]:
+    """Return a figure of a run for a page, nothing where the run has no such figure.
+
+    Args:
+        folder: of the run's files.
+        name: of the figure.
+        caption: text below the figure.
+    """
+    path = folder / figure_file(name)
+    if not path.is_file():
+        return []
+    if path.stat().st_size <= _LARGE:
+        return [Picture(path, caption, caption)]
+    with Image.open(path) as image:
+        dpi = float(image.info.get("dpi", (96.0, 96.0))[0])
+        return [Picture(np.asarray(image.convert("RGB")), caption, caption, round(image.width * 96 / dpi))]

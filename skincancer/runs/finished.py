@@ -1,9 +1,13 @@
-"""A finished run, as an evaluation needs it: its recipe, its weights, its classes, what it has seen, and its validation predictions."""
+"""Finished runs: read a run's files, and its record in MLflow."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,38 +16,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.entities import Run as MlflowRun
-from PIL import Image
+from mlflow.exceptions import MlflowException
 
-from skincancer.data.catalog import DATASETS, Dataset, malignant_classes
+from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.data.overlap import DIGESTS_FILE, FINGERPRINTS_FILE, Fingerprints, read_fingerprints, shows_parts
+from skincancer.data.overlap import Fingerprints, read_fingerprints
 from skincancer.errors import DataError, RunError
 from skincancer.metrics.prediction_files import read_predictions, read_table
-from skincancer.runs.artifacts import (
-    CLASSES_FILE,
-    CROPS_FILE,
-    MASKS_FILE,
-    MODEL_FILES,
-    SEGMENTER,
-    SEGMENTER_FILES,
-    SPLIT_FILE,
-    check_finished,
-    fetch_model,
-    fetch_run,
-    list_files,
-)
-from skincancer.runs.store import connect
+from skincancer.runs import artifacts
+from skincancer.runs.registry import find_version, is_registered
+from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment, flatten
+from skincancer.system.credentials import hide
 from skincancer.system.yaml_files import load_yaml
-from skincancer.visualization.html import Cell, Part, Picture
-
-VAL_FILE = "predictions/val.csv"
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A run's predictions of its labelled validation images.
+    """Predictions of a run for its labelled validation images.
 
     `rows` (N rows): image_id, lesion_id; `label` int64 (N,); `logits` and `probability` float64 (N, C), in the run's classes.
     """
@@ -54,228 +46,313 @@ class Validation:
     probability: npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
 class FinishedRun:
-    """A finished run's files, in `folder`.
+    """Read the files and the MLflow record of a run.
 
-    `stored` is its config.yaml in dotted keys. `split`: image_id, lesion_id, role, and pixels where the run holds digests. `segmenter`
-    is the folder of its copy of the segmenter behind its crops or features, `masks_by` whose masks these were.
-    `validation` is None of a segmenter. `fingerprints` is None of a run of an older version, that has
-    none or has them of parts of its images.
-    """
+    Files of a run in MLflow are downloaded when they are first asked for, into a temporary folder that is deleted together with this
+    object. A registered model outlives its run: its files come from the model, and only the missing ones from the run.
 
-    run: str
-    folder: Path
-    stored: dict[str, Any]
-    classes: tuple[str, ...]
-    malignant: tuple[str, ...]
-    split: pd.DataFrame
-    segmenter: Path | None
-    masks_by: frozenset[str]
-    validation: Validation | None
-    fingerprints: Fingerprints | None = None
-
-    @property
-    def task(self) -> str:
-        """Return classification, segmentation or joint."""
-        return str(self.stored["task"])
-
-    @property
-    def checkpoint(self) -> Path:
-        """Return the file of its best weights."""
-        return self.folder / MODEL_FILES[1]
-
-    @property
-    def is_network(self) -> bool:
-        """Whether it is a network's."""
-        return bool(self.stored["model.classifier"] == "network")
-
-    @property
-    def has_digests(self) -> bool:
-        """Whether pixels can be compared with those that it has seen."""
-        return "pixels" in self.split
-
-
-def load_finished(run: str, folder: Path, uri: str | None) -> FinishedRun:
-    """Fetch the files of a finished fit and read them.
+    Attributes:
+        name: the run as the user gave it.
+        folder: local folder of the files that are already on this machine.
 
     Args:
-        run: its id, or a folder of its artifacts.
-        folder: where the files go.
-        uri: the tracking store.
+        run: run id, folder of artifacts, or registered model (NAME@ALIAS, models:/NAME@ALIAS, models:/NAME/VERSION).
+        store: MLflow store of the run. None takes the default store, which a folder does not need.
+        record: the run in MLflow, where it has been read before. It may still be running.
 
     Raises:
-        RunError: no such run, one that did not finish, that is no fit's, or lacks a file, or whose files contradict each other.
-    """
-    if not Path(run).expanduser().is_dir():
-        _check_kind(run, uri)
-    there = list_files(run, uri)
-    masks = [name for name in (CROPS_FILE, MASKS_FILE) if name in there]
-    optional = [*(name for name in (DIGESTS_FILE, FINGERPRINTS_FILE) if name in there), *masks]
-    segmenter = [f"{SEGMENTER}/{name}" for name in SEGMENTER_FILES] if SEGMENTER in there else []
-    settings, *_ = fetch_model(run, folder, uri)
-    fetch_run(run, folder, uri, (CLASSES_FILE, SPLIT_FILE, *optional, *segmenter))
-    # a run of an older version lacks keys that were added since, and that it therefore had the defaults of
-    stored = {**flatten(Experiment().to_dict()), **flatten(load_yaml(settings))}
-    try:
-        content = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
-        split = pd.read_csv(folder / SPLIT_FILE, dtype=str, keep_default_na=False)
-        task, classes = stored["task"], tuple(content["classes"]) if stored["task"] != "segmentation" else ()
-        entry = catalog_entry(stored["data.dataset"])
-        known = malignant_classes(entry, classes, stored["data.target"], tuple(stored["data.malignant"]))
-        if DIGESTS_FILE in optional:
-            digests = pd.read_csv(folder / DIGESTS_FILE, dtype=str)
-            split = split.merge(digests, on="image_id", how="left", validate="1:1").fillna({"pixels": ""})
-        fingerprints = read_fingerprints(folder / FINGERPRINTS_FILE) if FINGERPRINTS_FILE in optional else None
-        if fingerprints and not fingerprints.whole and shows_parts(stored["data.crop"], stored["data.resize"]):
-            fingerprints = None
-        masks_by = {str(name) for file in masks for name in pd.read_csv(folder / file)["masks"].dropna()}
-    except (KeyError, ValueError) as error:
-        raise RunError(f"run {run}: its files cannot be read: {type(error).__name__}: {error}") from error
-    validation = None
-    if task != "segmentation":
-        fetch_run(run, folder, uri, (VAL_FILE,))
-        validation = _read_validation(run, folder / VAL_FILE, classes)
-    return FinishedRun(
-        run=run, folder=folder, stored=stored, classes=classes, malignant=known, split=split,
-        segmenter=folder / SEGMENTER if segmenter else None, masks_by=frozenset(masks_by), validation=validation,
-        fingerprints=fingerprints,
-    )  # fmt: skip
-
-
-def _check_kind(run: str, uri: str | None) -> None:
-    kind = check_finished(connect(uri), run).data.tags.get("kind")
-    if kind not in ("fit", "trial"):
-        raise RunError(f"run {run} is of kind {kind!r}, which holds no model; give the run of a fit.")
-
-
-def _read_validation(run: str, path: Path, classes: tuple[str, ...]) -> Validation:
-    try:
-        table, label, probability = read_predictions(path, classes)
-        logits = table[[f"logit_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    except (DataError, KeyError, ValueError) as error:
-        raise RunError(f"run {run}: its validation predictions cannot be used: {error}") from error
-    wrong = ~np.isfinite(logits).all(axis=1)
-    if wrong.any():
-        first = ", ".join(table["image_id"][wrong].head(3))
-        raise RunError(
-            f"run {run}: in predictions/val.csv the logits of {int(wrong.sum())} images ({first} …) are not finite; the file was changed."
-        )
-    known = label >= 0
-    names = table.loc[known, ["image_id", "lesion_id"]].reset_index(drop=True)
-    return Validation(names, label[known], logits[known], probability[known])
-
-
-THUMBNAIL = 72  # px on a page
-_LARGE = 250_000  # bytes; a PNG beyond it is a sheet of photographs, and embedded as JPEG
-
-# from image ids to RGB images uint8 (H, W, 3); what is not known is left out
-Thumbnails = Callable[[Sequence[str]], Mapping[str, npt.NDArray[np.uint8]]]
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """A run: the folder of its artifacts, what the tracking store knows, and how its test images look.
-
-    Reading raises FileNotFoundError where config.yaml, classes.json, split.csv or predictions/test.csv is missing.
+        RunError: no such run or model, or the run is deleted or not FINISHED.
     """
 
-    folder: Path
-    run: MlflowRun
-    thumbnails: Thumbnails
+    def __init__(self, run: str | Path, store: RunStore | None = None, record: MlflowRun | None = None) -> None:
+        self.name, self._record, self._version = str(run), record, None
+        self._names: dict[str, set[str]] = {}
+        self.folder = Path(run).expanduser()
+        self.is_folder = self.folder.is_dir()
+        if self.is_folder:
+            return
+        self._store = store or RunStore()
+        if is_registered(self.name):
+            self._version = find_version(self._store.client, self.name)
+        elif record is None:
+            self._record = self._store.finished(self.name)
+        self.folder = Path(tempfile.mkdtemp(prefix="skincancer-run-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    @property
+    def id(self) -> str:
+        """MLflow's run id. "" for a folder, and for a registered model that names no run."""
+        if self._record is not None:
+            return str(self._record.info.run_id)
+        return str(self._version.run_id or "") if self._version else ""
+
+    @property
+    def record(self) -> MlflowRun:
+        """The run in MLflow.
+
+        Raises:
+            RunError: the run was given as a folder, or was deleted after its model had been registered.
+        """
+        if self._record is None:
+            if not self.id:
+                raise RunError(f"{self.name} is not a run in MLflow; give a run id for its params, tags and metrics.")
+            self._record = self._store.finished(self.id)
+        return self._record
 
     @property
     def params(self) -> dict[str, str]:
-        """Of the run."""
-        return self.run.data.params
+        """Params of the run in MLflow."""
+        return self.record.data.params
 
     @property
     def tags(self) -> dict[str, str]:
-        """Of the run."""
-        return self.run.data.tags
+        """Tags of the run in MLflow."""
+        return self.record.data.tags
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the run, each its last value."""
-        return self.run.data.metrics
+        """Last value of each metric of the run in MLflow."""
+        return self.record.data.metrics
 
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """config.yaml."""
-        return load_yaml(self.folder / "config.yaml")
+    def has(self, name: str) -> bool:
+        """Return whether the run has a file or folder of this name."""
+        if self.is_folder or (self.folder / name).exists():
+            return (self.folder / name).exists()
+        parent = "" if "/" not in name else name.rpartition("/")[0]
+        if parent not in self._names:
+            self._names[parent] = self._list(parent)
+        return Path(name).name in self._names[parent]
 
-    @property
-    def task(self) -> str:
-        """What was trained: classification, segmentation or joint."""
-        return str(self.settings["task"])
+    def file(self, name: str) -> Path:
+        """Return the local path of a file of the run, downloading the file first where needed.
 
-    @property
-    def is_classical(self) -> bool:
-        """Whether a classical classifier was fitted, and no network trained."""
-        return bool(self.settings["model"].get("classifier", "network") != "network")  # older runs do not say so
-
-    @property
-    def mask_prefix(self) -> str:
-        """Of the metrics of masks."""
-        return "mask_" if self.task == "joint" else ""
-
-    @property
-    def entry(self) -> Dataset:
-        """The data set's catalog entry."""
-        return DATASETS[self.settings["data"]["dataset"]]
-
-    @cached_property
-    def classes(self) -> list[str]:
-        """Class names in the order of the labels; none of a segmenter."""
-        if self.task == "segmentation":
-            return []
-        return list(json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))["classes"])
-
-    @cached_property
-    def split(self) -> pd.DataFrame:
-        """split.csv, the images with a role, every column a string."""
-        table = pd.read_csv(self.folder / "split.csv", dtype=str, keep_default_na=False)
-        return table[table["role"] != ""]
-
-    @cached_property
-    def test(self) -> pd.DataFrame:
-        """predictions/test.csv."""
-        texts = () if self.task == "segmentation" else ("label", "prediction")
-        return read_table(self.folder / "predictions/test.csv", "image_id", "lesion_id", *texts)
+        Raises:
+            RunError: the run has no such file, or its artifacts cannot be reached.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            if self.is_folder:
+                raise RunError(f"{self.name}: the folder has no {name}; give a run's id, or a folder of its artifacts.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self._version:
+                self._download_registered(name, path.parent)
+            else:
+                self._download(name, path.parent)
+        return path
 
     def table(self, name: str, *texts: str) -> pd.DataFrame | None:
-        """Read a CSV that a run may have.
+        """Read a CSV file of the run, None if the run has no such file.
 
         Args:
             name: of the file.
-            texts: columns to take as they are (`read_table`).
-
-        Returns:
-            None if there is no such file.
+            texts: columns to read as text (`read_table`).
         """
-        path = self.folder / name
-        return read_table(path, *texts) if path.is_file() else None
+        return read_table(self.file(name), *texts) if self.has(name) else None
 
-    def picture(self, name: str, caption: str) -> list[Part]:
-        """Return a figure of the run as a picture; nothing where it has none of this name."""
-        path = self.folder / f"figures/{name}.png"
-        if not path.is_file():
-            return []
-        if path.stat().st_size <= _LARGE:
-            return [Picture(path, caption, caption)]
-        with Image.open(path) as image:
-            dpi = float(image.info.get("dpi", (96.0, 96.0))[0])
-            return [Picture(np.asarray(image.convert("RGB")), caption, caption, round(image.width * 96 / dpi))]
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Content of config.yaml."""
+        return load_yaml(self.file(artifacts.CONFIG_FILE))
 
-    def thumbnail_cells(self, image_ids: Sequence[str]) -> list[Cell]:
-        """Return a cell of a table for each image: its thumbnail, or nothing where it is not known."""
-        found = self.thumbnails(image_ids)
-        return [
-            Picture(found[name], f"thumbnail of {name}", width=THUMBNAIL) if name in found else None
-            for name in image_ids
-        ]
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config in dotted keys, with defaults for keys that are newer than the run."""
+        return {**flatten(Experiment().to_dict()), **flatten(self.config)}
+
+    @property
+    def task(self) -> str:
+        """Task of the run: classification, segmentation or joint."""
+        return str(self.config["task"])
+
+    @property
+    def is_network(self) -> bool:
+        """Whether the run trained a network, and not a classical classifier."""
+        return bool(self.settings["model.classifier"] == "network")
+
+    @property
+    def dataset(self) -> Dataset:
+        """Catalog entry of the run's data set."""
+        return catalog_entry(self.settings["data.dataset"])
+
+    @cached_property
+    def _classes(self) -> dict[str, list[str]]:
+        with self._reading():
+            content = json.loads(self.file(artifacts.CLASSES_FILE).read_text(encoding="utf-8"))
+            return {name: [str(text) for text in content.get(name, ())] for name in ("classes", "malignant")}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order, none for a segmenter."""
+        return () if self.task == "segmentation" else tuple(self._classes["classes"])
+
+    @property
+    def malignant(self) -> tuple[str, ...]:
+        """Names of the malignant classes."""
+        return tuple(self._classes["malignant"])
+
+    @cached_property
+    def split(self) -> pd.DataFrame:
+        """Images with a role, from split.csv, every column as text; `pixels` where the run has digests."""
+        with self._reading():
+            split = pd.read_csv(self.file(artifacts.SPLIT_FILE), dtype=str, keep_default_na=False)
+            if self.has_digests:
+                digests = pd.read_csv(self.file(artifacts.DIGESTS_FILE), dtype=str)
+                split = split.merge(digests, on="image_id", how="left", validate="1:1").fillna({"pixels": ""})
+            return split[split["role"] != ""]
+
+    @property
+    def has_digests(self) -> bool:
+        """Whether the run has digests of the pixels of its images."""
+        return self.has(artifacts.DIGESTS_FILE)
+
+    @cached_property
+    def fingerprints(self) -> Fingerprints | None:
+        """Thumbnails of whole images, None if the run has none."""
+        if not self.has(artifacts.FINGERPRINTS_FILE):
+            return None
+        with self._reading():
+            return read_fingerprints(self.file(artifacts.FINGERPRINTS_FILE))
+
+    @cached_property
+    def mask_sources(self) -> frozenset[str]:
+        """Mask sources of the run's crops or hand-crafted features."""
+        tables = [self.table(name, "masks") for name in (artifacts.CROPS_FILE, artifacts.MASKS_FILE)]
+        with self._reading():
+            return frozenset(name for table in tables if table is not None for name in table["masks"] if name)
+
+    @cached_property
+    def segmenter(self) -> Path | None:
+        """Folder of the run's copy of the segmenter behind its crops or features, None if the run has none."""
+        if not self.has(artifacts.SEGMENTER):
+            return None
+        for name in artifacts.SEGMENTER_FILES:
+            self.file(f"{artifacts.SEGMENTER}/{name}")
+        return self.folder / artifacts.SEGMENTER
+
+    def predictions(self, part: str) -> pd.DataFrame:
+        """Read the table of predictions of a subset.
+
+        Args:
+            part: val or test.
+        """
+        texts = () if self.task == "segmentation" else ("label", "prediction")
+        return read_table(self.file(artifacts.predictions_file(part)), "image_id", "lesion_id", *texts)
+
+    @cached_property
+    def validation(self) -> Validation | None:
+        """Predictions for the labelled validation images, None for a segmenter.
+
+        Raises:
+            RunError: the table is malformed, or holds logits that are not finite.
+        """
+        if self.task == "segmentation":
+            return None
+        try:
+            table, label, probability = read_predictions(self.file(artifacts.predictions_file("val")), self.classes)
+            logits = table[[f"logit_{name}" for name in self.classes]].to_numpy(dtype=np.float64)
+        except (DataError, KeyError, ValueError) as error:
+            raise RunError(f"run {self.name}: its validation predictions cannot be used: {error}") from error
+        wrong = ~np.isfinite(logits).all(axis=1)
+        if wrong.any():
+            first = ", ".join(table["image_id"][wrong].head(3))
+            raise RunError(
+                f"run {self.name}: in {artifacts.predictions_file('val')} the logits of {int(wrong.sum())} images ({first} …) are not "
+                "finite; the file was changed."
+            )
+        known = label >= 0
+        names = table.loc[known, ["image_id", "lesion_id"]].reset_index(drop=True)
+        return Validation(names, label[known], logits[known], probability[known])
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """One row per epoch, empty for a classical classifier."""
+        epochs = self.table(artifacts.EPOCHS_FILE)
+        return pd.DataFrame() if epochs is None else epochs
+
+    @property
+    def intervals(self) -> pd.DataFrame:
+        """Test metrics with confidence intervals: metric, value, low, high, n_resamples."""
+        return read_table(self.file(artifacts.INTERVALS_FILE), "metric")
+
+    @property
+    def report_path(self) -> Path:
+        """Local path of report.html."""
+        return self.file(artifacts.REPORT_FILE)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Local path of the best weights, or of the fitted classical classifier."""
+        return self.file(artifacts.model_files(self.config)[1])
+
+    @property
+    def model_folder(self) -> Path:
+        """Folder with all files that the model is rebuilt from."""
+        for name in artifacts.model_files(self.config):
+            self.file(name)
+        return self.folder
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (DataError, KeyError, ValueError) as error:
+            raise RunError(f"run {self.name}: its files cannot be read: {type(error).__name__}: {error}") from error
+
+    def _list(self, parent: str) -> set[str]:
+        files = []
+        if self._version:
+            with contextlib.suppress(MlflowException, OSError):
+                files += list_artifacts(artifact_uri=f"{self._place}/{parent}", tracking_uri=self._store.uri)
+        if self.id:
+            with contextlib.suppress(*((MlflowException, OSError) if self._version else ())):
+                files += self._store.client.list_artifacts(self.id, parent or None)
+        return {Path(file.path).name for file in files}
+
+    @cached_property
+    def _place(self) -> str:
+        """URI of the run's files in a registered model."""
+        assert self._version is not None
+        uri = self._store.client.get_model_version_download_uri(self._version.name, self._version.version)
+        return f"{uri}/artifacts/{artifacts.LOGGED_RUN}"
+
+    def _download(self, name: str, folder: Path) -> None:
+        client, run_id = self._store.client, self.id
+        try:
+            client.download_artifacts(run_id, name, str(folder))
+        except (MlflowException, OSError) as error:
+            try:
+                gone = not client.list_artifacts(run_id)
+            except (MlflowException, OSError):
+                gone = True
+            if gone:
+                raise RunError(
+                    f"run {run_id} in {self._store}: its artifacts are gone, or cannot be reached from here "
+                    f"({client.get_run(run_id).info.artifact_uri}): {hide(error)}"
+                ) from error
+            raise RunError(f"run {run_id} in {self._store} has no artifact {name!r}: {hide(error)}") from error
+
+    def _download_registered(self, name: str, folder: Path) -> None:
+        try:
+            uri = f"{self._place}/{name}"
+            download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self._store.uri)
+        except (MlflowException, OSError) as error:
+            if not self.id:
+                assert self._version is not None
+                raise RunError(
+                    f"models:/{self._version.name}/{self._version.version} in {self._store} has no {name}, and names no run: {hide(error)}"
+                ) from error
+            self._store.finished(self.id)
+            self._download(name, folder)
 
 
-def count(table: pd.DataFrame) -> tuple[int, int]:
-    """Return how many images and lesions a table has."""
-    return len(table), int(table["lesion_id"].nunique())
+@contextlib.contextmanager
+def weights_file(weights: str, store: RunStore) -> Iterator[Path | None]:
+    """Yield the local checkpoint of `run:RUN_ID`, None for other values of `model.weights`.
+
+    Raises:
+        RunError: no such finished run, or the run has no network.
+    """
+    # The variable keeps the downloaded file until the block ends.
+    run = FinishedRun(weights.removeprefix("run:"), store) if weights.startswith("run:") else None
+    yield run.file(artifacts.BEST_CHECKPOINT) if run else None

@@ -1,38 +1,51 @@
-"""Everything MLflow: where the store is, a run's life from start to end, what it logs, resuming, reaping.
+"""Life of a run: start, write, end, resume, and close runs whose process has exited.
 
-A run's end is said once, here: FINISHED after its last artifact, FAILED with the reason, or KILLED on SIGINT and SIGTERM.
+Only this module ends a run: FINISHED after the last artifact, FAILED with the reason, or KILLED on SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from skincancer.errors import ConfigError, RunError
-from skincancer.runs.artifacts import LAST_CHECKPOINT
-from skincancer.runs.store import experiment_id
+from skincancer.runs.artifacts import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    FIGURES,
+    LAST_CHECKPOINT,
+    classes_json,
+    config_to_keep,
+    figure_file,
+)
+from skincancer.runs.store import RunStore
+from skincancer.schema import Experiment
 from skincancer.system.console import make_console
-from skincancer.system.credentials import hide, shown, tell_error
+from skincancer.system.credentials import format_error, shown
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive, owner_tags
 from skincancer.system.interrupts import Interrupted, uninterrupted
-from skincancer.system.paths import work_root
+from skincancer.system.provenance import git_tags
+from skincancer.system.yaml_files import dump_yaml
 
 HEARTBEAT_SECONDS = 30.0
+STATE_TAG = "trial_state"
 
 
 def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[str]:
@@ -81,61 +94,88 @@ def silent_seconds(run: MlflowRun) -> float:
 
 
 @dataclass
-class Run:
-    """A run that is being written. `folder` is its own working folder, kept until the run has FINISHED."""
+class RunWriter:
+    """Writer of one run in MLflow.
 
-    client: MlflowClient
+    Attributes:
+        folder: working folder of the run, kept until the run has FINISHED.
+    """
+
+    store: RunStore
     run_id: str
-    experiment_id: str
     folder: Path
-    resumed: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def last_checkpoint(self) -> Path:
-        """Where the resume point lies."""
-        return self.folder / LAST_CHECKPOINT
+    def record(self) -> MlflowRun:
+        """The run as MLflow has it now."""
+        return self.store.client.get_run(self.run_id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log flat params; on a resumed run only those that are not there yet (MLflow's params never change)."""
+        """Log params that the run does not have yet: MLflow refuses to change a param."""
         with uninterrupted():
-            known = self.client.get_run(self.run_id).data.params
+            known = self.record.data.params
             new = [Param(name, str(value)) for name, value in params.items() if name not in known]
-            self.client.log_batch(self.run_id, params=new)
+            self.store.client.log_batch(self.run_id, params=new)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics at one step (an epoch, 1-based, where they belong to one) in one call."""
+        """Log metrics of one step (an epoch, from 1) in one call."""
         now = int(time.time() * 1000)
         batch = [Metric(name, float(value), now, step) for name, value in metrics.items()]
         with uninterrupted():
-            self.client.log_batch(self.run_id, metrics=batch)
+            self.store.client.log_batch(self.run_id, metrics=batch)
+
+    def log_results(self, metrics: Mapping[str, float]) -> None:
+        """Log final metrics without those that are undefined."""
+        self.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, in one call."""
+        """Set tags in one call."""
         with uninterrupted():
-            self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+            self.store.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def log_file(self, name: str) -> None:
-        """Log the file `name` (a path relative to the run's folder) as the artifact of the same name."""
+        """Log a file of the working folder under its own name.
+
+        Args:
+            name: path relative to the working folder.
+        """
         parent = str(Path(name).parent)
         with uninterrupted():
-            self.client.log_artifact(self.run_id, str(self.folder / name), None if parent == "." else parent)
+            self.store.client.log_artifact(self.run_id, str(self.folder / name), None if parent == "." else parent)
+
+    def log_folder(self, name: str) -> None:
+        """Log all files of a folder in the working folder."""
+        with uninterrupted():
+            self.store.client.log_artifacts(self.run_id, str(self.folder / name), name)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file into the run's folder and log it."""
+        """Write a text file and log it."""
         write_whole(self.folder / name, text)
         self.log_file(name)
 
-    def close(self, status: str, reason: str) -> None:
-        """Write the run's end where the thread that runs `start_run` cannot, before the process is ended."""
-        self.client.set_tag(self.run_id, "status_reason", hide(reason))
-        self.client.set_terminated(self.run_id, status)
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table as CSV and log it."""
+        self.write_text(name, table.to_csv(index=False))
+
+    def write_config(self, experiment: Experiment) -> None:
+        """Write config.yaml and log it."""
+        self.write_text(CONFIG_FILE, dump_yaml(config_to_keep(experiment)))
+
+    def write_classes(self, classes: Sequence[str], malignant: Sequence[str]) -> None:
+        """Write classes.json and log it."""
+        self.write_text(CLASSES_FILE, classes_json(classes, malignant))
+
+    def figure_path(self, name: str) -> Path:
+        """Return the local path that a figure is to be saved at. `log_folder(FIGURES)` logs all figures."""
+        (self.folder / FIGURES).mkdir(exist_ok=True)
+        return self.folder / figure_file(name)
 
     def _beat(self) -> None:
-        # a heartbeat is for those who look from other hosts: a failing one must not end the run
+        # Only other hosts read the heartbeat, so a failed write must not end the run.
         while not self._stop.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(MlflowException, OSError):
-                self.client.set_tag(self.run_id, "heartbeat", _now())
+                self.store.client.set_tag(self.run_id, "heartbeat", _now())
 
 
 def _now() -> str:
@@ -144,46 +184,48 @@ def _now() -> str:
 
 @contextlib.contextmanager
 def start_run(
-    client: MlflowClient,
-    experiment: str,
+    store: RunStore,
+    group: str,
     name: str,
     tags: Mapping[str, str],
     *,
     system_metrics: bool = True,
     resume: str | None = None,
     keep: bool = True,
-) -> Iterator[Run]:
-    """Start a run (or go on with one), and write down what became of it when the block ends.
+) -> Iterator[RunWriter]:
+    """Start or resume a run, and record how the run ended when the block ends.
+
+    The end is FINISHED; FAILED, with the error as tag `status_reason`, if the block raised; KILLED if it was interrupted.
 
     Args:
-        client: an open store.
-        experiment: name of the MLflow experiment.
-        name: the run's name.
-        tags: the run's tags, `kind` among them.
+        store: MLflow store.
+        group: name of the MLflow experiment.
+        name: name of the run.
+        tags: tags of the run, with `kind`. Tags of the git checkout and of the process are added.
         system_metrics: log CPU, memory and GPU use.
-        resume: id of an interrupted run to go on with, already checked by `check_resumable`.
-        keep: its working folder outlives an end other than FINISHED, so that it can be resumed.
-
-    Yields:
-        The run. At the end it is FINISHED; FAILED, with the error as `status_reason`, if the block raised; KILLED if interrupted.
+        resume: id of an interrupted run, checked by `check_resumable`.
+        keep: keep the working folder after an end other than FINISHED, so that the run can be resumed.
     """
-    number = experiment_id(client, experiment)
-    all_tags = {**tags, **owner_tags(), "heartbeat": _now(), "status_reason": ""}
+    number = store.experiment_id(group)
+    # The fluent API writes into the store that was opened last.
+    mlflow.set_tracking_uri(store.uri)
+    all_tags = {**git_tags(), **tags, **owner_tags(), "heartbeat": _now(), "status_reason": ""}
     if system_metrics:
         mlflow.set_system_metrics_sampling_interval(10)
-    run: Run | None = None
+    run: RunWriter | None = None
     try:
         with uninterrupted():
             active = mlflow.start_run(
                 run_id=resume,
                 experiment_id=None if resume else number,
                 run_name=None if resume else name,
-                tags=None if resume else all_tags,  # a run without its owner's tags could never be reaped
+                # A run without the tags of its process could never be closed as stale.
+                tags=None if resume else all_tags,
                 log_system_metrics=system_metrics,
             )
             run_id = active.info.run_id
-            folder = work_root(client.tracking_uri) / run_id
-            run = Run(client, run_id, active.info.experiment_id, folder, resumed=resume is not None)
+            folder = store.work_folder / run_id
+            run = RunWriter(store, run_id, folder)
             folder.mkdir(parents=True, exist_ok=True)
             run.set_tags({**all_tags, "work_folder": str(folder)})
         threading.Thread(target=run._beat, name="heartbeat", daemon=True).start()
@@ -192,19 +234,19 @@ def start_run(
         _end(run, "KILLED", f"interrupted by {interrupt}", keep)
         raise
     except BaseException as error:
-        _end(run, "FAILED", tell_error(error)[:4000], keep)
+        _end(run, "FAILED", format_error(error)[:4000], keep)
         raise
     else:
         _end(run, "FINISHED", "", keep=False)
 
 
-def _end(run: Run | None, status: str, reason: str, keep: bool) -> None:
+def _end(run: RunWriter | None, status: str, reason: str, keep: bool) -> None:
     try:
         if run is not None:
             run._stop.set()
             run.set_tags({"status_reason": reason, "heartbeat": _now()})
     finally:
-        # stops the system metrics thread, then writes the status; without it MLflow would say FINISHED when the process ends
+        # Stop the system metrics thread, then write the status: without it MLflow writes FINISHED when the process exits.
         mlflow.end_run(status)
     if run is not None and not keep:
         shutil.rmtree(run.folder, ignore_errors=True)
@@ -252,10 +294,13 @@ def has_checkpoint(client: MlflowClient, run_id: str | None) -> bool:
     return (Path(folder) / LAST_CHECKPOINT).is_file()
 
 
-def reap_runs(older_than: str | None, uri: str | None) -> None:
-    """Close runs whose process is gone, and those of other hosts that have been silent for `older_than` (such as 24h)."""
-    from skincancer.runs.store import connect
+def reap_runs(store: RunStore, older_than: str | None) -> None:
+    """Close stale runs and print their ids.
 
+    Args:
+        store: MLflow store.
+        older_than: also close runs of other hosts without a heartbeat for so long, such as 24h.
+    """
     hours = None
     if older_than is not None:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", older_than)
@@ -263,8 +308,5 @@ def reap_runs(older_than: str | None, uri: str | None) -> None:
             raise ConfigError(f"--older-than is {older_than!r}; give hours or days, such as 24h or 2d.")
         hours = float(match[1]) * (24 if match[2] == "d" else 1)
     console = make_console()
-    closed = reap(connect(uri), hours)
+    closed = reap(store.client, hours)
     console.print(f"closed {len(closed)} stale runs as KILLED" + (": " + ", ".join(closed) if closed else ""))
-
-
-STATE_TAG = "trial_state"

@@ -1,21 +1,17 @@
-"""Finished fits in the tracking store: found by search, page by page, and read back for a comparison."""
+"""Search for finished fits in the MLflow store."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run as MlflowRun
-from mlflow.tracking import MlflowClient
 
 from skincancer.errors import RunError
-from skincancer.runs.artifacts import check_finished, download
-from skincancer.schema import flatten
-from skincancer.system.yaml_files import load_yaml
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.store import RunStore
 
 PAGE = 200  # runs asked for at once
 _FOLD = re.compile(r"fold:\*/(\d+)")
@@ -45,15 +41,15 @@ class Query:
         return [f"fold:{i}/{folds[1]}" for i in range(int(folds[1]))] if folds else [self.split]
 
 
-def find_runs(client: MlflowClient, dataset: str, query: Query) -> list[MlflowRun]:
+def find_runs(store: RunStore, dataset: str, query: Query) -> list[MlflowRun]:
     """Return the FINISHED fits of a query, the newest of each seed (and fold), by seed.
 
     Args:
-        client: an open store.
-        dataset: the MLflow experiments looked into are `<dataset>-<task>`.
-        query: what to look for.
+        store: MLflow store.
+        dataset: the MLflow experiments that are searched are `<dataset>-<task>`.
+        query: conditions on the runs.
     """
-    alike = client.search_experiments(filter_string=f"name LIKE '{dataset}-%'")
+    alike = store.client.search_experiments(filter_string=f"name LIKE '{dataset}-%'")
     groups = [
         group.experiment_id for group in alike if group.name.startswith(f"{dataset}-")
     ]  # _ stands for any character
@@ -61,23 +57,23 @@ def find_runs(client: MlflowClient, dataset: str, query: Query) -> list[MlflowRu
     for split in query.splits():
         wanted = {"experiment": query.experiment, "split": split, "dataset": dataset, **query.params}
         conditions = [f"params.`{name}` = {_quoted(value)}" for name, value in wanted.items()]
-        for run in _search(client, groups, ["tags.kind = 'fit'", "attributes.status = 'FINISHED'", *conditions]):
+        for run in _search(store, groups, ["tags.kind = 'fit'", "attributes.status = 'FINISHED'", *conditions]):
             key = (split, run.data.params.get("seed", "0"))
             asked = query.seeds is None or int(key[1]) in query.seeds
-            if asked and key not in found and _has(client, run, query.settings):
+            if asked and key not in found and _has(store, run, query.settings):
                 found[key] = run
     return [found[key] for key in sorted(found, key=lambda key: (int(key[1]), key[0]))]
 
 
-def runs_by_id(client: MlflowClient, run_ids: Sequence[str]) -> list[MlflowRun]:
-    """Return fits given by hand.
+def runs_by_id(store: RunStore, run_ids: Sequence[str]) -> list[MlflowRun]:
+    """Return fits by their ids.
 
     Raises:
         RunError: unknown, deleted, not FINISHED, no fit, or given twice.
     """
     if len(set(run_ids)) != len(run_ids):
         raise RunError(f"--runs {' '.join(run_ids)}: a run is given twice")
-    runs = [check_finished(client, run_id) for run_id in run_ids]
+    runs = [store.finished(run_id) for run_id in run_ids]
     for run in runs:
         kind = run.data.tags.get("kind")
         if kind not in ("fit", "trial"):
@@ -85,11 +81,11 @@ def runs_by_id(client: MlflowClient, run_ids: Sequence[str]) -> list[MlflowRun]:
     return runs
 
 
-def _search(client: MlflowClient, groups: Sequence[str], conditions: Sequence[str]) -> Iterator[MlflowRun]:
+def _search(store: RunStore, groups: Sequence[str], conditions: Sequence[str]) -> Iterator[MlflowRun]:
     """Yield runs, the newest first; none where there is no such MLflow experiment."""
     token: str | None = None
     while groups:
-        page = client.search_runs(
+        page = store.client.search_runs(
             list(groups), " and ".join(conditions), max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token,
         )  # fmt: skip
         yield from page
@@ -109,10 +105,9 @@ def _quoted(value: str) -> str:
     )
 
 
-def _has(client: MlflowClient, run: MlflowRun, settings: Mapping[str, Any]) -> bool:
-    """Say whether a run's config has these values."""
+def _has(store: RunStore, run: MlflowRun, settings: Mapping[str, Any]) -> bool:
+    """Return whether the config of a run has these values."""
     if not settings:
         return True
-    with tempfile.TemporaryDirectory() as folder:
-        own = flatten(load_yaml(download(client, run.info.run_id, "config.yaml", Path(folder))))
+    own = FinishedRun(run.info.run_id, store, run).settings
     return all(own.get(key) == value for key, value in settings.items())

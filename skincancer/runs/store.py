@@ -1,13 +1,16 @@
-"""Open the MLflow store."""
+"""MLflow store."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import mlflow
 from filelock import FileLock
+from mlflow.entities import Run as MlflowRun
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -15,14 +18,89 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from skincancer.errors import RunError
 from skincancer.system.credentials import hide, remember, shown
-from skincancer.system.paths import sqlite_path, tracking_uri
+from skincancer.system.paths import sqlite_path, sweeps_folder, tracking_uri, work_root
+
+
+class RunStore:
+    """MLflow store with its client and its local folders, opened at the first use of `client`.
+
+    Args:
+        uri: as `--tracking.uri`. None takes $MLFLOW_TRACKING_URI, then the project's `mlruns/mlflow.db`.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = tracking_uri(uri)
+
+    def __str__(self) -> str:
+        return shown(self.uri)
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """Open the store and return its client.
+
+        Raises:
+            RunError: the store cannot be opened.
+        """
+        return connect(self.uri)
+
+    def open(self) -> RunStore:
+        """Open the store before any costly work, so that errors are reported early, and return the store."""
+        assert self.client is not None
+        return self
+
+    @property
+    def work_folder(self) -> Path:
+        """Folder for runs that are being written."""
+        return work_root(self.uri)
+
+    @property
+    def sweeps_folder(self) -> Path:
+        """Folder for the journals of sweeps and the logs of their trials."""
+        return sweeps_folder(self.uri)
+
+    def finished(self, run_id: str) -> MlflowRun:
+        """Return a finished run.
+
+        Raises:
+            RunError: the run is unknown, deleted, or not FINISHED.
+        """
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            raise RunError(f"run {run_id}: there is no such run in {self}") from error
+        if run.info.lifecycle_stage == "deleted":
+            raise RunError(
+                f"run {run_id} in {self} is deleted; bring it back (mlflow runs restore --run-id {run_id}), or use another run."
+            )
+        if run.info.status != "FINISHED":
+            raise RunError(
+                f"run {run_id} is {run.info.status} and not FINISHED; finish it first (python -m skincancer.fit --resume {run_id})."
+            )
+        return run
+
+    def experiment_id(self, name: str) -> str:
+        """Return the id of the MLflow experiment `name`, creating it with artifacts next to a SQLite database.
+
+        Raises:
+            RunError: the experiment is deleted.
+        """
+        # Opening the store takes the same lock, so open it first.
+        client, database = self.client, sqlite_path(self.uri)
+        lock: Any = FileLock(f"{database}.lock") if database else contextlib.nullcontext()
+        with lock:
+            group = client.get_experiment_by_name(name)
+            if group is None:
+                location = (database.parent / "artifacts" / name).as_uri() if database else None
+                return client.create_experiment(name, artifact_location=location)
+            if group.lifecycle_stage == "deleted":
+                raise RunError(
+                    f"the MLflow experiment {name!r} is deleted; restore it (mlflow experiments restore) or use another store"
+                )
+            return group.experiment_id
 
 
 def connect(uri: str | None) -> MlflowClient:
-    """Open the tracking store, creating it where it is a local SQLite file, and return a client.
-
-    Args:
-        uri: as `--tracking.uri`; None takes $MLFLOW_TRACKING_URI, then the project's `mlruns/mlflow.db`.
+    """Open the tracking store, creating a local SQLite file where there is none, and return a client.
 
     Raises:
         RunError: the store cannot be opened.
@@ -34,32 +112,16 @@ def connect(uri: str | None) -> MlflowClient:
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     mlflow.set_tracking_uri(uri)
     database = sqlite_path(uri)
+    lock: Any = contextlib.nullcontext()
     try:
-        if database is None:
-            client = MlflowClient(tracking_uri=uri)
-            client.search_experiments(max_results=1)
-            return client
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{database}.lock"):  # two first creations at once corrupt each other's migrations
+        if database is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            # Two simultaneous first creations corrupt each other's migrations.
+            lock = FileLock(f"{database}.lock")
+        with lock:
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
         return client
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
         reason = hide(getattr(error, "orig", None) or error)
         raise RunError(f"the tracking store {shown(uri)} cannot be opened: {reason}. Check --tracking.uri.") from None
-
-
-def experiment_id(client: MlflowClient, name: str) -> str:
-    """Return the id of the MLflow experiment `name`, creating it with artifacts beside a SQLite database."""
-    database = sqlite_path(client.tracking_uri)
-    lock: Any = FileLock(f"{database}.lock") if database else contextlib.nullcontext()
-    with lock:
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            location = (database.parent / "artifacts" / name).as_uri() if database else None
-            return client.create_experiment(name, artifact_location=location)
-        if found.lifecycle_stage == "deleted":
-            raise RunError(
-                f"the MLflow experiment {name!r} is deleted; restore it (mlflow experiments restore) or use another store"
-            )
-        return found.experiment_id

@@ -20,8 +20,8 @@ from mlflow.tracking import MlflowClient
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial
 
-from skincancer.config.resolve import config_to_keep
 from skincancer.errors import ConfigError, RunError, SkinCancerError
+from skincancer.runs.artifacts import config_to_keep
 from skincancer.runs.lifecycle import STATE_TAG
 from skincancer.sweeps.storage import storage_errors
 from skincancer.sweeps.study import HEARTBEAT_SECONDS, RUN_ID, THREADS, Ended, Sweep

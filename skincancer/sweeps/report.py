@@ -12,31 +12,30 @@ from typing import Any
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from skincancer.config.resolve import config_to_keep
+from skincancer.data.catalog import SYNTHETIC_NOTE
 from skincancer.data.prepare import PreparedData
 from skincancer.errors import RunError
 from skincancer.metrics.names import best_name
+from skincancer.runs.artifacts import BEST_FILE, TRIALS_FILE, config_to_keep, figure_file
 from skincancer.runs.dataset_inputs import data_tags
-from skincancer.runs.lifecycle import Run, silent_seconds, start_run
+from skincancer.runs.lifecycle import RunWriter, silent_seconds, start_run
+from skincancer.runs.store import RunStore
 from skincancer.sweeps.figures import sweep_figures
 from skincancer.sweeps.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts
-from skincancer.system import paths
 from skincancer.system.console import make_table
 from skincancer.system.credentials import shown
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive
-from skincancer.system.provenance import git_tags
 from skincancer.system.yaml_files import dump_yaml
 from skincancer.visualization.style import save
 
-BEST_FILE, TRIALS_FILE, OWNER_FILE = "best.yaml", "trials.csv", "run_id"
+OWNER_FILE = "run_id"
 _DRAW_SECONDS = 1.0
 
 
@@ -49,22 +48,23 @@ class SweepRecord:
         data: prepared.
         console: where to print.
         places: PLACE_KEYS of this machine, but the MLflow store.
-        uri: of the MLflow store.
+        store: MLflow store.
     """
 
     def __init__(
-        self, sweep: Sweep, name: str, data: PreparedData, console: Console, places: Mapping[str, Any], uri: str
+        self, sweep: Sweep, name: str, data: PreparedData, console: Console, places: Mapping[str, Any], store: RunStore
     ) -> None:
-        self.sweep, self.name, self.data, self.console, self.places, self.uri = sweep, name, data, console, places, uri
-        self.folder = own_folder(paths.sweeps_folder(uri) / name, sweep.study.user_attrs.get("parent_run"))
+        self.sweep, self.name, self.data, self.store = sweep, name, data, store
+        self.console, self.places = console, places
+        self.folder = own_folder(store.sweeps_folder / name, sweep.study.user_attrs.get("parent_run"))
         self.objective = best_name(sweep.base.training.monitor)
-        self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
-        self.run: Run | None = None
+        self.note = SYNTHETIC_NOTE if data.entry.synthetic else ""
+        self.run: RunWriter | None = None
         self._best = -1
         self._told = {trial.number for trial in sweep.trials() if trial.state.is_finished()}
 
     @contextlib.contextmanager
-    def start(self, client: MlflowClient, trials: int) -> Iterator[Run]:
+    def start(self, trials: int) -> Iterator[RunWriter]:
         """Start the sweep's MLflow run, or go on with it; `trials` are to be in all.
 
         Raises:
@@ -73,14 +73,14 @@ class SweepRecord:
         base, plan = self.sweep.base, self.sweep.plan
         before = self.sweep.study.user_attrs.get("parent_run")
         if before:
-            _check_parent(client, before, self.name)
+            _check_parent(self.store, before, self.name)
         self.sweep.begin(trials)
-        tags = {"kind": "sweep", **git_tags(), **data_tags(self.data), "trials": str(self.sweep.total)}
+        tags = {"kind": "sweep", **data_tags(self.data), "trials": str(self.sweep.total)}
         group = f"{self.data.entry.name}-{base.task}"
-        with start_run(client, group, f"sweep {self.name}", tags, system_metrics=False, resume=before) as run:
+        with start_run(self.store, group, f"sweep {self.name}", tags, system_metrics=False, resume=before) as run:
             self.run = run
             self.sweep.study.set_user_attr("parent_run", run.run_id)
-            self.folder = own_folder(paths.sweeps_folder(self.uri) / self.name, run.run_id)
+            self.folder = own_folder(self.store.sweeps_folder / self.name, run.run_id)
             self.console.print(f"sweep {run.run_id} in {group}" + (" (goes on)" if before else ""))
             params = {
                 "experiment": base.name, "task": base.task, "dataset": base.data.dataset, "split": base.data.split,
@@ -88,7 +88,7 @@ class SweepRecord:
                 "objective": self.objective, "sampler": plan.sampler, "pruner": plan.pruner, "search": json.dumps(plan.search),
             }  # fmt: skip
             run.log_params(params)
-            run.write_text("config.yaml", dump_yaml(config_to_keep(base)))
+            run.write_config(base)
             yield run
 
     @contextlib.contextmanager
@@ -181,16 +181,14 @@ class SweepRecord:
         kept = config_to_keep(experiment, name=f"{self.sweep.base.name}_best", description=text, search={})
         return f"# the same numbers again: {_fit_command(best, BEST_FILE)}\n{dump_yaml(kept)}"
 
-    def finish(self, run: Run) -> None:
+    def finish(self, run: RunWriter) -> None:
         """Log the table of trials, the best configuration, and the figures."""
         self._keep_best()
-        table = trials_table(self.sweep, self.objective)
-        run.write_text(TRIALS_FILE, table.to_csv(index=False))
-        (run.folder / "figures").mkdir(exist_ok=True)
+        run.write_table(TRIALS_FILE, trials_table(self.sweep, self.objective))
         title = f"{self.name} · {self.objective}"
         for name, figure in sweep_figures(self.sweep.study, self.objective, title, self.note):
-            save(figure, run.folder / "figures" / f"{name}.png")
-            run.log_file(f"figures/{name}.png")
+            save(figure, run.figure_path(name))
+            run.log_file(figure_file(name))
 
     def report(self) -> None:
         """Print the best trials, and how to go on."""
@@ -209,7 +207,7 @@ class SweepRecord:
             command = _fit_command(best, str(self.folder / BEST_FILE))
             self.console.print(f"the best, with its test part: {command}", markup=False)
         assert self.run is not None
-        self.console.print(f"sweep {self.run.run_id} in {shown(self.uri)}", markup=False)
+        self.console.print(f"sweep {self.run.run_id} in {self.store}", markup=False)
 
 
 def own_folder(folder: Path, run_id: str | None) -> Path:
@@ -263,12 +261,12 @@ def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({objective: float})
 
 
-def _check_parent(client: MlflowClient, run_id: str, name: str) -> None:
+def _check_parent(store: RunStore, run_id: str, name: str) -> None:
     try:
-        run = client.get_run(run_id)
+        run = store.client.get_run(run_id)
     except MlflowException as error:
         raise RunError(
-            f"the study {name} belongs to the sweep {run_id}, which is not in {shown(client.tracking_uri)}. Give the MLflow store that "
+            f"the study {name} belongs to the sweep {run_id}, which is not in {store}. Give the MLflow store that "
             "it was started with, or another --study."
         ) from error
     if run.info.lifecycle_stage == "deleted":

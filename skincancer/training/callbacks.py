@@ -11,7 +11,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from skincancer.models.tasks.base import Task
-from skincancer.runs.lifecycle import Run
+from skincancer.runs.artifacts import EPOCHS_FILE
+from skincancer.runs.lifecycle import RunWriter
 
 
 class EpochReporter(Protocol):
@@ -48,7 +49,7 @@ class EpochRecord(Callback):
     alone), optimizer_steps and images_seen (both since the run's start).
     """
 
-    def __init__(self, run: Run | None) -> None:
+    def __init__(self, run: RunWriter | None) -> None:
         self.run = run
         self.rows: list[dict[str, float]] = []
         self.images_seen = 0
@@ -116,7 +117,7 @@ class EpochRecord(Callback):
             self.run.log_metrics(
                 {name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
             )
-            self.table().to_csv(self.run.folder / "epochs.csv", index=False)
+            self.table().to_csv(self.run.folder / EPOCHS_FILE, index=False)
 
     def table(self) -> pd.DataFrame:
         """Return the rows so far."""

@@ -16,7 +16,7 @@ from skincancer.inference.classical_model import ClassicalModel, measure_deep
 from skincancer.models.classical import fit_pipeline, save_pipeline
 from skincancer.models.deep_features import DeepFeatures, first_backbone
 from skincancer.models.weights import Loaded
-from skincancer.runs.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT, local_weights
+from skincancer.runs.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT
 from skincancer.schema import Experiment
 
 
@@ -39,7 +39,9 @@ class Inputs:
         return self.loaded.source if self.loaded else "none"
 
 
-def find_inputs(experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None) -> Inputs:
+def find_inputs(
+    experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None, checkpoint: Path | None = None
+) -> Inputs:
     """Take the hand-made features of the data, or ask the backbone for its own, or open what it has said.
 
     Raises:
@@ -50,8 +52,7 @@ def find_inputs(experiment: Experiment, data: PreparedData, progress: ProgressBa
     if experiment.model.is_hand_made:
         assert data.features is not None, "they were asked for"
         return Inputs(data.features.columns(experiment.model.classical.features), data.features)
-    with local_weights(experiment.model.weights, experiment.tracking.uri) as (weights, source):
-        backbone, loaded = first_backbone(experiment, weights, source)
+    backbone, loaded = first_backbone(experiment, checkpoint)
     return Inputs(measure_deep(backbone, data, experiment.data.batch_size, progress), None, backbone, loaded)
 
 

@@ -22,8 +22,8 @@ from mlflow.tracking import MlflowClient
 from pytorch_lightning.callbacks import Callback
 
 from skincancer.errors import RunError, SkinCancerError
-from skincancer.runs.lifecycle import Run, close_lost
-from skincancer.system.credentials import tell_error
+from skincancer.runs.lifecycle import RunWriter, close_lost
+from skincancer.system.credentials import format_error
 from skincancer.system.interrupts import Interrupted, ignore_signals
 from skincancer.system.launcher import PARENT, RUN_ID
 
@@ -42,7 +42,7 @@ class Ranks(Callback):
         RunError: on rank 0, another rank has failed before.
     """
 
-    def __init__(self, trainer: pl.Trainer, run: Run | None, client: MlflowClient) -> None:
+    def __init__(self, trainer: pl.Trainer, run: RunWriter | None, client: MlflowClient) -> None:
         self.trainer, self.run, self.client = trainer, run, client
         self.run_id = run.run_id if run else os.environ.get(RUN_ID, "")
         self._children: list[subprocess.Popen[bytes]] = []
@@ -88,7 +88,7 @@ class Ranks(Callback):
                 raise RunError(reason) from error
         elif self.run_id and not isinstance(error, Interrupted):
             who = f"rank {self.trainer.global_rank} (process {os.getpid()} on {socket.gethostname()})"
-            close_lost(self.client, self.run_id, f"{who} failed: {tell_error(error)}"[:4000])
+            close_lost(self.client, self.run_id, f"{who} failed: {format_error(error)}"[:4000])
 
     def _stop_observer(self) -> None:
         """Take the processes away from Lightning's observer, which would kill rank 0 while the end of the run is recorded."""

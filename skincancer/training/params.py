@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from skincancer.data.mask_sources import RUN
 from skincancer.data.prepare import ROLES, PreparedData
 from skincancer.imaging.cleaning.steps import describe_clean
 from skincancer.imaging.features.families import WORKING_SIDE
 from skincancer.reports.task_outputs import Outcome
-from skincancer.schema import DEEP, OF_CLASSIFIERS, Experiment
+from skincancer.schema import DEEP, OF_CLASSIFIERS, Experiment, segmenter_run
 from skincancer.training.classical import Inputs
 from skincancer.training.launch import count_ranks
 
@@ -59,7 +58,7 @@ def _classical_params(e: Experiment, data: PreparedData, inputs: Inputs) -> dict
     table = inputs.measured.table
     whose = table.loc[table["error"] == "", "masks"].map(lambda name: str(name).split(":")[0])
     counts = {f"masks_{name}": int(count) for name, count in whose.value_counts().items()}
-    saw = {"segmenter_saw_test_images": data.segmenter_saw} if e.data.masks.startswith(RUN) else {}
+    saw = {"segmenter_saw_test_images": data.segmenter_saw} if segmenter_run(e.data.masks) else {}
     return {"size": WORKING_SIDE, "features": "+".join(options.features), **own, "masks": e.data.masks, **counts, **saw}
 
 

@@ -3,56 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from mlflow.tracking import MlflowClient
 from rich.console import Console
 from rich.text import Text
 
 from skincancer.audit.verdict import verdict_line
-from skincancer.config.resolve import config_to_keep
-from skincancer.data.catalog import malignant_classes
+from skincancer.data.catalog import SYNTHETIC_NOTE, malignant_classes
 from skincancer.data.index import image_root
-from skincancer.data.mask_sources import RUN, describe_crops, describe_masks
-from skincancer.data.overlap import DIGESTS_FILE, FINGERPRINTS_FILE, digest_table, open_whole, write_fingerprints
+from skincancer.data.mask_sources import describe_crops, describe_masks
+from skincancer.data.overlap import digest_table, open_whole, write_fingerprints
 from skincancer.data.prepare import ROLES, PreparedData
 from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
 from skincancer.errors import RunError
 from skincancer.inference import serving
-from skincancer.metrics.names import best_name
+from skincancer.metrics.names import best_name, epoch_columns
 from skincancer.metrics.prediction_files import write_predictions
-from skincancer.metrics.subgroups import write_subgroups
 from skincancer.models.weights import Loaded
 from skincancer.reports.error_analysis import attention_means, explain_run, read_attention, write_errors
-from skincancer.reports.fit_report import REPORT_FILE, write_report
-from skincancer.reports.task_outputs import OUTCOMES, Outcome
+from skincancer.reports.fit_report import write_report
+from skincancer.reports.task_outputs import OUTCOMES, Outcome, write_subgroups
 from skincancer.reports.thumbnails import store_thumbnails
-from skincancer.runs.artifacts import (
-    AUDIT_FILE,
-    MASKS_FILE,
-    SEGMENTER,
-    SEGMENTER_FILES,
-    classes_json,
-    fetch_run,
-    model_files,
-)
+from skincancer.runs import artifacts
 from skincancer.runs.dataset_inputs import data_tags, log_dataset
-from skincancer.runs.lifecycle import STATE_TAG, Run, check_resumable, has_checkpoint, start_run
-from skincancer.schema import Experiment
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.lifecycle import STATE_TAG, RunWriter, check_resumable, has_checkpoint, start_run
+from skincancer.runs.store import RunStore
+from skincancer.schema import TASKS, Experiment, segmenter_run
 from skincancer.system.console import make_table, progress_bars, warn
-from skincancer.system.credentials import shown
 from skincancer.system.hardware import device_name
 from skincancer.system.interrupts import uninterrupted
 from skincancer.system.launcher import is_rank_zero
-from skincancer.system.provenance import environment_text, git_tags, model_requirements
-from skincancer.system.yaml_files import dump_yaml
+from skincancer.system.provenance import environment_text, model_requirements
 from skincancer.training.callbacks import EpochRecord, EpochReporter
 from skincancer.training.classical import Inputs
 from skincancer.training.params import fit_params
@@ -69,23 +58,23 @@ class FitRecorder:
     Args:
         experiment: resolved.
         data: prepared.
-        console: where to print; quiet on ranks above 0.
+        store: MLflow store.
+        console: quiet on ranks above 0.
         trial: the run is a trial of a sweep.
     """
 
     def __init__(
-        self, experiment: Experiment, data: PreparedData, console: Console, trial: EpochReporter | None = None
-    ) -> None:
-        self.experiment, self.data, self.console, self.trial = experiment, data, console, trial
+        self, experiment: Experiment, data: PreparedData, store: RunStore, console: Console, trial: EpochReporter | None = None,
+    ) -> None:  # fmt: skip
+        self.experiment, self.data, self.store, self.console, self.trial = experiment, data, store, console, trial
         self.run_id = ""
         self.folder = Path()
-        self.note = "synthetic data: no medical meaning" if data.entry.synthetic else ""
+        self.note = SYNTHETIC_NOTE if data.entry.synthetic else ""
         self.title = f"{experiment.name} · {data.entry.name} · {experiment.data.split} · seed {experiment.seed}"
         self.outcome: Outcome = OUTCOMES[experiment.task](data)
         self.intervals = pd.DataFrame()
         self.tested = (0, 0)
         self.epochs = pd.DataFrame()
-        self.uri = ""
         self.inputs: Inputs | None = None  # of a classical classifier
 
     @cached_property
@@ -170,8 +159,9 @@ class FitRecorder:
             self.console.print(Text(loaded.note))
 
     @contextlib.contextmanager
-    def start(self, client: MlflowClient, weights: str, resume: str | None = None) -> Iterator[Run | None]:
-        """Start the run and write down all that is known before training; None on ranks above 0."""
+    def start(self, weights: str, resume: str | None = None) -> Iterator[RunWriter | None]:
+        """Start the run and log all that is known before training; yield None on ranks above 0."""
+        client = self.store.client
         if not is_rank_zero():
             # the folder itself is broadcast by the checkpoint callbacks
             with tempfile.TemporaryDirectory() as folder:
@@ -200,15 +190,14 @@ class FitRecorder:
                     f"{first!r} and now they are {weights!r}. Start a new run."
                 )
         device = device_name(experiment.trainer.accelerator)
-        tags = {"kind": "fit", **git_tags(), **data_tags(data), "device": device}
+        tags = {"kind": "fit", **data_tags(data), "device": device}
         name = f"{experiment.name} {experiment.data.split} s{experiment.seed}"
         if self.trial:
             tags |= self.trial.tags()
             name = f"trial {self.trial.number} of {name}"
         group = f"{data.entry.name}-{experiment.task}"
-        self.uri = client.tracking_uri
         with start_run(
-            client, group, name, tags, system_metrics=experiment.tracking.system_metrics, resume=resume,
+            self.store, group, name, tags, system_metrics=experiment.tracking.system_metrics, resume=resume,
             keep=self.trial is None,
         ) as run:  # fmt: skip
             self.run_id, self.folder = run.run_id, run.folder
@@ -223,42 +212,44 @@ class FitRecorder:
                 self._write_start(run)
             yield run
 
-    def _write_start(self, run: Run) -> None:
+    def _write_start(self, run: RunWriter) -> None:
         data = self.data
-        run.write_text("config.yaml", dump_yaml(config_to_keep(self.experiment)))
+        run.write_config(self.experiment)
         settings = self.experiment.data
         malignant = malignant_classes(data.entry, data.classes, settings.target, tuple(settings.malignant))
-        run.write_text("classes.json", classes_json(data.classes, malignant))
-        run.write_text("split.csv", data.split_table.to_csv(index=False))
-        run.write_text("dropped.csv", data.dropped.to_csv(index=False))
+        run.write_classes(data.classes, malignant)
+        run.write_table(artifacts.SPLIT_FILE, data.split_table)
+        run.write_table(artifacts.DROPPED_FILE, data.dropped)
         if self.audited:
-            run.write_text(AUDIT_FILE, f"{self.audited}\n")
-        run.write_text(DIGESTS_FILE, digest_table(data.index, data.store.images).to_csv(index=False))
+            run.write_text(artifacts.AUDIT_FILE, f"{self.audited}\n")
+        run.write_table(artifacts.DIGESTS_FILE, digest_table(data.index, data.store.images))
         with progress_bars(self.console) as bars:
             whole = open_whole(data.index, image_root(data.root), data.store, settings, bars)
-        write_fingerprints(run.folder / FINGERPRINTS_FILE, data.index, *whole)
-        run.log_file(FINGERPRINTS_FILE)
-        run.write_text("environment.txt", environment_text())
+        write_fingerprints(run.folder / artifacts.FINGERPRINTS_FILE, data.index, *whole)
+        run.log_file(artifacts.FINGERPRINTS_FILE)
+        run.write_text(artifacts.ENVIRONMENT_FILE, environment_text())
         if settings.crop:
-            run.write_text("crops.csv", data.store.table[["image_id", *CROP_COLUMNS]].to_csv(index=False))
+            run.write_table(artifacts.CROPS_FILE, data.store.table[["image_id", *CROP_COLUMNS]])
         if self.inputs and self.inputs.measured:
-            run.write_text(MASKS_FILE, self.inputs.measured.table[["image_id", "masks"]].to_csv(index=False))
-        if (settings.crop or self.experiment.model.is_hand_made) and settings.masks.startswith(RUN):
-            # a folder as `predict --run` and `data.masks` take it, so that the classifier can be used where that run is gone
-            fetch_run(
-                settings.masks.removeprefix(RUN), run.folder / SEGMENTER, self.experiment.tracking.uri, SEGMENTER_FILES
-            )
-            for name in SEGMENTER_FILES:
-                run.log_file(f"{SEGMENTER}/{name}")
+            run.write_table(artifacts.MASKS_FILE, self.inputs.measured.table[["image_id", "masks"]])
+        named = segmenter_run(settings.masks)
+        if named and (settings.crop or self.experiment.model.is_hand_made):
+            # Keep a copy that `predict --run` and `data.masks` accept, for machines that do not have the segmenter's run.
+            segmenter = FinishedRun(named, self.store)
+            for name in artifacts.SEGMENTER_FILES:
+                copy = run.folder / artifacts.SEGMENTER / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(segmenter.file(name), copy)
+                run.log_file(f"{artifacts.SEGMENTER}/{name}")
         for role in ROLES:
             log_dataset(data, role, settings.split)
 
     def keep(self, part: str, predictions: Any) -> None:
         """Write the table of predictions of a part into the run's folder."""
         if self.run_id:
-            write_predictions(self.outcome.table(predictions), self.folder / "predictions" / f"{part}.csv")
+            write_predictions(self.outcome.table(predictions), self.folder / artifacts.predictions_file(part))
 
-    def finish(self, run: Run | None, record: EpochRecord | None, best_epoch: int, task: Any) -> None:
+    def finish(self, run: RunWriter | None, record: EpochRecord | None, best_epoch: int, task: Any) -> None:
         """Compute metrics, intervals and figures from the written tables, and log everything.
 
         Args:
@@ -270,51 +261,47 @@ class FitRecorder:
         if run is None:
             return
         best = self._best(record, best_epoch)
-        tested = pd.read_csv(self.folder / "predictions/test.csv", usecols=["lesion_id"], dtype=str)
+        tested = pd.read_csv(self.folder / artifacts.predictions_file("test"), usecols=["lesion_id"], dtype=str)
         self.tested = len(tested), tested["lesion_id"].nunique()
         self.intervals = self.outcome.test(self.folder)
-        self.intervals.to_csv(self.folder / "intervals.csv", index=False)
+        self.intervals.to_csv(self.folder / artifacts.INTERVALS_FILE, index=False)
         values = self.intervals.set_index("metric")["value"].astype(float)
         test = {f"test/{name}": float(value) for name, value in values.items()}
         chosen = self.outcome.chosen(task)
-        run.log_metrics({name: value for name, value in {**best, **test, **chosen}.items() if np.isfinite(value)})
-
-        folder = self.folder / "figures"
-        folder.mkdir(exist_ok=True)
+        run.log_results({**best, **test, **chosen})
         if record:
             curves = learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
-            save(curves, folder / "learning_curves.png")
+            save(curves, run.figure_path("learning_curves"))
         for name, figure in self.outcome.figures(self.folder, task, f"{self.title} · test", self.note):
-            save(figure, folder / f"{name}.png")
+            save(figure, run.figure_path(name))
         if not self.experiment.model.is_network:
             write_errors(self.folder, self.data.classes)
-            run.log_file("errors.csv")
-        elif self.experiment.task != "segmentation":
+            run.log_file(artifacts.ERRORS_FILE)
+        elif self.outcome.classes:
             self._explain(run, task)
-        files = model_files(self.experiment.to_dict())[1:]
-        for name in ("intervals.csv", *(["epochs.csv"] if record else []), *files):
+        files = artifacts.model_files(self.experiment.to_dict())[1:]
+        for name in (artifacts.INTERVALS_FILE, *([artifacts.EPOCHS_FILE] if record else []), *files):
             run.log_file(name)
         if self.outcome.classes and (subgroups := write_subgroups(self.folder)):
             run.log_file(subgroups.name)
-        for name in ("predictions", "figures"):
-            with uninterrupted():
-                run.client.log_artifacts(run.run_id, str(self.folder / name), name)
-        write_report(self.folder, run.client.get_run(run.run_id), store_thumbnails(self.data))
-        run.log_file(REPORT_FILE)
+        for name in (artifacts.PREDICTIONS, artifacts.FIGURES):
+            run.log_folder(name)
+        write_report(self.folder, run.record, store_thumbnails(self.data))
+        run.log_file(artifacts.REPORT_FILE)
         self._log_model()
 
-    def finish_trial(self, run: Run | None, record: EpochRecord | None, best_epoch: int = 0) -> None:
+    def finish_trial(self, run: RunWriter | None, record: EpochRecord | None, best_epoch: int = 0) -> None:
         """Log what a trial of a sweep leaves: its epochs and, unless it was pruned (no best epoch), the validation part."""
         assert run is not None
         assert self.trial is not None
         objective = None
         if best_epoch or not record:
             best = self._best(record, best_epoch)
-            run.log_metrics({name: value for name, value in best.items() if np.isfinite(value)})
-            run.log_file("predictions/val.csv")
+            run.log_results(best)
+            run.log_file(artifacts.predictions_file("val"))
             objective = best[best_name(self.experiment.training.monitor)]
         if record:
-            run.log_file("epochs.csv")
+            run.log_file(artifacts.EPOCHS_FILE)
         run.set_tags({STATE_TAG: "PRUNED" if objective is None else "COMPLETE"})
         self.trial.ended(objective)
 
@@ -329,7 +316,7 @@ class FitRecorder:
         at_best = self.epochs.loc[self.epochs["epoch"] == best_epoch, monitor]
         return {best_name(monitor): float(at_best.iloc[0]), **best, "best_epoch": best_epoch}
 
-    def _explain(self, run: Run, task: Any) -> None:
+    def _explain(self, run: RunWriter, task: Any) -> None:
         settings = self.experiment.data
         missing = explain_run(
             self.folder, self.data, task, resize=settings.resize, batch_size=settings.batch_size,
@@ -337,16 +324,16 @@ class FitRecorder:
         )  # fmt: skip
         if missing:
             self.console.print(Text(missing))
-        run.log_file("errors.csv")
-        if (self.folder / "attention.csv").is_file():
-            run.log_file("attention.csv")
-            means = attention_means(read_attention(self.folder / "attention.csv"))
+        run.log_file(artifacts.ERRORS_FILE)
+        if (self.folder / artifacts.ATTENTION_FILE).is_file():
+            run.log_file(artifacts.ATTENTION_FILE)
+            means = attention_means(read_attention(self.folder / artifacts.ATTENTION_FILE))
             run.log_metrics({f"test/{row['metric']}": float(row["value"]) for row in means.to_dict("records")})
 
     def _log_model(self) -> None:
         experiment = self.experiment
         takes_masks = experiment.data.crop or experiment.model.is_hand_made
-        signature = serving.signature(self.outcome.classes, experiment.task != "classification", takes_masks)
+        signature = serving.signature(self.outcome.classes, TASKS[experiment.task].has_masks, takes_masks)
         more = () if experiment.model.is_network else ("scikit-learn", "scikit-image", "skops")
         with uninterrupted():
             serving.log_model(self.folder, signature, model_requirements(*more))
@@ -355,7 +342,7 @@ class FitRecorder:
         """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""
         if not self.run_id:
             return
-        columns = self.outcome.epoch_columns
+        columns = epoch_columns(self.experiment.task)
         rows = [
             [
                 f"{value:.0f}" if name == "epoch" else f"{value:.1f}" if name == "epoch_seconds" else f"{value:.4f}"
@@ -369,13 +356,11 @@ class FitRecorder:
             f"{self.tested[0]} images, {self.tested[1]} lesions; intervals: bootstrap over lesions, 2,000 resamples"
         )
         self.console.print(intervals_table(f"test: {self.title}", self.intervals, caption, bool(self.note)))
-        uri = f" --tracking.uri {shown(self.uri)}" if self.experiment.tracking.uri else ""
-        self.console.print(
-            f"run {self.run_id} in {shown(self.uri)}\nbrowse it: python -m skincancer.ui{uri}", markup=False
-        )
+        uri = f" --tracking.uri {self.store}" if self.experiment.tracking.uri else ""
+        self.console.print(f"run {self.run_id} in {self.store}\nbrowse it: python -m skincancer.ui{uri}", markup=False)
         if self.data.entry.synthetic:
             self.console.print(
-                "These images are drawn. For real ones: python -m skincancer.prepare ham10000 says how to get them; then "
+                "These images are synthetic. For real ones: python -m skincancer.prepare ham10000 says how to get them; then "
                 f"python -m skincancer.fit --experiment {self.experiment.name} --data.dataset ham10000 --data.root FOLDER",
                 markup=False,
             )

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skincancer.config.resolve import resolve
 from skincancer.errors import RunError
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.lifecycle import check_resumable
+from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment, flatten
 from skincancer.system.launcher import is_rank_zero
-from skincancer.system.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 
-def load_resumed(run_id: str, name: str | None, flags: dict[str, Any], parser: ArgumentParser) -> Experiment:
-    """Return the config of the run to go on with; refuse one that was changed, with both values shown."""
-    from skincancer.runs.artifacts import download
-    from skincancer.runs.lifecycle import check_resumable
-    from skincancer.runs.store import connect
+def load_resumed(
+    run_id: str, name: str | None, flags: dict[str, Any], parser: ArgumentParser, store: RunStore
+) -> Experiment:
+    """Return the config of an interrupted run.
 
-    client = connect(flags.get("tracking.uri"))
+    Raises:
+        RunError: the run cannot be resumed, or the flags change its config.
+    """
     if is_rank_zero():  # by the time other ranks look, rank 0 owns the run
-        check_resumable(client, run_id)
-    with tempfile.TemporaryDirectory() as folder:
-        stored = load_yaml(download(client, run_id, "config.yaml", Path(folder)))
+        check_resumable(store.client, run_id)
+    stored = FinishedRun(run_id, store, store.client.get_run(run_id)).config
     kept, _ = resolve(None, {}, parser, base=flatten(stored))
     asked = kept
     if name or flags:
@@ -42,5 +42,5 @@ def load_resumed(run_id: str, name: str | None, flags: dict[str, Any], parser: A
             f"--resume {run_id}: the config differs:\n  " + "\n  ".join(changed) + "\nResume with the run's own config "
             f"(python -m skincancer.fit --resume {run_id}), or start a new run."
         )
-    # its config leaves out the password of its store, which is where it was found
+    # config.yaml has no password of the store, so the URI comes from the command line.
     return replace(asked, tracking=replace(asked.tracking, uri=flags.get("tracking.uri")))

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from mlflow.tracking import MlflowClient
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -26,8 +25,11 @@ from skincancer.metrics.segmentation import ThresholdSearch
 from skincancer.models.factory import build_scorer, build_task
 from skincancer.models.lightning import OwnSignals, SyncBatchNorm
 from skincancer.models.tasks.segmentation import Segmenting
-from skincancer.runs.artifacts import BEST_CHECKPOINT, LAST_CHECKPOINT, local_weights
+from skincancer.plugins import CALLBACKS
+from skincancer.runs.artifacts import BEST_CHECKPOINT, LAST_CHECKPOINT
+from skincancer.runs.finished import weights_file
 from skincancer.runs.lifecycle import has_checkpoint
+from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment, TrainerConfig
 from skincancer.system.console import progress_bars, warn
 from skincancer.training.callbacks import EpochBars, EpochRecord, ReportToSweep, averaging_note
@@ -71,6 +73,17 @@ def check_devices(trainer: TrainerConfig) -> None:
         raise ConfigError("trainer.precision bf16-mixed needs a GPU with bfloat16; use 16-mixed.")
 
 
+def _own_callbacks() -> list[Callback]:
+    """Create the callbacks of plugins."""
+    callbacks = {name: make() for name, make in CALLBACKS.items()}
+    for name, callback in callbacks.items():
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"the callback {name} of a plugin gives {type(callback).__name__}; expected pytorch_lightning.Callback. Fix it."
+            )
+    return list(callbacks.values())
+
+
 def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callback], progress_bar: bool) -> pl.Trainer:
     """Build the Trainer.
 
@@ -85,6 +98,7 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
     callbacks: list[Callback] = [
         OwnSignals(),
         *records,
+        *_own_callbacks(),
         # with averaged weights Lightning swaps them in only in a whole checkpoint; `export_best` makes it slim
         ModelCheckpoint(
             folder / Path(BEST_CHECKPOINT).parent, filename=Path(BEST_CHECKPOINT).stem, monitor=monitor,
@@ -122,19 +136,18 @@ def fit_network(
     experiment: Experiment,
     data: PreparedData,
     recorder: FitRecorder,
-    client: MlflowClient,
+    store: RunStore,
     resume: str | None,
     tags: Mapping[str, str],
 ) -> None:
     """Train a network or resume the run of the id `resume`, then test the best checkpoint."""
     trial = recorder.trial
-    resumes = has_checkpoint(client, resume)
-    weights = "none" if resumes else experiment.model.weights
-    with local_weights(weights, experiment.tracking.uri) as (path, source):
-        task, loaded = build_task(experiment, data, path, source)
+    resumes = has_checkpoint(store.client, resume)
+    with weights_file("none" if resumes else experiment.model.weights, store) as checkpoint:
+        task, loaded = build_task(experiment, data, resumes, checkpoint)
     if not resumes:
         recorder.tell_weights(loaded)
-    with recorder.start(client, loaded.source, resume) as run:
+    with recorder.start(loaded.source, resume) as run:
         if run:
             run.set_tags(tags)
         datamodule = _build_datamodule(experiment, data)
@@ -144,7 +157,7 @@ def fit_network(
         if run:
             _warn_of_averaging(experiment, datamodule, recorder)
         last = recorder.folder / LAST_CHECKPOINT
-        with Ranks(trainer, run, client):
+        with Ranks(trainer, run, store.client):
             trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
             if trial and trial.pruned:
                 recorder.finish_trial(run, record)
@@ -205,13 +218,13 @@ def choose_threshold(
 
 
 def fit_classical(
-    experiment: Experiment, data: PreparedData, recorder: FitRecorder, client: MlflowClient, tags: Mapping[str, str]
+    experiment: Experiment, data: PreparedData, recorder: FitRecorder, store: RunStore, tags: Mapping[str, str]
 ) -> None:
     """Fit a classical classifier, which has no epochs, and test it."""
-    with progress_bars(recorder.console) as bars:
-        inputs = find_inputs(experiment, data, bars)
+    with progress_bars(recorder.console) as bars, weights_file(experiment.model.weights, store) as checkpoint:
+        inputs = find_inputs(experiment, data, bars, checkpoint)
     recorder.tell_features(inputs)
-    with recorder.start(client, inputs.source) as run:
+    with recorder.start(inputs.source) as run:
         assert run is not None, "there is one process"
         run.set_tags(tags)
         model = fit_classifier(experiment, data, inputs, recorder.folder)

@@ -6,17 +6,14 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
+from skincancer.data.catalog import SYNTHETIC_NOTE
 from skincancer.system.console import make_table
 
 
 def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic: bool) -> Table:
     """Return a printable table of metrics with their intervals.
 
-    Args:
-        title: above it; of synthetic data a warning follows.
-        intervals: columns metric, value, low, high.
-        caption: below it.
-        synthetic: the images are drawn.
+    `intervals` has the columns metric, value, low and high. The title of synthetic data contains a warning.
     """
     numbers = intervals.astype({"value": float, "low": float, "high": float}).to_dict("records")
     rows = [
@@ -27,5 +24,5 @@ def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic
         ]
         for row in numbers
     ]
-    title += " — SYNTHETIC DATA, no medical meaning" if synthetic else ""
+    title += f" — {SYNTHETIC_NOTE.upper()}" if synthetic else ""
     return make_table(title, ["metric", "value", "95 % interval"], rows, caption)

@@ -19,7 +19,7 @@ from skincancer.comparison.predictions import ClassScores
 from skincancer.errors import ConfigError, RunError
 from skincancer.metrics.names import is_mask_metric
 from skincancer.runs.search import Query, find_runs, runs_by_id
-from skincancer.runs.store import connect
+from skincancer.runs.store import RunStore, connect
 from skincancer.system.console import make_console
 
 A, B = "densenet169_undersample", "resnet50_oversample"
@@ -82,7 +82,7 @@ def test_a_table_of_two_experiments_and_three_splits(store, quiet, tmp_path, cap
     assert beside["ours"][0] == pytest.approx(right, abs=1e-8)
 
     page = (found / "compare.html").read_text()
-    for words in ("Synthetic data", "balanced accuracy", "82.9", "200 common images", "data:image/png"):
+    for words in ("SYNTHETIC DATA", "balanced accuracy", "82.9", "200 common images", "data:image/png"):
         assert words in page
     assert not re.search(r'(src|href)="https?:', page)
     assert {path.name for path in (found / "figures").iterdir()} == {
@@ -100,8 +100,11 @@ def test_a_table_of_two_experiments_and_three_splits(store, quiet, tmp_path, cap
 
 def load(experiment, split="80:20", metric="balanced_accuracy"):
     query = Query(experiment, split, {}, {})
-    client = connect(None)
-    return Cell(experiment, split, tuple(load_run(client, run, metric) for run in find_runs(client, "demo", query)))
+    return Cell(
+        experiment,
+        split,
+        tuple(load_run(RunStore(None), run, metric) for run in find_runs(RunStore(None), "demo", query)),
+    )
 
 
 def test_seeds_are_summarised_and_paired_by_their_means(store):
@@ -161,17 +164,18 @@ def test_masks_are_compared_by_their_means(store, quiet, tmp_path):
 def test_the_newest_run_of_a_seed_counts_and_flags_choose(store):
     old = finished_fit(A, class_predictions(1, 60, 1.0), flags={"data.size": 48})
     new = finished_fit(A, class_predictions(2, 60, 1.0))
-    client = connect(None)
-    assert [run.info.run_id for run in find_runs(client, "demo", Query(A, "80:20", {}, {}))] == [new]
-    assert [run.info.run_id for run in find_runs(client, "demo", Query(A, "80:20", {}, {"data.size": 48}))] == [old]
-    assert find_runs(client, "demo", Query(A, "80:20", {}, {}, seeds=(7,))) == []
-    assert find_runs(client, "ham10000", Query(A, "80:20", {}, {})) == []
+    assert [run.info.run_id for run in find_runs(RunStore(None), "demo", Query(A, "80:20", {}, {}))] == [new]
+    assert [run.info.run_id for run in find_runs(RunStore(None), "demo", Query(A, "80:20", {}, {"data.size": 48}))] == [
+        old
+    ]
+    assert find_runs(RunStore(None), "demo", Query(A, "80:20", {}, {}, seeds=(7,))) == []
+    assert find_runs(RunStore(None), "ham10000", Query(A, "80:20", {}, {})) == []
 
 
 def test_runs_are_found_page_by_page(store, monkeypatch):
     monkeypatch.setattr("skincancer.runs.search.PAGE", 2)
     given = [finished_fit(A, class_predictions(seed, 30, 1.0), seed=seed) for seed in range(5)]
-    assert [run.info.run_id for run in find_runs(connect(None), "demo", Query(A, "80:20", {}, {}))] == given
+    assert [run.info.run_id for run in find_runs(RunStore(None), "demo", Query(A, "80:20", {}, {}))] == given
 
 
 def test_runs_by_hand_go_before_and_are_told_apart(store, quiet, tmp_path):
@@ -258,23 +262,23 @@ def test_a_run_that_cannot_be_read_is_named(store, quiet, predictions, more, sai
 def test_runs_given_by_hand_must_be_finished_fits(store):
     client = connect(None)
     with pytest.raises(RunError, match="there is no such run"):
-        runs_by_id(client, ["0" * 32])
+        runs_by_id(RunStore(None), ["0" * 32])
     running = client.create_run(client.create_experiment("x"), tags={"kind": "fit"}).info.run_id
     with pytest.raises(RunError, match="is RUNNING and not FINISHED"):
-        runs_by_id(client, [running])
+        runs_by_id(RunStore(None), [running])
     client.set_terminated(running)
     client.set_tag(running, "kind", "sweep")
     with pytest.raises(RunError, match="of kind 'sweep'"):
-        runs_by_id(client, [running])
+        runs_by_id(RunStore(None), [running])
     with pytest.raises(RunError, match="given twice"):
-        runs_by_id(client, [running, running])
+        runs_by_id(RunStore(None), [running, running])
 
 
 def test_a_deleted_run_is_not_found_and_not_taken(store, quiet):
     run_id = finished_fit(A, class_predictions(1, 30, 1.0))
     connect(None).delete_run(run_id)
     with pytest.raises(RunError, match=f"run {run_id}.*deleted"):
-        runs_by_id(connect(None), [run_id])
+        runs_by_id(RunStore(None), [run_id])
     with pytest.raises(RunError, match="no finished run"):
         compare.compare(request_module.Request((A,)), console=quiet)
 
@@ -544,5 +548,5 @@ def test_classical_runs_as_shipped_raise_no_alarm(store, capsys):
 def test_a_place_that_is_a_file_is_told_before_any_run_is_looked_for(tmp_path, store, capsys):
     (tmp_path / "file").write_text("precious")
     assert compare.main(["--runs", "a", "b", f"--out={tmp_path / 'file'}"]) == 2
-    assert f"--out {tmp_path / 'file'} is a file; give a folder" in capsys.readouterr().err
+    assert f"--out is {tmp_path / 'file'}, a file; expected a folder. Use a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "precious"

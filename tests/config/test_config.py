@@ -6,7 +6,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
@@ -16,8 +16,10 @@ from skincancer import fit
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.config.resolve import resolve
+from skincancer.config.validation import NAMES, RANGES, REQUIREMENTS, RULES
 from skincancer.errors import ConfigError
-from skincancer.schema import KEYS, Experiment, TrainerConfig, flatten, unflatten
+from skincancer.models.losses import MASK_LOSSES
+from skincancer.schema import KEYS, TYPES, Experiment, TrainerConfig, flatten, unflatten
 from skincancer.system.yaml_files import dump_yaml, load_yaml
 
 SPLITS = ["80:20", "70:30", "40:60", "60:40", "90:10", "99:1", "11:89", "50:50", "fold:0/5", "fold:4/5", "official"]
@@ -215,8 +217,8 @@ def test_unflatten_undoes_flatten():
     [
         ("a: b: c", "cannot be read as YAML"),
         ("data: {size: 3", "cannot be read as YAML"),
-        ("- 1", "holds list, not a mapping"),
-        ("just words", "holds str, not a mapping"),
+        ("- 1", "contains list; expected a mapping of sections"),
+        ("just words", "contains str; expected a mapping of sections"),
     ],
 )
 def test_files_that_are_no_experiment(write, text: str, message: str):
@@ -607,3 +609,29 @@ def test_a_run_of_a_day_with_other_defaults_is_read_and_nothing_else_is_let_thro
 def test_a_word_where_a_list_belongs_is_told_with_the_list(capsys):
     assert fit.main(["--experiment=resnet50", "--data.clean=hair", "--dry-run"]) == 2
     assert "data.clean is 'hair'; it must be list. Write a list as [hair]." in " ".join(capsys.readouterr().err.split())
+
+
+def test_every_rule_of_the_schema_can_be_checked():
+    """A range has its test, and what a key goes with is a key with a value that it may have."""
+    assert set(RULES) == set(KEYS)
+    assert {rules["allowed"] for rules in RULES.values() if rules.get("allowed")} == set(RANGES)
+    values = {key: get_args(hint) for key, hint in TYPES.items() if get_origin(hint) is Literal}
+    values |= {key: tuple(names) for key, names in NAMES.items()}
+    values |= {"data.crop": ("true", "false"), "model.loss.masks": tuple(MASK_LOSSES)}
+    for key, other, allowed in REQUIREMENTS:
+        assert set(allowed) < set(values[other]), key
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.balance_fixed=true"], "data.balance_fixed is True; it is for data.balance undersample, and data.balance is none"),
+        (["--data.class_weight_power=0.5"], "it is for data.balance class_weights, and data.balance is none"),
+        (["--model.schedule.name=step", "--model.schedule.warmup_epochs=1"], "it is for cosine, and chosen is step"),
+        (["--model.loss.name=focal", "--model.loss.label_smoothing=0.1"], "it is for cross_entropy, and chosen is focal"),
+        (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps is 0; it must be 1 or more"),
+        (["--data.class_weight_power=3"], "data.class_weight_power is 3.0; it must be above 0, at most 2"),
+    ],
+)  # fmt: skip
+def test_rules_of_the_schema_name_key_value_and_choice(flags, message):
+    assert message in refused(*flags)

@@ -61,14 +61,8 @@ def test_files_beside_each_other_stay_so(tmp_path):
         ("C:x.jpg", "outside"),
         ("..\\x.jpg", "outside"),
         ("x.jpg\0.txt", "outside"),
-        (link("x.jpg"), "is a link"),
-        ("good.jpg", "it holds 'good.jpg' twice"),
-        ("GOOD.jpg", "it holds 'good.jpg' and 'GOOD.jpg', which are one file where case does not count"),
-        ("good.jpg/x.jpg", "it holds the file 'good.jpg' and 'good.jpg/x.jpg', for which that would be a folder"),
-        ("Good.JPG/deep/x.jpg", "it holds the file 'good.jpg' and 'Good.JPG/deep/x.jpg'"),
-        (f"{'x' * 300}.jpg", "it holds a name that is too long: 'xxx"),
-        (f"{'ä' * 130}.jpg", "(264 bytes in one part; allowed are 255, and 1024 in all)"),
-        ("deep/" * 300 + "x.jpg", "it holds a name that is too long: 'deep/deep/"),
+        ("good.jpg", "it holds 'good.jpg' and 'good.jpg', which are one file on many disks"),
+        ("GOOD.jpg", "it holds 'good.jpg' and 'GOOD.jpg', which are one file on many disks"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -85,6 +79,21 @@ def test_hostile_names_are_refused_before_anything_is_written(tmp_path, monkeypa
         unpack(archive, here / "A")
     assert told in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["good.jpg/x.jpg", "good.jpg/deep/x.jpg", f"{'x' * 300}.jpg", link("x.jpg")])
+def test_exotic_names_leave_nothing_outside_and_nothing_half_unpacked(tmp_path, name):
+    here = tmp_path / "in" / "deep"
+    here.mkdir(parents=True)
+    archive = pack(here / "a.zip", ("good.jpg", b"good"), (name, b"../../../etc/passwd"))
+    if isinstance(name, str):
+        with pytest.raises(BadArchive, match="cannot be unpacked"):
+            unpack(archive, here / "A")
+        assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [archive]
+    else:
+        unpack(archive, here / "A")
+        assert inside(here / "A") == {"good.jpg": b"good", "x.jpg": b"../../../etc/passwd"}, "a file, not a link"
+        assert not (here / "A" / "x.jpg").is_symlink()
 
 
 def test_a_folder_entry_of_its_own_files_is_no_clash(tmp_path):
@@ -152,7 +161,7 @@ def test_an_encrypted_file_is_told(tmp_path):
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.index(signature) + offset] |= 1
     archive.write_bytes(content)
-    with pytest.raises(BadArchive, match=r"'x.jpg' is encrypted"):
+    with pytest.raises(BadArchive, match=r"'x.jpg'.* is encrypted"):
         unpack(archive, tmp_path / "A")
 
 

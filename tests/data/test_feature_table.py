@@ -18,6 +18,8 @@ from skincancer.imaging.crop import find_mask
 from skincancer.imaging.decode import BadImage, read_image
 from skincancer.imaging.features.families import bring_to_working_size, feature_names, image_features, learned_names
 from skincancer.imaging.mask_operations import otsu_mask
+from skincancer.imaging.preprocessing import Preprocessing
+from skincancer.inference.model import SegmenterMasks, mask_source
 from skincancer.schema import DataConfig
 
 
@@ -44,8 +46,8 @@ def few(tmp_path, monkeypatch):
 def opened(root, masks="auto", clean=(), **options):
     entry = catalog_entry("csv")
     index, _ = load_index(entry, root)
-    config = DataConfig(dataset="csv", root=str(root), masks=masks, clean=list(clean))
-    return open_features(index, root, entry, config, jobs=1, **options)
+    source = mask_source(DataConfig(dataset="csv", root=str(root), masks=masks), None)
+    return open_features(index, root, entry, source, clean, jobs=1, **options)
 
 
 def test_table_has_a_row_an_image_and_is_measured_once(few, monkeypatch):
@@ -129,7 +131,7 @@ def test_what_frame_cuts_away_is_in_no_feature(tmp_path):
     assert frame_box(framed) == (10, 10, 70, 50)
     inner = measure(tmp_path / "inner.png", tmp_path / "inner_mask.png", "truth")
     by_truth = measure(tmp_path / "framed.png", tmp_path / "framed_mask.png", "truth", steps=["frame"])
-    by_run = measure(tmp_path / "framed.png", None, "run:x", masks[1] > 0, steps=["frame"])
+    by_run = measure(tmp_path / "framed.png", masks[1] > 0, "run:x", steps=["frame"])
     for found in (by_truth, by_run):
         assert (found["width"], found["height"]) == (80, 60)
         assert all(np.array_equal(found[name], inner[name], equal_nan=True) for name in feature_names())
@@ -151,27 +153,26 @@ def test_true_masks_asked_for_where_there_are_none(few):
         opened(few, "truth")
 
 
-def test_masks_of_a_segmenter(few, monkeypatch):
+def test_masks_of_a_segmenter(few):
     """Its mask is the left half of every image, at the image's own size."""
-    from skincancer.data import mask_sources
 
     class Segmenter:
         def __init__(self):
-            self.digest, self.size, self.resize, self.clean, self.batch_size = "0123", 32, "stretch", (), 4
+            self.digest, self.preprocessing, self.batch_size = "0123", Preprocessing(32, "stretch"), 4
             self.settings = {"data": {"dataset": "demo"}}
 
         def answer(self, squares):
             return type("Answers", (), {"lesion": np.ones((len(squares), 32, 32), dtype=np.float32)})
 
-        def mask(self, lesion, width, height, box):
-            return np.arange(width)[None].repeat(height, axis=0) < width // 2
+        def mask(self, lesion, view):
+            return np.arange(view.width)[None].repeat(view.height, axis=0) < view.width // 2
 
     split = pd.DataFrame({"image_id": [], "lesion_id": [], "role": []}, dtype=str)
-    monkeypatch.setattr("skincancer.inference.model.find_segmenter", lambda config, uri: (Segmenter(), split))
-    table = opened(few, "run:somewhere").table.set_index("image_id")
+    index, _ = load_index(catalog_entry("csv"), few)
+    masks = SegmenterMasks(Segmenter(), split)
+    table = open_features(index, few, catalog_entry("csv"), masks, jobs=1).table.set_index("image_id")
     assert list(table["masks"]) == ["run:0123"] * 5 + [""]
     assert table.loc["i0", "abcd_diameter_by_longer_side"] == pytest.approx(np.hypot(127, 191) / 256, abs=0.01)
-    assert mask_sources.RUN == "run:"
 
 
 def test_image_that_the_segmenter_could_not_see_is_told(few):

@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up_keeps_what_fits(server, fetch, tmp_path, monkeypat
             self.file.write(chunk)
 
     monkeypatch.setattr(http, "open", lambda *arguments: Full(open(*arguments)), raising=False)
-    with pytest.raises(DataError, match=r"is full .*goes on from what has come"):
+    with pytest.raises(DataError, match=r"is full .*rerun the command, which resumes"):
         fetch()
     monkeypatch.undo()
     kept = (tmp_path / "x.zip.part").stat().st_size

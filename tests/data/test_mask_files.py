@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from skincancer.data.store import open_store
-from skincancer.imaging.decode import BadImage, decode, read_mask
+from skincancer.imaging.decode import BadImage, read_mask
+from skincancer.imaging.preprocessing import Preprocessing
 
 
 def disc(width: int = 160, height: int = 120) -> np.ndarray:
@@ -199,7 +200,7 @@ def test_a_mask_of_classes_is_a_bad_row_of_the_store_that_names_image_and_mask(t
         labels(0, 1, 2).save(tmp_path / f"{name}_m.png")
     grey(disc()).save(tmp_path / "a_m.png")
     index = pd.DataFrame({"image_id": ["a", "b"], "image": ["a.jpg", "b.jpg"], "mask": ["a_m.png", "b_m.png"]})
-    store = open_store(index, tmp_path, tmp_path / "cache", size=16, resize="stretch", masks=True, jobs=1)
+    store = open_store(index, tmp_path, tmp_path / "cache", Preprocessing(16, "stretch"), masks=True, jobs=1)
     assert store.bad["image_id"].tolist() == ["b"]
     for text in (str(tmp_path / "b.jpg"), str(tmp_path / "b_m.png"), "lesion of 2 on 0: also 1"):
         assert text in store.bad["error"].iloc[0]
@@ -214,7 +215,7 @@ def test_empty_and_full_masks_of_any_shape_come_through_the_square(
 ) -> None:
     Image.new("RGB", box, (255, 255, 255)).save(tmp_path / "i.png")
     Image.new("L", box, value).save(tmp_path / "m.png")
-    pixels, truth, width, height, _ = decode(tmp_path / "i.png", tmp_path / "m.png", 24, resize)
+    pixels, truth, (width, height, _), _ = Preprocessing(24, resize).apply(tmp_path / "i.png", tmp_path / "m.png")
     assert truth is not None
     assert (width, height) == box
     assert set(np.unique(truth)) <= {0, 1}
@@ -226,5 +227,5 @@ def test_nearest_takes_the_pixel_under_the_centre(tmp_path: Path) -> None:
     inside = np.random.default_rng(0).random((90, 150)) > 0.5
     Image.new("RGB", (150, 90)).save(tmp_path / "i.png")
     grey(inside).save(tmp_path / "m.png")
-    truth = decode(tmp_path / "i.png", tmp_path / "m.png", 30, "stretch")[1]
+    truth = Preprocessing(30, "stretch").apply(tmp_path / "i.png", tmp_path / "m.png").mask
     assert np.array_equal(truth, inside[1::3, 2::5])  # centres of 3 × 5 px each

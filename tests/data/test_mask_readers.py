@@ -14,6 +14,7 @@ from skincancer.data.index import add_target, load_index
 from skincancer.data.splits import assign_roles, parse_split
 from skincancer.data.store import open_store
 from skincancer.errors import DataError
+from skincancer.imaging.preprocessing import Preprocessing
 
 
 def load(name: str, root: Path) -> pd.DataFrame:
@@ -259,7 +260,7 @@ def test_ph2_of_real_bitmaps_comes_into_the_store(tmp_path: Path) -> None:
         truths[case] = rng.random((6, 8)) > 0.5
         Image.fromarray(truths[case]).save(folder / f"{case}_lesion" / f"{case}_lesion.bmp")
     index = load("ph2", tmp_path)
-    store = open_store(index, tmp_path, tmp_path / "cache", size=8, resize="stretch", masks=True, jobs=1)
+    store = open_store(index, tmp_path, tmp_path / "cache", Preprocessing(8, "stretch"), masks=True, jobs=1)
     assert len(store.bad) == 0
     assert store.table[["width", "height"]].drop_duplicates().to_numpy().tolist() == [[8, 6]]
     rows = (np.arange(8) + 0.5) * 6 / 8  # where the centres of the 8 rows lie among the 6

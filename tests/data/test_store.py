@@ -18,6 +18,7 @@ from PIL import Image
 from skincancer.data.store import Store, open_store
 from skincancer.errors import DataError
 from skincancer.imaging import decode
+from skincancer.imaging.preprocessing import Preprocessing
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ def write_images(root: Path, count: int, shape: tuple[int, int] = (24, 16)) -> p
 
 
 def build(index: pd.DataFrame, root: Path, cache: Path, **options) -> Store:
-    return open_store(index, root, cache, **{"size": 8, "resize": "stretch", "jobs": 1} | options)
+    preprocessing = Preprocessing(options.pop("size", 8), options.pop("resize", "stretch"))
+    return open_store(index, root, cache, preprocessing, **{"jobs": 1} | options)
 
 
 def reference(root: Path, index: pd.DataFrame, size: int) -> np.ndarray:
@@ -246,13 +248,14 @@ import sys, time
 from pathlib import Path
 import pandas as pd
 from skincancer.data.store import open_store
+from skincancer.imaging.preprocessing import Preprocessing
 
 def stop(done, total):
     print(done, flush=True)
     time.sleep(600)
 
 index = pd.read_json(sys.argv[1], dtype=False)
-open_store(index, Path(sys.argv[2]), Path(sys.argv[3]), size=8, resize="stretch", jobs=1, progress=stop)
+open_store(index, Path(sys.argv[2]), Path(sys.argv[3]), Preprocessing(8, "stretch"), jobs=1, progress=stop)
 """
 
 
@@ -297,6 +300,7 @@ import os, sys, time
 from pathlib import Path
 import pandas as pd
 from skincancer.data.store import open_store
+from skincancer.imaging.preprocessing import Preprocessing
 
 folder = Path(sys.argv[1])
 
@@ -308,7 +312,7 @@ index = pd.read_json(folder / "index.json", dtype=False)
 (folder / f"ready-{os.getpid()}").touch()
 while not (folder / "go").exists():
     time.sleep(0.01)
-store = open_store(index, Path(sys.argv[2]), Path(sys.argv[3]), size=8, resize="stretch", jobs=1, progress=slow)
+store = open_store(index, Path(sys.argv[2]), Path(sys.argv[3]), Preprocessing(8, "stretch"), jobs=1, progress=slow)
 print(store.folder.name, int(store.images.sum(dtype="int64")))
 """
 

@@ -17,6 +17,7 @@ from skincancer.data.readers import demo
 from skincancer.errors import DataError
 from skincancer.imaging.crop import crop_box
 from skincancer.imaging.decode import read_mask
+from skincancer.inference.model import mask_source
 from skincancer.runs.store import connect
 from skincancer.schema import DataConfig
 
@@ -50,7 +51,8 @@ def artifact(run, name: str) -> Path:
 
 
 def data(root, **changed):
-    return prepare_data(DataConfig(root=str(root), size=32, crop=True, **changed), jobs=1)
+    config = DataConfig(root=str(root), size=32, crop=True, **changed)
+    return prepare_data(config, mask_source(config, None), jobs=1)
 
 
 def test_true_masks_crop_the_store(tiny_demo):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from skincancer.config.resolve import resolve
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.feature_table import measure
 from skincancer.data.index import load_index
-from skincancer.data.overlap import DIGESTS_FILE
 from skincancer.errors import ConfigError, RunError, WeightsError
 from skincancer.inference.classical_model import ClassicalModel
 from skincancer.inference.model import load_segmenter, load_trained
@@ -28,8 +28,9 @@ from skincancer.inference.serving import Model, input_example
 from skincancer.metrics.prediction_files import read_predictions
 from skincancer.models.deep_features import DeepFeatures
 from skincancer.predict import predict
-from skincancer.runs.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT, fetch_run
-from skincancer.runs.store import connect
+from skincancer.runs.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT, DIGESTS_FILE
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.store import RunStore, connect
 from skincancer.system.yaml_files import load_yaml
 
 FIT = ["--experiment=svm_features", "--data.size=32", "--tracking.system_metrics=false"]
@@ -103,7 +104,7 @@ def test_predict_asks_whose_masks_and_answers_as_the_fit_did(run, artifacts, tin
     # the model takes the features of new files as those of the fit: in true masks it says what the run says of its test part
     test = pd.read_csv(artifacts / "predictions/test.csv").set_index("image_id").filter(like="p_")
     index, _ = load_index(catalog_entry("demo"), tiny_demo)
-    model = load_trained(run.info.run_id, None)
+    model = load_trained(run.info.run_id, RunStore(None))
     for name, image, mask in index.set_index("image_id").loc[test.index[:4], ["image", "mask"]].itertuples():
         for source, said_before in (("truth", test.loc[name]), ("otsu", table.loc[name].filter(like="p_"))):
             found = measure(tiny_demo / image, tiny_demo / mask, source, families=model.families)
@@ -116,7 +117,8 @@ def test_features_of_cleaned_images_are_those_of_new_files_too(tiny_demo, store,
     flags = ["--model.classical.features=[colour]", "--data.clean=[contrast]", "--data.masks=otsu"]
     assert fit.main([*FIT, f"--data.root={tiny_demo}", *flags]) == 0
     run = only_run()
-    (own,) = fetch_run(run.info.run_id, tmp_path / "run", None, ("predictions/test.csv",))
+    finished = FinishedRun(run.info.run_id)
+    own = finished.file("predictions/test.csv")
     expected = pd.read_csv(own).set_index("image_id").filter(like="p_")
     assert predict(run.info.run_id, [tiny_demo / "images"], tmp_path / "out").bad == 0
     said = pd.read_csv(tmp_path / "out/predictions.csv").set_index("image_id").loc[expected.index, expected.columns]
@@ -175,7 +177,7 @@ def test_size_of_stored_pictures_is_told_not_to_be_that_of_features():
 
 
 def test_run_is_compared_without_epochs(run):
-    found = load_run(connect(None), run, "balanced_accuracy")
+    found = load_run(RunStore(None), run, "balanced_accuracy")
     assert found.epochs.empty
     cell = Cell("svm_features", "80:20", (found,))
     assert len(found.scores) == int(run.data.params["test_images"])
@@ -203,15 +205,14 @@ def test_logged_model_takes_the_parameter_masks(run):
     assert answer.filter(like="p_").to_numpy().sum() == pytest.approx(1)
 
 
-def test_it_is_no_segmenter_and_has_no_maps(run, artifacts):
+def test_it_is_no_segmenter(run):
     with pytest.raises(RunError, match=r"data.masks: the task of run .* is classification"):
-        load_segmenter(run.info.run_id, None, "data.masks")
-    assert isinstance(load_trained(run.info.run_id, None), ClassicalModel)
-    assert not (artifacts / "figures/errors.png").exists()
+        load_segmenter(run.info.run_id, RunStore(None), "data.masks")
+    assert isinstance(load_trained(run.info.run_id, RunStore(None)), ClassicalModel)
 
 
 def test_model_of_other_features_is_refused(run, artifacts, tmp_path):
-    fetch_run(str(artifacts), tmp_path, None, ("config.yaml", "classes.json", CLASSICAL_CHECKPOINT))
+    shutil.copytree(artifacts, tmp_path, dirs_exist_ok=True)
     config = tmp_path / "config.yaml"
     config.write_text(config.read_text().replace("    - lbp\n", "    - glcm\n"))
     with pytest.raises(

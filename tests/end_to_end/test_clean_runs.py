@@ -14,16 +14,18 @@ from skincancer import evaluate, fit, predict, prepare
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.feature_table import open_features
 from skincancer.data.index import load_index
+from skincancer.data.mask_sources import OtsuMasks
 from skincancer.data.prepare import prepare_data
 from skincancer.data.readers import demo
 from skincancer.data.store import open_store
 from skincancer.errors import DataError
 from skincancer.imaging.cleaning import steps as steps_module
 from skincancer.imaging.cleaning.steps import STEPS, Step, clean
-from skincancer.imaging.crop import Crop, crop_box, decode_crop, widen
-from skincancer.imaging.decode import decode, read_image
+from skincancer.imaging.crop import Crop, crop_box, widen
+from skincancer.imaging.decode import read_image
 from skincancer.imaging.mask_operations import mask_extent
-from skincancer.inference.model import predicted
+from skincancer.imaging.preprocessing import Preprocessing, View
+from skincancer.inference.model import SegmenterMasks
 from skincancer.metrics.mask_scorer import MaskRecipe, MaskScorer
 from skincancer.schema import DataConfig
 
@@ -60,16 +62,15 @@ def test_the_store_holds_cleaned_images_by_steps_and_their_order(tiny_demo):
         assert (cleaned.store.images[row] == reference(path, ["colour", "contrast"])).all()
         assert (other.store.images[row] == reference(path, ["contrast", "colour"])).all()
         assert (plain.store.images[row] == reference(path, [])).all()
-    assert plain.store.boxes is None
-    assert cleaned.store.boxes is None
+    assert "left" not in plain.store.table
+    assert "left" not in cleaned.store.table
 
 
 def test_an_uncleaned_store_is_the_one_of_before(tiny_demo, tmp_path):
     index = demo.read(tiny_demo)
-    options = {"size": 8, "resize": "stretch", "jobs": 1}
-    store = open_store(index, tiny_demo, tmp_path, **options)
+    store = open_store(index, tiny_demo, tmp_path, Preprocessing(8, "stretch"), jobs=1)
     assert '"clean' not in (store.folder / "recipe.json").read_text()
-    assert open_store(index, tiny_demo, tmp_path, clean=[], **options).folder == store.folder
+    assert open_store(index, tiny_demo, tmp_path, Preprocessing(8, "stretch", ()), jobs=1).folder == store.folder
 
 
 @pytest.fixture
@@ -87,8 +88,8 @@ def framed(tmp_path):
 
 def test_a_mask_is_cut_where_the_frame_is(framed):
     image, mask = framed
-    found = decode(image, mask, 64, "pad", ["frame"])
-    assert (found.width, found.height, found.box) == (200, 120, (40, 20, 190, 110))
+    found = Preprocessing(64, "pad", ("frame",)).apply(image, mask)
+    assert found.view == (200, 120, (40, 20, 190, 110))
     red = (found.pixels[..., 1] < 100) & (found.pixels[..., 0] > 100)
     assert (red == (found.mask > 0)).mean() > 0.98
     assert (found.mask > 0).sum() > 100
@@ -97,34 +98,36 @@ def test_a_mask_is_cut_where_the_frame_is(framed):
 @pytest.mark.parametrize("resize", ["stretch", "pad"])
 def test_metrics_at_the_original_size_are_right_after_a_frame_was_cut(framed, resize):
     image, mask = framed
-    found = decode(image, mask, 96, resize, ["frame"])
-    table = pd.DataFrame({"mask": [mask.name], "width": [200], "height": [120]})
-    recipe = MaskRecipe(resize, False, False)
+    preprocessing = Preprocessing(96, resize, ("frame",))
+    found = preprocessing.apply(image, mask)
+    table = pd.DataFrame({"mask": [mask.name]})
+    recipe = MaskRecipe(preprocessing, False, False)
     square = (found.mask > 0).astype(np.float32)
-    score = MaskScorer(table, mask.parent, recipe, [found.box]).score(0, square, 0.5)
+    score = MaskScorer(table, mask.parent, recipe, [found.view]).score(0, square, 0.5)
     assert score["jaccard"] > 0.93
-    assert MaskScorer(table, mask.parent, recipe).score(0, square, 0.5)["jaccard"] < 0.6, (
-        "what ignoring the box would give"
-    )
+    assert (
+        MaskScorer(table, mask.parent, recipe, [View(200, 120, (0, 0, 200, 120))]).score(0, square, 0.5)["jaccard"]
+        < 0.6
+    ), "what ignoring the box would give"
     full = np.ones_like(square)
-    assert MaskScorer(table, mask.parent, recipe, [found.box]).mask(0, full, 0.5).sum() == 150 * 90
+    assert MaskScorer(table, mask.parent, recipe, [found.view]).mask(0, full, 0.5).sum() == 150 * 90
 
 
 def test_a_lesion_is_cropped_inside_the_frame_in_the_originals_pixels(framed):
     image, mask = framed
-    for crop, given in ((Crop("truth", 0.0), None), (Crop("otsu", 0.0), None), (Crop("run:x", 0.0), (60, 50, 120, 80))):
-        found = decode_crop(image, mask, 60, "stretch", crop, given, ["frame"])
-        left, top, right, bottom = found.box
+    for crop, given in ((Crop("truth", 0.0), mask), (Crop("otsu", 0.0), None), (Crop("run:x", 0.0), (60, 50, 120, 80))):
+        found = Preprocessing(60, "stretch", ("frame",), crop).apply(image, given)
+        left, top, right, bottom = found.view.box
         assert (right - left, bottom - top) == pytest.approx((60, 60), abs=4), crop
         assert (left, top) == pytest.approx((60, 35), abs=3)
-        assert (found.width, found.height) == (200, 120)
+        assert found.view[:2] == (200, 120)
         with Image.open(image) as original:
-            cut = np.asarray(original.crop(found.box).resize((60, 60), Image.Resampling.BILINEAR))
+            cut = np.asarray(original.crop(found.view.box).resize((60, 60), Image.Resampling.BILINEAR))
         assert (found.pixels == cut).all()
-    wide = decode_crop(image, mask, 60, "stretch", Crop("truth", 3.0), None, ["frame"])
-    assert wide.box == (40, 20, 190, 110), "never over the frame"
-    lost = decode_crop(image, None, 60, "stretch", Crop("run:x", 0.2), (0, 0, 30, 15), ["frame"])
-    assert (lost.box, lost.masks) == ((40, 20, 190, 110), "empty"), "a lesion under the frame is none"
+    wide = Preprocessing(60, "stretch", ("frame",), Crop("truth", 3.0)).apply(image, mask)
+    assert wide.view.box == (40, 20, 190, 110), "never over the frame"
+    lost = Preprocessing(60, "stretch", ("frame",), Crop("run:x", 0.2)).apply(image, (0, 0, 30, 15))
+    assert (lost.view.box, lost.source) == ((40, 20, 190, 110), "empty"), "a lesion under the frame is none"
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -146,19 +149,20 @@ def test_a_segmenter_sees_images_cleaned_by_its_own_config(tiny_demo):
     seen = []
 
     class Segmenter:
-        size, resize, clean, batch_size = 16, "stretch", ("frame", "contrast"), 8
+        digest, preprocessing, batch_size = "0123", Preprocessing(16, "stretch", ("frame", "contrast")), 8
 
         def answer(self, squares):
             seen.append(squares)
             return dataclasses.make_dataclass("Said", ["lesion"])(np.ones(squares.shape[:3], np.float32))
 
-        def mask(self, lesion, width, height, box):
+        def mask(self, lesion, view):
+            width, height, box = view
             mask = np.zeros((height, width), bool)
             mask[box[1] : box[3], box[0] : box[2]] = True
             return mask
 
     index = demo.read(tiny_demo).head(8)
-    boxes = predicted(Segmenter(), index, tiny_demo, mask_extent, None, 1)
+    boxes = SegmenterMasks(Segmenter(), index).find(index, tiny_demo, mask_extent, None, 1)
     for row, name in enumerate(index["image"]):
         assert (np.concatenate(seen)[row] == reference(tiny_demo / name, ["frame", "contrast"], 16)).all()
         assert boxes[row] == clean(np.asarray(read_image(tiny_demo / name)), ["frame"])[1]
@@ -236,8 +240,7 @@ def test_a_step_that_fails_on_one_image_is_in_the_feature_table_too(failing_hair
     write(tmp_path / "index.csv", "image,diagnosis", "wide.png,a", "upright.png,b", "other.png,a")
     entry = catalog_entry("csv")
     index, _ = load_index(entry, tmp_path)
-    config = DataConfig(dataset="csv", root=str(tmp_path), masks="otsu", clean=["glare"])
-    found = open_features(index, tmp_path, entry, config, jobs=1)
+    found = open_features(index, tmp_path, entry, OtsuMasks(), ["glare"], jobs=1)
     assert found.bad["image_id"].tolist() == ["upright"]
     said = f"{tmp_path / 'upright.png'} cannot be cleaned: glare failed: RuntimeError: no upright ones"
     assert found.bad["error"].tolist() == [said]
@@ -274,9 +277,9 @@ def test_predict_names_an_image_that_cannot_be_cleaned(run, artifacts, tiny_demo
     [
         (
             "--data.clean=[hiar]",
-            "command line: data.clean names 'hiar', which is no step of cleaning. Did you mean 'hair'?",
+            "command line: data.clean contains 'hiar', which is no cleaning step. Did you mean 'hair'?",
         ),
-        ("--data.clean=[hair,hair]", "data.clean names 'hair' twice"),
+        ("--data.clean=[hair,hair]", "data.clean contains 'hair' twice"),
         ("--data.clean=hair", "data.clean is 'hair'; it must be list"),
     ],
 )
@@ -295,7 +298,7 @@ def test_show_clean_writes_a_sheet_with_what_was_found(tiny_demo, tmp_path, caps
         marked = (np.abs(np.asarray(sheet.convert("RGB")).astype(int) - (0, 229, 255)).max(axis=2) < 40).sum()
         assert sheet.width > 400
     assert marked > 50, "hair is marked"
-    assert "images looked at, something is found by hair in" in printed
+    assert "checked images, artefacts are found by hair in" in printed
     assert prepare.main(arguments) == 2
     assert "--show clean shows what --data.clean does" in capsys.readouterr().err
 
@@ -317,7 +320,7 @@ def test_show_clean_shows_images_where_a_step_acts(tmp_path, capsys, monkeypatch
     arguments = ["csv", f"--data.root={tmp_path}", "--data.size=16", "--show=clean", "--data.clean=[frame,hair]"]
     assert prepare.main([*arguments, f"--out={tmp_path / 'sheet.png'}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    [count] = re.findall(r"something is found by frame in (\d), hair in 0", printed)
+    [count] = re.findall(r"artefacts are found by frame in (\d), hair in 0", printed)
     assert len(shown) == 12
     assert int(count) > 0
     assert all(int(title[:2]) >= 36 for title in shown[: int(count)])

@@ -29,16 +29,14 @@ from skincancer.data.balance import deal, epoch_order
 from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, RunError
 from skincancer.imaging.decode import read_mask
-from skincancer.metrics.classification import METRICS
-from skincancer.metrics.names import monitor_mode
-from skincancer.metrics.segmentation import MASK_METRICS, mask_metrics
+from skincancer.metrics.names import MASK_METRICS, METRICS, monitor_mode
+from skincancer.metrics.segmentation import mask_metrics
 from skincancer.models.decoders import Segmenter
 from skincancer.models.factory import load_task
 from skincancer.models.segmenters import ARCHITECTURES, JOINT_ARCHITECTURES, build_joint, check_segmenter
 from skincancer.models.tasks.base import VIEWS, turn, turn_back
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.weights import load_backbone, load_encoder
-from skincancer.runs.artifacts import local_weights
 from skincancer.runs.store import connect
 
 JOINT = [
@@ -206,8 +204,7 @@ def test_a_checkpoint_gives_the_task_back(artifacts, index):
 def test_a_classifier_takes_the_encoder_of_a_joint_run_and_back(run, artifacts, tmp_path):
     state = torch.load(artifacts / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     (name,) = [name for name in state if name.endswith("layer1.0.conv1.weight")]
-    with local_weights(f"run:{run.info.run_id}", None) as (path, source):
-        loaded = load_backbone("test_resnet", 32, path, source)
+    loaded = load_backbone("test_resnet", 32, f"run:{run.info.run_id}", artifacts / "checkpoints/best.ckpt")
     assert loaded.source == f"run:{run.info.run_id}"
     assert torch.equal(loaded.backbone.state_dict()["layer1.0.conv1.weight"], state[name])
 
@@ -363,12 +360,11 @@ class Truth:
 def test_views_of_masks_are_turned_back_and_both_averaged() -> None:
     task, image = make_task(tta="d4").eval(), make_batch([0, 1], [True, True])["image"]
     with torch.no_grad():
-        masks, classes = task.predict_both(image)
+        probability, classes = task.predict(image)
         each = [(task(turn(image, view)), view) for view in VIEWS["d4"]]
-        torch.testing.assert_close(masks, sum(turn_back(found, view) for (found, _), view in each) / 8)
+        masks = sum(turn_back(found, view) for (found, _), view in each) / 8
+        torch.testing.assert_close(probability, masks.sigmoid())
         torch.testing.assert_close(classes, sum(found for (_, found), _ in each) / 8)
-        torch.testing.assert_close(task.predict_probability(image), masks.sigmoid())
-        torch.testing.assert_close(task.predict_logits(image), classes)
         assert not torch.allclose(classes, task(image)[1], atol=1e-5)
 
 
@@ -417,7 +413,7 @@ def test_the_threshold_is_searched_on_images_with_a_mask() -> None:
 
     task, batch = make_task().eval(), make_batch([0, -1], [True, False])
     with torch.no_grad():
-        probability = task.predict_probability(batch["image"]).numpy()
+        probability = task.predict(batch["image"])[0].numpy()
     expected = ThresholdSearch()
     expected.add(probability[0, 0], batch["mask"][0, 0].numpy() > 0)
     task.scorer, task.search = Truth(batch), ThresholdSearch()

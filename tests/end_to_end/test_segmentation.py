@@ -24,7 +24,8 @@ from PIL import Image
 from skincancer import evaluate, fit, predict, prepare
 from skincancer.data.readers import demo
 from skincancer.imaging.decode import read_mask
-from skincancer.metrics.segmentation import MASK_METRICS, mask_metrics
+from skincancer.metrics.names import MASK_METRICS
+from skincancer.metrics.segmentation import mask_metrics
 from skincancer.runs.store import connect
 
 SEGMENT = [

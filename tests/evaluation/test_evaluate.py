@@ -1,8 +1,9 @@
 """Evaluations of finished runs: the run's own test part, other data, renamed copies, other classes, ensembles, and what is refused."""
 
-import dataclasses
 import json
 import shutil
+import tempfile
+from functools import reduce
 from pathlib import Path
 
 import html_pages
@@ -21,10 +22,12 @@ from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation import external
 from skincancer.imaging.quality import measure
-from skincancer.runs.finished import FinishedRun, load_finished
-from skincancer.runs.store import connect
-from skincancer.schema import Experiment, flatten
+from skincancer.runs import registry
+from skincancer.runs.finished import FinishedRun
+from skincancer.runs.store import RunStore, connect
+from skincancer.schema import Experiment
 from skincancer.system.interrupts import Interrupted
+from skincancer.system.yaml_files import dump_yaml
 
 MALIGNANT = f"--data.malignant=[{','.join(HAM10000_MALIGNANT)}]"
 
@@ -177,7 +180,7 @@ def test_edited_copies_of_training_images_are_found_by_their_looks(run, artifact
 
 
 @pytest.mark.slow
-def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_path, capsys):
+def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_path):
     """It cropped by true masks; its images' copies have none."""
     argv = ["--experiment=densenet169_undersample", *TINY_FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]
     assert fit.main([*argv, "--data.crop=true", "--trainer.max_epochs=1"]) == 0
@@ -191,13 +194,15 @@ def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_pa
     used = {f"edited_{number:03}" for number in np.flatnonzero(split["role"][original].isin(["train", "val"]))}
     left_out = pd.read_csv(folder / "near_duplicates.csv", dtype=str)["image_id"]
     assert left_out.isin(used).sum() >= 0.95 * max(len(used), len(left_out))
-    capsys.readouterr()
-    with np.load(own / "fingerprints.npz") as content:
-        kept = {name: content[name] for name in ("image_id", "thumbnails")}
-    np.savez_compressed(own / "fingerprints.npz", **kept)  # as an older version wrote them, of crops
-    older, _ = evaluated(f"--run={own}", *asked)
-    assert "near-duplicates cannot be found" in capsys.readouterr().out
-    assert older.data.params["fingerprints"] == "false"
+
+
+def test_a_registered_model_is_evaluated_as_its_run(run):
+    registry.register(connect(None), run.info.run_id, registry.parse_target("lesions"))
+    found, _ = evaluated("--run=lesions@candidate", "--part=test")
+    assert found.data.tags["evaluated_run"] == run.info.run_id
+    assert found.data.metrics["test/accuracy"] == run.data.metrics["test/accuracy"]
+    again = connect(None).get_run(run.info.run_id)
+    assert found.info.run_id in again.data.tags["evaluated_by"].split()
 
 
 def test_a_run_of_an_older_version_is_told_loudly(run, artifacts, edited, tmp_path, capsys):
@@ -423,7 +428,7 @@ def test_predictions_that_were_changed(run, artifacts, tmp_path, change, message
     assert len(table) == 7
     change(table).to_csv(folder / "predictions/val.csv", index=False)
     with pytest.raises(RunError, match=message):
-        load_finished(str(folder), tmp_path / "here", None)
+        external.load_fit(str(folder), RunStore(None))
 
 
 # ----------------------------------------------------------------------------------------------------------- without any network
@@ -447,12 +452,17 @@ def test_what_has_been_seen():
 
 
 def finished_run_of(tmp_path, masks_by=(), segmenter=None, **stored) -> FinishedRun:
-    values = flatten(Experiment().to_dict()) | {"data.dataset": "ham10000", "training.monitor": "val/accuracy"}
-    classes = HAM10000_CLASSES
-    return FinishedRun(
-        run="r", folder=tmp_path, stored=values | stored, classes=classes, malignant=HAM10000_MALIGNANT,
-        split=pd.DataFrame(), segmenter=segmenter, masks_by=frozenset(masks_by), validation=None,
-    )  # fmt: skip
+    """Write the config and the mask sources of a run, without its other files."""
+    content = Experiment().to_dict()
+    for key, value in {"data.dataset": "ham10000", "training.monitor": "val/accuracy", **stored}.items():
+        *sections, name = key.split(".")
+        reduce(dict.__getitem__, sections, content)[name] = value
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    (folder / "config.yaml").write_text(dump_yaml(content))
+    (folder / "crops.csv").write_text("\n".join(["masks", *masks_by]))
+    if segmenter:
+        shutil.copytree(segmenter, folder / "segmenter")
+    return FinishedRun(folder)
 
 
 def test_crops_are_cut_by_the_masks_that_the_run_had(tmp_path):
@@ -461,16 +471,18 @@ def test_crops_are_cut_by_the_masks_that_the_run_had(tmp_path):
 
     def masks(run, **flags):
         return external.plan(
-            run, {**other, **{key.replace("__", "."): value for key, value in flags.items()}}, None
+            run, {**other, **{key.replace("__", "."): value for key, value in flags.items()}}
         ).data.masks
 
     assert masks(finished_run_of(tmp_path, **crop, masks_by={"truth", "empty"})) == "truth", "not Otsu's, unasked"
     assert masks(finished_run_of(tmp_path, **crop, masks_by={"truth", "otsu"})) == "auto"
     assert masks(finished_run_of(tmp_path, **crop, masks_by={"truth"}), data__masks="otsu") == "otsu"
-    (tmp_path / "segmenter").mkdir()
+    for name in ("config.yaml", "checkpoints/best.ckpt", "split.csv"):
+        (tmp_path / "segmenter" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "segmenter" / name).touch()
     run = finished_run_of(tmp_path, **crop, **{"data.masks": "run:gone"}, segmenter=tmp_path / "segmenter")
-    assert masks(run) == f"run:{tmp_path / 'segmenter'}"
-    assert external.plan(run, other, None).data.crop_margin == 0.1
+    assert masks(run) == f"run:{run.folder / 'segmenter'}"
+    assert external.plan(run, other).data.crop_margin == 0.1
     with pytest.raises(ConfigError, match=r"data.masks is 'otsu'; it is for data.crop true"):
         masks(finished_run_of(tmp_path), data__masks="otsu")
 
@@ -480,19 +492,19 @@ def test_other_data_do_not_inherit_what_belongs_to_the_runs_own(tmp_path):
     run = finished_run_of(
         tmp_path, **own, **{"data.balance": "undersample", "data.target": "malignancy", "data.size": 96}
     )
-    other = external.plan(run, {"data.dataset": "isic2018_task3"}, None)
+    other = external.plan(run, {"data.dataset": "isic2018_task3"})
     assert (other.data.root, other.data.groups, other.data.malignant, other.data.skip_bad) == (None, None, [], False)
     assert (other.data.size, other.data.target, other.data.balance) == (96, "malignancy", "none")
-    same = external.plan(run, {}, None)
+    same = external.plan(run, {})
     assert (same.data.root, same.data.malignant) == (str(tmp_path), ["mel"])
     assert external.same_files(run, same)
     assert not external.same_files(run, other)
-    gone = dataclasses.replace(run, stored=run.stored | {"data.root": str(tmp_path / "gone")})
-    assert external.plan(gone, {}, None).data.root is None, "trained on another machine"
+    gone = finished_run_of(tmp_path, **{"data.root": str(tmp_path / "gone")})
+    assert external.plan(gone, {}).data.root is None, "trained on another machine"
 
 
 def notes(run: FinishedRun, **flags) -> list[str]:
-    planned = external.plan(run, {key.replace("__", "."): value for key, value in flags.items()}, None)
+    planned = external.plan(run, {key.replace("__", "."): value for key, value in flags.items()})
     return [title for title, _ in external.Evaluation((run,), (planned,), (), (), pd.DataFrame(), True).notes]
 
 
@@ -507,16 +519,16 @@ def test_what_nobody_may_overlook(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
 def test_a_precision_that_this_machine_has_not(tmp_path):
     run = finished_run_of(tmp_path, **{"trainer.precision": "16-mixed"})
-    assert external.plan(run, {}, None).trainer.precision == "32"
+    assert external.plan(run, {}).trainer.precision == "32"
     assert notes(run) == ["another precision"]
 
 
 def test_folders_of_one_catalog_name_are_not_the_same_files(tmp_path):
     run = finished_run_of(tmp_path, **{"data.dataset": "folder", "data.root": str(tmp_path)})
-    assert external.same_files(run, external.plan(run, {}, None))
-    assert not external.same_files(run, external.plan(run, {"data.root": str(tmp_path.parent)}, None))
+    assert external.same_files(run, external.plan(run, {}))
+    assert not external.same_files(run, external.plan(run, {"data.root": str(tmp_path.parent)}))
 
 
 def test_a_task_that_the_data_are_not_for(tmp_path):
     with pytest.raises(ConfigError, match="isic2018_task1 is for segmentation, not for classification"):
-        external.plan(finished_run_of(tmp_path), {"data.dataset": "isic2018_task1"}, None)
+        external.plan(finished_run_of(tmp_path), {"data.dataset": "isic2018_task1"})

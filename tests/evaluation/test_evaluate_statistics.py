@@ -13,7 +13,8 @@ from skincancer.metrics.calibration import TEMPERATURES, calibration_table, fit_
 from skincancer.metrics.classification import classification_metrics
 from skincancer.metrics.operating_point import operating_point, sensitivity_threshold
 from skincancer.metrics.prediction_files import predictions_table, write_predictions
-from skincancer.metrics.subgroups import age_band, subgroup_table, write_subgroups
+from skincancer.metrics.subgroups import age_band, subgroup_table
+from skincancer.reports.task_outputs import write_subgroups
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +267,7 @@ def test_subgroups_of_a_run_folder(people, tmp_path):
     rows, label, p = people
     label = label.copy()
     label[:4] = -1  # two lesions without a label
+    (tmp_path / "config.yaml").write_text("task: classification\n")
     (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES, "malignant": ["mel"]}))
     write_predictions(predictions_table(rows, label, np.log(p), p, CLASSES), tmp_path / "predictions/test.csv")
     rows.sample(frac=1, random_state=0).assign(role="test").to_csv(tmp_path / "split.csv", index=False)
@@ -295,6 +297,7 @@ def test_flagged_photographs_are_a_group_where_there_are_others(people):
 
 def test_no_metadata_no_subgroups(people, tmp_path):
     rows, label, p = people
+    (tmp_path / "config.yaml").write_text("task: classification\n")
     (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES}))
     write_predictions(predictions_table(rows, label, np.log(p), p, CLASSES), tmp_path / "predictions/test.csv")
     rows.assign(role="test", age="", sex="", site="unknown").to_csv(tmp_path / "split.csv", index=False)

@@ -6,9 +6,10 @@ from PIL import Image, ImageDraw
 from sklearn.metrics import jaccard_score
 
 from skincancer.data.readers import demo
-from skincancer.imaging.crop import Crop, crop_box, decode_crop
+from skincancer.imaging.crop import Crop, crop_box
 from skincancer.imaging.decode import BadImage, read_image, read_mask
 from skincancer.imaging.mask_operations import otsu_mask
+from skincancer.imaging.preprocessing import Preprocessing
 
 
 def blank(height, width):
@@ -108,8 +109,8 @@ def painted(tmp_path, box=(20, 10, 60, 40)):
 
 def test_decoded_crop_shows_the_lesion_in_its_shape(tmp_path):
     image, mask = painted(tmp_path)
-    found = decode_crop(image, mask, 40, "stretch", Crop("truth", 0.0))
-    assert (found.width, found.height, found.box, found.masks) == (100, 80, (20, 5, 60, 45), "truth")
+    found = Preprocessing(40, "stretch", crop=Crop("truth", 0.0)).apply(image, mask)
+    assert (*found.view, found.source) == (100, 80, (20, 5, 60, 45), "truth")
     red = (found.pixels == (255, 0, 0)).all(axis=2)
     assert red.sum() == 40 * 30, "40 px square of the original at 40 px: nothing is rescaled"
     assert red[5:35].all()
@@ -117,23 +118,23 @@ def test_decoded_crop_shows_the_lesion_in_its_shape(tmp_path):
 
 def test_crop_takes_what_the_masks_say(tmp_path):
     image, mask = painted(tmp_path)
-    assert decode_crop(image, None, 8, "stretch", Crop("auto", 0.0)).masks == "otsu"
-    assert decode_crop(image, mask, 8, "stretch", Crop("auto", 0.0)).masks == "truth"
-    assert decode_crop(image, mask, 8, "stretch", Crop("otsu", 0.0)).masks == "otsu"
-    given = decode_crop(image, None, 8, "stretch", Crop("run:abc", 0.0), (1, 2, 33, 34))
-    assert (given.box, given.masks) == ((1, 2, 33, 34), "run:abc")
+    assert Preprocessing(8, "stretch", crop=Crop("auto", 0.0)).apply(image, None).source == "otsu"
+    assert Preprocessing(8, "stretch", crop=Crop("auto", 0.0)).apply(image, mask).source == "truth"
+    assert Preprocessing(8, "stretch", crop=Crop("otsu", 0.0)).apply(image, mask).source == "otsu"
+    given = Preprocessing(8, "stretch", crop=Crop("run:abc", 0.0)).apply(image, (1, 2, 33, 34))
+    assert (given.view.box, given.source) == ((1, 2, 33, 34), "run:abc")
 
 
 def test_empty_mask_leaves_the_image_whole(tmp_path):
     image, mask = painted(tmp_path)
     Image.new("L", (100, 80)).save(mask)
-    found = decode_crop(image, mask, 8, "stretch", Crop("truth", 0.2))
-    assert (found.box, found.masks) == ((0, 0, 100, 80), "empty")
-    assert decode_crop(image, None, 8, "stretch", Crop("run:abc", 0.2), None).masks == "empty"
+    found = Preprocessing(8, "stretch", crop=Crop("truth", 0.2)).apply(image, mask)
+    assert (found.view.box, found.source) == ((0, 0, 100, 80), "empty")
+    assert Preprocessing(8, "stretch", crop=Crop("run:abc", 0.2)).apply(image, None).source == "empty"
 
 
 def test_mask_of_another_size_names_both(tmp_path):
     image, mask = painted(tmp_path)
     Image.new("L", (80, 100), 255).save(mask)
     with pytest.raises(BadImage, match=r"100×80 px but its mask .*a_mask\.png is 80×100 px"):
-        decode_crop(image, mask, 8, "stretch", Crop("truth", 0.2))
+        Preprocessing(8, "stretch", crop=Crop("truth", 0.2)).apply(image, mask)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skincancer.imaging.decode import BadImage, decode, read_image, read_mask
+from skincancer.imaging.decode import BadImage, read_image, read_mask
+from skincancer.imaging.preprocessing import Preprocessing
 
 RED, GREEN, BLUE = (200, 40, 30), (20, 180, 60), (30, 50, 210)
 
@@ -50,7 +51,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     picture.save(tmp_path / f"a.{suffix}", exif=exif, **options)
     assert upright(read_image(tmp_path / f"a.{suffix}"), tolerance=4)
     # width and height are those of the upright picture too
-    assert decode(tmp_path / f"a.{suffix}", None, 8, "stretch")[2:4] == (32, 16)
+    assert Preprocessing(8, "stretch").apply(tmp_path / f"a.{suffix}", None).view[:2] == (32, 16)
 
 
 def test_cmyk_jpeg(tmp_path: Path):
@@ -177,7 +178,7 @@ def test_image_and_mask_are_brought_to_the_square_alike(tmp_path: Path, resize: 
     inside = disc(80, 40)
     Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).save(tmp_path / "m.png")
     Image.fromarray(np.repeat(np.where(inside, 255, 0).astype(np.uint8)[..., None], 3, 2)).save(tmp_path / "i.png")
-    pixels, truth, width, height, _ = decode(tmp_path / "i.png", tmp_path / "m.png", 40, resize)
+    pixels, truth, (width, height, _), _ = Preprocessing(40, resize).apply(tmp_path / "i.png", tmp_path / "m.png")
     assert (pixels.shape, pixels.dtype) == ((40, 40, 3), np.uint8)
     assert (truth.shape, truth.dtype) == ((40, 40), np.uint8)
     assert (width, height) == (80, 40)
@@ -188,7 +189,7 @@ def test_image_and_mask_are_brought_to_the_square_alike(tmp_path: Path, resize: 
 
 def test_without_a_mask_there_is_none(tmp_path: Path):
     quadrants().save(tmp_path / "i.png")
-    pixels, truth, *_ = decode(tmp_path / "i.png", None, 8, "stretch")
+    pixels, truth, *_ = Preprocessing(8, "stretch").apply(tmp_path / "i.png", None)
     assert truth is None
     assert np.array_equal(pixels, quadrants().resize((8, 8), Image.Resampling.BILINEAR))
 
@@ -197,11 +198,11 @@ def test_a_mask_of_another_size_names_both(tmp_path: Path):
     quadrants().save(tmp_path / "i.png")
     Image.new("L", (16, 32)).save(tmp_path / "turned.png")
     with pytest.raises(BadImage, match=r"32×16 px but its mask .*turned\.png is 16×32 px"):
-        decode(tmp_path / "i.png", tmp_path / "turned.png", 8, "stretch")
+        Preprocessing(8, "stretch").apply(tmp_path / "i.png", tmp_path / "turned.png")
 
 
 def test_a_bad_mask_is_named_itself(tmp_path: Path):
     quadrants().save(tmp_path / "i.png")
     (tmp_path / "mask.png").write_bytes(b"")
     with pytest.raises(BadImage, match=r"mask\.png"):
-        decode(tmp_path / "i.png", tmp_path / "mask.png", 8, "stretch")
+        Preprocessing(8, "stretch").apply(tmp_path / "i.png", tmp_path / "mask.png")

@@ -7,7 +7,8 @@ import pytest
 from sklearn import metrics as reference
 
 from skincancer.metrics import classification
-from skincancer.metrics.classification import METRICS, classification_metrics, per_class_table, weighted_metrics
+from skincancer.metrics.classification import classification_metrics, weighted_metrics
+from skincancer.metrics.names import METRICS
 
 NAMES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
@@ -133,13 +134,6 @@ def test_four_classes_by_hand():
         abs=1e-12,
         nan_ok=True,
     )
-    table = per_class_table(label, probability, ["a", "b", "c", "d"])
-    assert list(table.columns) == ["class", "n", "recall", "precision", "specificity", "f1", "auroc"]
-    assert table["n"].tolist() == [2, 2, 1, 0]
-    assert table["precision"].tolist() == pytest.approx([1, 2 / 3, 0, 0])
-    assert table["specificity"].tolist() == pytest.approx([1, 2 / 3, 1, 4 / 5])
-    assert table["f1"].tolist() == pytest.approx([2 / 3, 4 / 5, 0, 0])
-    assert table["auroc"].tolist() == pytest.approx([1, 5 / 6, 3 / 4, np.nan], nan_ok=True)
 
 
 def test_two_classes_by_hand():
@@ -174,18 +168,6 @@ def test_class_that_drops_out_of_a_resample():
     assert given["balanced_accuracy"].tolist() == pytest.approx([2 / 3, 1, np.nan], nan_ok=True)
     assert given["auroc_macro"].tolist() == pytest.approx([1, 1, np.nan], nan_ok=True)
     assert all(np.isnan(value[2]) for value in given.values())
-
-
-def test_per_class_table_equals_sklearn():
-    label, probability = predictions(7, 400, ties=True, seed=5)
-    table = per_class_table(label, probability, NAMES)
-    precision, recall, f1, n = reference.precision_recall_fscore_support(
-        label, probability.argmax(axis=1), labels=range(7), zero_division=0
-    )
-    auroc = reference.roc_auc_score(label, probability, multi_class="ovr", average=None)
-    assert table["class"].tolist() == list(NAMES)
-    for column, expected in {"precision": precision, "recall": recall, "f1": f1, "n": n, "auroc": auroc}.items():
-        np.testing.assert_allclose(table[column], expected, atol=1e-12)
 
 
 def test_calibration_bins_are_closed_above():

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -17,10 +19,11 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize
 
 from skincancer.errors import RunError, WeightsError
-from skincancer.models.factory import load_task
+from skincancer.models.factory import build_task, load_task
 from skincancer.models.optimizers import OPTIMIZERS
 from skincancer.models.tasks.base import VIEWS, Normalise, turn, turn_back
 from skincancer.models.tasks.classification import ClassificationTask
+from skincancer.schema import TASKS, DataConfig, Experiment, ModelConfig
 from skincancer.training.callbacks import EpochRecord
 
 # said of frozen BatchNorm, and of a few steps without validation: both are on purpose here
@@ -386,3 +389,17 @@ def test_a_model_that_gives_nan_on_good_images_is_refused() -> None:
         task.head[-1].bias[2] = math.nan
     with pytest.raises(RunError, match="NaN on the test images"):
         make_trainer(1).test(task, loader(make_batches()), verbose=False)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_each_task_predicts_what_its_kind_says(name: str) -> None:
+    data = SimpleNamespace(classes=CLASSES, rows=lambda role: pd.DataFrame({"label": [0, 1, 2, 3]}))
+    model = ModelConfig(backbone="test_resnet" if name == "classification" else "tu-test_resnet", architecture="unet")
+    task, _ = build_task(Experiment(task=name, data=DataConfig(size=32), model=model), data, from_checkpoint=True)
+    kind = TASKS[name]
+    assert task.kind == kind
+    assert list(task.classes) == (CLASSES if kind.has_classes else [])
+    with torch.no_grad():
+        masks, logits = task.eval().predict(torch.rand(2, 3, 32, 32))
+    assert (None if masks is None else masks.shape) == ((2, 1, 32, 32) if kind.has_masks else None)
+    assert (None if logits is None else logits.shape) == ((2, 4) if kind.has_classes else None)

@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss
 from torch import nn
 from torch.nn import functional
 
+from skincancer.data.mask_sources import TruthMasks
 from skincancer.data.prepare import prepare_data
 from skincancer.errors import RunError
 from skincancer.metrics.prediction_files import predictions_table, write_predictions
@@ -288,7 +289,7 @@ def test_files_of_a_classifier(prepared, tmp_path):
 
 def test_masks_of_crops_are_cropped_too(prepared, tiny_demo, tmp_path):
     config = DataConfig(root=str(tiny_demo), size=64, split="40:60", crop=True, masks="truth", crop_margin=0.5)
-    cropped = prepare_data(config, jobs=1)
+    cropped = prepare_data(config, TruthMasks(), jobs=1)
     row = 0
     box = cropped.store.table.loc[row, ["left", "top", "right", "bottom"]].astype(int)
     mask = error_analysis._square_mask(cropped, row, "stretch")

@@ -12,8 +12,9 @@ from html_pages import asks_for_nothing, read
 from mlflow.entities import Metric, Param, Run, RunData, RunInfo, RunInputs, RunTag
 from PIL import Image
 
-from skincancer.metrics.segmentation import MASK_METRICS
-from skincancer.reports.fit_report import NO_DEVICE, REPORT_FILE, write_report
+from skincancer.metrics.names import MASK_METRICS
+from skincancer.reports.fit_report import NO_DEVICE, write_report
+from skincancer.runs.artifacts import REPORT_FILE
 from skincancer.schema import DataConfig, Experiment, ModelConfig
 from skincancer.system.yaml_files import dump_yaml
 

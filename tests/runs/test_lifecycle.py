@@ -23,7 +23,7 @@ from sqlalchemy import event
 from skincancer.errors import RunError
 from skincancer.runs import lifecycle
 from skincancer.runs.lifecycle import reap, start_run
-from skincancer.runs.store import connect, experiment_id
+from skincancer.runs.store import RunStore, connect
 from skincancer.system import interrupts
 from skincancer.system.hardware import device_name, owner_alive, owner_tags
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts, uninterrupted
@@ -31,7 +31,7 @@ from skincancer.system.paths import sqlite_path, tracking_uri, work_root
 
 
 def begin(client, **tags):
-    return start_run(client, "demo-classification", "a run", {"kind": "fit", **tags}, system_metrics=False)
+    return start_run(RunStore(None), "demo-classification", "a run", {"kind": "fit", **tags}, system_metrics=False)
 
 
 def status(client, run_id):
@@ -72,7 +72,7 @@ def test_what_a_run_that_is_never_resumed_wrote_goes_with_it(store):
     client = connect(None)
     with (
         pytest.raises(OSError, match="full"),
-        start_run(client, "demo", "a trial", {"kind": "trial"}, system_metrics=False, keep=False) as run,
+        start_run(RunStore(None), "demo", "a trial", {"kind": "trial"}, system_metrics=False, keep=False) as run,
     ):
         raise OSError("full")
     assert not run.folder.exists()
@@ -209,7 +209,7 @@ def test_an_end_that_cannot_be_written_is_not_finished(store, monkeypatch):
     def train():
         with begin(client) as run:
             runs.append(run.run_id)
-            monkeypatch.setattr(client, "log_batch", Mock(side_effect=MlflowException("database is locked")))
+            monkeypatch.setattr(run.store.client, "log_batch", Mock(side_effect=MlflowException("database is locked")))
             raise RunError("the loss was NaN")
 
     with pytest.raises(MlflowException, match="locked"):
@@ -230,13 +230,13 @@ def test_a_signal_while_a_run_starts_ends_it(store, monkeypatch):
     monkeypatch.setattr(mlflow, "start_run", interrupted)
     with pytest.raises(Interrupted), signals_as_interrupts(), begin(client):
         pytest.fail("the block was entered")
-    (run,) = client.search_runs([experiment_id(client, "demo-classification")])
+    (run,) = client.search_runs([RunStore(None).experiment_id("demo-classification")])
     assert status(client, run.info.run_id) == ("KILLED", "interrupted by SIGTERM")
     assert run.data.tags["pid"] == str(os.getpid())
 
 
 def make_running(client, **tags):
-    experiment = experiment_id(client, "demo-classification")
+    experiment = RunStore(None).experiment_id("demo-classification")
     return client.create_run(experiment, tags={"kind": "fit", **owner_tags(), **tags}).info.run_id
 
 
@@ -301,7 +301,7 @@ def test_params_of_a_resumed_run_are_kept(store):
     client = connect(None)
     run = stopped_run(client)
     with start_run(
-        client, "demo-classification", "", {"kind": "fit"}, system_metrics=False, resume=run.run_id
+        RunStore(None), "demo-classification", "", {"kind": "fit"}, system_metrics=False, resume=run.run_id
     ) as again:
         again.log_params({"weights": "random", "new": 1})
     assert client.get_run(run.run_id).data.params == {"weights": "imagenet", "new": "1"}
@@ -353,7 +353,7 @@ def test_store_that_cannot_be_opened_is_named(uri):
 @pytest.mark.slow
 def test_first_creation_by_two_processes_at_once(tmp_path):
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
-    code = f"from skincancer.runs.lifecycle import connect, experiment_id; print(experiment_id(connect({uri!r}), 'a'))"
+    code = f"from skincancer.runs.store import RunStore; print(RunStore({uri!r}).experiment_id('a'))"
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     found = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0, 0]

@@ -28,7 +28,7 @@ from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.resolve import resolve
 from skincancer.data.prepare import prepare_data
 from skincancer.runs import lifecycle
-from skincancer.runs.store import connect, experiment_id
+from skincancer.runs.store import RunStore, connect
 from skincancer.sweeps import executor, study, worker_process
 from skincancer.sweeps.figures import sweep_figures
 from skincancer.sweeps.plan import Plan, used_images
@@ -471,7 +471,7 @@ def test_a_trial_that_does_not_end_is_ended(one, tmp_path, monkeypatch, store):
 
 def test_a_trial_that_failed_before_its_run_began_has_one_nevertheless(one, tmp_path, monkeypatch, store):
     client = connect(None)
-    parent = client.create_run(experiment_id(client, "demo")).info.run_id
+    parent = client.create_run(RunStore(None).experiment_id("demo")).info.run_id
     one.study.set_user_attr("parent_run", parent)
     trial = one.claim(0)
     assert runner(one, tmp_path, TRIALS["segfault"][0], monkeypatch)(trial, 0, threading.Event()).state == "failed"
@@ -485,7 +485,7 @@ def test_a_trial_that_failed_before_its_run_began_has_one_nevertheless(one, tmp_
 
 def test_the_run_of_a_dead_workers_trial_says_so(one, tmp_path, monkeypatch, store):
     client = connect(None)
-    child = client.create_run(experiment_id(client, "demo"), tags={"kind": "trial", "trial_state": "RUNNING"})
+    child = client.create_run(RunStore(None).experiment_id("demo"), tags={"kind": "trial", "trial_state": "RUNNING"})
     trial = one.claim(0)
     trial.set_user_attr("run_id", child.info.run_id)
     trial.set_user_attr("owner", {**owner_tags(), "pid": "1", "process_start": "0"})
@@ -609,7 +609,7 @@ def test_what_can_be_swept_is_listed(capsys):
 
 def test_a_worker_with_other_images_is_refused(one, tiny_demo, store, capsys):
     client = connect(None)
-    one.study.set_user_attr("parent_run", client.create_run(experiment_id(client, "demo")).info.run_id)
+    one.study.set_user_attr("parent_run", client.create_run(RunStore(None).experiment_id("demo")).info.run_id)
     assert sweep.main(["--worker", "--study=one", f"--storage={one.url}", f"--data.root={tiny_demo}"]) == 1
     assert "the images here are not those of the sweep: index_hash is" in capsys.readouterr().err
 
@@ -625,7 +625,7 @@ def test_a_worker_that_cannot_read_all_that_the_sweep_can_is_refused(tiny_demo, 
     found = study.create(url, "one", plan, 9, maximize=True)
     found.begin(9)
     client = connect(None)
-    found.study.set_user_attr("parent_run", client.create_run(experiment_id(client, "demo")).info.run_id)
+    found.study.set_user_attr("parent_run", client.create_run(RunStore(None).experiment_id("demo")).info.run_id)
     (here / data.rows("val")["image"].iloc[0]).write_bytes(b"half a file")
     assert sweep.main(["--worker", "--study=one", f"--storage={url}", f"--data.root={here}"]) == 1
     train, val = len(data.rows("train")), len(data.rows("val"))

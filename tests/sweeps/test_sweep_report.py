@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from skincancer.runs.store import RunStore
 from skincancer.sweeps import report, study
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.report import SweepRecord, own_folder
@@ -24,7 +25,7 @@ def record(tmp_path: Path) -> SweepRecord:
     sweep = study.create(f"journal://{tmp_path}/one.journal", "one", plan, 8, maximize=True)
     sweep.begin(8)
     data = SimpleNamespace(entry=SimpleNamespace(synthetic=True))
-    return SweepRecord(sweep, "one", data, Console(), {}, f"sqlite:///{tmp_path}/mlflow.db")
+    return SweepRecord(sweep, "one", data, Console(), {}, RunStore(f"sqlite:///{tmp_path}/mlflow.db"))
 
 
 def drawn(record: SweepRecord, workers: int = 1, seconds: float = 3671.0) -> list[list[str]]:

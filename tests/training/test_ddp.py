@@ -32,7 +32,7 @@ from skincancer.errors import ConfigError, RunError
 from skincancer.metrics.classification import classification_metrics
 from skincancer.models.factory import load_task
 from skincancer.runs.lifecycle import reap, start_run
-from skincancer.runs.store import connect
+from skincancer.runs.store import RunStore, connect
 from skincancer.schema import DataConfig, TrainerConfig
 from skincancer.system.launcher import PARENT, RUN_ID, is_rank_zero, without_launcher
 from skincancer.training.distributed import Ranks
@@ -217,14 +217,14 @@ def test_rank_0_ends_with_the_error_that_another_rank_has_recorded(store, alone,
     for name in (PARENT, RUN_ID):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    client, trainer, error = connect(None), make_trainer(2), ValueError("broken")
+    runs, trainer, error = RunStore(None), make_trainer(2), ValueError("broken")
 
     def rank_0() -> None:
         with (
-            start_run(client, "fits", "fit", {"kind": "fit"}, system_metrics=False) as run,
-            Ranks(trainer, run, client),
+            start_run(runs, "fits", "fit", {"kind": "fit"}, system_metrics=False) as run,
+            Ranks(trainer, run, runs.client),
         ):
-            other = Ranks(trainer, None, client)
+            other = Ranks(trainer, None, runs.client)
             assert other.run_id == run.run_id  # as Lightning's processes inherit it
             other.__exit__(ValueError, error, None)
             assert only_run().info.status == "FAILED"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from skincancer.data.seeding import MODEL_STREAM, step_seed
 from skincancer.errors import RunError
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
+from skincancer.schema import TaskKind
 
 Batch = dict[str, Any]
 View = tuple[int, tuple[int, ...]]  # quarter turns, then the axes to mirror
@@ -64,12 +65,30 @@ class Task(pl.LightningModule, ABC):
 
     A subclass builds its layers in `__init__`, keeps what `freeze` holds still in `frozen` (names of its parameters), keeps what it
     finds on a batch of validation or test (`evaluate`), and makes `predictions` and metrics of it at the part's end (`finish`).
+
+    Attributes:
+        kind: what the model predicts.
+        classes: names in the order of the labels; none without class probabilities.
     """
+
+    kind: ClassVar[TaskKind]
+    classes: Sequence[str] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.frozen: set[str] = set()
         self._bad_step: Tensor | None = None
+
+    @abstractmethod
+    def predict(self, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Predict images, averaged over the views of `tta`.
+
+        Args:
+            image: float32 (B, 3, H, W), RGB in [0, 1].
+
+        Returns:
+            Lesion probabilities (B, 1, H, W) and class logits (B, C); None for what the task does not have.
+        """
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> None:

@@ -15,6 +15,7 @@ from skincancer.metrics.classification import classification_metrics
 from skincancer.models.backbones import build_backbone, count_features, frozen_parameters, normalisation
 from skincancer.models.losses import LOSSES
 from skincancer.models.tasks.base import VIEWS, Batch, Normalise, Task, View, turn
+from skincancer.schema import TASKS
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class Predictions:
 class Classifying(Task):
     """A task whose model gives logits of classes; a subclass sets `classes` and calls `configure_class_loss`."""
 
-    classes: list[str]
     class_weights: Tensor | None
     needs_labels = True  # False for who keeps its own labels, such as those of other classes, and its own metrics
 
@@ -96,11 +96,13 @@ class ClassificationTask(Classifying):
         unfreeze_epoch: from when everything learns; None for never.
         loss, optimizer, schedule: the sections of the config, as dicts.
         class_weights: one a class, or None.
-        tta: views of an image whose logits `predict_logits` averages: none, flips or d4.
+        tta: views of an image whose logits `predict` averages: none, flips or d4.
         channels_last: NHWC memory format.
         seed: of the steps.
         module: a built backbone with its weights; None builds one with random weights (a checkpoint will fill it).
     """
+
+    kind = TASKS["classification"]
 
     def __init__(
         self,
@@ -152,9 +154,9 @@ class ClassificationTask(Classifying):
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         return logits
 
-    def predict_logits(self, image: Tensor) -> Tensor:
-        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits (B, C), averaged over the views of `tta`."""
-        return self._averaged(image, VIEWS[self.hparams["tta"]])
+    def predict(self, image: Tensor) -> tuple[None, Tensor]:
+        """Return the class logits."""
+        return None, self._averaged(image, VIEWS[self.hparams["tta"]])
 
     def _averaged(self, image: Tensor, views: Sequence[View]) -> Tensor:
         return torch.stack([self(turn(image, view)) for view in views]).mean(0)

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skincancer.metrics.names import MASK_PREFIX
 from skincancer.models.decoders import JointSegmenter
 from skincancer.models.segmenters import build_joint
 from skincancer.models.tasks.base import VIEWS, Batch, View, turn, turn_back
 from skincancer.models.tasks.classification import Classifying, Predictions
 from skincancer.models.tasks.segmentation import MaskPredictions, Segmenting
+from skincancer.schema import TASKS
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class JointTask(Classifying, Segmenting):
         seed: of the steps.
         module: a built segmenter with its weights; None builds one with random weights (a checkpoint will fill it).
     """
+
+    kind = TASKS["joint"]
 
     def __init__(
         self,
@@ -80,17 +84,10 @@ class JointTask(Classifying, Segmenting):
         masks, classes = self.segmenter(self.normalise(image))
         return masks, classes
 
-    def predict_both(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits of masks (B, 1, H, W) and of classes (B, C), averaged over `tta`."""
-        return self._averaged(image, VIEWS[self.hparams["tta"]])
-
-    def predict_probability(self, image: Tensor) -> Tensor:
-        """Images float32 (B, 3, H, W), RGB in [0, 1], to lesion probabilities (B, 1, H, W), of logits averaged over `tta`."""
-        return self.predict_both(image)[0].sigmoid()
-
-    def predict_logits(self, image: Tensor) -> Tensor:
-        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits of classes (B, C), averaged over the views of `tta`."""
-        return self.predict_both(image)[1]
+    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return lesion probabilities and class logits from one pass."""
+        masks, classes = self._averaged(image, VIEWS[self.hparams["tta"]])
+        return masks.sigmoid(), classes
 
     def _averaged(self, image: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:
         found = [self(turn(image, view)) for view in views]
@@ -122,4 +119,4 @@ class JointTask(Classifying, Segmenting):
             "class_loss": classes.loss,
         }
         self.report(part, {**losses, **class_metrics}, shown="balanced_accuracy")
-        self.report(part, {f"mask_{name}": value for name, value in mask_metrics.items()}, shown="mask_jaccard")
+        self.report(part, {MASK_PREFIX + name: value for name, value in mask_metrics.items()}, shown="mask_jaccard")

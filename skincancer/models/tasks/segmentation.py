@@ -13,12 +13,14 @@ from torch import Tensor
 
 from skincancer.errors import RunError
 from skincancer.metrics.mask_scorer import MaskScorer
-from skincancer.metrics.segmentation import MASK_METRICS, ThresholdSearch, binarise, mask_metrics, mean_metrics
+from skincancer.metrics.names import MASK_METRICS
+from skincancer.metrics.segmentation import ThresholdSearch, binarise, mask_metrics, mean_metrics
 from skincancer.models.decoders import Padded, Segmenter
 from skincancer.models.losses import mask_loss
 from skincancer.models.maskrcnn import InstanceSegmenter
 from skincancer.models.segmenters import build_segmenter, encoder_normalisation
 from skincancer.models.tasks.base import VIEWS, Batch, Normalise, Task, View, turn, turn_back
+from skincancer.schema import TASKS
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,14 @@ class SegmentationTask(Segmenting):
         freeze: none, or all (the whole encoder).
         unfreeze_epoch: from when everything learns; None for never.
         loss, optimizer, schedule: the sections of the config, as dicts.
-        tta: views of an image whose logits `predict_probability` averages: none, flips or d4.
+        tta: views of an image whose logits `predict` averages: none, flips or d4.
         threshold: a pixel is lesion above this probability; None for 0.5 until `threshold` is set.
         channels_last: NHWC memory format.
         seed: of the steps.
         module: a built segmenter with its weights; None builds one with random weights (a checkpoint will fill it).
     """
+
+    kind = TASKS["segmentation"]
 
     def __init__(
         self,
@@ -192,9 +196,9 @@ class SegmentationTask(Segmenting):
         logits: Tensor = self.segmenter(self.normalise(image))
         return logits
 
-    def predict_probability(self, image: Tensor) -> Tensor:
-        """Images float32 (B, 3, H, W), RGB in [0, 1], to lesion probabilities (B, 1, H, W), of logits averaged over `tta`."""
-        return self._averaged(image, VIEWS[self.hparams["tta"]]).sigmoid()
+    def predict(self, image: Tensor) -> tuple[Tensor, None]:
+        """Return the lesion probabilities."""
+        return self._averaged(image, VIEWS[self.hparams["tta"]]).sigmoid(), None
 
     def _averaged(self, image: Tensor, views: Sequence[View]) -> Tensor:
         return torch.stack([turn_back(self(turn(image, view)).float(), view) for view in views]).mean(0)

@@ -1,0 +1,178 @@
+"""Test that docstrings are short and plain: the rules of CONTRIBUTING.md that a program can check."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "skincancer"
+LONGEST = 14  # words of a first line
+BANNED = re.compile(
+    r"\b(told|tells?|lest|whose|mend(s|ed)?|on end|by hand|is gone|are gone|hand-made|be it|those that|them those"
+    r"|a row an? \w+|a line an? \w+|without a word|stands? (in|beside)|goes on|taken for dead|hangs together|drawn at random)\b",
+    re.IGNORECASE,
+)
+# modules whose docstrings are not yet plain; the list may only shrink
+EXEMPT: set[str] = {
+    "compare.py",
+    "comparison/entries.py",
+    "comparison/figures.py",
+    "comparison/load.py",
+    "comparison/predictions.py",
+    "comparison/published.py",
+    "comparison/report.py",
+    "comparison/request.py",
+    "comparison/tables.py",
+    "config/cli.py",
+    "config/resolve.py",
+    "config/search_space.py",
+    "config/validation.py",
+    "data/balance.py",
+    "data/cache.py",
+    "data/catalog.py",
+    "data/datamodule.py",
+    "data/download/dataverse.py",
+    "data/download/http.py",
+    "data/download/publisher.py",
+    "data/duplicates.py",
+    "data/feature_table.py",
+    "data/file_facts.py",
+    "data/groups.py",
+    "data/index.py",
+    "data/overlap.py",
+    "data/prepare.py",
+    "data/readers/csv_table.py",
+    "data/readers/demo.py",
+    "data/readers/demo_drawing.py",
+    "data/readers/files.py",
+    "data/readers/folder.py",
+    "data/readers/ham10000.py",
+    "data/readers/isic2018_task3.py",
+    "data/readers/isic_segmentation.py",
+    "data/readers/malignant_vs_benign.py",
+    "data/readers/ph2.py",
+    "data/seeding.py",
+    "data/splits.py",
+    "data/store.py",
+    "evaluate.py",
+    "evaluation/class_mapping.py",
+    "evaluation/external.py",
+    "evaluation/recorder.py",
+    "fit.py",
+    "imaging/decode.py",
+    "imaging/geometry.py",
+    "inference/classical_model.py",
+    "inference/image_files.py",
+    "inference/model.py",
+    "inference/output_files.py",
+    "inference/outputs.py",
+    "inference/predictor.py",
+    "inference/serving.py",
+    "metrics/bootstrap.py",
+    "metrics/calibration.py",
+    "metrics/classification.py",
+    "metrics/operating_point.py",
+    "metrics/paired_tests.py",
+    "metrics/prediction_files.py",
+    "metrics/segmentation.py",
+    "metrics/subgroups.py",
+    "models/backbones.py",
+    "models/classical.py",
+    "models/decoders.py",
+    "models/deep_features.py",
+    "models/factory.py",
+    "models/grad_cam.py",
+    "models/lightning.py",
+    "models/losses.py",
+    "models/maskrcnn.py",
+    "models/optimizers.py",
+    "models/segmenters.py",
+    "models/sync_batchnorm.py",
+    "models/tasks/base.py",
+    "models/tasks/classification.py",
+    "models/tasks/joint.py",
+    "models/tasks/segmentation.py",
+    "models/weight_transfer.py",
+    "models/weights.py",
+    "predict.py",
+    "prepare.py",
+    "reports/error_analysis.py",
+    "reports/evaluation_report.py",
+    "reports/fit_report.py",
+    "reports/run_description.py",
+    "reports/task_outputs.py",
+    "reports/thumbnails.py",
+    "runs/dataset_inputs.py",
+    "runs/finished.py",
+    "runs/lifecycle.py",
+    "runs/registry.py",
+    "runs/search.py",
+    "runs/store.py",
+    "schema.py",
+    "sweep.py",
+    "sweeps/executor.py",
+    "sweeps/figures.py",
+    "sweeps/plan.py",
+    "sweeps/report.py",
+    "sweeps/samplers.py",
+    "sweeps/space_check.py",
+    "sweeps/storage.py",
+    "sweeps/study.py",
+    "sweeps/trial.py",
+    "sweeps/worker_process.py",
+    "training/callbacks.py",
+    "training/checkpoints.py",
+    "training/classical.py",
+    "training/distributed.py",
+    "training/launch.py",
+    "training/params.py",
+    "training/recorder.py",
+    "training/trainer.py",
+    "ui.py",
+}
+
+
+def docstrings(path: Path) -> list[tuple[int, str]]:
+    """Line number and text of every docstring of a module."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, documented)]
+    return [(getattr(node, "lineno", 1), text) for node in nodes if (text := ast.get_docstring(node))]
+
+
+def faults(path: Path) -> list[str]:
+    """Rules that docstrings of a module break, with their line numbers."""
+    found = []
+    for line, text in docstrings(path):
+        first = text.partition("\n")[0]
+        if len(first.split()) > LONGEST:
+            found.append(
+                f"{path.name}:{line}: the first line has {len(first.split())} words, at most {LONGEST}: {first}"
+            )
+        if ";" in first:
+            found.append(f"{path.name}:{line}: the first line has a semicolon: {first}")
+        found += [f"{path.name}:{line}: banned words {match[0]!r}" for match in BANNED.finditer(text)]
+    return found
+
+
+def modules() -> list[str]:
+    return sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", modules())
+def test_docstrings_are_plain(module):
+    found = faults(PACKAGE / module)
+    if module in EXEMPT:
+        assert found, f"{module} is plain now: remove it from EXEMPT"
+    else:
+        assert not found, "\n".join(found)
+
+
+def test_faults_are_found(tmp_path):
+    long = " ".join(["word"] * 15)
+    path = tmp_path / "faulty.py"
+    path.write_text(f'"""{long}."""\n\n\ndef one():\n    """Do this; do that.\n\n    What it is told.\n    """\n')
+    found = "\n".join(faults(path))
+    assert "has 15 words" in found
+    assert "has a semicolon: Do this; do that." in found
+    assert "banned words 'told'" in found
