@@ -74,7 +74,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
     from skincancer.data.prepare import prepare_data
     from skincancer.inference.model import mask_source
     from skincancer.metrics.names import monitor_mode
-    from skincancer.models.factory import check_network
+    from skincancer.models.compatibility import check_network
     from skincancer.runs.lifecycle import reap
     from skincancer.runs.store import RunStore
     from skincancer.sweeps import study

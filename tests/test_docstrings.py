@@ -68,7 +68,6 @@ EXEMPT: set[str] = {
     "models/maskrcnn.py",
     "models/optimizers.py",
     "models/segmenters.py",
-    "models/sync_batchnorm.py",
     "models/tasks/base.py",
     "models/tasks/classification.py",
     "models/tasks/joint.py",

@@ -37,7 +37,7 @@ from skincancer.runs.artifacts import (
 from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment
 from skincancer.system.console import make_console
-from skincancer.system.credentials import format_error, hide, shown
+from skincancer.system.credentials import format_error, shown
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive, owner_tags
 from skincancer.system.interrupts import Interrupted, uninterrupted
@@ -170,11 +170,6 @@ class RunWriter:
         """Return the local path that a figure is to be saved at. `log_folder(FIGURES)` logs all figures."""
         (self.folder / FIGURES).mkdir(exist_ok=True)
         return self.folder / figure_file(name)
-
-    def close(self, status: str, reason: str) -> None:
-        """End the run from another thread than that of `start_run`, before the process exits."""
-        self.store.client.set_tag(self.run_id, "status_reason", hide(reason))
-        self.store.client.set_terminated(self.run_id, status)
 
     def _beat(self) -> None:
         # Only other hosts read the heartbeat, so a failed write must not end the run.

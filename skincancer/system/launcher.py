@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-# Process id of rank 0, set by this package for the ranks that it starts.
-PARENT = "SKINCANCER_RANK_ZERO"
-_STARTED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", PARENT)
+# Set for the ranks that Lightning starts: id of the process that starts them, and of the run.
+PARENT, RUN_ID = "SKINCANCER_RANK_ZERO", "SKINCANCER_RUN_ID"
+_STARTED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", PARENT, RUN_ID)
 _SLURM = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_ID")
 
 
