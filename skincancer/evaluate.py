@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from skincancer.config.cli import add_plugin_flag, parse_flags
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import DataConfig
-from skincancer.system.console import make_console, program, progress_bars, run_verb, warn
+from skincancer.system.console import is_live, make_console, program, progress_bars, run_verb, warn
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts
 
@@ -79,7 +79,7 @@ def evaluate(
         warn(console, title, text)
     with recorder.start() as run:
         found = [
-            predict_test(*one, progress_bar=sys.stdout.isatty())
+            predict_test(*one, progress_bar=is_live(make_console()))
             for one in zip(evaluation.runs, evaluation.experiments, evaluation.data, strict=True)
         ]
         predictions = mapped_predictions(evaluation, [predicted for _, predicted in found])
