@@ -13,8 +13,7 @@ from skincancer.imaging.features.families import FAMILIES
 from skincancer.imaging.quality import RULES
 from skincancer.metrics.custom import CUSTOM_METRICS
 from skincancer.metrics.names import TASK_METRICS
-from skincancer.models.losses import MASK_LOSSES
-from skincancer.models.segmenters import ARCHITECTURES
+from skincancer.models.names import ARCHITECTURES, MASK_LOSSES
 from skincancer.schema import CLASSICAL, DEEP, TYPES
 
 

@@ -20,7 +20,7 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, UnusedKey
 from skincancer.imaging import augmentation_policies
 from skincancer.metrics.names import default_monitor
-from skincancer.models.backbones import SMALLEST_SIZE
+from skincancer.models.names import SMALLEST_SIZE
 from skincancer.plugins import load_plugins, used_plugins
 from skincancer.schema import KEYS, RUN, TYPES, Experiment, flatten, segmenter_run, unflatten
 from skincancer.system.yaml_files import load_yaml

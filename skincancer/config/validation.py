@@ -18,9 +18,15 @@ from skincancer.imaging.cleaning.steps import check_clean
 from skincancer.imaging.features.families import FAMILIES
 from skincancer.metrics.custom import custom_metrics
 from skincancer.metrics.names import TASK_METRICS
-from skincancer.models.losses import LOSSES, mask_loss
-from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
-from skincancer.models.segmenters import OWN_LOSSES, SMALLEST_BATCH, check_architecture
+from skincancer.models.names import (
+    LOSSES,
+    OPTIMIZERS,
+    OWN_LOSSES,
+    SCHEDULES,
+    SMALLEST_BATCH,
+    check_architecture,
+    check_mask_losses,
+)
 from skincancer.schema import DEEP, TASKS, Experiment, flatten, segmenter_run
 
 NAMES: dict[str, Iterable[str]] = {
@@ -269,4 +275,4 @@ def _check_segmenter(experiment: Experiment) -> None:
         raise ConfigError(
             f"model.loss.masks is {loss.masks}; {model.architecture} learns by its own losses. Leave it out."
         )
-    mask_loss(loss.masks, asdict(loss))  # names, weights, and what single losses ask of their options
+    check_mask_losses(loss.masks, asdict(loss))

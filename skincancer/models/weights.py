@@ -18,8 +18,9 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
 from skincancer.errors import WeightsError
-from skincancer.models.backbones import BACKBONES, build_backbone
-from skincancer.models.decoders import Padded
+from skincancer.models.backbones import build_backbone
+from skincancer.models.decoders import PaddedModel
+from skincancer.models.names import BACKBONES
 from skincancer.models.segmenters import TIMM_PREFIX, encoder_side
 from skincancer.models.weight_transfer import encoder_names, holds_encoder, transfer_encoder
 
@@ -71,7 +72,7 @@ def load_backbone(name: str, size: int, weights: str, checkpoint: Path | None = 
     return _from_state(backbone, name, state, source, needed)
 
 
-def load_encoder(module: Padded, encoder: str, size: int, weights: str, checkpoint: Path | None = None) -> Loaded:
+def load_encoder(module: PaddedModel, encoder: str, size: int, weights: str, checkpoint: Path | None = None) -> Loaded:
     """Fill the encoder of a segmenter.
 
     Args:

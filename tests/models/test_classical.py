@@ -195,12 +195,14 @@ def test_calibration_uses_as_many_folds_as_the_rarest_class_has_lesions():
     label = np.array([0] * 12 + [1] * 6)
     groups = np.array([*range(12), 20, 20, 20, 20, 21, 22]).astype(str)
     assert len(lesion_folds(label, groups, seed=0)) == 3
-    with pytest.raises(DataError, match=r"the 1 lesions of the class with label 1 cannot be dealt"):
+    with pytest.raises(DataError, match=r"the 1 lesions of the class with label 1 are too few"):
         lesion_folds(label, np.array([*range(12), *[20] * 6]).astype(str), seed=0)
 
 
 def test_too_many_clusters_are_told():
-    with pytest.raises(ConfigError, match=r"clusters is 61, but the training images are of 60 lesions. Give fewer"):
+    with pytest.raises(
+        ConfigError, match=r"clusters is 61, but the training images are of 60 lesions. Use fewer clusters"
+    ):
         fitted("kmeans", options=dataclasses.replace(OPTIONS, clusters=61))
 
 
