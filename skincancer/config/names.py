@@ -1,4 +1,4 @@
-"""Names that the keys of an experiment take, from the registries."""
+"""Names that keys of an experiment take, from the registries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from skincancer.schema import CLASSICAL, DEEP, TYPES
 
 
 def known_names() -> dict[str, list[str]]:
-    """Return the names that each key takes, of keys that take names."""
+    """Return the allowed names of each key that takes names."""
     literals = {
         key: [str(name) for name in get_args(kind)] for key, kind in TYPES.items() if get_origin(kind) is Literal
     }

@@ -24,7 +24,7 @@ SHIPPED = sorted(
     {
         each["model"]["backbone"]
         for each in _EXPERIMENTS
-        if each["task"] == "classification" and "backbone" in each["model"]  # hand-made features have none
+        if each["task"] == "classification" and "backbone" in each["model"]  # hand-crafted features have none
     }
 )
 
