@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from skincancer.errors import WeightsError
 from skincancer.models.backbones import build_backbone, normalisation
 from skincancer.models.tasks.base import Normalise
-from skincancer.models.weights import Loaded, load_backbone
+from skincancer.models.weights import LoadedWeights, load_backbone
 from skincancer.schema import Experiment
 from skincancer.system.hardware import keep_freed_memory
 
@@ -79,7 +79,7 @@ def deep_table(values: npt.NDArray[np.float32]) -> pd.DataFrame:
     return pd.DataFrame(values, columns=[f"deep_{number}" for number in range(values.shape[1])])
 
 
-def first_backbone(experiment: Experiment, checkpoint: Path | None = None) -> tuple[DeepFeatures, Loaded]:
+def first_backbone(experiment: Experiment, checkpoint: Path | None = None) -> tuple[DeepFeatures, LoadedWeights]:
     """Return the backbone of an experiment, and the origin of its weights.
 
     Raises:

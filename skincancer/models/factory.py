@@ -18,7 +18,7 @@ from skincancer.models.segmenters import build_joint, build_segmenter
 from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.tasks.segmentation import SegmentationTask
-from skincancer.models.weights import Loaded, load_backbone, load_checkpoint, load_encoder
+from skincancer.models.weights import LoadedWeights, load_backbone, load_checkpoint, load_encoder
 from skincancer.schema import Experiment
 
 AnyTask = ClassificationTask | SegmentationTask | JointTask
@@ -26,7 +26,7 @@ AnyTask = ClassificationTask | SegmentationTask | JointTask
 
 def build_task(
     experiment: Experiment, data: PreparedData, from_checkpoint: bool, checkpoint: Path | None = None
-) -> tuple[AnyTask, Loaded]:
+) -> tuple[AnyTask, LoadedWeights]:
     """Build the task. Return the task and the origin of its initial weights.
 
     Args:
@@ -48,7 +48,7 @@ def build_task(
 
 def _build_classifier(
     experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
-) -> tuple[AnyTask, Loaded]:
+) -> tuple[AnyTask, LoadedWeights]:
     model, size = experiment.model, experiment.data.size
     if model.head == "sigmoid" and len(data.classes) != 2:
         raise ConfigError(
@@ -68,7 +68,7 @@ def _build_classifier(
 
 def _build_segmenter(
     experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
-) -> tuple[AnyTask, Loaded]:
+) -> tuple[AnyTask, LoadedWeights]:
     model, size = experiment.model, experiment.data.size
     segmenter = build_segmenter(model.architecture, model.backbone, size)
     loaded = load_encoder(segmenter, model.backbone, size, weights, checkpoint)
@@ -83,7 +83,7 @@ def _build_segmenter(
 
 def _build_joint(
     experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
-) -> tuple[AnyTask, Loaded]:
+) -> tuple[AnyTask, LoadedWeights]:
     model, size = experiment.model, experiment.data.size
     # Only this task trains on unlabelled images, which balance refuses. Refuse them before the run starts.
     epoch_order(data.rows("train")["label"].to_numpy(), experiment.data.balance, experiment.seed, epoch=0)

