@@ -45,8 +45,6 @@ EXEMPT: set[str] = {
     "inference/outputs.py",
     "inference/predictor.py",
     "inference/serving.py",
-    "models/lightning.py",
-    "models/weights.py",
     "predict.py",
     "prepare.py",
     "reports/error_analysis.py",
