@@ -68,12 +68,9 @@ def _without_unused(base: Mapping[str, Any], parser: ArgumentParser) -> dict[str
 
 
 def resolve_content(
-    name: str | None,
-    content: Mapping[str, Any],
-    flags: Mapping[str, Any],
-    parser: ArgumentParser | None = None,
+    name: str | None, content: Mapping[str, Any], flags: Mapping[str, Any], parser: ArgumentParser | None = None,
     source: str = "config",
-) -> tuple[Experiment, list[str]]:
+) -> tuple[Experiment, list[str]]:  # fmt: skip
     """Resolve the content of an experiment file, as `resolve` does.
 
     Args:

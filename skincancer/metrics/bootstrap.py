@@ -23,7 +23,7 @@ def bootstrap_weights(
     Args:
         groups: (N,), lesion of each image.
         strata: (N,), stratum of each image, in general its label. Integers or strings.
-        n_resamples: R, at least 1.
+        n_resamples: number R of resamples, at least 1.
         seed: random seed.
 
     Returns:
@@ -61,15 +61,9 @@ def bootstrap_weights(
 
 
 def bootstrap_intervals(
-    label: npt.ArrayLike,
-    probability: npt.ArrayLike,
-    groups: Sequence[str] | npt.NDArray[np.str_],
-    classes: Sequence[str],
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-    areas: bool = True,
-) -> pd.DataFrame:
+    label: npt.ArrayLike, probability: npt.ArrayLike, groups: Sequence[str] | npt.NDArray[np.str_], classes: Sequence[str],
+    n_resamples: int = 2000, level: float = 0.95, seed: int = 0, areas: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """Compute every classification metric with its percentile bootstrap interval.
 
     Lesions are resampled within the classes (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
@@ -106,13 +100,9 @@ def bootstrap_intervals(
 
 
 def bootstrap_means(
-    table: pd.DataFrame,
-    columns: Sequence[str],
-    groups: Sequence[str] | npt.NDArray[np.str_],
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
+    table: pd.DataFrame, columns: Sequence[str], groups: Sequence[str] | npt.NDArray[np.str_], n_resamples: int = 2000,
+    level: float = 0.95, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """Compute means of per-image values with percentile bootstrap intervals.
 
     Lesions are resampled in one stratum. `bootstrap_intervals` explains the interval.

@@ -67,15 +67,9 @@ def scale(logits: npt.ArrayLike, temperature: float) -> Floats:
 
 
 def calibration_table(
-    label: npt.ArrayLike,
-    before: npt.ArrayLike,
-    after: npt.ArrayLike,
-    groups: Sequence[str] | npt.NDArray[np.str_],
-    classes: Sequence[str],
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
+    label: npt.ArrayLike, before: npt.ArrayLike, after: npt.ArrayLike, groups: Sequence[str] | npt.NDArray[np.str_],
+    classes: Sequence[str], n_resamples: int = 2000, level: float = 0.95, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """Measure calibration before and after scaling, and the change, with intervals over lesions.
 
     Both stages use the same resamples, so the interval of the change is that of a paired difference. The interval of `ece` lies too

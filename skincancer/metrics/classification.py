@@ -62,13 +62,8 @@ def classification_metrics(
 
 
 def weighted_metrics(
-    label: npt.ArrayLike,
-    probability: npt.ArrayLike,
-    classes: Sequence[str],
-    weight: npt.ArrayLike,
-    *,
-    areas: bool = True,
-) -> dict[str, Floats]:
+    label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], weight: npt.ArrayLike, *, areas: bool = True,
+) -> dict[str, Floats]:  # fmt: skip
     """Compute every metric for each row of weights, such as bootstrap resamples.
 
     Args:

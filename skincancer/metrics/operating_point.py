@@ -46,15 +46,9 @@ def sensitivity_threshold(positive: npt.ArrayLike, score: npt.ArrayLike, sensiti
 
 
 def operating_point(
-    positive: npt.ArrayLike,
-    score: npt.ArrayLike,
-    threshold: float,
-    groups: Sequence[str] | npt.NDArray[np.str_],
-    prevalence: float | None = None,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
+    positive: npt.ArrayLike, score: npt.ArrayLike, threshold: float, groups: Sequence[str] | npt.NDArray[np.str_],
+    prevalence: float | None = None, n_resamples: int = 2000, level: float = 0.95, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """Measure a fixed threshold, with percentile bootstrap intervals over lesions.
 
     Lesions are resampled within positives and negatives. The intervals cover the sampling of these lesions, not of the validation

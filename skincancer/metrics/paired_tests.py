@@ -73,12 +73,9 @@ def mcnemar(
 
 
 def delong(
-    label: npt.ArrayLike,
-    first: npt.ArrayLike,
-    second: npt.ArrayLike,
-    classes: Sequence[str],
+    label: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike, classes: Sequence[str],
     groups: Sequence[str] | npt.NDArray[np.str_] | None = None,
-) -> DeLong:
+) -> DeLong:  # fmt: skip
     """Test whether two models have the same AUROC.
 
     DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988. The share of each image in the AUROC (DeLong's structural components, from

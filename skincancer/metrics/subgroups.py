@@ -37,15 +37,9 @@ def age_band(ages: pd.Series) -> pd.Series:
 
 
 def subgroup_table(
-    rows: pd.DataFrame,
-    label: npt.ArrayLike,
-    probability: npt.ArrayLike,
-    classes: Sequence[str],
-    malignant: Sequence[str] = (),
-    *,
-    smallest: int = SMALLEST,
-    n_resamples: int = 2000,
-) -> pd.DataFrame:
+    rows: pd.DataFrame, label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], malignant: Sequence[str] = (), *,
+    smallest: int = SMALLEST, n_resamples: int = 2000,
+) -> pd.DataFrame:  # fmt: skip
     """Measure every group of every attribute.
 
     Args:

@@ -108,13 +108,11 @@ def stages(backbone: nn.Module) -> list[list[str]]:
     timm groups the parameters. For the backbone of a plugin, every child module is a stage.
     """
     if not hasattr(backbone, "group_matcher"):
-        children = [
-            [f"{name}.{key}" for key, _ in child.named_parameters()] for name, child in backbone.named_children()
-        ]
-        return [names for names in children if names]
+        children = backbone.named_children()
+        groups = [[f"{name}.{key}" for key, _ in child.named_parameters()] for name, child in children]
+        return [names for names in groups if names]
     matcher: Any = backbone.group_matcher
-    groups = group_parameters(backbone, matcher(coarse=True))
-    return [groups[number] for number in sorted(groups)]
+    return [names for _, names in sorted(group_parameters(backbone, matcher(coarse=True)).items())]
 
 
 def frozen_parameters(backbone: nn.Module, freeze: str) -> set[str]:

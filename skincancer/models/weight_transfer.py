@@ -16,12 +16,9 @@ SHARE_NEEDED = 0.9
 
 
 def transfer_encoder(
-    source_state_dict: Mapping[str, Tensor],
-    target_module: nn.Module,
-    source: str = "the source",
-    target: str = "the model",
+    source_state_dict: Mapping[str, Tensor], target_module: nn.Module, source: str = "the source", target: str = "the model",
     needed: Collection[str] | None = None,
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str]]:  # fmt: skip
     """Copy tensors of the same name and shape into a backbone or encoder.
 
     Names are compared without the prefixes of wrappers (`backbone.`, `segmenter.model.encoder.model.` …), by the prefix that

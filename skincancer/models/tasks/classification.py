@@ -111,25 +111,10 @@ class ClassificationTask(Classifying):
     kind = TASKS["classification"]
 
     def __init__(
-        self,
-        *,
-        backbone: str,
-        size: int,
-        classes: Sequence[str],
-        dropout: float,
-        head: str,
-        head_hidden: int,
-        freeze: str,
-        unfreeze_epoch: int | None,
-        loss: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        schedule: Mapping[str, Any],
-        class_weights: Sequence[float] | None,
-        tta: str,
-        channels_last: bool,
-        seed: int,
-        module: nn.Module | None = None,
-    ) -> None:
+        self, *, backbone: str, size: int, classes: Sequence[str], dropout: float, head: str, head_hidden: int, freeze: str,
+        unfreeze_epoch: int | None, loss: Mapping[str, Any], optimizer: Mapping[str, Any], schedule: Mapping[str, Any],
+        class_weights: Sequence[float] | None, tta: str, channels_last: bool, seed: int, module: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.save_hyperparameters(ignore=["module"], logger=False)
         mean, std = normalisation(backbone)

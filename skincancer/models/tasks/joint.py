@@ -44,25 +44,11 @@ class JointTask(Classifying, Segmenting):
     kind = TASKS["joint"]
 
     def __init__(
-        self,
-        *,
-        architecture: str,
-        backbone: str,
-        size: int,
-        classes: Sequence[str],
-        dropout: float,
-        freeze: str,
-        unfreeze_epoch: int | None,
-        loss: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        schedule: Mapping[str, Any],
-        class_weights: Sequence[float] | None,
-        tta: str,
-        threshold: float | None,
-        channels_last: bool,
-        seed: int,
+        self, *, architecture: str, backbone: str, size: int, classes: Sequence[str], dropout: float, freeze: str,
+        unfreeze_epoch: int | None, loss: Mapping[str, Any], optimizer: Mapping[str, Any], schedule: Mapping[str, Any],
+        class_weights: Sequence[float] | None, tta: str, threshold: float | None, channels_last: bool, seed: int,
         module: JointSegmenter | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.save_hyperparameters(ignore=["module"], logger=False)
         built = module if module is not None else build_joint(architecture, backbone, size, len(classes), dropout)

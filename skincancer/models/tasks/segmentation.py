@@ -164,22 +164,10 @@ class SegmentationTask(Segmenting):
     kind = TASKS["segmentation"]
 
     def __init__(
-        self,
-        *,
-        architecture: str,
-        backbone: str,
-        size: int,
-        freeze: str,
-        unfreeze_epoch: int | None,
-        loss: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        schedule: Mapping[str, Any],
-        tta: str,
-        threshold: float | None,
-        channels_last: bool,
-        seed: int,
-        module: Segmenter | None = None,
-    ) -> None:
+        self, *, architecture: str, backbone: str, size: int, freeze: str, unfreeze_epoch: int | None, loss: Mapping[str, Any],
+        optimizer: Mapping[str, Any], schedule: Mapping[str, Any], tta: str, threshold: float | None, channels_last: bool,
+        seed: int, module: Segmenter | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.save_hyperparameters(ignore=["module"], logger=False)
         built = module if module is not None else build_segmenter(architecture, backbone, size)
