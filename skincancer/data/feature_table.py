@@ -35,7 +35,7 @@ from skincancer.imaging.features.families import (
     image_features,
     learned_names,
 )
-from skincancer.imaging.preprocessing import clean_picture, clean_recipe
+from skincancer.imaging.preprocessing import clean_image, clean_recipe
 from skincancer.imaging.types import Mask
 from skincancer.system.paths import cache_folder
 
@@ -199,7 +199,7 @@ def read_lesion(
     Raises:
         BadImage: the mask cannot be used, or a cleaning step failed.
     """
-    picture, shown = clean_picture(original, steps)
+    picture, shown = clean_image(original, steps)
     lesion, source = find_mask(original, picture, shown, mask, source)
     return bring_to_working_size(picture, lesion, mm_per_px), source
 
