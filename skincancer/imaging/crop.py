@@ -72,8 +72,6 @@ def find_mask(
     """Return the lesion mask of a cleaned image, and its mask source.
 
     Args:
-        original: original image, RGB.
-        cleaned: cleaned image.
         box: box of the original that the cleaned image shows.
         mask: file of the true mask, or a segmenter's mask, of the original.
         source: mask source as in `Crop`.

@@ -19,12 +19,9 @@ class Mapping(NamedTuple):
 
 
 def mapping(width: int, height: int, size: int, resize: str) -> Mapping:
-    """Return the boxes by which an image is resized to a square.
+    """Return the boxes (px) by which an image is resized to a square.
 
     Args:
-        width: width of the original, px.
-        height: height of the original, px.
-        size: side of the square, px.
         resize: stretch (whole image, aspect ratio lost), pad (whole image, black bars) or crop (central square).
 
     Raises:

@@ -46,7 +46,7 @@ def test_masks_that_cannot_be_used_stop_with_one_list(broken):
     assert prepare_data(config, jobs=1).dropped.empty, "whoever reads no mask is not kept by one"
     (broken / "i02.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"3 of 40 images of csv cannot be used") as told:
-        prepare_data(config, TruthOrOtsu(), jobs=1, hand_made=True)
+        prepare_data(config, TruthOrOtsu(), jobs=1, hand_crafted=True)
     lines = str(told.value).splitlines()
     assert len(lines) == 5
     for image_id, reason in {**REASONS, "i02": "i02.png is not an image"}.items():
@@ -111,7 +111,7 @@ def test_fit_on_one_image_is_refused(single, store, capsys):
 def test_one_image_is_measured_where_no_parts_are_needed(single, broken):
     """As for an evaluation of every image."""
     found = prepare_data(
-        DataConfig(dataset="csv", root=str(broken), size=16), TruthOrOtsu(), jobs=1, hand_made=True, whole=True
+        DataConfig(dataset="csv", root=str(broken), size=16), TruthOrOtsu(), jobs=1, hand_crafted=True, whole=True
     )
     assert found.features.table["masks"].tolist() == ["truth"]
     assert found.features.columns(["abcd", "lbp"]).notna().all(axis=None)

@@ -99,7 +99,7 @@ def test_diameter_is_in_mm_where_the_table_knows_the_scale(few):
 def test_a_scale_that_is_none_is_told(few, scale):
     write(few / "index.csv", "image,diagnosis,mm_per_px", f"i0.png,a,{scale}")
     with pytest.raises(
-        DataError, match=rf"mm_per_px of image i0 is '{scale}'; it must be the size of a px in mm, above 0"
+        DataError, match=rf"mm_per_px of image i0 is '{scale}'; expected the size of a pixel in mm, above 0"
     ):
         opened(few)
 
@@ -225,6 +225,6 @@ def test_one_image_is_prepared_and_measured_without_a_split(tmp_path, capsys):
 def test_masks_that_are_hardly_lesions_are_told(tmp_path):
     table = pd.DataFrame({"image_id": list("abcd"), "abcd_diameter_by_longer_side": [0.05, 0.5, 1.3, np.nan]})
     told = FeatureTable(tmp_path, table).describe_unlikely()
-    assert "1 are narrower than 10% of the picture's longer side (such as a)" in told
+    assert "1 are narrower than 10% of the longer side of the image (such as a)" in told
     assert "1 reach nearly from corner to corner (such as c)" in told
     assert FeatureTable(tmp_path, table.iloc[[1, 3]]).describe_unlikely() == ""
