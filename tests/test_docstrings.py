@@ -110,7 +110,6 @@ EXEMPT: set[str] = {
     "models/weight_transfer.py",
     "models/weights.py",
     "predict.py",
-    "prepare.py",
     "reports/error_analysis.py",
     "reports/evaluation_report.py",
     "reports/fit_report.py",

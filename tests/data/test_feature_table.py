@@ -197,7 +197,7 @@ def test_prepare_features_prints_where_the_table_is(tiny_demo, capsys):
     ("flags", "told"),
     [
         (["--features", "--data.masks=mine"], "data.masks is 'mine'; it must be auto, truth, otsu, or run:RUN_ID"),
-        (["--features", "--data.crop=true"], "--features measures whole images; leave --data.crop out"),
+        (["--features", "--data.crop=true"], "--features measures whole images. Remove --data.crop"),
         (["--data.masks=otsu"], "data.masks is 'otsu'; it is for data.crop true"),
     ],
 )
