@@ -87,7 +87,7 @@ def fit(
             mask_source(experiment.data, store),
             bars,
             task=experiment.task,
-            hand_made=experiment.model.is_hand_made,
+            hand_crafted=experiment.model.is_hand_made,
         )
     if network:
         ranks = count_ranks(experiment.trainer)

@@ -19,9 +19,9 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.index import add_target, image_root, load_index
-from skincancer.data.mask_sources import own_masks
-from skincancer.data.overlap import find_seen, find_similar, open_whole, pixel_digests
-from skincancer.data.prepare import PreparedData, locate, prepare_data
+from skincancer.data.mask_sources import used_mask_source
+from skincancer.data.overlap import find_overlap, find_similar, open_whole, pixel_digests
+from skincancer.data.prepare import PreparedData, locate_dataset, prepare_data
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
 from skincancer.inference.classical_model import ClassicalModel, predict_other
@@ -160,7 +160,7 @@ def plan(run: FinishedRun, flags: Mapping[str, Any]) -> Experiment:
 
 def _masks(run: FinishedRun) -> str:
     """Return whose masks are taken: those of the run's own images, also where its config left that to the data."""
-    return f"{RUN}{run.segmenter}" if run.segmenter else own_masks(run.settings["data.masks"], run.mask_sources)
+    return f"{RUN}{run.segmenter}" if run.segmenter else used_mask_source(run.settings["data.masks"], run.mask_sources)
 
 
 def prepare_evaluation(
@@ -194,7 +194,7 @@ def prepare_evaluation(
             progress,
             task=experiment.task,
             whole=whole,
-            hand_made=experiment.model.is_hand_made,
+            hand_crafted=experiment.model.is_hand_made,
         )
         for experiment in experiments
     )
@@ -209,7 +209,7 @@ def prepare_evaluation(
             )
         if run.has_digests:
             rows = rows.assign(pixels=pixel_digests(prepared.store.images, rows.index.to_numpy()))
-        found = find_seen(rows, run.split, same_files(run, experiment))
+        found = find_overlap(rows, run.split, same_files(run, experiment))
         reasons = np.where(reasons == "", found, reasons)
         if run.fingerprints is not None:
             images = image_root(prepared.root)
@@ -261,7 +261,7 @@ def map_runs(
         RunError: the runs' mapped classes differ.
     """
     settings = experiment.data
-    entry, root = locate(settings)
+    entry, root = locate_dataset(settings)
     index, diagnoses = load_index(entry, root)
     named = tuple(settings.malignant)
     _, classes = add_target(index, entry, diagnoses, settings.target, named)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skincancer.data.feature_table import measure
-from skincancer.data.mask_sources import own_masks
+from skincancer.data.mask_sources import used_mask_source
 from skincancer.errors import ConfigError
 from skincancer.imaging.crop import Crop
 from skincancer.imaging.decode import BadImage, ImageFile, count_pixels
@@ -173,7 +173,7 @@ def load_answerer(run: str, store: RunStore | None = None, masks: str | None = N
 
 def _own_masks(run: FinishedRun, measures: bool) -> str:
     """Return the mask source of the run, if new images can have the same."""
-    masks = own_masks(str(run.settings["data.masks"]), run.mask_sources)
+    masks = used_mask_source(str(run.settings["data.masks"]), run.mask_sources)
     if masks in ("auto", "truth"):
         raise ConfigError(
             f"{run.name} was trained on images {'measured in' if measures else 'cut by'} their true masks (data.masks {masks}), which new "

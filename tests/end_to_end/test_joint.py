@@ -539,7 +539,7 @@ def test_a_part_without_masks_is_refused(partial, store, tmp_path, capsys):
     table.loc[0, "mask"] = "masks/" + Path(table.loc[0, "image"]).stem + "_segmentation.png"
     table.to_csv(tmp_path / "data/index.csv", index=False)
     assert fit.main([*JOINT, "--data.dataset=csv", f"--data.root={tmp_path / 'data'}"]) == 2
-    assert "part has no image with a mask; add masks, or choose another --data.split" in capsys.readouterr().err
+    assert "set has no image with a mask. Add masks, or use another --data.split" in capsys.readouterr().err
 
 
 def test_classes_cannot_be_sampled_where_labels_are_absent(partial, store, capsys):
