@@ -162,7 +162,7 @@ def _fit_classical(
     experiment: Experiment, data: Any, recorder: FitRecorder, store: RunStore, tags: dict[str, str]
 ) -> None:
     """Fit a classical classifier at once: a run without epochs."""
-    from skincancer.inference.classical_model import predict_part
+    from skincancer.inference.classical_model import predict_subset
     from skincancer.runs.finished import weights_file
     from skincancer.training.classical import find_inputs, fit_classifier
 
@@ -174,7 +174,7 @@ def _fit_classical(
         run.set_tags(tags)
         model = fit_classifier(experiment, data, inputs, recorder.folder)
         for part in ("val",) if recorder.trial else ("val", "test"):
-            recorder.keep(part, predict_part(model, data, inputs.features, part))
+            recorder.keep(part, predict_subset(model, data, inputs.features, part))
         if recorder.trial:
             recorder.finish_trial(run, None)
         else:

@@ -111,7 +111,7 @@ def mask_files(index: pd.DataFrame, root: Path) -> list[Path | None]:
     return [None if mask is None else root / mask for mask in index["mask"]]
 
 
-def own_masks(named: str, sources: Iterable[str]) -> str:
+def used_mask_source(named: str, sources: Iterable[str]) -> str:
     """Return the mask source that a run used.
 
     Args:

@@ -19,12 +19,12 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.index import add_target, image_root, load_index
-from skincancer.data.mask_sources import own_masks
+from skincancer.data.mask_sources import used_mask_source
 from skincancer.data.overlap import find_seen, find_similar, open_whole, pixel_digests
 from skincancer.data.prepare import PreparedData, locate, prepare_data
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
-from skincancer.inference.classical_model import ClassicalModel, predict_other
+from skincancer.inference.classical_model import ClassicalModel, predict_test_set
 from skincancer.inference.model import mask_source
 from skincancer.models.factory import build_scorer, load_task
 from skincancer.models.lightning import OwnSignals
@@ -160,7 +160,7 @@ def plan(run: FinishedRun, flags: Mapping[str, Any]) -> Experiment:
 
 def _masks(run: FinishedRun) -> str:
     """Return whose masks are taken: those of the run's own images, also where its config left that to the data."""
-    return f"{RUN}{run.segmenter}" if run.segmenter else own_masks(run.settings["data.masks"], run.mask_sources)
+    return f"{RUN}{run.segmenter}" if run.segmenter else used_mask_source(run.settings["data.masks"], run.mask_sources)
 
 
 def prepare_evaluation(
@@ -284,7 +284,7 @@ def predict_test(run: FinishedRun, experiment: Experiment, data: PreparedData, p
     if not run.is_network:
         model = ClassicalModel(run.model_folder)
         with progress_bars(make_console()) as bars:
-            return model, predict_other(model, experiment, data, bars)
+            return model, predict_test_set(model, experiment, data, bars)
     task = load_task(run.checkpoint)
     if isinstance(task, Classifying):
         task.needs_labels = False

@@ -255,7 +255,7 @@ def test_crops_by_a_classifier_are_refused(store, tiny_demo, capsys):
     classifier = only_run().info.run_id
     error = refused(capsys, f"--data.root={tiny_demo}", f"--data.masks=run:{classifier}")
     assert f"data.masks run:{classifier}: the task of run {classifier} is classification" in error
-    assert "give a run of task segmentation or joint" in error
+    assert "use a run of task segmentation or joint" in error
 
 
 @pytest.mark.parametrize(
