@@ -270,7 +270,7 @@ def test_runs_given_by_hand_must_be_finished_fits(store):
     client.set_tag(running, "kind", "sweep")
     with pytest.raises(RunError, match="of kind 'sweep'"):
         runs_by_id(RunStore(None), [running])
-    with pytest.raises(RunError, match="given twice"):
+    with pytest.raises(RunError, match="names a run twice"):
         runs_by_id(RunStore(None), [running, running])
 
 

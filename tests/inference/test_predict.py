@@ -404,7 +404,7 @@ def test_deleted_run_is_refused(run, image, tmp_path, capsys):
     connect(None).delete_run(run.info.run_id)
     try:
         assert say(run.info.run_id, tmp_path / "out", image) == 1
-        assert f"run {run.info.run_id} in {os.environ['MLFLOW_TRACKING_URI']} is deleted; bring it back" in error_of(
+        assert f"run {run.info.run_id} in {os.environ['MLFLOW_TRACKING_URI']} is deleted; restore it" in error_of(
             capsys
         )
     finally:
@@ -414,7 +414,7 @@ def test_deleted_run_is_refused(run, image, tmp_path, capsys):
 def test_run_without_artifacts_is_refused(store, image, tmp_path, capsys):
     client = connect(None)
     for names, message in (
-        ([], "its artifacts are gone"),
+        ([], "its artifacts were deleted"),
         (["config.yaml"], "has no artifact 'checkpoints/best.ckpt'"),
     ):
         made = client.create_run(client.create_experiment(f"some {len(names)}", (tmp_path / "gone").as_uri()))
@@ -441,7 +441,7 @@ def test_registered_model_is_as_good_as_its_run(run, image, tmp_path, capsys):
         ("lesions@champion", "has no alias 'champion'; its aliases: candidate (version 1)"),
         ("models:/lesions/7", "has no version 7"),
         ("lesion@candidate", "there is no registered model 'lesion' in"),
-        ("models:/lesions", "give a registered model as NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/lesions", "expected a registered model as NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION"),
     ):
         assert say(name, tmp_path / "out", image) == 1
         assert message in error_of(capsys)

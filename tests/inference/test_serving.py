@@ -28,7 +28,7 @@ from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, RunError
 from skincancer.inference import serving
 from skincancer.inference.predictor import load_predictor
-from skincancer.runs.registry import parse_target, register, wanted
+from skincancer.runs.registry import parse_target, register, stored_target
 from skincancer.runs.store import connect
 from skincancer.system.yaml_files import dump_yaml, load_yaml
 
@@ -251,7 +251,7 @@ def test_registry_that_refuses_leaves_the_run_whole(run, monkeypatch):
 
     monkeypatch.setattr("mlflow.tracking.MlflowClient.create_model_version", refuse)
     with pytest.raises(
-        RunError, match=r"is finished and whole, but its model could not be registered as a@b: not today"
+        RunError, match=r"is finished and complete, but its model could not be registered as a@b: not today"
     ):
         register(connect(None), run.info.run_id, parse_target("a@b"))
     assert connect(None).get_run(run.info.run_id).info.status == "FINISHED"
@@ -262,7 +262,7 @@ def test_resumed_run_keeps_what_it_was_started_with(store):
     experiment = client.create_experiment("some")
     for tags, expected_text in (({"register": "lesions@champion"}, "lesions@champion"), ({}, None)):
         made = client.create_run(experiment, tags=tags)
-        assert wanted(client, made.info.run_id) == expected_text
+        assert stored_target(client, made.info.run_id) == expected_text
 
 
 @pytest.mark.parametrize(
