@@ -139,11 +139,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the table, masks and overlays")
     parser.add_argument(
-        "--format",
-        default="full",
-        metavar="full|isic",
-        help="isic: masks or table in the format of the ISIC challenges",
-    )
+        "--format", default="full", metavar="full|isic", help="isic: masks or table in the format of the ISIC challenges",
+    )  # fmt: skip
     parser.add_argument(
         "--masks",
         metavar="otsu|run:RUN",

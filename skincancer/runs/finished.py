@@ -333,9 +333,8 @@ class FinishedRun:
         except (MlflowException, OSError) as error:
             if not self.id:
                 assert self._version is not None
-                raise RunError(
-                    f"models:/{self._version.name}/{self._version.version} in {self._store} has neither {name} nor a run with the file: {hide(error)}"
-                ) from error
+                model = f"models:/{self._version.name}/{self._version.version} in {self._store}"
+                raise RunError(f"{model} has neither {name} nor a run with it: {hide(error)}") from error
             self._store.finished(self.id)
             self._download(name, folder)
 

@@ -89,7 +89,7 @@ def test_report_says_what_was_fitted(artifacts):
         "features are measured on whole images of 256 px",
     ):
         assert text in page
-    for text in ("learning rate", "the network sees", "Grad-CAM over it", "epochs"):
+    for text in ("learning rate", "the input of the network", "with a Grad-CAM overlay", "epochs"):
         assert text not in page.split("Configuration</h2>")[0]
 
 
@@ -166,7 +166,7 @@ def test_evaluate_says_whose_masks_were_measured_in(run, tiny_demo, capsys):
         evaluate.evaluate([run.info.run_id], flags, part="test")
         printed = " ".join(capsys.readouterr().out.split())
         assert f"measured in: {len(list((tiny_demo / 'images').iterdir()))} by" in printed
-        told = "the run learned from features measured in masks of truth, and here they are of otsu" in printed
+        told = "the run was trained on features measured in masks of truth, but here they are of otsu" in printed
         assert told is differs
 
 

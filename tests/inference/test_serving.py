@@ -185,7 +185,7 @@ def test_run_on_true_masks_wants_to_be_told(paths, tmp_path):
     [
         (
             "/nowhere/a.jpg",
-            "image of row 1 is '/nowhere/a.jpg': use the bytes of an image file, their base64 text, or a path",
+            "image of row 1 is '/nowhere/a.jpg'; use the bytes of an image file, their base64 text, or a path",
         ),
         (base64.b64encode(b"no image").decode(), "image of row 1 is not an image"),
         (b"", r"image of row 1 is empty \(0 bytes\)"),
