@@ -37,7 +37,7 @@ WORKER = """
 import sys
 from skincancer import study, trials
 sweep = study.join(sys.argv[1], "one")
-trials.work(sweep, lambda trial, slot, stop: trials.Ended("complete", trial.params["model.dropout"]), 1)
+trials.work(sweep, lambda trial, slot, stop: trials.TrialResult("complete", trial.params["model.dropout"]), 1)
 """
 
 

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 from skincancer.config.resolve import resolve
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.prepare import prepare_data
-from skincancer.fit import choose_threshold
 from skincancer.metrics.bootstrap import bootstrap_means
 from skincancer.models.factory import load_task
 from skincancer.models.lightning import quiet_lightning
@@ -28,6 +27,7 @@ from skincancer.runs.artifacts import CONFIG_FILE
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.store import RunStore
 from skincancer.system.hardware import keep_freed_memory
+from skincancer.training.trainer import choose_threshold
 
 METRICS = ("dice", "jaccard", "thresholded_jaccard", "hd95")
 

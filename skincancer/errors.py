@@ -1,4 +1,4 @@
-"""Errors that a person reads: each says what was given, what is allowed, and what to do."""
+"""Errors for the user, with key, value, allowed values and remedy."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from collections.abc import Iterable
 
 
 class SkinCancerError(Exception):
-    """Base of every error raised on purpose; a verb prints its text and exits with status 2, without a traceback."""
+    """Base class of all expected errors.
+
+    A verb prints the message without a traceback and exits with status 2.
+    """
 
 
 class ConfigError(SkinCancerError):
-    """A wrong key, name, type or value in an experiment file or on the command line."""
+    """Wrong key, type or value in an experiment file or a flag."""
 
 
 class UnusedKey(ConfigError):
-    """A value that would be silently ignored, as what it belongs to is not chosen.
+    """A value without effect, since its option is not selected.
 
     Args:
-        key: dotted.
-        text: the message.
+        key: dotted key of the experiment, such as `model.dropout`.
+        text: the error message.
     """
 
     def __init__(self, key: str, text: str) -> None:
@@ -28,22 +31,22 @@ class UnusedKey(ConfigError):
 
 
 class DataError(SkinCancerError):
-    """A data set that is missing, laid out differently, or holds files that cannot be read."""
+    """A missing data set, an unexpected folder layout, or unreadable files."""
 
 
 class SplitError(DataError):
-    """A split that the images do not allow: too few of a class, or of a part."""
+    """A split with too few images in a class or subset."""
 
 
 class WeightsError(SkinCancerError):
-    """Weights that cannot be had, cannot be trusted, or do not fit the model."""
+    """Weights that are unavailable, unsafe, or do not fit the model."""
 
 
 class RunError(SkinCancerError):
-    """A run that cannot be started, resumed or carried on."""
+    """A run that cannot be started, continued or resumed."""
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """Return a hint such as " Did you mean 'nv'?", or "" where nothing allowed is close to what was given."""
+    """Return a hint such as " Did you mean 'nv'?", or ""."""
     close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""

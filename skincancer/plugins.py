@@ -10,16 +10,20 @@ import importlib
 import inspect
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 from skincancer.errors import ConfigError
 
-GROUP = "skincancer.plugins"  # of entry points
-EXCLUDED = "no:"  # before the name of an entry point that is not to be loaded
+# Group of entry points of installed packages.
+GROUP = "skincancer.plugins"
+# `no:NAME` leaves the entry point NAME out.
+EXCLUDED = "no:"
 # Kind of part: module and name of its registry, and the arguments that its function takes.
 # The modules are imported when a part is registered, so that this module imports nothing of the rooms above it.
 _KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -139,11 +143,12 @@ def _register(kind: str, name: str, make: Callable[[Any], Any], taken: Sequence[
     return register
 
 
-def load_plugins(names: Iterable[str]) -> None:
-    """Import plugins by name, and those of installed packages.
+def load_plugins(names: Iterable[str], installed: bool = False) -> None:
+    """Import plugins.
 
     Args:
         names: modules, and entry points to leave out as `no:NAME`.
+        installed: import the entry points of installed packages too. Runs name the modules of the parts in use.
 
     Raises:
         ConfigError: a module is missing or fails, or a part cannot be registered.
@@ -152,12 +157,10 @@ def load_plugins(names: Iterable[str]) -> None:
     for name in names:
         if not name.startswith(EXCLUDED):
             _load(name)
-    for entry in entry_points(group=GROUP):
-        if f"{EXCLUDED}{entry.name}" not in names:
-            out = f"--plugin {EXCLUDED}{entry.name}"
-            _load(
-                entry.module, f" It is the entry point {entry.name} of an installed package. Leave it out with {out}."
-            )
+    for entry in entry_points(group=GROUP) if installed else ():
+        if (out := f"{EXCLUDED}{entry.name}") not in names:
+            origin = f" It is the entry point {entry.name} of an installed package."
+            _load(entry.module, f"{origin} Leave it out with --plugin {out}, or uninstall the package.")
 
 
 def used_plugins(values: Iterable[Any]) -> list[str]:
@@ -182,10 +185,15 @@ def _words(value: Any) -> Iterator[str]:
 
 
 def _load(name: str, remedy: str = "") -> None:
-    if name in _loaded:
+    if name in _loaded or any(part.plugin == name for part in _parts):
         return
+    if name == "__main__":
+        raise ConfigError(
+            "plugin __main__: a script or a notebook registered parts of this run. Move them into a module, and name it with --plugin."
+        )
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as for `python -m`
+        # The console command does not do this by itself, and `python -m` does.
+        sys.path.insert(0, os.getcwd())
     _loading.append(name)
     try:
         importlib.import_module(name)
@@ -212,10 +220,10 @@ def describe_error(error: Exception) -> str:
 
 
 def _place(error: Exception) -> tuple[str, int | None]:
-    last = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")][
-        -1
-    ]
-    return last.filename, last.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = ("<", str(Path(__file__).parent), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return (own or frames)[-1].filename, (own or frames)[-1].lineno
 
 
 def _forget(plugin: str) -> None:

@@ -1,4 +1,4 @@
-"""Sections of an experiment: one frozen dataclass each, with the rules of its keys.
+"""Schema of an experiment: one dataclass per section, with rules of its keys.
 
 Every field is a key of an experiment file and a dotted flag (`--data.split 70:30`).
 """
@@ -41,27 +41,28 @@ def _key(default: Any, allowed: str = "", only_with: Mapping[str, tuple[str, ...
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random augmentation of training images; a field left out takes the policy's value, 0 switches it off.
+    """Random augmentation of training images.
 
-    A field with ± draws uniformly and per image between minus and plus that value.
+    An absent key takes the value of the policy; 0 switches an augmentation off. A key with ± samples uniformly between minus
+    and plus its value, for each image.
 
     Args:
-        policy: name of the set of values in `POLICIES` that fills the fields left out
+        policy: policy that sets the absent keys: none, light, strong, study1 or study2
         rotation: largest rotation in degrees anticlockwise, 0 to 180
-        rotation_low: smallest rotation in degrees, -180 to `rotation`; where no policy names it, minus `rotation`
+        rotation_low: smallest rotation in degrees, -180 to `rotation`; default: value of the policy, else minus `rotation`
         horizontal_flip: probability of swapping left and right
         vertical_flip: probability of swapping top and bottom
         translation: shift as ± fraction of the width and of the height
         scaling: zoom as ± fraction, both axes alike
         shear: shear along the width, in ± degrees
         brightness: factor on all colours, 1 ± fraction
-        contrast: factor on the distance from the image's mean grey, 1 ± fraction
-        saturation: factor on the distance from each pixel's own grey, 1 ± fraction
-        hue: rotation of the colours about grey, in ± turns (0.5 reaches every hue)
+        contrast: factor on the difference from the mean grey of the image, 1 ± fraction
+        saturation: factor on the difference from the grey value of each pixel, 1 ± fraction
+        hue: rotation of the hue, in ± turns (0.5 covers every hue)
         noise: standard deviation of Gaussian noise, for values in [0, 1]
         elastic: largest displacement of a smooth random warp, as fraction of the shorter side
-        elastic_sigma: smoothness of that warp: standard deviation of its filter, as fraction of the shorter side
-        extra: names of augmentations that plugins register, applied in this order after all others
+        elastic_sigma: smoothness of the warp: standard deviation of its filter, as fraction of the shorter side
+        extra: names of augmentations of plugins, applied in this order after all others
     """
 
     policy: str = "light"
@@ -82,45 +83,46 @@ class AugmentConfig:
     extra: list[str] = field(default_factory=list)
 
 
-# Rule to threshold, chosen by eye on HAM10000 (contrast, ink and brightness on ISIC 2018 Task 1 too): each rule flags
-# images that a reader would name. `imaging.quality` says what each rule measures.
+# Threshold of each quality rule, selected by visual inspection of HAM10000 (contrast, ink and brightness also of ISIC 2018
+# Task 1): each rule flags images that a human reader would flag. `imaging.quality` describes the rules.
 QUALITY_RULES = {
     "resolution": 64, "blurred": 7, "dark": 0.24, "bright": 0.96, "flat": 0.12, "grey": 0.07, "cast": 50, "border": 0.1, "hair": 0.12,
     "ink": 0.01, "ruler": 0.5,
 }  # fmt: skip
-DEEP = "deep"  # in place of a family of features: those of a frozen backbone
+# Value of model.classical.features for the features of a frozen backbone.
+DEEP = "deep"
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, in which roles, at which size.
+    """Images, their roles and their size.
 
     Args:
-        dataset: a name from the catalog (`python -m skincancer.prepare --list`)
-        root: folder that holds the data set; default $SKINCANCER_DATA/<dataset>, then data/<dataset>
-        split: train:test in percent (80:20), fold:i/k, or official (the publisher's parts)
-        split_seed: the only seed of the split
-        target: diagnosis (the data set's classes) or malignancy (benign or malignant)
-        malignant: classes that count as malignant where the catalog does not know
-        balance: none, undersample, oversample or class_weights; on the training part alone
-        balance_fixed: undersampling keeps one subset instead of drawing anew each epoch
+        dataset: name of a data set in the catalog (`python -m skincancer.prepare --list`)
+        root: folder of the data set; default $SKINCANCER_DATA/<dataset>, then data/<dataset>
+        split: train:test in percent (80:20), fold:i/k, or official (split of the publisher)
+        split_seed: seed of the split; the key seed does not change the split
+        target: diagnosis (classes of the data set) or malignancy (benign or malignant)
+        malignant: malignant classes, for data sets where the catalog does not define them
+        balance: none, undersample, oversample or class_weights; for the training set only
+        balance_fixed: undersampling uses the same images in every epoch instead of sampling them again
         class_weight_power: class weights are proportional to (images of the class)^-power; 0.5 is the square root
-        groups: CSV of image_id,group that merges lesions found to be the same
-        leaks: what to do when a known lesion is on two sides of the publisher's parts: stop, drop_from_train or allow
-        size: side of the square network input, pixels
-        resize: stretch, pad or crop to the square
-        clean: steps done on every image before it is cut and resized, in this order, such as [hair, colour]: hair, hair_blackhat, glare,
-            colour, colour_grey_world, colour_max_rgb, contrast, contrast_clahe, frame
-        crop: cut every image to its lesion before resizing it, for a classifier
-        crop_margin: around the lesion's box, on each side, as a share of its longer side
-        masks: whose masks crop, and hand-made features are measured in: truth, otsu, run:RUN_ID (a finished segmenter, or a folder of
-            its artifacts), or auto (truth, else otsu)
-        batch_size: images per step and device; an optimiser step learns from up to batch_size × devices × nodes ×
-            accumulate_grad_batches images (the param effective_batch_size)
-        workers: loader processes; the store is memory-mapped, so 0 is fast on a CPU
-        skip_bad: leave unreadable images out and record them instead of stopping
-        quality: keep every image, or drop_flagged: leave those out that break a rule of quality_rules, and record them
-        quality_rules: rule to threshold, those that count (`skincancer.imaging.quality`)
+        groups: CSV file with the columns image_id and group; merges the lesions of images in one group
+        leaks: treatment of lesions in several subsets of the official split: stop, drop_from_train or allow
+        size: width and height of the network input in pixels
+        resize: stretch, pad or crop to a square
+        clean: cleaning steps in this order, before cropping and resizing, such as [hair, colour]: hair, hair_blackhat, glare, colour,
+            colour_grey_world, colour_max_rgb, contrast, contrast_clahe, frame
+        crop: crop every image to its lesion before resizing, for classification
+        crop_margin: margin on each side of the lesion's bounding box, as fraction of its longer side
+        masks: mask source for cropping and hand-crafted features: truth, otsu, run:RUN_ID (a finished segmentation run, or a folder
+            of its artifacts), or auto (truth, else otsu)
+        batch_size: images per step and device; an optimiser step uses up to batch_size × devices × nodes × accumulate_grad_batches
+            images (the param effective_batch_size)
+        workers: number of loader processes; 0 is fast on a CPU, because the store is memory-mapped
+        skip_bad: leave out and record unreadable images instead of stopping
+        quality: keep every image, or drop_flagged: leave out and record images that violate a rule of quality_rules
+        quality_rules: threshold of each active rule (`skincancer.imaging.quality`)
     """
 
     dataset: str = "demo"
@@ -153,7 +155,7 @@ RUN = "run:"  # precedes the run of a segmenter in `data.masks`, and a segmenter
 
 
 def segmenter_run(masks: str) -> str:
-    """Return the run id or folder of the segmenter in `data.masks`, "" for other mask sources."""
+    """Return the run of `data.masks`, "" for other mask sources."""
     return masks.removeprefix(RUN) if masks.startswith(RUN) else ""
 
 
@@ -162,12 +164,12 @@ class LossConfig:
     """The training loss, on logits.
 
     Args:
-        name: of classes: cross_entropy or focal
-        label_smoothing: share of the target spread over all classes, 0 to below 1 (cross_entropy only)
-        gamma: focusing exponent of the focal losses, of classes and of masks
-        masks: of masks: a weighted sum, such as {dice: 1, bce: 1}; of bce, dice, jaccard, focal, tversky, lovasz (maskrcnn learns
-            by its own losses)
-        class_factor: of the joint task: the sum of losses is that of the masks + class_factor × that of the classes
+        name: classification loss: cross_entropy or focal
+        label_smoothing: fraction of the target distributed over all classes, 0 to below 1 (cross_entropy only)
+        gamma: focusing exponent of the focal losses (classification and segmentation)
+        masks: segmentation loss: weighted sum of bce, dice, jaccard, focal, tversky and lovasz, such as {dice: 1, bce: 1} (maskrcnn
+            has separate losses)
+        class_factor: joint task: the loss is segmentation loss + class_factor × classification loss
         alpha: weight of false positives in tversky
         beta: weight of false negatives in tversky
     """
@@ -187,9 +189,9 @@ class OptimizerConfig:
 
     Args:
         name: adam, adamw or sgd
-        lr: learning rate (the peak, where the schedule has one), as given: it does not scale with the number of devices
+        lr: learning rate (peak value of a schedule with a peak); not scaled by the number of devices
         weight_decay: decoupled for adamw, L2 for adam and sgd
-        momentum: of sgd
+        momentum: momentum of sgd
     """
 
     name: str = "adamw"
@@ -200,13 +202,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate over the run.
+    """The learning rate schedule.
 
     Args:
         name: constant, cosine (with linear warm-up), one_cycle or step
-        warmup_epochs: length of cosine's linear warm-up; may be a fraction
-        step_epochs: epochs between two steps of step
-        gamma: factor of each step
+        warmup_epochs: epochs of the linear warm-up of cosine; may be a fraction
+        step_epochs: epochs between two steps of the step schedule
+        gamma: factor of the learning rate at each step
     """
 
     name: str = "constant"
@@ -217,12 +219,12 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How a segmenter's probabilities become a mask, at the original size.
+    """Post-processing of mask probabilities at the original image size.
 
     Args:
-        threshold: a pixel is lesion from this probability upwards; auto takes what gives the best mean Jaccard on the validation part
-        largest_component: keep the largest component alone
-        fill_holes: fill holes
+        threshold: smallest probability of a lesion pixel; auto selects the best mean Jaccard on the validation set
+        largest_component: keep only the largest connected component
+        fill_holes: fill holes in the mask
     """
 
     threshold: float | Literal["auto"] = _key("auto", "auto, or above 0 and below 1")
@@ -232,17 +234,17 @@ class MaskConfig:
 
 @dataclass(frozen=True)
 class ClassicalConfig:
-    """What a classical classifier learns from, and its hyper-parameters.
+    """Features and hyper-parameters of a classical classifier.
 
     Args:
-        features: families of hand-made features (abcd, colour, glcm, lbp, hog); or deep alone: those of the backbone, which stays as
-            its first weights made it
-        C: of svm: how much errors on training images count against a wide margin
-        gamma: of svm: the kernel of two images is exp(-gamma × squared distance of their features, hand-made ones standardised); scale is
-            1 / (number of features × their variance)
-        neighbours: of knn: how many training images vote
-        clusters: of kmeans: how many
-        trees: of random_forest: how many
+        features: families of hand-crafted features (abcd, colour, glcm, lbp, hog), or only deep: features of the backbone with its
+            initial weights
+        C: svm: weight of training errors relative to a wide margin
+        gamma: svm: the kernel is exp(-gamma × squared feature distance), on standardised hand-crafted features; scale is 1 / (number
+            of features × their variance)
+        neighbours: knn: number of neighbours
+        clusters: kmeans: number of clusters
+        trees: random_forest: number of trees
     """
 
     features: list[str] = field(
@@ -258,30 +260,30 @@ class ClassicalConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model, and how it learns.
+    """The model and its training.
 
     Args:
-        classifier: network (the backbone is trained), or a classical one on features of the images: svm, knn, kmeans (clusters, each
-            named after the class that most of its training images have), random_forest
-        classical: of a classical classifier
-        architecture: of segmentation: unet, unetplusplus, deeplabv3plus, fcn, segnet, maskrcnn, autoencoder …; of the joint task those of
+        classifier: network (trains the backbone), or a classical classifier on image features: svm, knn, kmeans (each cluster predicts
+            the majority class of its training images), random_forest
+        classical: features and hyper-parameters of a classical classifier
+        architecture: segmentation: unet, unetplusplus, deeplabv3plus, fcn, segnet, maskrcnn, autoencoder …; joint task: architectures of
             segmentation-models-pytorch
-        backbone: any timm model name; of segmentation and the joint task the encoder: any of segmentation-models-pytorch, or tu-<timm
-            model name>
-        weights: auto (ImageNet if it can be had), imagenet (or stop), none, a file, or run:RUN_ID
-        dropout: probability before the classifying layer
+        backbone: classification: any timm model; segmentation and joint task: any encoder of segmentation-models-pytorch, or tu-<timm
+            model>
+        weights: auto (ImageNet if available), imagenet (required), none, a file, or run:RUN_ID
+        dropout: dropout probability before the classification layer
         head: softmax, or sigmoid (one logit) for two classes
-        head_hidden: units of a hidden layer before the classifying one; 0 for none
-        freeze: none, all (everything but the head), or the number of first stages; BatchNorm statistics with them
-        unfreeze_epoch: epoch, counted from 0, from which everything learns
-        mask: from probabilities to masks
+        head_hidden: units of a hidden layer before the classification layer; 0 for none
+        freeze: none, all (everything except the head), or number of first stages; also freezes their BatchNorm statistics
+        unfreeze_epoch: first epoch, from 0, in which all layers are trained
+        mask: post-processing of mask probabilities
         loss: the training loss
         optimizer: the optimiser
-        schedule: the learning rate over the run
-        tta: test-time augmentation: none, flips (4 views) or d4 (those and their quarter turns: 8 views), logits averaged; from the
-            best checkpoint's evaluation on, not in the validation of each epoch
-        channels_last: NHWC memory format
-        compile: torch.compile
+        schedule: the learning rate schedule
+        tta: test-time augmentation: none, flips (4 views) or d4 (flips and quarter turns, 8 views); averages the logits; used from
+            the evaluation of the best checkpoint on, not in the validation of each epoch
+        channels_last: use the NHWC memory format
+        compile: use torch.compile
     """
 
     classifier: Literal["network", "svm", "knn", "kmeans", "random_forest"] = _key("network", only_with=_CLASSIFIER)
@@ -309,24 +311,24 @@ class ModelConfig:
 
     @property
     def learner(self) -> str:
-        """What learns: the name of the backbone, or of the classical classifier."""
+        """Name of the trained model: the backbone, or the classical classifier."""
         return self.backbone if self.is_network else self.classifier
 
     @property
     def is_hand_made(self) -> bool:
-        """Whether it learns from hand-made features, which are measured in masks of whole images."""
+        """Whether the classifier uses hand-crafted features, measured in lesion masks."""
         return not self.is_network and DEEP not in self.classical.features
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What chooses the best epoch and when to stop.
+    """Selection of the best epoch, and early stopping.
 
     Args:
-        monitor: val/<metric> (maximised; hd95 and ece minimised) or val/loss (minimised); chooses the best checkpoint; auto is
-            val/balanced_accuracy, or val/jaccard of segmentation; of the joint task metrics of masks are val/mask_<metric>
+        monitor: metric that selects the best checkpoint: val/<metric> (maximised; hd95 and ece minimised) or val/loss (minimised); auto
+            is val/balanced_accuracy, or val/jaccard for segmentation; mask metrics of the joint task are val/mask_<metric>
         patience: epochs without improvement of the monitor before stopping early; 0 never stops early
-        ema_decay: decay per step of averaged weights, which are then what is validated and saved; reaches back 1/(1-decay) steps; 0: none
+        ema_decay: decay per step of averaged weights, which are then validated and saved; averages about 1/(1-decay) steps; 0: none
     """
 
     monitor: str = "auto"
@@ -336,26 +338,26 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Arguments of Lightning's Trainer, under their own names.
+    """Arguments of Lightning's Trainer, under the same names.
 
     Args:
-        max_epochs: epochs
+        max_epochs: number of epochs
         accelerator: auto, cpu, gpu, mps …
-        devices: processes that train together on a machine, one a GPU (or a CPU core); "auto" for all GPUs
-        num_nodes: machines
-        strategy: auto, ddp, or ddp_find_unused_parameters_true (networks parts of which a step does not use); several devices
-            always train by ddp
+        devices: number of processes per machine, one per GPU (or CPU core); "auto" for all GPUs
+        num_nodes: number of machines
+        strategy: auto, ddp, or ddp_find_unused_parameters_true (for networks with unused layers in a step); several devices always
+            use ddp
         precision: 32, bf16-mixed or 16-mixed
         accumulate_grad_batches: batches per optimiser step
-        gradient_clip_val: clip the gradient's norm (or value) at this
+        gradient_clip_val: largest norm (or value) of the gradient
         gradient_clip_algorithm: norm or value
-        limit_train_batches: batches (int) or share (float) of an epoch
-        limit_val_batches: batches (int) or share (float) of the validation part
-        limit_test_batches: batches (int) or share (float) of the test part
-        deterministic: only deterministic algorithms
+        limit_train_batches: batches (int) or fraction (float) of an epoch
+        limit_val_batches: batches (int) or fraction (float) of the validation set
+        limit_test_batches: batches (int) or fraction (float) of the test set
+        deterministic: use only deterministic algorithms
         benchmark: let cuDNN search for the fastest kernels
-        sync_batchnorm: BatchNorm statistics over the batches of all devices instead of each device's own
-        log_every_n_steps: how often train/loss_step is logged and the loss checked for NaN
+        sync_batchnorm: compute BatchNorm statistics over the batches of all devices instead of each device
+        log_every_n_steps: steps between two values of train/loss_step, and between two checks of the loss for NaN
     """
 
     max_epochs: int = _key(20, "1 or more", _NETWORK)
@@ -378,7 +380,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where the run is written.
+    """MLflow tracking of the run.
 
     Args:
         uri: MLflow tracking URI; default $MLFLOW_TRACKING_URI, then mlruns/mlflow.db of the project
@@ -391,21 +393,21 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment, complete: what `config.yaml` of a run holds.
+    """One complete experiment, as in `config.yaml` of a run.
 
     Args:
-        name: the experiment's name
-        description: one line: what it is and where its recipe comes from
-        task: classification, segmentation, or joint (both from one pass; images without a mask or a label count for the other)
-        seed: drives training (initial weights, order, dropout, augmentation), never the split
-        plugins: modules to import first, which register parts of your own (--plugin MODULE adds one); no:NAME leaves an installed one out
-        data: which images
-        augment: random changes to training images
-        model: the network and how it learns
-        training: what chooses the best epoch
+        name: name of the experiment
+        description: one line about the experiment and the source of its recipe
+        task: classification, segmentation, or joint (both in one forward pass; images with only a mask or only a label are used)
+        seed: seed of training (initial weights, order, dropout, augmentation), not of the split
+        plugins: modules to import first, which register additional parts (--plugin MODULE adds one); no:NAME omits an installed plugin
+        data: images, their roles and their size
+        augment: random augmentation of training images
+        model: the model and its training
+        training: selection of the best epoch, and early stopping
         trainer: arguments of Lightning's Trainer
-        tracking: where the run is written
-        search: space of a sweep: dotted key to {low, high, log} or {choices}
+        tracking: MLflow tracking of the run
+        search: search space of a sweep: {low, high, log} or {choices} for each dotted key
     """
 
     name: str = "custom"
@@ -427,7 +429,7 @@ class Experiment:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested sections into dotted keys; a key of the schema that holds a mapping (search) stays whole."""
+    """Convert nested sections to dotted keys, without splitting schema keys such as search."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         dotted = f"{prefix}{key}"
@@ -439,7 +441,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn dotted keys into nested sections."""
+    """Convert dotted keys to nested sections."""
     nested: dict[str, Any] = {}
     for dotted, value in flat.items():
         *sections, last = dotted.split(".")

@@ -1,4 +1,4 @@
-"""Search hyper-parameters: `python -m skincancer.sweep --experiment NAME --trials N`, over the experiment's `search:` block."""
+"""Hyper-parameter search: `python -m skincancer.sweep --experiment NAME --trials N`."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What to sweep, and how.
+    """Options of a sweep.
 
     Args:
-        experiment: a shipped experiment's name or a path; None joins a sweep that another process has started.
-        flags: dotted keys that go before the experiment's; for a joining worker only those of `PLACE_KEYS`.
-        trials: how many there are to be in all, those of earlier starts among them.
-        workers: trials at once in this process; None: one for every GPU, or one.
-        study: its name; None: of experiment, data set and split.
-        storage: URL; None: a journal beside the MLflow store.
-        minutes: start no trial after so long.
+        experiment: Name of a shipped experiment, or a path. None joins a sweep of another process.
+        flags: Dotted keys that override the experiment. A joining worker accepts only `PLACE_KEYS`.
+        trials: Total number of trials, including those of earlier starts.
+        workers: Concurrent trials in this process. None starts one per GPU, or one.
+        study: Name of the study. None derives it from experiment, data set and split.
+        storage: URL of the storage. None uses a journal next to the MLflow store.
+        minutes: Time after which no trial is started.
         sampler: tpe, random or grid.
         pruner: median, hyperband or none.
     """
@@ -61,12 +61,12 @@ class Request:
 
 
 def sweep(request: Request, console: Console | None = None) -> str:
-    """Start a sweep, or go on with one that was stopped; return its MLflow run id.
+    """Start or resume a sweep, and return its MLflow run id.
 
     Raises:
-        ConfigError: the space, or what is asked for, is wrong, or differs from the study's.
-        DataError: the data cannot be used.
-        RunError: the storage or the MLflow store cannot be used, or every trial fails.
+        ConfigError: The search space or an option is wrong, or differs from the existing study.
+        DataError: The data cannot be used.
+        RunError: The storage or the MLflow store cannot be used, or every trial fails.
     """
     assert request.experiment is not None
     started = time.monotonic()
@@ -74,7 +74,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
     from skincancer.data.prepare import prepare_data
     from skincancer.inference.model import mask_source
     from skincancer.metrics.names import monitor_mode
-    from skincancer.models.factory import check_network
+    from skincancer.models.compatibility import check_network
     from skincancer.runs.lifecycle import reap
     from skincancer.runs.store import RunStore
     from skincancer.sweeps import study
@@ -95,18 +95,20 @@ def sweep(request: Request, console: Console | None = None) -> str:
             hand_made=experiment.model.is_hand_made,
         )  # fmt: skip
     for closed in reap(store.client):
-        console.print(f"closed run {closed} as KILLED: its process is gone")
+        console.print(f"closed run {closed} as KILLED: its process exited")
     plan = replace(plan, split_hash=data.split_hash, index_hash=data.index_hash, images=used_images(data))
     opened = study.create(url, name, plan, request.trials, maximize=monitor_mode(experiment.training.monitor) == "max")
     record = SweepRecord(opened, name, data, console, _places(request), store)
     with record.start(request.trials) as run:
         console.print(
-            f"study {name} in {shown(url)}; other machines join by: {join_command(name, shown(url))}", markup=False
+            f"study {name} in {shown(url)}; join from other machines with: {join_command(name, shown(url))}",
+            markup=False,
         )
         try:
             _run_trials(opened, request, record, started)
         except BaseException:
-            with contextlib.suppress(Exception):  # what ended the sweep is to be told
+            # The first error is the one to report.
+            with contextlib.suppress(Exception):
                 record.finish(run)
             raise
         record.finish(run)
@@ -115,10 +117,10 @@ def sweep(request: Request, console: Console | None = None) -> str:
 
 
 def join(request: Request, console: Console | None = None) -> None:
-    """Run trials of a sweep that another process has started, until it has its total.
+    """Run trials of a sweep of another process, until all trials have ended.
 
     Raises:
-        RunError: there is no such study, its run is in another MLflow store, or the images here are others.
+        RunError: The study does not exist, its run is in another MLflow store, or the images on this machine differ.
     """
     started = time.monotonic()
     from mlflow.exceptions import MlflowException
@@ -134,29 +136,34 @@ def join(request: Request, console: Console | None = None) -> None:
     console = console or make_console()
     store = RunStore(request.flags.get("tracking.uri"))
     url = storage_url(request.storage, store.sweeps_folder / f"{request.study}.journal")
-    opened = study.join(url, request.study, tell=lambda text: console.print(text, markup=False))
+    opened = study.join(url, request.study, say=lambda text: console.print(text, markup=False))
     try:
         store.client.get_run(opened.parent)
     except MlflowException as error:
         raise RunError(
-            f"--worker: the sweep's run {opened.parent} is not in {store}. Give --tracking.uri (or "
-            "MLFLOW_TRACKING_URI) of the store that the sweep writes to."
+            f"--worker: the sweep's run {opened.parent} is not in {store}. Set --tracking.uri (or MLFLOW_TRACKING_URI) to the "
+            "store of the sweep."
         ) from error
     here = opened.plan.resolve({}, _places(request))
     with progress_bars(console) as bars:
         masks = mask_source(here.data, store) if here.data.crop else None
         data = prepare_data(here.data, masks, bars, task=here.task)
-    for what, ours in (("index_hash", data.index_hash), ("split_hash", data.split_hash), ("images", used_images(data))):
-        theirs = getattr(opened.plan, what)
-        if ours != theirs and (theirs or what != "images"):  # a study of an older version does not know its images
+    for name, value in (
+        ("index_hash", data.index_hash),
+        ("split_hash", data.split_hash),
+        ("images", used_images(data)),
+    ):
+        expected = getattr(opened.plan, name)
+        # Studies of older versions have no record of their images.
+        if value != expected and (expected or name != "images"):
             raise RunError(
-                f"--worker: the images here are not those of the sweep: {what} is {ours}, and the study has {theirs}. Give "
-                "--data.root of the same data."
+                f"--worker: the images on this machine differ from those of the sweep: {name} is {value}; expected {expected}. "
+                "Set --data.root to the same data."
             )
     record = SweepRecord(opened, request.study, data, console, _places(request), store)
     _run_trials(opened, request, record, started)
-    left = "; the sweep goes on elsewhere" if not opened.is_over() else ""
-    console.print(f"no trial is left for this worker{left}; the sweep's run is {opened.parent}")
+    elsewhere = "; other workers continue the sweep" if not opened.is_over() else ""
+    console.print(f"no trial is left for this worker{elsewhere}; the run of the sweep is {opened.parent}")
 
 
 def _places(request: Request) -> dict[str, Any]:
@@ -178,45 +185,45 @@ def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: f
 
 
 def default_name(experiment: Experiment) -> str:
-    """Return the name of a study that was given none: experiment, data set and split."""
+    """Return the default name of a study: experiment, data set and split."""
     return re.sub(r"[^\w.]+", "-", f"{experiment.name}-{experiment.data.dataset}-{experiment.data.split}")
 
 
 def join_command(name: str, url: str) -> str:
-    """Return the command that a worker joins by."""
+    """Return the command with which a worker joins."""
     return shlex.join(["python", "-m", "skincancer.sweep", "--worker", "--study", name, "--storage", url])
 
 
 def _check(request: Request) -> tuple[Plan, Experiment, list[Experiment], list[str]]:
-    """Resolve the experiment, and the corners of its space, as far as can be known without torch.
+    """Check the experiment and the corners of its search space, without torch.
 
     Returns:
-        The plan, still without its data; the experiment; those whose networks are still to be checked; and notes to print.
+        Plan without data hashes; experiment; experiments with networks to check; and notes to print.
     """
     assert request.experiment is not None
     if request.trials < 1:
-        raise ConfigError(f"--trials is {request.trials}; give how many there are to be in all, 1 or more.")
+        raise ConfigError(f"--trials is {request.trials}; expected the total number of trials, 1 or more.")
     experiment, notes = resolve(request.experiment, request.flags)
     search, trainer = experiment.search, experiment.trainer
     if not search:
         raise ConfigError(
-            f"--experiment {request.experiment} has no search: block, so there is nothing to sweep. Add one to its file, such as\n"
+            f"--experiment {request.experiment} has no search: block. Add one to its file, such as\n"
             "  search:\n    model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}"
         )
     if str(trainer.devices) not in ("1", "auto") or trainer.num_nodes > 1:
         raise ConfigError(
-            f"trainer.devices is {trainer.devices} (nodes: {trainer.num_nodes}); a trial has one device. Use "
+            f"trainer.devices is {trainer.devices} (nodes: {trainer.num_nodes}); a trial uses one device. Use "
             "--workers for several devices, and --worker on other machines."
         )
     for key in search:
         if key in request.flags:
             raise ConfigError(
-                f"--{key} is given, and search: has {key} too. Leave the flag out, or take the key out of the search: block."
+                f"--{key} is set on the command line and in search:. Remove the flag, or remove the key from the search: block."
             )
     if trainer.limit_val_batches != 1 and "data.batch_size" in search:
         raise ConfigError(
-            f"search: data.batch_size cannot be searched with trainer.limit_val_batches {trainer.limit_val_batches}: trials would be "
-            "compared on different images. Leave one of them out."
+            f"search: data.batch_size cannot be searched with trainer.limit_val_batches {trainer.limit_val_batches}, because trials "
+            "would be compared on different images. Remove one of the two keys."
         )
     content = load_yaml(find_experiment(request.experiment))
     flags = {key: value for key, value in request.flags.items() if key not in PLACE_KEYS}
@@ -225,10 +232,10 @@ def _check(request: Request) -> tuple[Plan, Experiment, list[Experiment], list[s
     for key, choices in checked.unused.items():
         if request.sampler == "grid":
             raise ConfigError(
-                f"--sampler grid: {key} has no meaning with {choices}, so points that differ in it alone would be the same. Sweep "
-                "the choices with which it has one by themselves, or use another sampler."
+                f"--sampler grid: {key} has no effect with {choices}, so the grid would repeat trials. Sweep the choices "
+                "with which it has an effect separately, or use another sampler."
             )
-        notes.append(f"{key} has no meaning with {choices}; trials there leave it out")
+        notes.append(f"{key} has no effect with {choices}; such trials ignore it")
     if request.sampler == "grid":
         grid(search, TYPES)
     return plan, experiment, checked.networks, notes
@@ -241,15 +248,15 @@ def make_parser() -> ArgumentParser:
     )
     parser.usage = "%(prog)s --experiment NAME --trials N [--workers W] [--study NAME] [--storage URL] [--KEY VALUE …]"
     parser.add_argument(
-        "--trials", type=int, metavar="N", help="how many trials in all, those of earlier starts included"
+        "--trials", type=int, metavar="N", help="total number of trials, including those of earlier starts"
     )
-    parser.add_argument("--workers", type=int, metavar="W", help="trials at once; default: one for every GPU, or one")
-    parser.add_argument("--study", type=str, metavar="NAME", help="the study's name; the same name goes on with it")
+    parser.add_argument("--workers", type=int, metavar="W", help="concurrent trials; default: one per GPU, or one")
+    parser.add_argument("--study", type=str, metavar="NAME", help="name of the study; an existing study is resumed")
     parser.add_argument("--storage", type=str, metavar="URL", help="journal:///PATH, sqlite:///PATH or postgresql://…")
-    parser.add_argument("--timeout", type=float, metavar="MIN", help="start no trial after so many minutes")
+    parser.add_argument("--timeout", type=float, metavar="MIN", help="minutes after which no trial is started")
     parser.add_argument("--sampler", type=str, default="tpe", help=f"one of {', '.join(SAMPLERS)}")
     parser.add_argument("--pruner", type=str, default="median", help=f"one of {', '.join(PRUNERS)}")
-    parser.add_argument("--worker", action="store_true", help="join a sweep that another process has started")
+    parser.add_argument("--worker", action="store_true", help="join a sweep of another process")
     return parser
 
 
@@ -261,37 +268,37 @@ def _verb(argv: Sequence[str]) -> None:
             for name in list_experiments()
             if load_yaml(find_experiment(name)).get("search")
         ]
-        make_console().print(make_table("experiments with a search: block", ["name", "what is searched"], rows))
+        make_console().print(make_table("experiments with a search: block", ["name", "searched keys"], rows))
         return
     for name, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
         if own.get(name, allowed[0]) not in allowed:
             raise ConfigError(
-                f"--{name} is {own[name]!r}; choose one of {', '.join(allowed)}.{nearest(own[name], allowed)}"
+                f"--{name} is {own[name]!r}; expected one of {', '.join(allowed)}.{nearest(own[name], allowed)}"
             )
     for name in ("workers", "timeout"):
         if own.get(name) is not None and own[name] <= 0:
-            raise ConfigError(f"--{name} is {own[name]}; it must be above 0.")
+            raise ConfigError(f"--{name} is {own[name]}; expected a number above 0.")
     if own.get("study") is not None and not re.fullmatch(r"[\w.][\w. -]*", own["study"]):
-        raise ConfigError(f"--study is {own['study']!r}; use letters, digits, and . _ - inside.")
+        raise ConfigError(f"--study is {own['study']!r}; expected letters, digits and . _ - inside.")
     request = Request(
         own.get("experiment"), flags, own.get("trials") or 0, own.get("workers"), own.get("study"), own.get("storage"),
         own.get("timeout"), own.get("sampler") or "tpe", own.get("pruner") or "median",
     )  # fmt: skip
     if not own.get("worker"):
         if not request.experiment:
-            raise ConfigError(f"give --experiment NAME; one of {', '.join(list_experiments())}, or a path.")
+            raise ConfigError(f"--experiment is missing; use one of {', '.join(list_experiments())}, or a path.")
         with signals_as_interrupts():
             sweep(request)
         return
-    given = [name for name in ("experiment", "trials", "sampler", "pruner") if name in own]
-    if given or not request.study:
+    extra = [name for name in ("experiment", "trials", "sampler", "pruner") if name in own]
+    if extra or not request.study:
         raise ConfigError(
-            "--worker takes --study and --storage, and what it is a study of from there"
-            + (f"; leave out {', '.join(f'--{name}' for name in given)}." if given else ". Give --study NAME.")
+            "--worker needs --study and --storage, and reads all other settings from the study"
+            + (f"; remove {', '.join(f'--{name}' for name in extra)}." if extra else ". Set --study NAME.")
         )
     if foreign := [key for key in flags if key not in PLACE_KEYS]:
         raise ConfigError(
-            f"--worker: --{foreign[0]} would make trials that cannot be compared; a worker takes only {', '.join(PLACE_KEYS)}."
+            f"--worker: --{foreign[0]} would make trials incomparable; a worker accepts only {', '.join(PLACE_KEYS)}."
         )
     with signals_as_interrupts(), contextlib.suppress(BrokenPipeError):
         join(request)
@@ -304,7 +311,7 @@ def _fit_trial(experiment: Experiment, link: TrialLink) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; return the exit code."""
+    """Parse the command line, run, and return the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["trial-process"]:
         from skincancer.sweeps import trial

@@ -18,7 +18,9 @@ CHECKOUT = Path(__file__).parents[1]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 VERBS = {verb.__name__.rpartition(".")[2]: verb for verb in (compare, evaluate, fit, predict, prepare, sweep, ui)}
 # capitals and a home are of the reader; the demo is all that there is here
-PLACEHOLDER = re.compile(r"~|\$|\b[A-Z][A-Z_]{2,}\b|\bRUN_\w\b|@|postgresql:|\.yaml|--(worker|reap)\b|--data\.groups")
+PLACEHOLDER = re.compile(
+    r"~|\$|\b[A-Z][A-Z_]{2,}\b|\bRUN_\w\b|@|postgresql:|\.yaml|--(worker|reap|trainer\.devices)\b|--data\.groups"
+)
 DATA_FLAGS = ("--data.dataset", "--dataset")
 
 
@@ -66,13 +68,15 @@ def without_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return types.SimpleNamespace(images=0, bad=0, lost=0)
 
     for module, names in (
-        (fit, ["fit", "reap_runs", "load_resumed"]), (sweep, ["sweep", "join"]), (compare, ["compare"]), (evaluate, ["evaluate"]),
+        (fit, ["fit"]), (sweep, ["sweep", "join"]), (compare, ["compare"]), (evaluate, ["evaluate"]),
         (predict, ["predict"]), (prepare, ["prepare", "prepare_features", "audit", "download"]), (ui, ["open_ui"]),
     ):  # fmt: skip
         for name in names:
             monkeypatch.setattr(module, name, nothing)
     resumed, _ = fit.resolve("resnet50", {})
-    monkeypatch.setattr(fit, "load_resumed", lambda *_: resumed)
+    monkeypatch.setattr("skincancer.training.resume.load_resumed", lambda *_: resumed)
+    for name in ("runs.lifecycle.reap_runs", "runs.store.RunStore"):
+        monkeypatch.setattr(f"skincancer.{name}", nothing)
     monkeypatch.setattr(ui, "open_ui", lambda *_: 0)
     monkeypatch.setattr(prepare, "SHEETS", dict.fromkeys(prepare.SHEETS, nothing))
     monkeypatch.setattr(prepare, "prepare", lambda *_: types.SimpleNamespace(index=[]))

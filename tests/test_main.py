@@ -12,7 +12,7 @@ from conftest import TINY_FIT, only_run
 
 import skincancer
 from skincancer.__main__ import VERBS, main
-from skincancer.training.launch import without_launcher
+from skincancer.system.launcher import without_launcher
 
 CHECKOUT = Path(__file__).parents[1]
 

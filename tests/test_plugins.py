@@ -73,6 +73,8 @@ CLINIC = """
     @register_callback("watcher")
     class Watcher(Callback):
         def on_train_epoch_end(self, trainer, module):
+            if os.environ.get("PLUGIN_BREAKS") == str(trainer.current_epoch):
+                raise RuntimeError("broken on purpose")
             with SEEN.open("a") as file:
                 row = {"epoch": trainer.current_epoch, "loss": getattr(module, "class_loss", margin).__name__, "rank": trainer.global_rank}
                 print(json.dumps(row), file=file)
@@ -168,6 +170,17 @@ def test_without_its_plugin_a_run_says_what_is_missing(clinic, tiny_demo, store,
     with pytest.raises(ConfigError, match="plugin clinic_parts: there is no module"):
         mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
     assert model.is_dir()
+
+
+def test_a_resumed_run_imports_its_plugin(clinic, tiny_demo, store, monkeypatch):
+    monkeypatch.setenv("PLUGIN_BREAKS", "1")
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        fit.main([EXPERIMENT, *OWN, *FLAGS, f"--data.root={tiny_demo}"])
+    monkeypatch.delenv("PLUGIN_BREAKS")
+    forget("clinic_parts")
+    assert fit.main(["--resume", only_run().info.run_id]) == 0
+    assert only_run().info.status == "FINISHED"
+    assert [json.loads(line)["epoch"] for line in Path("seen.jsonl").read_text().splitlines()] == [0, 1]
 
 
 def test_a_loss_of_masks_trains_a_segmenter(clinic, tiny_demo, store):
@@ -370,11 +383,33 @@ def test_installed_plugins_are_loaded_and_recorded_where_they_are_used(installed
 def test_a_broken_installed_plugin_is_named_with_how_to_leave_it_out(installed, capsys):
     shown = error_of(capsys, fit.main, EXPERIMENT, "--dry_run")
     assert "plugin bad_package cannot be imported: RuntimeError: built for another version (" in shown
-    assert "It is the entry point bad of an installed package. Leave it out with --plugin no:bad." in shown
+    assert (
+        "It is the entry point bad of an installed package. Leave it out with --plugin no:bad, or uninstall the package."
+        in shown
+    )
 
 
 def test_help_of_the_front_door_loads_no_plugin(installed):
     assert main(["--help"]) == 0
+
+
+def test_a_run_needs_no_installed_plugin_but_its_own(installed):
+    load_plugins([])
+    with pytest.raises(ConfigError, match="plugin bad_package cannot be imported"):
+        load_plugins([], installed=True)
+
+
+def test_parts_of_a_notebook_work_in_it_alone(write_plugin, monkeypatch):
+    def part(logits, label, weight): ...
+
+    part.__module__ = "__main__"
+    plugins.register_loss("of_a_notebook")(part)
+    experiment, _ = fit.resolve("densenet169_undersample", {"model.loss.name": "of_a_notebook"})
+    assert experiment.plugins == ["__main__"]
+    load_plugins(["__main__"])
+    monkeypatch.setattr(plugins, "_parts", [])
+    with pytest.raises(ConfigError, match="a script or a notebook registered parts of this run"):
+        load_plugins(["__main__"])
 
 
 # ---------------------------------------------------------------------------------------------------------- augmentations

@@ -1,4 +1,4 @@
-"""A data set as an audit takes it: the index with the facts about its files."""
+"""Data set of an audit: the index and the file facts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN_ERRORS = 5
 
 @dataclass(frozen=True)
 class Located:
-    """A data set's index, and where it lies."""
+    """Index and folder of a data set."""
 
     entry: Dataset
     root: Path
@@ -32,70 +32,68 @@ class Located:
 
 @dataclass(frozen=True)
 class Examined(Located):
-    """A data set's index and the facts about its files."""
+    """Index and file facts of a data set."""
 
     facts: Examination
 
     @property
     def readable(self) -> pd.DataFrame:
-        """Return the facts about the images that can be read, by their row of the index."""
+        """Return the facts about readable images, labelled by row of the index."""
         return self.facts.table[self.facts.table["error"] == ""]
 
 
 def load(config: DataConfig, progress: ProgressBar | None = None) -> Located:
-    """Find a data set and read its index.
+    """Locate a data set and read its index.
 
     Raises:
-        DataError: the data are missing or laid out differently.
+        DataError: data are missing or have another layout.
     """
     entry, root = locate(config, progress)
     return Located(entry, root, *load_index(entry, root))
 
 
 def examine_files(own: Located, progress: ProgressBar | None = None, jobs: int = -1) -> Examined:
-    """Examine the files of a data set.
+    """Collect the file facts of a data set.
 
     Raises:
-        DataError: files are gone, or the cache cannot be written.
+        DataError: files are missing, or the cache cannot be written.
     """
-    told = progress(f"examining {own.entry.name}") if progress else None
-    facts = examine(own.index, image_root(own.root), cache_folder(), told, jobs)
+    bar = progress(f"examining {own.entry.name}") if progress else None
+    facts = examine(own.index, image_root(own.root), cache_folder(), bar, jobs)
     return Examined(own.entry, own.root, own.index, own.classes, facts)
 
 
 def check_other(own: Located, other: Located) -> None:
-    """Refuse to compare a data set with itself, by whatever name or path it is given again.
+    """Check that two data sets differ, whatever their names and paths.
 
     Raises:
         ConfigError: both have the same image files.
-        DataError: files are gone.
+        DataError: files are missing.
     """
     if _files(own) == _files(other):
         raise ConfigError(
-            f"--against is {other.entry.name}, the data set itself: {other.root} holds the very image files of {own.root}. Copies inside "
-            "it are looked for without --against; give another data set, or another folder with --against.root."
+            f"--against is {other.entry.name}, the data set itself: {other.root} contains the same image files as {own.root}. Use another "
+            "data set, or another folder with --against.root. Copies within a data set are searched without --against."
         )
 
 
 def _files(own: Located) -> set[tuple[int, int]]:
-    """Return what the file system knows the images by, whatever paths and links lead to them."""
-    folder, found = image_root(own.root), set()
+    """Return device and inode of each image file, independent of links."""
+    folder, files = image_root(own.root), set()
     for name in own.index["image"]:
         try:
             stat = os.stat(folder / name)
         except OSError as error:
-            raise DataError(
-                f"{folder / name} cannot be read: {error.strerror}. Make it readable and run again."
-            ) from error
-        found.add((stat.st_dev, stat.st_ino))
-    return found
+            raise DataError(f"{folder / name} cannot be read: {error.strerror}. Make it readable and rerun.") from error
+        files.add((stat.st_dev, stat.st_ino))
+    return files
 
 
 def check_enough(own: Examined) -> None:
-    """Refuse a data set in which nothing can be compared.
+    """Check that at least two images can be compared.
 
     Raises:
-        DataError: fewer than two images can be read; names the files that cannot.
+        DataError: fewer than two images are readable; the message names unreadable files.
     """
     count = len(own.readable)
     if count >= 2:
@@ -103,10 +101,12 @@ def check_enough(own: Examined) -> None:
     bad = own.facts.table.loc[own.facts.table["error"] != "", "error"]
     reasons = "".join(f"\n  {error}" for error in bad.head(SHOWN_ERRORS))
     more = f"\n  … and {len(bad) - SHOWN_ERRORS} more" if len(bad) > SHOWN_ERRORS else ""
-    cause = (
-        f" {len(bad)} of {len(own.index)} cannot be used:{reasons}{more}\nMend these," if len(bad) else " Add images,"
+    remedy = (
+        f" {len(bad)} of {len(own.index)} cannot be used:{reasons}{more}\nFix these files,"
+        if len(bad)
+        else " Add images,"
     )
     raise DataError(
-        f"{own.entry.name} in {own.root} has {count or 'no'} readable image{'' if count == 1 else 's'}, and an audit compares images."
-        f"{cause} or compare it with another data set (--against NAME)."
+        f"{own.entry.name} in {own.root} has {count or 'no'} readable image{'' if count == 1 else 's'}; an audit needs two or more."
+        f"{remedy} or compare the data set with another one (--against NAME)."
     )

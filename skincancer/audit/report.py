@@ -1,4 +1,4 @@
-"""An audit as a page: what was found, with the pictures side by side."""
+"""Report of an audit: HTML page, CSV tables and console sentences."""
 
 from __future__ import annotations
 
@@ -22,43 +22,41 @@ from skincancer.imaging.decode import BadImage, read_image
 from skincancer.imaging.quality import NAMES
 from skincancer.visualization.html import Cell, Part, Picture, Section, Table, Text, write_page
 
-SHOWN_PAIRS = 40  # of pictures in each section of the page
-SHOWN_MEMBERS = 4  # of a group
-SHOWN_IMAGES = 24
-PICTURE = 160  # width of a picture, px
-BLANK = "\u00a0"  # in a cell that has no picture
+# Limits of the page: pairs or groups per section, images per group, single images per section, width of an image (px).
+SHOWN_PAIRS, SHOWN_MEMBERS, SHOWN_IMAGES, PICTURE = 40, 4, 24, 160
+BLANK = "\u00a0"
 _HEADINGS = {"in_other": "In both data sets"}
 _GROUPS = {
-    "label_conflict": "One picture, several diagnoses",
-    "copies_across_parts": "Copies in several parts",
-    "across_parts_by_other": "One lesion in several parts",
+    "label_conflict": "One image, several diagnoses",
+    "copies_across_parts": "Copies in several subsets",
+    "across_parts_by_other": "One lesion in several subsets",
 }
 _MASKS = ("full_mask", "empty_mask", "same_mask")
 
 
-def write_audit_page(found: Audit, path: Path) -> Path:
-    """Write the page: what was found, the pictures side by side, masks, flagged images, class and source."""
-    own = found.own
+def write_audit_page(audit: Audit, path: Path) -> Path:
+    """Write the HTML page of an audit, with example images."""
+    own = audit.own
     sections = [
-        Section("What was found", [Table("", ["finding", "images", "groups"], _cells(summary(found)))]),
-        Section("Lesions", [Text(text) for text in lesion_texts(found)]),
-        Section("Class and source", _confounding(found)),
+        Section("Findings", [Table("", ["finding", "images", "groups"], _cells(summary(audit)))]),
+        Section("Lesions", [Text(text) for text in lesion_texts(audit)]),
+        Section("Class and source", _confounding(audit)),
     ]
     for finding in (*COPIES, "in_other"):
-        sections.append(Section(_heading(found, finding), _pairs(found, finding)))
-    sections += [Section(heading, _groups(found, finding)) for finding, heading in _GROUPS.items()]
+        sections.append(Section(_heading(audit, finding), _pairs(audit, finding)))
+    sections += [Section(heading, _groups(audit, finding)) for finding, heading in _GROUPS.items()]
     sections += [
-        Section("Lesions in several parts", _listed(found, "lesion_across_parts")),
-        Section("Patients in several parts", _listed(found, "patient_across_parts")),
-        Section("Lesions of several patients", _listed(found, "patient_conflict")),
-        Section("Masks", [part for finding in _MASKS for part in _images(found, finding)]),
-        Section("Images flagged for their quality", _images(found, "flagged")),
-        Section("Masks that cannot be used", _listed(found, "bad_mask")),
-        Section("Files that cannot be used", _listed(found, "unreadable")),
+        Section("Lesions in several subsets", _listed(audit, "lesion_across_parts")),
+        Section("Patients in several subsets", _listed(audit, "patient_across_parts")),
+        Section("Lesions of several patients", _listed(audit, "patient_conflict")),
+        Section("Masks", [part for finding in _MASKS for part in _images(audit, finding)]),
+        Section("Images flagged for their quality", _images(audit, "flagged")),
+        Section("Masks that cannot be used", _listed(audit, "bad_mask")),
+        Section("Files that cannot be used", _listed(audit, "unreadable")),
     ]
     bands = [SYNTHETIC_WARNING] if own.entry.synthetic else []
-    against = f" against {found.other.entry.title}" if found.other else ""
-    subtitle = f"{len(own.index)} images in {own.root}, audited on {found.day}."
+    against = f" against {audit.other.entry.title}" if audit.other else ""
+    subtitle = f"{len(own.index)} images in {own.root}, audited on {audit.day}."
     return write_page(path, f"Audit of {own.entry.title}{against}", subtitle, sections, bands, own.entry.licence)
 
 
@@ -66,100 +64,102 @@ def _cells(rows: Iterable[list[object]]) -> list[list[str | int | None]]:
     return [[str(what), int(str(images)), int(str(groups)) if groups else None] for what, images, groups in rows]
 
 
-def _heading(found: Audit, finding: str) -> str:
-    what = _HEADINGS.get(finding) or name_finding(found, finding)
+def _heading(audit: Audit, finding: str) -> str:
+    what = _HEADINGS.get(finding) or name_finding(audit, finding)
     return what[:1].upper() + what[1:]
 
 
-def _confounding(found: Audit) -> list[Part]:
-    parts: list[Part] = [Text(confounding_text(found)), *(Text(text) for text in source_texts(found))]
-    if found.confounding is not None:
-        rows = [[what, float(area)] for what, area in found.confounding.features[["what", "auroc"]].values]
-        caption = "mean over the classes, each against the others; the sign that a value goes with does not matter; 0.5 is chance"
-        parts.append(Table("each feature by itself", ["feature", "area under the curve"], rows, caption))
+def _confounding(audit: Audit) -> list[Part]:
+    parts: list[Part] = [Text(confounding_text(audit)), *(Text(text) for text in source_texts(audit))]
+    if audit.confounding is not None:
+        rows = [[what, float(area)] for what, area in audit.confounding.features[["what", "auroc"]].values]
+        caption = "one class against the rest, mean over the classes, whether high or low values indicate the class; 0.5 is chance"
+        parts.append(Table("each feature by itself", ["feature", "AUROC"], rows, caption))
     return parts
 
 
-def _pairs(found: Audit, finding: str) -> list[Part]:
-    rows = found.of(finding)
-    if finding in COPIES:  # each pair stands there twice
+def _pairs(audit: Audit, finding: str) -> list[Part]:
+    rows = audit.of(finding)
+    # Each pair of copies has two rows.
+    if finding in COPIES:
         rows = rows[rows["image_id"] < rows["other_id"]]
     if rows.empty:
         return []
-    near = finding == "near_duplicate" or bool((rows["value"] < 1).any())  # exact copies are all 1
-    theirs = found.other if finding == "in_other" and found.other is not None else found.own
-    columns: dict[str, list[Cell]] = {"image": [], "other image": [], "correlation of detail": [], "what they are": []}
+    # The correlation of exact copies is 1.
+    near = finding == "near_duplicate" or bool((rows["value"] < 1).any())
+    other = audit.other if finding == "in_other" and audit.other is not None else audit.own
+    columns: dict[str, list[Cell]] = {"image": [], "other image": [], "correlation of detail": [], "description": []}
     for row in rows.sort_values("value").head(SHOWN_PAIRS).to_dict("records"):
-        detail = row["detail"] if finding == "in_other" else _labels(found.own, row)
-        pictures = _picture(found.own, row["image_id"]), _picture(theirs, row["other_id"])
+        detail = row["detail"] if finding == "in_other" else _labels(audit.own, row)
+        pictures = _picture(audit.own, row["image_id"]), _picture(other, row["other_id"])
         for cells, cell in zip(
             columns.values(), (*pictures, f"{row['value']:.3f}" if near else "", detail), strict=True
         ):
             cells.append(cell)
-    order = "the least alike first; all are in the CSV" if near else "all are in the CSV"
-    return [_filled(_shown(len(rows), SHOWN_PAIRS, "pairs"), columns, order)]
+    order = "lowest correlation first; the CSV contains all" if near else "the CSV contains all"
+    return [_filled(_count_title(len(rows), SHOWN_PAIRS, "pairs"), columns, order)]
 
 
 def _filled(title: str, columns: Mapping[str, Sequence[Cell]], caption: str = "") -> Table:
-    """Return a table of the columns that hold something."""
+    """Return a table without empty columns."""
     kept = {name: cells for name, cells in columns.items() if any(cell != "" for cell in cells)}
     return Table(title, list(kept), [list(row) for row in zip(*kept.values(), strict=True)], caption)
 
 
 def _labels(own: Examined, row: Mapping[Hashable, Any]) -> str:
-    known = own.index.set_index("image_id")
-    labels: list[Any] = [known.at[row[name], "diagnosis"] for name in ("image_id", "other_id")]
-    parts: list[str] = [str(known.at[row[name], "part"]) for name in ("image_id", "other_id")]
-    said = " and ".join(dict.fromkeys(str(label) for label in labels if not pd.isna(label)))
-    where = " and ".join(dict.fromkeys(part for part in parts if part))
-    return ", ".join(text for text in (str(row["detail"]), said, where) if text)
+    images = own.index.set_index("image_id")
+    labels: list[Any] = [images.at[row[name], "diagnosis"] for name in ("image_id", "other_id")]
+    subsets: list[str] = [str(images.at[row[name], "part"]) for name in ("image_id", "other_id")]
+    diagnoses = " and ".join(dict.fromkeys(str(label) for label in labels if not pd.isna(label)))
+    where = " and ".join(dict.fromkeys(subset for subset in subsets if subset))
+    return ", ".join(text for text in (str(row["detail"]), diagnoses, where) if text)
 
 
-def _groups(found: Audit, finding: str) -> list[Part]:
-    """Show a group a row, its pictures side by side."""
-    rows = found.of(finding)
+def _groups(audit: Audit, finding: str) -> list[Part]:
+    """Return a table with the images of one group per row."""
+    rows = audit.of(finding)
     if rows.empty:
         return []
-    shown: list[list[Cell]] = []
+    pictures: list[list[Cell]] = []
     for _, members in list(rows.groupby("group"))[:SHOWN_PAIRS]:
-        pictures = members.head(SHOWN_MEMBERS).to_dict("records")
-        shown.append([_picture(found.own, row["image_id"], row["detail"]) for row in pictures])
-    widest = max(map(len, shown))
-    cells = [[*row, *[BLANK] * (widest - len(row))] for row in shown]
-    title = _shown(rows["group"].nunique(), SHOWN_PAIRS, "groups")
-    return [Table(title, ["one image", *["another"] * (widest - 1)], cells, "all are in the CSV")]
+        images = members.head(SHOWN_MEMBERS).to_dict("records")
+        pictures.append([_picture(audit.own, row["image_id"], row["detail"]) for row in images])
+    widest = max(map(len, pictures))
+    cells = [[*row, *[BLANK] * (widest - len(row))] for row in pictures]
+    title = _count_title(rows["group"].nunique(), SHOWN_PAIRS, "groups")
+    return [Table(title, ["one image", *["another"] * (widest - 1)], cells, "the CSV contains all")]
 
 
-def _images(found: Audit, finding: str) -> list[Part]:
-    rows = found.of(finding)
+def _images(audit: Audit, finding: str) -> list[Part]:
+    rows = audit.of(finding)
     if rows.empty:
         return []
-    shown = rows.head(SHOWN_IMAGES)
+    examples = rows.head(SHOWN_IMAGES)
     columns: dict[str, list[Cell]] = {
-        "image": [_picture(found.own, image_id) for image_id in shown["image_id"]],
-        "the mask's share of the image": ["" if np.isnan(value) else f"{value:.3f}" for value in shown["value"]],
-        "the same mask in" if finding == "same_mask" else "why": list(shown["detail"]),
+        "image": [_picture(audit.own, image_id) for image_id in examples["image_id"]],
+        "share of the image in the mask": ["" if np.isnan(value) else f"{value:.3f}" for value in examples["value"]],
+        "the same mask in" if finding == "same_mask" else "reason": list(examples["detail"]),
     }
-    return [_filled(f"{FINDINGS[finding]}: {_shown(len(rows), SHOWN_IMAGES, 'images')}", columns)]
+    return [_filled(f"{FINDINGS[finding]}: {_count_title(len(rows), SHOWN_IMAGES, 'images')}", columns)]
 
 
-def _listed(found: Audit, finding: str) -> list[Part]:
-    rows = found.of(finding)
+def _listed(audit: Audit, finding: str) -> list[Part]:
+    rows = audit.of(finding)
     if rows.empty:
         return []
     cells = [[row["image_id"], row["detail"]] for row in rows.head(200).to_dict("records")]
-    return [Table(_shown(len(rows), 200, "images"), ["image", "what"], cells)]
+    return [Table(_count_title(len(rows), 200, "images"), ["image", "detail"], cells)]
 
 
-def _shown(count: int, most: int, what: str) -> str:
-    return f"{count} {what if count > 1 else what.removesuffix('s')}" + (
-        f", of which {most} are shown" if count > most else ""
+def _count_title(count: int, limit: int, plural: str) -> str:
+    return f"{count} {plural if count > 1 else plural.removesuffix('s')}" + (
+        f", of which {limit} are shown" if count > limit else ""
     )
 
 
-def _picture(own: Examined, image_id: str, told: str = "") -> Picture | str:
-    """Return an image as a small picture over its id and what is told of it; these alone where it cannot be read."""
-    caption = f"{image_id}, {told}" if told else image_id
+def _picture(own: Examined, image_id: str, detail: str = "") -> Picture | str:
+    """Return a small image with caption, or a text if unreadable."""
+    caption = f"{image_id}, {detail}" if detail else image_id
     path = own.index.loc[own.index["image_id"] == image_id, "image"].iloc[0]
     try:
         image = read_image(image_root(own.root) / path)
@@ -170,63 +170,66 @@ def _picture(own: Examined, image_id: str, told: str = "") -> Picture | str:
     return Picture(pixels, f"image {image_id}", caption)
 
 
-def summary(found: Audit) -> list[list[object]]:
-    """Return a row a finding that was made: what, images, groups or pairs ("" where each image stands alone)."""
+def summary(audit: Audit) -> list[list[object]]:
+    """Return one row per finding: name, numbers of images and groups.
+
+    The number of groups is "" for findings about single images.
+    """
     rows: list[list[object]] = []
     for finding in FINDINGS:
-        images, groups = found.counts(finding)
+        images, groups = audit.counts(finding)
         if images:
-            rows.append([name_finding(found, finding), images, groups or ""])
-    if found.copies:
-        rows.append(["all groups of copies together", sum(map(len, found.copies)), len(found.copies)])
-    if found.lesions_by_other:
-        merged = found.groups
+            rows.append([name_finding(audit, finding), images, groups or ""])
+    if audit.copies:
+        rows.append(["all groups of copies together", sum(map(len, audit.copies)), len(audit.copies)])
+    if audit.lesions_by_other:
+        merged = audit.groups
         rows.append(["copies and such lesions together", sum(map(len, merged)), len(merged)])
     return rows
 
 
-def name_finding(found: Audit, finding: str) -> str:
-    """Return what a finding is, with the other data set's name where it is about that."""
+def name_finding(audit: Audit, finding: str) -> str:
+    """Return the description of a finding for this audit."""
     what = FINDINGS[finding]
-    return what.replace("the other data set", found.other.entry.name) if found.other is not None else what
+    return what.replace("the other data set", audit.other.entry.name) if audit.other is not None else what
 
 
-def sentences(found: Audit) -> list[str]:
-    """Say what is known of the data set as a whole: its lesions, those that several parts show, class and source."""
-    return [*lesion_texts(found), confounding_text(found), *source_texts(found)]
+def sentences(audit: Audit) -> list[str]:
+    """Return sentences about lesions, leakage and confounding of the data set."""
+    return [*lesion_texts(audit), confounding_text(audit), *source_texts(audit)]
 
 
-def lesion_texts(found: Audit) -> list[str]:
-    """Say how many images are of how many lesions, by the data set and by the other one, and how many lesions parts share."""
-    index, texts = found.own.index, []
+def lesion_texts(audit: Audit) -> list[str]:
+    """Return sentences about the numbers of lesions and their leakage."""
+    index, texts = audit.own.index, []
     if known_lesions(index).any():
         groups = group_rows(index["lesion_id"])
         texts.append(
             f"Lesions: {len(index)} images of {index['lesion_id'].nunique()} lesions; {len(groups)} lesions have several images "
             f"({sum(map(len, groups))} in all)"
-            + (": a split by image would leak, one by lesion does not." if groups else ".")
+            + (": a split by image would leak, a split by lesion does not." if groups else ".")
         )
     else:
-        texts.append("Lesions: the data set names none, so that images of one lesion are told by their looks alone.")
-    if found.other is not None:
-        name, told = found.other.entry.name, found.lesion_by_other[found.lesion_by_other != ""]
-        groups = group_rows(found.lesion_by_other)
-        across = found.counts("across_parts_by_other")[1]
+        texts.append("Lesions: the data set has no lesion ids; images of one lesion are grouped by image similarity.")
+    if audit.other is not None:
+        name, lesions = audit.other.entry.name, audit.lesion_by_other[audit.lesion_by_other != ""]
+        groups = group_rows(audit.lesion_by_other)
+        across = audit.counts("across_parts_by_other")[1]
         texts.append(
-            f"Lesions by {name}: {len(told)} images here show {told.nunique()} of its lesions; {len(groups)} of these have several images "
-            f"here ({sum(map(len, groups))} in all), and {across} stand in several of the publisher's parts."
-            if len(told)
-            else f"Lesions by {name}: none; no image here is a copy of one there whose lesion is known."
+            f"Lesions by {name}: {len(lesions)} images here show {lesions.nunique()} lesions of {name}; {len(groups)} of these have "
+            f"several images here ({sum(map(len, groups))} in all), and {across} are in several of the publisher's subsets."
+            if len(lesions)
+            else f"Lesions by {name}: none; no image here is a copy of an image of {name} with a known lesion."
         )
-    for one in found.shared:
+    for leak in audit.shared:
         known = (
-            f"; {_percent(one.known_shared, one.known)} of the {one.known} whose lesion is known"
-            if 0 < one.known < one.images
+            f"; {_percent(leak.known_shared, leak.known)} of the {leak.known} with a known lesion"
+            if 0 < leak.known < leak.images
             else ""
         )
         texts.append(
-            f"Parts: {one.shared} of the {one.images} images of the {one.part} part ({_percent(one.shared, one.images)}{known}) show a "
-            f"lesion that is also in {one.other}, by {_sources(found)}."
+            f"Subsets: {leak.shared} of the {leak.images} images of the {leak.part} subset ({_percent(leak.shared, leak.images)}{known}) "
+            f"show a lesion that is also in {leak.other}, by {_sources(audit)}."
         )
     return texts
 
@@ -235,73 +238,73 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %"
 
 
-def _sources(found: Audit) -> str:
-    sources = ["lesion ids"] if known_lesions(found.own.index).any() else []
-    sources += ["copies"] if found.copies else []
-    sources += [f"the lesion ids of {found.other.entry.name}"] if found.other and found.lesions_by_other else []
+def _sources(audit: Audit) -> str:
+    sources = ["lesion ids"] if known_lesions(audit.own.index).any() else []
+    sources += ["copies"] if audit.copies else []
+    sources += [f"the lesion ids of {audit.other.entry.name}"] if audit.other and audit.lesions_by_other else []
     return " and ".join(sources)
 
 
-def confounding_text(found: Audit) -> str:
-    """Say how well the classes are told by what is hardly of the lesion."""
-    if found.confounding is None:
-        return f"Class and source: not measured, {found.unmeasured}."
-    one = found.confounding
-    strongest = ", ".join(f"{what} {area:.2f}" for what, area in one.features[["what", "auroc"]].head(3).values)
+def confounding_text(audit: Audit) -> str:
+    """Return a sentence with the result of the confounding check."""
+    if audit.confounding is None:
+        return f"Class and source: not measured, {audit.unmeasured}."
+    result = audit.confounding
+    strongest = ", ".join(f"{what} {area:.2f}" for what, area in result.features[["what", "auroc"]].head(3).values)
     return (
-        "Class and source: from file, size, frame and the picture's edge alone, the classes are told with an area under the curve of "
-        f"{one.auroc:.3f} ({one.low:.3f} – {one.high:.3f}; 0.5 is chance; {one.images} images, cross-validated by lesion)."
-        + (" Of so few images the interval is too narrow." if one.images < FEW else "")
-        + (f" Strongest by themselves: {strongest}." if strongest else "")
+        "Class and source: from file, size, frame and image edge alone, the classes are predicted with an AUROC of "
+        f"{result.auroc:.3f} ({result.low:.3f} – {result.high:.3f}; 0.5 is chance; {result.images} images, cross-validated by lesion)."
+        + (" With so few images the interval is too narrow." if result.images < FEW else "")
+        + (f" Strongest single features: {strongest}." if strongest else "")
     )
 
 
-def source_texts(found: Audit) -> list[str]:
-    """Say what the same features tell where class or source is held fixed."""
+def source_texts(audit: Audit) -> list[str]:
+    """Return one sentence per confounding check within a class or method."""
     return [
-        f"{source.what} {'are' if source.what.endswith('classes') else 'is'} told from these with an area of {one.auroc:.3f} "
-        f"({one.low:.3f} – {one.high:.3f}; {one.images} images)."
-        for source in found.sources
-        for one in (source.told,)
+        f"{source.what} {'are' if source.what.endswith('classes') else 'is'} predicted from these features with an AUROC of "
+        f"{result.auroc:.3f} ({result.low:.3f} – {result.high:.3f}; {result.images} images)."
+        for source in audit.sources
+        for result in (source.confounding,)
     ]
 
 
-def write_csv(found: Audit, path: Path) -> Path:
-    """Write a row an image and finding: finding, group, image_id, other_id, value, detail.
+def write_csv(audit: Audit, path: Path) -> Path:
+    """Write the findings as CSV, with the columns `COLUMNS`.
 
-    What is of the data set as a whole comes first, in rows without an image: `lesions` (the sentences of `lesion_texts`) and
-    `confounding` (value is an area under the curve; detail says of what: the model, its interval, each feature by itself).
+    There is one row per image and finding. The first rows describe the whole data set and have no image: `lesions` (detail is a sentence of
+    `lesion_texts`) and `confounding` (value is an AUROC; detail names the model, an end of its interval, or a single feature).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = [("lesions", 0, "", "", float("nan"), text) for text in lesion_texts(found)]
-    if found.confounding is not None:
-        one = found.confounding
-        told = [
-            ("all features together", one.auroc),
-            ("low end of its interval", one.low),
-            ("high end of its interval", one.high),
+    whole = [("lesions", 0, "", "", float("nan"), text) for text in lesion_texts(audit)]
+    if audit.confounding is not None:
+        result = audit.confounding
+        areas = [
+            ("all features together", result.auroc),
+            ("low end of its interval", result.low),
+            ("high end of its interval", result.high),
         ]
-        told += [(source.what, source.told.auroc) for source in found.sources]
-        told += [(str(feature), float(area)) for feature, area in one.features[["feature", "auroc"]].values]
-        whole += [("confounding", 0, "", "", area, detail) for detail, area in told]
-    rows = [*whole, *found.findings.itertuples(index=False, name=None)]
+        areas += [(source.what, source.confounding.auroc) for source in audit.sources]
+        areas += [(str(feature), float(area)) for feature, area in result.features[["feature", "auroc"]].values]
+        whole += [("confounding", 0, "", "", area, detail) for detail, area in areas]
+    rows = [*whole, *audit.findings.itertuples(index=False, name=None)]
     pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, float_format="%.6g")
     return path
 
 
-def write_images(found: Audit, path: Path) -> Path:
-    """Write a row an image: the columns of the index, error, mask_error, width, height (px), its quality, flags, reasons.
+def write_images(audit: Audit, path: Path) -> Path:
+    """Write one row per image: index columns, errors, size (px), quality, flags.
 
-    The quality is under the names of `skincancer.imaging.quality.NAMES`; flags are the rules that it breaks, "; " between.
+    Quality columns are named as in `skincancer.imaging.quality.NAMES`. Flags are the violated rules, separated by "; ".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    index, facts = found.own.index, found.own.facts.table
-    shown = facts[["error", "mask_error", "width", "height", *NAMES]].rename(columns=NAMES)
+    index, facts = audit.own.index, audit.own.facts.table
+    quality = facts[["error", "mask_error", "width", "height", *NAMES]].rename(columns=NAMES)
     read = facts["error"] == ""
-    shown = shown.assign(
-        width=shown["width"].where(read).astype("Int64"), height=shown["height"].where(read).astype("Int64")
+    quality = quality.assign(
+        width=quality["width"].where(read).astype("Int64"), height=quality["height"].where(read).astype("Int64")
     )
-    told = found.flagged.set_index("image_id").reindex(index["image_id"]).fillna("").reset_index(drop=True)
-    flagged = pd.DataFrame({"flags": told["flags"], "reasons": told["reason"]})
-    pd.concat([index[list(INDEX_COLUMNS)], shown, flagged], axis=1).to_csv(path, index=False, float_format="%.6g")
+    flags = audit.flagged.set_index("image_id").reindex(index["image_id"]).fillna("").reset_index(drop=True)
+    flagged = pd.DataFrame({"flags": flags["flags"], "reasons": flags["reason"]})
+    pd.concat([index[list(INDEX_COLUMNS)], quality, flagged], axis=1).to_csv(path, index=False, float_format="%.6g")
     return path

@@ -132,5 +132,5 @@ def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, 
     own_flags = {key: value for key, value in flat.items() if key not in KEYS}
     if plugins := [*keys.get("plugins", []), *own_flags.pop("plugin", [])]:
         keys["plugins"] = plugins
-    load_plugins(plugins)
+    load_plugins(plugins, installed=True)
     return keys, own_flags

@@ -96,7 +96,7 @@ def resolve_content(
 
     named = [name for values in (from_file, from_study, flags) for name in values.get("plugins", [])]
     plugins = list(dict.fromkeys(named))
-    load_plugins(plugins)
+    load_plugins(plugins, installed=True)
     dataset = flags.get("data.dataset", from_file.get("data.dataset", Experiment().data.dataset))
     entry = catalog_entry(dataset)
     notes = []

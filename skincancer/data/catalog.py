@@ -1,6 +1,6 @@
-"""The data sets known by name: where each comes from, how it is laid out, what it may be used for.
+"""Catalog of data sets: source, layout, licence, classes and allowed tasks.
 
-Imports nothing heavy: names are checked before pandas, numpy or torch are loaded.
+This module imports no large library, because names are checked before pandas, numpy or torch are loaded.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from skincancer.errors import ConfigError, nearest
 
 HAM10000_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
-# akiec holds actinic keratoses together with intraepithelial carcinoma (Bowen's disease); counting it as malignant
-# is the usual grouping of the seven classes into two.
+# akiec contains actinic keratoses and intraepithelial carcinoma (Bowen's disease). Studies usually count it as
+# malignant when they group the seven classes into two.
 HAM10000_MALIGNANT = ("akiec", "bcc", "mel")
 
 HAM10000_CITATION = (
@@ -51,15 +51,15 @@ HAM10000_DOI = "doi:10.7910/DVN/DBW86T"
 
 @dataclass(frozen=True)
 class Source:
-    """One file that `prepare NAME --download` fetches.
+    """File that `prepare NAME --download` downloads.
 
     Attributes:
-        url: Its address, or the `doi:` of a Harvard Dataverse data set that lists it; the listing then gives address, length and md5.
-        file: Its name there; an archive where it ends in .zip.
-        target: What it becomes in the root: the folder that an archive is unpacked into, or the name that any other file is kept under.
-        checksum: "md5:…" or "sha256:…" where the publisher gives one outside a Dataverse; the ISIC challenges do not.
-        size: Length in bytes, where it is published likewise.
-        holds: Ending, in any case, that the name of a file in an archive must have, lest another archive is taken for it.
+        url: URL, or the `doi:` of a Harvard Dataverse data set. The Dataverse then gives URL, size and md5.
+        file: Published file name; an archive if it ends in .zip.
+        target: Path in the root: folder of an unpacked archive, or name of any other file.
+        checksum: "md5:…" or "sha256:…" from the publisher, None if unknown. The ISIC challenges publish none.
+        size: Size in bytes, None if unknown.
+        holds: Required ending of a file name in the archive, in any case. It detects a wrong archive.
     """
 
     url: str
@@ -77,7 +77,10 @@ def _isic(year: int, *files: str) -> tuple[Source, ...]:
 
 
 def _content(file: str) -> str:
-    """Return the ending of what an archive holds: images, their masks, or (Task 3 of 2018) their diagnoses; "" of no archive."""
+    """Return the ending of the files in an archive, "" for other files.
+
+    An archive contains images, masks, or the diagnoses of Task 3 of 2018.
+    """
     if not file.endswith(".zip"):
         return ""
     if "GroundTruth" not in file:
@@ -87,23 +90,23 @@ def _content(file: str) -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set of the catalog.
+    """Catalog entry of one data set.
 
     Attributes:
-        name: What `data.dataset` takes, and the folder that is looked for.
-        title: The name to print.
-        reader: Dotted `module:function`; the function takes the root folder and returns the index table.
-        tasks: Tasks that its annotations allow: classification, segmentation, joint.
-        classes: Diagnoses in fixed order; empty where the reader finds them (then they are sorted).
-        malignant: The classes that count as malignant; empty where only the user can know.
+        name: Value of `data.dataset`, and name of the default folder.
+        title: Printed name.
+        reader: Dotted `module:function`. The function takes the root folder and returns the index table.
+        tasks: Tasks that the annotations allow: classification, segmentation, joint.
+        classes: Diagnoses in fixed order. If empty, the sorted diagnoses of the index.
+        malignant: Classes that count as malignant. If empty, the user sets `data.malignant`.
         licence: Licence of the images.
-        citation: What to cite.
-        how_to_get: Where the files come from and what to unpack where.
-        layout: What the reader expects to find in the root folder.
-        defaults: Dotted config keys whose schema defaults this data set replaces.
-        synthetic: True where the images are drawn and not photographed.
-        downloads: What the publisher lets anyone fetch; empty where an account or a request is needed, or nothing is.
-        copies: Other data sets of which it holds images under other names and in another encoding, so that neither ids nor pixels tell.
+        citation: Publications to cite.
+        how_to_get: Where to download the files, and where to unpack them.
+        layout: Files that the reader expects in the root folder.
+        defaults: Dotted config keys with other defaults than in the schema.
+        synthetic: The images are synthetic.
+        downloads: Files that anyone may download. Empty if an account or a request is needed.
+        copies: Other data sets with the same images under other names and encodings, where ids and pixels cannot match.
     """
 
     name: str
@@ -130,9 +133,9 @@ DATASETS: dict[str, Dataset] = {
         tasks=("classification", "segmentation", "joint"),
         classes=HAM10000_CLASSES,
         malignant=HAM10000_MALIGNANT,
-        licence="Apache-2.0, drawn by this project",
+        licence="Apache-2.0, generated by this project",
         citation="",
-        how_to_get="Nothing to get: it is drawn in seconds when it is first used.",
+        how_to_get="Nothing to download: the images are generated within seconds on first use.",
         layout="written by skincancer.data.readers.demo",
         defaults={
             "data.size": 64,
@@ -154,7 +157,7 @@ DATASETS: dict[str, Dataset] = {
         how_to_get=(
             "Harvard Dataverse, https://doi.org/10.7910/DVN/DBW86T: HAM10000_images_part_1.zip, "
             "HAM10000_images_part_2.zip, HAM10000_metadata and, for masks, HAM10000_segmentations_lesion_tschandl.zip; "
-            "unpack each archive into a folder of its own name."
+            "unpack each archive into a folder of the same name."
         ),
         layout=(
             "HAM10000_metadata.csv (or HAM10000_metadata, HAM10000_metadata.tab); the images (*.jpg) in "
@@ -185,13 +188,13 @@ DATASETS: dict[str, Dataset] = {
         how_to_get=(
             "https://challenge.isic-archive.com/data/#2018, Task 3: the Training, Validation and Test archives "
             "ISIC2018_Task3_<Part>_Input.zip and ISIC2018_Task3_<Part>_GroundTruth.zip, and "
-            "ISIC2018_Task3_Training_LesionGroupings.csv; unpack each archive into a folder of its own name."
+            "ISIC2018_Task3_Training_LesionGroupings.csv; unpack each archive into a folder of the same name."
         ),
         layout=(
             "ISIC2018_Task3_Training_Input/*.jpg, "
             "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv, "
             "ISIC2018_Task3_Training_LesionGroupings.csv; optionally Input and GroundTruth of Validation and of Test. "
-            "The CSV files may also lie in the root"
+            "The CSV files may also be in the root"
         ),
         downloads=_isic(
             2018,
@@ -240,13 +243,13 @@ DATASETS: dict[str, Dataset] = {
         citation=ISIC2017_CITATION,
         how_to_get=(
             "https://challenge.isic-archive.com/data/#2017: ISIC-2017_<Part>_Data.zip and "
-            "ISIC-2017_<Part>_Part1_GroundTruth.zip, <Part> being Training, Validation and Test_v2; unpack them side by "
-            "side. For diagnoses put ISIC-2017_<Part>_Part3_GroundTruth.csv beside them."
+            "ISIC-2017_<Part>_Part1_GroundTruth.zip for <Part> = Training, Validation and Test_v2; unpack them side by "
+            "side. For diagnoses, add ISIC-2017_<Part>_Part3_GroundTruth.csv to the same folder."
         ),
         layout=(
             "ISIC-2017_Training_Data/<image id>.jpg and "
             "ISIC-2017_Training_Part1_GroundTruth/<image id>_segmentation.png; optionally the same of Validation and "
-            "Test_v2; for classification and joint also ISIC-2017_<Part>_Part3_GroundTruth.csv of each part that is there"
+            "Test_v2; for classification and joint also ISIC-2017_<Part>_Part3_GroundTruth.csv of each available subset"
         ),
         downloads=_isic(
             2017,
@@ -290,12 +293,12 @@ DATASETS: dict[str, Dataset] = {
         tasks=("classification", "segmentation", "joint"),
         classes=("atypical_nevus", "common_nevus", "melanoma"),
         malignant=("melanoma",),
-        licence="for research and education only; not to be passed on",
+        licence="for research and education only; redistribution is not allowed",
         citation=PH2_CITATION,
         how_to_get="On request at https://www.fc.up.pt/addi/; unpack the archive as it is.",
         layout=(
             "PH2_dataset.txt, PH2 Dataset images/<case>/<case>_Dermoscopic_Image/<case>.bmp and "
-            "PH2 Dataset images/<case>/<case>_lesion/<case>_lesion.bmp; all of it may lie in PH2Dataset/"
+            "PH2 Dataset images/<case>/<case>_lesion/<case>_lesion.bmp; all may be inside PH2Dataset/"
         ),
     ),
     "malignant_vs_benign": Dataset(
@@ -305,7 +308,7 @@ DATASETS: dict[str, Dataset] = {
         tasks=("classification",),
         classes=("benign", "malignant"),
         malignant=("malignant",),
-        licence="ISIC Archive terms of use; the licence of the single image holds",
+        licence="ISIC Archive terms of use; the licence of each image applies",
         citation=(
             "Fanconi C. Skin Cancer: Malignant vs. Benign. Kaggle (2019), "
             "https://www.kaggle.com/datasets/fanconic/skin-cancer-malignant-vs-benign; images from the ISIC Archive"
@@ -319,28 +322,28 @@ DATASETS: dict[str, Dataset] = {
     ),
     "folder": Dataset(
         name="folder",
-        title="A folder a class",
+        title="One folder per class",
         reader="skincancer.data.readers.folder:read",
         tasks=("classification",),
         classes=(),
         malignant=(),
         licence="",
         citation="",
-        how_to_get="Name your own folder with --data.root.",
+        how_to_get="Set --data.root to your folder.",
         layout="<class>/**/<image>, or train/, val/ and test/ each with <class>/**/<image>",
     ),
     "csv": Dataset(
         name="csv",
-        title="A table of images",
+        title="CSV table of images",
         reader="skincancer.data.readers.csv_table:read",
         tasks=("classification", "segmentation", "joint"),
         classes=(),
         malignant=(),
         licence="",
         citation="",
-        how_to_get="Name your own table, or the folder that holds it, with --data.root.",
+        how_to_get="Set --data.root to your table, or to its folder.",
         layout=(
-            "index.csv or a single CSV file with the column `image` (path relative to the file's folder) and "
+            "index.csv or a single CSV file with the column `image` (path relative to the folder of the table) and "
             "`diagnosis` or `mask` or both; optional: image_id, lesion_id, part (train, val, test), age, sex, site, "
             "dx_type"
         ),
@@ -349,19 +352,19 @@ DATASETS: dict[str, Dataset] = {
 
 
 def dataset(name: str, flag: str = "data.dataset") -> Dataset:
-    """Return the catalog entry called `name`.
+    """Return the catalog entry of a data set.
 
     Args:
-        name: of the data set.
-        flag: that gave it, for the error.
+        name: Name of the data set.
+        flag: Key or flag with this name, for the error message.
 
     Raises:
-        ConfigError: If there is none; names the nearest and all of them.
+        ConfigError: The name is unknown; with the nearest and all known names.
     """
     if name not in DATASETS:
         raise ConfigError(
             f"{flag} is {name!r}, which is not in the catalog.{nearest(name, DATASETS)} "
-            f"Choose one of {', '.join(DATASETS)}."
+            f"Use one of {', '.join(DATASETS)}."
         )
     return DATASETS[name]
 
@@ -369,13 +372,13 @@ def dataset(name: str, flag: str = "data.dataset") -> Dataset:
 def malignant_classes(
     entry: Dataset, classes: tuple[str, ...], target: str, malignant: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    """Return those of a run's classes that count as malignant; none where nobody knows.
+    """Return the malignant classes of a run, () if unknown.
 
     Args:
-        entry: the data set's catalog entry.
-        classes: as `add_target` names them.
+        entry: Catalog entry of the data set.
+        classes: Classes of the run, from `add_target`.
         target: `data.target`.
-        malignant: `data.malignant`; where empty, those of the catalog.
+        malignant: `data.malignant`; if empty, the catalog decides.
     """
     known = ("malignant",) if target == "malignancy" else malignant or entry.malignant
     return tuple(name for name in classes if name in known)

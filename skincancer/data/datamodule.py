@@ -1,7 +1,7 @@
-"""Batches from the store: which rows an epoch shows, on which rank, in which order; augmentation on the device.
+"""Data module: batches from the store for each rank, and augmentation on the device.
 
-The order of an epoch is a function of (seed, epoch), dealt in disjoint shares to ranks. Evaluation deals without padding.
-Workers draw nothing at random.
+The order of an epoch is a function of (seed, epoch). Ranks get disjoint shares, also in evaluation, without padding.
+Loader processes use no random numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from skincancer.data.balance import deal, epoch_order
+from skincancer.data.balance import distribute_batches, epoch_order
 from skincancer.data.prepare import ROLES, PreparedData
 from skincancer.data.seeding import AUGMENT_STREAM, step_seed
 from skincancer.data.store import Store
@@ -24,8 +24,8 @@ from skincancer.imaging.augmentation import Augment
 from skincancer.schema import AugmentConfig
 
 
-class Draw(NamedTuple):
-    """A batch to gather: its epoch, its number in the epoch, and rows of the index table."""
+class BatchIndices(NamedTuple):
+    """Epoch, number in the epoch, and index rows of one batch."""
 
     epoch: int
     number: int
@@ -33,16 +33,16 @@ class Draw(NamedTuple):
 
 
 class StoreDataset(Dataset[dict[str, Any]]):
-    """Gathers whole batches from the store by row.
+    """Whole batches from the store, by index rows.
 
-    A batch holds `image` uint8 (B, 3, H, W) (a channels_last view), `label` int64 (B,), `index` int64 (B,), and `draw` (epoch, number),
-    from which every random step of the batch is seeded; with masks, `mask` float32 (B, 1, H, W) and `has_mask` bool (B,).
+    A batch contains `image` uint8 (B, 3, H, W) (a channels_last view), `label` int64 (B,), `index` int64 (B,), and `draw` (epoch,
+    number), the seed of all random steps of the batch. With masks, also `mask` float32 (B, 1, H, W) and `has_mask` bool (B,).
     """
 
     def __init__(self, store: Store, label: npt.NDArray[np.int64], has_mask: npt.NDArray[np.bool_]) -> None:
         self.store, self.label, self.has_mask = store, label, has_mask
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+    def __getitem__(self, draw: BatchIndices) -> dict[str, Any]:
         """Gather one batch."""
         rows = draw.rows
         batch: dict[str, Any] = {
@@ -58,22 +58,25 @@ class StoreDataset(Dataset[dict[str, Any]]):
 
 
 def check_shares(data: PreparedData, batch_size: int, balance: str, ranks: int) -> None:
-    """Check that every part has images for each rank in every step, before any rank is started.
+    """Check that every subset has images for each rank in every step.
 
     Raises:
-        ConfigError: names the part, its images and the ranks.
+        ConfigError: A subset is too small; with its role, its number of images and the number of ranks.
     """
     for role in ROLES:
         labels = data.rows(role)["label"].to_numpy(np.int64)
         images = len(epoch_order(labels, balance, seed=0, epoch=0)) if role == "train" else len(labels)
         try:
-            deal(np.arange(images), batch_size, rank=0, world_size=ranks)
+            distribute_batches(np.arange(images), batch_size, rank=0, world_size=ranks)
         except ConfigError as error:
-            raise ConfigError(f"the {role} part: {error}") from error
+            raise ConfigError(f"the {role} set: {error}") from error
 
 
-class TrainSampler(Sampler[Draw]):
-    """This rank's share of an epoch, balanced; Lightning calls `set_epoch` before each, also after a resume."""
+class TrainSampler(Sampler[BatchIndices]):
+    """Balanced share of this rank in an epoch.
+
+    Lightning calls `set_epoch` before each epoch, also after a resume.
+    """
 
     def __init__(
         self, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], *, balance: str, fixed: bool,
@@ -83,52 +86,56 @@ class TrainSampler(Sampler[Draw]):
         self.balance, self.fixed, self.batch_size, self.seed = balance, fixed, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        self.images = len(self._order(0))  # of an epoch, over all ranks; the same in every epoch
+        # The number of images over all ranks is the same in every epoch.
+        self.images = len(self._order(0))
         self.batches = len(self._deal(0))
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         return epoch_order(self.labels, self.balance, self.seed, epoch, self.fixed)
 
     def _deal(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        return deal(self._order(epoch), self.batch_size, self.rank, self.world_size)
+        return distribute_batches(self._order(epoch), self.batch_size, self.rank, self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0."""
+        """Set the epoch, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         for number, positions in enumerate(self._deal(self.epoch)):
-            yield Draw(self.epoch, number, self.rows[positions])
+            yield BatchIndices(self.epoch, number, self.rows[positions])
 
 
-class EvaluationSampler(Sampler[Draw]):
-    """This rank's share of a part, in order, every image once over all ranks, the same number of batches on each."""
+class EvaluationSampler(Sampler[BatchIndices]):
+    """Share of this rank in a subset, in order.
+
+    Every image is used once over all ranks, and every rank has the same number of batches.
+    """
 
     def __init__(self, rows: npt.NDArray[np.int64], batch_size: int, rank: int, world_size: int) -> None:
-        self.batches = deal(rows, batch_size, rank, world_size)
+        self.batches = distribute_batches(rows, batch_size, rank, world_size)
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         for number, rows in enumerate(self.batches):
-            yield Draw(0, number, rows)
+            yield BatchIndices(0, number, rows)
 
 
 class LesionDataModule(pl.LightningDataModule):
-    """Loaders over prepared data, and the random augmentation of training batches on the device.
+    """Loaders of prepared data, and random augmentation of training batches on the device.
 
     Args:
-        data: as `prepare_data` makes it.
-        batch_size: images per step and device.
-        balance: name of the balance of the training part.
-        balance_fixed: undersampling keeps one subset.
-        augment: resolved augmentation.
-        seed: of order, balance and augmentation.
-        workers: loader processes.
+        data: Result of `prepare_data`.
+        batch_size: Images per step and device.
+        balance: Key of `BALANCES`, for the training set.
+        balance_fixed: Undersampling uses the same images in every epoch.
+        augment: Resolved augmentation.
+        seed: Seed of order, balance and augmentation.
+        workers: Number of loader processes.
     """
 
     def __init__(
@@ -148,14 +155,14 @@ class LesionDataModule(pl.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(self, sampler: Sampler[Draw]) -> DataLoader[Any]:
+    def _loader(self, sampler: Sampler[BatchIndices]) -> DataLoader[Any]:
         return DataLoader(
             self.dataset, sampler=sampler, batch_size=None, num_workers=self.workers,
             persistent_workers=self.workers > 0, pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
     def train_sampler(self) -> TrainSampler:
-        """Return the sampler of the training part on this rank."""
+        """Return the sampler of the training set on this rank."""
         rows = self._rows("train")
         rank, world_size = self._ranks()
         return TrainSampler(
@@ -164,24 +171,24 @@ class LesionDataModule(pl.LightningDataModule):
         )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the training part."""
+        """Return the loader of the training set."""
         return self._loader(self.train_sampler())
 
     def _evaluation_loader(self, role: str) -> DataLoader[Any]:
         return self._loader(EvaluationSampler(self._rows(role), self.batch_size, *self._ranks()))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the validation part."""
+        """Return the loader of the validation set."""
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the test part."""
+        """Return the loader of the test set."""
         return self._evaluation_loader("test")
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Bring images to float32 in [0, 1] on the device, and augment them while training.
+        """Convert images to float32 in [0, 1], and augment them in training.
 
-        Augmentation draws from (seed, rank, epoch, batch) alone: it differs by rank and repeats on resume.
+        Augmentation is seeded by (seed, rank, epoch, batch): it differs between ranks and is repeated after a resume.
         """
         batch["image"] = batch["image"].float().div_(255)
         if self.trainer is not None and self.trainer.training:

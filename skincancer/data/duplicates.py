@@ -1,7 +1,8 @@
-"""Which images are the same, or nearly: exact copies by digests, near-duplicates by their looks, and the groups that both make.
+"""Exact and near duplicates of images, and the groups that they form.
 
-Near-duplicates are looked for among each image's nearest neighbours by a description that flips and turns do not alter, in a k-d tree
-(about n log n), and each candidate is verified by the correlation of its detail after registration (`skincancer.imaging.similarity`).
+Candidates for near-duplicates are the nearest neighbours of each image in a k-d tree (about n log n), by a description
+that is invariant to flips and rotations. Each candidate is verified by the correlation of image detail after
+registration (`skincancer.imaging.similarity`).
 """
 
 from __future__ import annotations
@@ -33,46 +34,50 @@ from skincancer.imaging.similarity import (
     turn,
 )
 
-NEAR = 0.9  # correlation of detail from which two pictures are near-duplicates
-LIKELY = 0.6  # correlation of coarse detail, before registration, from which a candidate is verified
-NEIGHBOURS = 5  # candidates of each view of an image
-_DIMENSIONS = 24  # of the space of the k-d tree
-_BLOCK = 512  # images at once
+# Smallest correlation of detail between near-duplicates.
+NEAR = 0.9
+# Smallest correlation of coarse detail, before registration, at which a candidate is verified.
+LIKELY = 0.6
+# Candidates per view of an image.
+NEIGHBOURS = 5
+# Dimensions of the k-d tree, and images per matrix product.
+_DIMENSIONS, _BLOCK = 24, 512
 Progress = Callable[[int, int], None]
 
 
 def find_near(
     first: Thumbnails, second: Thumbnails | None = None, *, threshold: float = NEAR, progress: Progress | None = None
 ) -> pd.DataFrame:
-    """Find the near-duplicates among images, or between two lists of images.
+    """Find near-duplicates within one list of images, or between two.
 
     Args:
-        first: uint8 (N, T, T) thumbnails; among themselves where `second` is not given.
-        second: uint8 (M, U, U).
-        threshold: correlation from which two are near-duplicates.
-        progress: called with (done, total).
+        first: uint8 (N, T, T) thumbnails.
+        second: uint8 (M, U, U) thumbnails. None compares `first` with itself.
+        threshold: Smallest correlation of a near-duplicate.
+        progress: Called with (done, total).
 
     Returns:
-        A row a pair, sorted: first and second (int64, their positions; among themselves first < second), correlation. Images that
-        show nothing are in none.
+        One row per pair, sorted: first and second (int64 positions; first < second within one list), correlation. Images
+        of uniform colour are in no pair.
     """
     among = second is None
     others = first if second is None else second
-    sides = _Side(first), _Side(others)
+    lists = _ImageList(first), _ImageList(others)
     jobs = [(0, 1, view) for view in range(len(VIEWS))]
     if not among:
         jobs += [(1, 0, view) for view in range(1, len(VIEWS))]
-    found: list[npt.NDArray[np.float64]] = []
-    if sides[0].rows.size and sides[1].rows.size:
-        basis = _basis(sides[0].description if among else np.concatenate([side.description for side in sides]))
-        trees = [KDTree(_project(side.description, basis)) for side in sides]
+    candidates: list[npt.NDArray[np.float64]] = []
+    if lists[0].rows.size and lists[1].rows.size:
+        basis = _basis(lists[0].description if among else np.concatenate([images.description for images in lists]))
+        trees = [KDTree(_project(images.description, basis)) for images in lists]
         for number, (queried, indexed, view) in enumerate(jobs, 1):
-            found.append(_candidates(sides[queried], sides[indexed], trees[indexed], basis, view, queried, among))
+            candidates.append(_candidates(lists[queried], lists[indexed], trees[indexed], basis, view, queried, among))
             if progress:
                 progress(number, 2 * len(jobs))
     columns = ["first", "second", "queried", "view", "turn", "likely"]
-    pairs = pd.DataFrame(np.concatenate(found) if found else np.empty((0, 6)), columns=columns)
-    if among:  # a pair has been met from both ends
+    pairs = pd.DataFrame(np.concatenate(candidates) if candidates else np.empty((0, 6)), columns=columns)
+    # Within one list, every pair occurs in both orders.
+    if among:
         low, high = pairs[["first", "second"]].min(axis=1), pairs[["first", "second"]].max(axis=1)
         pairs["queried"] = (pairs["first"] > pairs["second"]).astype(int)
         pairs["first"], pairs["second"] = low, high
@@ -87,7 +92,8 @@ def find_near(
         return correlate(cut(own, int(pair["view"]), side), cut(other, 0, side), int(pair["turn"]))
 
     scores = []
-    verified = Parallel(n_jobs=-1, prefer="threads", return_as="generator")  # OpenCV works outside Python's lock
+    # Threads are enough, because OpenCV releases Python's global lock.
+    verified = Parallel(n_jobs=-1, prefer="threads", return_as="generator")
     for number, score in enumerate(verified(delayed(verify)(pair) for pair in best.to_dict("records")), 1):
         scores.append(score)
         if progress and (number % 500 == 0 or number == len(best)):
@@ -97,11 +103,12 @@ def find_near(
     return result.sort_values(["first", "second"], ignore_index=True)
 
 
-class _Side:
-    """One list of images, without those that show nothing: `rows` are the positions of the others."""
+class _ImageList:
+    """Descriptions of the images that are not uniform, at the positions `rows`."""
 
     def __init__(self, thumbs: Thumbnails) -> None:
-        cv2.setNumThreads(1)  # on such small pictures threads only wait
+        # On such small images, threads cost more than they save.
+        cv2.setNumThreads(1)
         self.thumbs = thumbs
         self.rows = np.flatnonzero(~is_flat(thumbs))
         small = self.small(0)
@@ -114,7 +121,7 @@ class _Side:
 
 
 def _basis(described: Floats) -> tuple[Floats, Floats]:
-    """Return the mean and the first principal directions (D, d) of descriptions (N, D)."""
+    """Compute the mean (D,) and first principal directions (D, d) of descriptions (N, D)."""
     mean = described.mean(axis=0)
     _, vectors = np.linalg.eigh(np.cov((described - mean).T) if len(described) > 1 else np.eye(described.shape[1]))
     return mean, vectors[:, ::-1][:, :_DIMENSIONS].astype(np.float32)
@@ -125,9 +132,18 @@ def _project(described: Floats, basis: tuple[Floats, Floats]) -> Floats:
 
 
 def _candidates(
-    queried: _Side, indexed: _Side, tree: KDTree, basis: tuple[Floats, Floats], view: int, number: int, among: bool
+    queried: _ImageList,
+    indexed: _ImageList,
+    tree: KDTree,
+    basis: tuple[Floats, Floats],
+    view: int,
+    number: int,
+    among: bool,
 ) -> npt.NDArray[np.float64]:
-    """Return rows (first, second, queried, view, turn, correlation of coarse detail) of one view's nearest neighbours."""
+    """Return the nearest neighbours of one view.
+
+    Columns: first, second, queried, view, turn, correlation of coarse detail.
+    """
     small = queried.small(view)
     wanted = min(NEIGHBOURS + among, len(indexed.rows))
     _, near = tree.query(_project(describe(small), basis), k=wanted)
@@ -139,20 +155,24 @@ def _candidates(
         turned = np.stack([turn(detail[block], number) for number in range(TURNS)], axis=1)
         candidates = indexed.detail[near[block]].transpose(0, 2, 1)
         scores[block] = turned.reshape(*turned.shape[:2], -1) @ candidates
-    other = near.reshape(-1)
-    one = np.repeat(np.arange(len(small)), wanted)
-    best, which = scores.max(axis=1).reshape(-1), scores.argmax(axis=1).reshape(-1)
+    neighbour = near.reshape(-1)
+    query = np.repeat(np.arange(len(small)), wanted)
+    best, best_turn = scores.max(axis=1).reshape(-1), scores.argmax(axis=1).reshape(-1)
     if among:
-        best, which, one, other = (values[one != other] for values in (best, which, one, other))
-    rows = queried.rows[one], indexed.rows[other]
+        keep = query != neighbour
+        best, best_turn, query, neighbour = (values[keep] for values in (best, best_turn, query, neighbour))
+    rows = queried.rows[query], indexed.rows[neighbour]
     if number == 1:
         rows = rows[::-1]
-    same = np.full(len(one), number), np.full(len(one), view)
-    return np.stack([*rows, *same, which, best], axis=1).astype(np.float64)
+    constants = np.full(len(query), number), np.full(len(query), view)
+    return np.stack([*rows, *constants, best_turn, best], axis=1).astype(np.float64)
 
 
 def exact_pairs(digests: Sequence[str]) -> list[tuple[int, int]]:
-    """Return pairs of positions with equal digests, each with the first of its kind; empty digests equal nothing."""
+    """Return pairs of positions with equal digests.
+
+    Each position is paired with the first position of the same digest. Empty digests match nothing.
+    """
     first: dict[str, int] = {}
     return [
         (first[digest], position)
@@ -162,7 +182,7 @@ def exact_pairs(digests: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def link(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Return the groups of at least two of `count` positions that pairs link, directly or by others; sorted."""
+    """Return the sorted groups of positions below `count` that pairs link, also indirectly."""
     edges = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(edges), np.int8), (edges[:, 0], edges[:, 1])), shape=(count, count))
     _, component = connected_components(graph, directed=False)

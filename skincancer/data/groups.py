@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from skincancer.data.duplicates import link
 from skincancer.data.index import name_first
@@ -21,43 +19,49 @@ Names = npt.NDArray[np.object_]
 
 
 def known_lesions(index: pd.DataFrame) -> pd.Series:
-    """Say of which images the lesion is known (N,): its id is not the image's own, or other images have it too."""
+    """Return which images have a known lesion, bool (N,).
+
+    A lesion is known if its id differs from the image id, or several images share it.
+    """
     return (index["lesion_id"] != index["image_id"]) | index["lesion_id"].duplicated(keep=False)
 
 
 def unite(names: Sequence[str] | Names | pd.Series, groups: Iterable[Sequence[int]]) -> Names:
-    """Return names (N,) in which those of the positions of a group are one, the smallest: directly, or by other groups.
+    """Merge names that are linked by groups, directly or through other groups.
 
     Args:
-        names: (N,), such as the lesion of each image.
-        groups: positions that belong together, whatever their names.
+        names: (N,) names, such as the lesion of each image.
+        groups: Positions that belong together.
+
+    Returns:
+        (N,) names; linked positions have the smallest of their names.
     """
-    found = np.asarray(names, dtype=object).copy()
+    merged = np.asarray(names, dtype=object).copy()
     first: dict[str, int] = {}
-    pairs = [(first.setdefault(name, position), position) for position, name in enumerate(found)]
+    pairs = [(first.setdefault(name, position), position) for position, name in enumerate(merged)]
     pairs += [(members[0], other) for members in groups for other in members[1:]]
-    for members in link(len(found), pairs):
-        found[members] = min(found[members])
-    return found
+    for members in link(len(merged), pairs):
+        merged[members] = min(merged[members])
+    return merged
 
 
 def group_rows(names: pd.Series) -> list[list[int]]:
-    """Return the positions of each name that at least two rows have; "" is no name."""
+    """Return the positions of each name with at least two rows, except ""."""
     rows = pd.Series(range(len(names)), index=names.to_numpy(dtype=object))
     rows = rows[rows.index != ""]
     return sorted(members.tolist() for _, members in rows.groupby(level=0) if len(members) > 1)
 
 
 def read_groups(path: Path) -> pd.DataFrame:
-    """Return the table that `data.groups` names: image_id, group.
+    """Read the table of `data.groups`, with the columns image_id and group.
 
     Raises:
-        DataError: it is not there, cannot be read, lacks a column, or has an empty group.
+        DataError: The file is missing or cannot be read, lacks a column, or has an empty group.
     """
     if not path.is_file():
         raise DataError(
-            f"data.groups is {path}, which is no file. It is a CSV with the columns image_id and group, such as prepare --audit "
-            "--write-groups FILE writes."
+            f"data.groups is {path}, which is not a file; expected a CSV file with the columns image_id and group. prepare --audit "
+            "--write-groups FILE writes such a file."
         )
     table = read_csv(path, required=("image_id", "group"))
     if (table["group"] == "").any():
@@ -66,50 +70,39 @@ def read_groups(path: Path) -> pd.DataFrame:
 
 
 def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
-    """Merge the lesions of images that a table puts into one group.
+    """Merge the lesions of images in the same group of a table.
 
     Args:
-        index: A finished index.
-        path: CSV with the columns `image_id` and `group`, such as an audit writes. An image may be in several groups;
-            all lesions that are linked become one, and it takes the smallest of their ids.
+        index: Finished index.
+        path: CSV file with the columns `image_id` and `group`, as written by an audit. An image may be in several
+            groups. All linked lesions become one lesion, with the smallest of their ids.
 
     Returns:
-        The index with merged `lesion_id`, and the sha256 (hex) of the table's rows, in whatever order they stand.
+        Index with merged `lesion_id`, and the sha256 (hex) of the rows of the table, independent of their order.
 
     Raises:
-        DataError: If the table cannot be read, has an empty group, or names an image that is not in the index.
+        DataError: The table cannot be read, has an empty group, or contains an image that is not in the index.
     """
     table = read_groups(path)
-    lesion_of = dict(zip(index["image_id"], index["lesion_id"], strict=True))
-    unknown = sorted(set(table["image_id"]) - set(lesion_of))
+    position = {image_id: number for number, image_id in enumerate(index["image_id"])}
+    unknown = sorted(set(table["image_id"]) - set(position))
     if unknown:
-        raise DataError(f"{path} names {len(unknown)} images that are not in the data set: {name_first(unknown)}")
+        raise DataError(f"{path} contains {len(unknown)} images that are not in the data set: {name_first(unknown)}")
 
-    lesions, groups = sorted(set(lesion_of.values())), sorted(set(table["group"]))
-    node = {lesion: number for number, lesion in enumerate(lesions)}
-    group_node = {group: len(lesions) + number for number, group in enumerate(groups)}
-    rows = [node[lesion_of[image_id]] for image_id in table["image_id"]]
-    columns = [group_node[group] for group in table["group"]]
-    size = len(lesions) + len(groups)
-    _, component = connected_components(
-        coo_array(([1] * len(rows), (rows, columns)), shape=(size, size)), directed=False
-    )
-    smallest: dict[int, str] = {}
-    for lesion in lesions:
-        smallest.setdefault(component[node[lesion]], lesion)
-    merged = [smallest[component[node[lesion]]] for lesion in index["lesion_id"]]
+    groups = [[position[image_id] for image_id in images] for _, images in table.groupby("group")["image_id"]]
+    merged = unite(index["lesion_id"], groups)
     digest = hash_rows(sorted(set(zip(table["image_id"], table["group"], strict=True))))
     return index.assign(lesion_id=pd.Series(merged, index=index.index, dtype=object)), digest
 
 
 def merge_patients(index: pd.DataFrame) -> pd.DataFrame:
-    """Return a finished index in which all lesions of a known patient are one, `patient ID`.
+    """Merge all lesions of a known patient into one, named `patient ID`.
 
-    Skin, camera and physician are the patient's: where one lesion is known, the others are half known. So no patient may be on two
-    sides of a split, and intervals draw patients.
+    Lesions of one patient share skin, camera and physician. Therefore no patient may be in two subsets of a split, and
+    confidence intervals resample patients.
 
     Raises:
-        DataError: a lesion is of several patients, or of one in some of its images and of none in others.
+        DataError: A lesion has several patients, or some of its images have a patient and others have none.
     """
     known = index["patient_id"] != ""
     if not known.any():
@@ -118,7 +111,7 @@ def merge_patients(index: pd.DataFrame) -> pd.DataFrame:
     for lesion in patients.index[patients > 1]:
         names = sorted(set(index.loc[index["lesion_id"] == lesion, "patient_id"]))
         raise DataError(
-            f"the images of lesion {lesion} name the patients {name_first(map(repr, names))}; a lesion is of one patient. "
-            "Mend patient_id or lesion_id in the table."
+            f"the images of lesion {lesion} have the patients {name_first(map(repr, names))}; expected one patient per "
+            "lesion. Fix patient_id or lesion_id in the table."
         )
     return index.assign(lesion_id=index["lesion_id"].mask(known, "patient " + index["patient_id"]))

@@ -1,9 +1,11 @@
-"""Splits: which images train, validate and test, by a ranking of the lesions that no other choice can move.
+"""Train, validation and test splits by a stable ranking of the lesions.
 
-Within each diagnosis lesions are ranked by sha256 of "split_seed:lesion". Test is cut from the low end and validation
-from the high end, so that no lesion is on two sides, the test sets of different ratios are nested, the training sets
-too, validation is common to all, and new images move only lesions at a cut. 80:20 therefore trains on 70 % and
-validates on 10 %. Imports nothing heavy, because the configuration checks splits by this module.
+Within each diagnosis, lesions are ranked by sha256 of "split_seed:lesion". The test set is taken from the low end of
+the ranking and the validation set from the high end. Therefore images of one lesion never get into two subsets, the
+test sets of different ratios are nested, the training sets too, all ratios share one validation set, and new images
+move only lesions near a cut. 80:20 trains on 70 % and validates on 10 %.
+
+Imports of numpy and pandas are inside functions, because the configuration check imports this module.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ VALIDATION_PERCENT = 10
 
 @dataclass(frozen=True)
 class Split:
-    """A way to split: a ratio (test in percent), one fold of several (from 0), or the publisher's own parts."""
+    """Kind of split: ratio (test in percent), fold (from 0), or the official split."""
 
     kind: Literal["ratio", "fold", "official"]
     test: int = 0
@@ -47,26 +49,26 @@ def parse_split(text: str) -> Split:
     """Parse `data.split`: "80:20" (train:test in percent, test 1 to 89), "fold:0/5", or "official".
 
     Raises:
-        ConfigError: If the text is none of these.
+        ConfigError: The text is none of these.
     """
     allowed = (
-        "allowed are train:test in percent with test from 1 to 89 (80:20), fold:i/k (fold:0/5 to fold:4/5), official"
+        "expected train:test in percent with test from 1 to 89 (80:20), fold:i/k (fold:0/5 to fold:4/5), or official"
     )
     if text == "official":
         return Split("official")
     if match := re.fullmatch(r"fold:(\d{1,4})/(\d{1,4})", text):
         fold, folds = int(match[1]), int(match[2])
         if folds < 2:
-            raise ConfigError(f"data.split is {text!r}: at least 2 folds are needed; {allowed}")
+            raise ConfigError(f"data.split is {text!r}: a split needs at least 2 folds; {allowed}")
         if fold >= folds:
-            raise ConfigError(f"data.split is {text!r}: folds count from 0 to {folds - 1}; {allowed}")
+            raise ConfigError(f"data.split is {text!r}: folds are numbered from 0 to {folds - 1}; {allowed}")
         return Split("fold", fold=fold, folds=folds)
     if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
         train, test = int(match[1]), int(match[2])
         if train + test != 100:
             raise ConfigError(f"data.split is {text!r}: {train} and {test} do not add up to 100; {allowed}")
         if not 1 <= test <= 89:
-            raise ConfigError(f"data.split is {text!r}: {test} % test leaves nothing to train or to test; {allowed}")
+            raise ConfigError(f"data.split is {text!r}: {test} % test leaves the training or test set empty; {allowed}")
         return Split("ratio", test=test)
     hint = nearest(text, ("official",))
     if text.isdecimal():
@@ -78,13 +80,13 @@ def parse_split(text: str) -> Split:
 
 @dataclass(frozen=True, eq=False)
 class Roles:
-    """The role of each image.
+    """Roles of the images of an index.
 
     Attributes:
-        role: (N,) str objects, a row of the index each: train, val, test, or "" for an image that takes no part.
-        leaking_groups: Lesions that stand in more than one official part.
-        leaking_images: All images of those lesions.
-        dropped: Ids of the images that `drop_from_train` took out (role "").
+        role: (N,) str, one per row of the index: train, val, test, or "" for an image that is not used.
+        leaking_groups: Number of lesions in more than one official subset.
+        leaking_images: Number of images of these lesions.
+        dropped: Ids of the images that `drop_from_train` removed (role "").
     """
 
     role: npt.NDArray[np.object_]
@@ -94,36 +96,36 @@ class Roles:
 
 
 def assign_roles(index: pd.DataFrame, split: Split, split_seed: int, leaks: str = "stop") -> Roles:
-    """Give every image of the full index its role; to be called before anything is dropped from it.
+    """Assign a role to every image of the complete index.
 
-    A lesion belongs to the diagnosis that most of its images have, ties to the rarer one (by images in the index, then
-    by name). Of n lesions of a diagnosis, test takes max(1, round(n·t)) and validation max(1, round(n/10)).
-    `fold:i/k` tests on the ranks ≡ i modulo k and validates on the top tenth of the others. `official` takes the
-    publisher's parts; where there is no labelled val part, it validates on the top tenth of the official train part
-    (an unlabelled one takes no part: role "").
+    Call before images are dropped from the index. A lesion counts for the diagnosis of most of its images; ties go to
+    the rarer diagnosis (by images in the index, then by name). Of n lesions of a diagnosis, max(1, round(n·t)) are
+    tested and max(1, round(n/10)) validated. `fold:i/k` tests on the ranks ≡ i modulo k and validates on the top tenth
+    of the others. `official` uses the published subsets. Without a labelled validation set, it validates on the top
+    tenth of the official training set, and an unlabelled validation set is not used (role "").
 
     Args:
-        index: A finished index; its `lesion_id` is the group (after `merge_patients`, and `merge_groups` where groups are given).
-        split: The split.
-        split_seed: The only seed of the split.
-        leaks: What to do with a lesion in more than one official part: "stop", "drop_from_train" (test stays whole,
-            then val), or "allow". The other splits cannot leak.
+        index: Finished index; `lesion_id` is the group (after `merge_patients` and `merge_groups`).
+        split: Parsed `data.split`.
+        split_seed: Seed of the ranking.
+        leaks: Treatment of lesions in more than one official subset: "stop", "drop_from_train" (keeps the test set
+            complete, then the validation set), or "allow". Other splits cannot leak.
 
     Raises:
-        ConfigError: If `leaks` is unknown.
-        DataError: If a diagnosis has too few lesions, official parts are missing, or lesions leak and `leaks` is stop.
+        ConfigError: `leaks` is unknown.
+        DataError: A diagnosis has too few lesions, official subsets are missing, or lesions leak and `leaks` is stop.
     """
     import numpy as np
 
     if leaks not in LEAKS:
-        raise ConfigError(f"data.leaks is {leaks!r}; choose one of {', '.join(LEAKS)}.{nearest(leaks, LEAKS)}")
+        raise ConfigError(f"data.leaks is {leaks!r}; expected one of {', '.join(LEAKS)}.{nearest(leaks, LEAKS)}")
     if split.kind == "official":
         return _resolve_leaks(index, _official_roles(index, split_seed), leaks)
     role_of: dict[str, str] = {}
     for diagnosis, ranked in rank_groups(index, split_seed).items():
         test = _test_groups(ranked, split)
         rest = [group for group in ranked if group not in test]
-        # In a ratio the tenth is of all lesions, so that validation is the same whatever the ratio.
+        # For a ratio, the tenth refers to all lesions, so that all ratios share one validation set.
         n_val = _share(len(ranked if split.kind == "ratio" else rest), VALIDATION_PERCENT)
         enough = len(rest) > n_val and (split.kind == "ratio" or len(ranked) >= split.folds)
         if not enough:
@@ -134,7 +136,7 @@ def assign_roles(index: pd.DataFrame, split: Split, split_seed: int, leaks: str 
 
 
 def rank_groups(index: pd.DataFrame, split_seed: int) -> dict[str, list[str]]:
-    """Return the lesions of each diagnosis in ranked order; those without any diagnosis under ""."""
+    """Rank the lesions of each diagnosis ("" without a diagnosis)."""
     labelled = index[index["diagnosis"].notna()]
     frequency = Counter[str](labelled["diagnosis"])
     counts = Counter[tuple[str, str]](zip(labelled["lesion_id"], labelled["diagnosis"], strict=True))
@@ -166,25 +168,23 @@ def _too_few(diagnosis: str, count: int, split: Split) -> SplitError:
     what = f"the class {diagnosis!r}" if diagnosis else "the images without a diagnosis"
     return SplitError(
         f"data.split {split}: {what} has only {count} lesion{'s' if count != 1 else ''}, too few for training, "
-        "validation and test to get one each; use a smaller test part, fewer folds, or more images"
+        "validation and test to get one each; use a smaller test set, fewer folds, or more images"
     )
 
 
 def _official_roles(index: pd.DataFrame, split_seed: int) -> npt.NDArray[np.object_]:
     part = index["part"].to_numpy(dtype=object)
-    without = index.loc[part == "", "image_id"]
-    if len(without):
+    unassigned = index.loc[part == "", "image_id"]
+    if len(unassigned):
         raise DataError(
-            f"data.split is official, but {len(without)} images belong to no part of the publisher's "
-            f"({', '.join(without[:5])}); use a ratio such as 80:20, or folds"
+            f"data.split is official, but {len(unassigned)} images are in no official subset "
+            f"({', '.join(unassigned[:5])}); use a ratio such as 80:20, or folds"
         )
-    # What counts as a label: the diagnosis, or the mask in a data set without diagnoses.
+    # The label is the diagnosis, or the mask in a data set without diagnoses.
     labelled = index["diagnosis" if index["diagnosis"].notna().any() else "mask"].notna().to_numpy()
     for needed in ("train", "test"):
         if not (labelled & (part == needed)).any():
-            raise DataError(
-                f"data.split is official, but there is no labelled {needed} part; use a ratio such as 80:20"
-            )
+            raise DataError(f"data.split is official, but there is no labelled {needed} set; use a ratio such as 80:20")
     role = part.copy()
     if not (labelled & (part == "val")).any():
         role[part == "val"] = ""
@@ -204,29 +204,27 @@ def _resolve_leaks(index: pd.DataFrame, role: npt.NDArray[np.object_], leaks: st
 
     lesion = index["lesion_id"].to_numpy(dtype=object)
     order = pd.Series(role).map({"train": 0, "val": 1, "test": 2, "": -1}).to_numpy()
-    taking_part = pd.DataFrame({"lesion": lesion, "order": order})[order >= 0]
-    spread = taking_part.groupby("lesion")["order"].agg(["min", "max"])
+    used = pd.DataFrame({"lesion": lesion, "order": order})[order >= 0]
+    spread = used.groupby("lesion")["order"].agg(["min", "max"])
     spread = spread[spread["min"] < spread["max"]]
     highest: dict[str, int] = dict(zip(spread.index, spread["max"], strict=True))
     leaking = np.array([group in highest for group in lesion]) & (order >= 0)
-    found = Roles(role, leaking_groups=len(highest), leaking_images=int(leaking.sum()))
+    roles = Roles(role, leaking_groups=len(highest), leaking_images=int(leaking.sum()))
     if highest and leaks == "stop":
         raise DataError(
-            f"{len(highest)} lesions or patients with {found.leaking_images} images stand in more than one part: "
-            f"{_examples(index, role, sorted(highest))}. Set data.leaks to drop_from_train (their training images are "
-            "left out and test stays whole) or to allow (they stay; the scores will be too good)."
+            f"{len(highest)} lesions or patients with {roles.leaking_images} images are in more than one subset: "
+            f"{_examples(index, role, sorted(highest))}. Set data.leaks to drop_from_train (leaves out their training "
+            "images and keeps the test set complete) or to allow (keeps them; test metrics will be too optimistic)."
         )
     if highest and leaks == "drop_from_train":
         lower = leaking & (order < np.array([highest.get(group, -1) for group in lesion]))
         role = np.where(lower, "", role).astype(object)
-        found = Roles(role, found.leaking_groups, found.leaking_images, sorted(index["image_id"][lower]))
+        roles = Roles(role, roles.leaking_groups, roles.leaking_images, sorted(index["image_id"][lower]))
     untrained = set(index["diagnosis"].dropna()) - set(index["diagnosis"][role == "train"])
     if untrained or not (role == "train").any() or not (role == "val").any():
-        what = (
-            f"the class {min(untrained)!r} has no image to train on" if untrained else "train or val has no image left"
-        )
+        what = f"the class {min(untrained)!r} has no training image" if untrained else "train or val has no image left"
         raise DataError(f"data.split official with data.leaks {leaks}: {what}; use a ratio such as 80:20")
-    return found
+    return roles
 
 
 def _examples(index: pd.DataFrame, role: npt.NDArray[np.object_], lesions: list[str]) -> str:
@@ -239,7 +237,7 @@ def _examples(index: pd.DataFrame, role: npt.NDArray[np.object_], lesions: list[
 
 
 def split_hash(index: pd.DataFrame, roles: Roles) -> str:
-    """Return the sha256 (hex) of ids and roles: the same wherever the same images have the same roles."""
+    """Return the sha256 (hex) of image ids and roles, independent of their order."""
     return hash_rows(sorted(zip(index["image_id"], roles.role, strict=True)))
 
 

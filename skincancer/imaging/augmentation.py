@@ -1,4 +1,4 @@
-"""Random augmentation of training batches on their own device: one warp and one colour matrix an image."""
+"""Random augmentation of training batches on their device."""
 
 from __future__ import annotations
 
@@ -15,31 +15,30 @@ from skincancer.errors import RunError
 from skincancer.imaging.augmentation_policies import AUGMENTATIONS, check, resolve
 from skincancer.schema import AugmentConfig
 
-# One column a parameter, all drawn whether on or off: switching one leaves the others as they were under the same seed.
+# One random number per parameter. All are sampled, active or not, so that switching one transform does not change the others.
 _DRAWS = "horizontal vertical rotation shift_x shift_y scaling shear brightness contrast saturation hue".split()
-# The elastic field is smooth, so it is drawn and filtered on a coarse grid: cells along the shorter side.
+# Grid cells along the shorter side for the elastic field, which is smooth and therefore sampled and filtered on a coarse grid.
 _ELASTIC_CELLS = 32
 
 
 class Augment:
-    """Augments a batch of images and masks with parameters drawn per image.
+    """Augmentation of image batches with random parameters for each image.
 
-    Every random number comes from `seed`; torch's global generators are neither read nor moved. Parameters and elastic
-    field are drawn on the CPU, so a seed means the same on every device, within rounding. Gaussian noise is drawn on
-    the images' device (a GPU would wait for the CPU), so its pixels repeat on one kind of device only.
+    Every random number depends on `seed`; the global generators of torch are not used. Parameters and elastic field are sampled on the
+    CPU, so that a seed has the same effect on every device, except for rounding. Gaussian noise is sampled on the device of the images (a
+    GPU would wait for the CPU), so that noise is reproducible on one kind of device only.
 
-    Flips, rotation, translation, scaling, shear and the elastic displacement are one warp, sampled once: bilinear for
-    the image, nearest for the mask, reflected at the border for both. With flips alone pixels are moved, not sampled.
-    Brightness, contrast, saturation and hue are one affine map of RGB: nothing is clipped between them, only the
-    result, to [0, 1].
+    Flips, rotation, translation, scaling, shear and elastic displacement are one warp: bilinear interpolation of the image, nearest
+    neighbour for the mask, reflection at the border for both. Flips alone need no interpolation. Brightness, contrast, saturation and hue
+    are one affine map of RGB, and only the result is clipped to [0, 1].
 
-    Not an `nn.Module`: nothing of it lands in a checkpoint.
+    The class is not an `nn.Module`, so that checkpoints contain no state of the augmentation.
 
     Args:
-        config: switches; those left out are filled from the policy.
+        config: magnitudes; None is replaced by the value of the policy.
 
     Raises:
-        ConfigError: an unknown policy or a magnitude out of range.
+        ConfigError: the policy is unknown, or a magnitude is out of range.
 
     Example:
         image, mask = Augment(AugmentConfig(policy="light"))(image, mask, seed=7)
@@ -55,19 +54,19 @@ class Augment:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, mask: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Return the augmented image and mask; the input itself where nothing is on.
+        """Return the augmented image and mask, or the input without active transforms.
 
         Args:
             image: float32 (B, 3, H, W) in [0, 1]; a channels_last image stays channels_last.
-            mask: float32 (B, 1, H, W) in {0, 1}, on the image's device, or None.
-            seed: of every random number of this call.
+            mask: float32 (B, 1, H, W) in {0, 1}, on the device of the image, or None.
+            seed: seed of all random numbers of this call.
 
         Returns:
-            Image and mask, as they came in shape, dtype and range, whatever autocast is active.
+            Image and mask with unchanged shape, dtype and range, also under autocast.
 
         Raises:
             TypeError: image or mask is not float32.
-            ValueError: image or mask is shaped otherwise.
+            ValueError: image or mask has another shape.
         """
         _check_batch(image, mask)
         if not (self._warps or self._flips or self._colours or self._on("noise") or self.config.extra):
@@ -89,7 +88,8 @@ class Augment:
                 noise = torch.randn(image.shape, generator=noise_generator, device=image.device)
                 image = torch.add(image, noise, alpha=self._value("noise"))
             if self._colours or self._on("noise"):
-                image = image.clamp_(0, 1)  # a new tensor by now, never the caller's
+                # The image is a new tensor here, never the tensor of the caller.
+                image = image.clamp_(0, 1)
             for name in self.config.extra:
                 image, mask = _apply(name, image, mask, generator)
         return image.contiguous(memory_format=torch.channels_last) if channels_last else image, mask
@@ -119,7 +119,7 @@ class Augment:
     ) -> tuple[Tensor, Tensor | None]:
         batch, _, height, width = image.shape
         theta = self._affine(draw, height, width).float().to(image.device)
-        # affine_grid would multiply matrices: ten times slower on a CPU, and in TF32 on a GPU where a run allows that
+        # affine_grid multiplies matrices, which is ten times slower on a CPU, and less exact on a GPU if a run allows TF32.
         x = (2 * torch.arange(width, device=image.device) + 1) / width - 1
         y = (2 * torch.arange(height, device=image.device) + 1) / height - 1
         grid = image.new_empty(batch, height, width, 2)
@@ -134,9 +134,9 @@ class Augment:
         return image, mask
 
     def _affine(self, draw: dict[str, Tensor], height: int, width: int) -> Tensor:
-        """Return (B, 2, 3): normalised output coordinates to normalised input coordinates.
+        """Return maps (B, 2, 3) from normalised output to normalised input coordinates.
 
-        Composed in pixels about the image's centre, so that a rotation is one in images that are not square too.
+        The maps are composed in pixels about the image centre, so that rotations are correct in images that are not square.
         """
         low, high = self._value("rotation_low"), self._value("rotation")
         shift = torch.stack([draw["shift_x"] * 2 - 1, draw["shift_y"] * 2 - 1], 1) * self._value("translation")
@@ -145,7 +145,8 @@ class Augment:
             translations=shift * size,
             center=torch.zeros_like(shift),
             scale=(1 + self._around(draw["scaling"], "scaling")).unsqueeze(1).expand(-1, 2),
-            angle=-(low + (high - low) * draw["rotation"]),  # kornia's positive angle is clockwise
+            # A positive angle is clockwise in kornia.
+            angle=-(low + (high - low) * draw["rotation"]),
             sx=torch.deg2rad(self._around(draw["shear"], "shear")),
         )
         horizontal, vertical = self._flipped(draw)
@@ -156,9 +157,9 @@ class Augment:
         return theta[:, :2]
 
     def _elastic(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the displacement (B, H, W, 2) in normalised coordinates: smoothed noise, after Simard et al. (2003).
+        """Return elastic displacements (B, H, W, 2) in normalised coordinates.
 
-        In pixels, the longest displacement of each image is `elastic` times the shorter side.
+        Smoothed noise, after Simard et al. (2003). The longest displacement of each image is `elastic` times the shorter side, in pixels.
         """
         batch, _, height, width = image.shape
         side = min(height, width)
@@ -173,7 +174,10 @@ class Augment:
         return displacement
 
     def _colour(self, image: Tensor, draw: dict[str, Tensor]) -> Tensor:
-        """Apply brightness, saturation, hue and contrast, in this order, as one matrix and one offset an image."""
+        """Apply brightness, saturation, hue and contrast, in this order.
+
+        The four are one matrix and one offset per image.
+        """
         factor = {name: 1 + self._around(draw[name], name) for name in ("brightness", "contrast", "saturation")}
         angle = 2 * math.pi * self._around(draw["hue"], "hue")
         to_yuv = rgb_to_yuv(torch.eye(3, dtype=torch.float64).view(1, 3, 3, 1))[0, :, :, 0]
@@ -184,7 +188,7 @@ class Augment:
         chroma[:, 1, 2] = -chroma[:, 2, 1]
         brightness, contrast = (factor[name].view(-1, 1, 1) for name in ("brightness", "contrast"))
         matrix = brightness * contrast * (torch.linalg.inv(to_yuv) @ chroma @ to_yuv)
-        # saturation and hue keep each pixel's grey: the mean grey that contrast pivots on is the input's, brightened
+        # Saturation and hue do not change grey values, so the pivot of the contrast is the brightened mean grey of the input.
         pivot = (brightness * (1 - contrast)).float().to(image.device)
         grey = image.mean((2, 3)) @ to_yuv[0].float().to(image.device)
         offset = (pivot * grey.view(-1, 1, 1)).expand(-1, 3, 1)
@@ -193,17 +197,15 @@ class Augment:
 
 def _check_batch(image: Tensor, mask: Tensor | None) -> None:
     batch, _, height, width = image.shape if image.ndim == 4 else (0, 0, 0, 0)
-    for name, given, shape in (("image", image, (batch, 3, height, width)), ("mask", mask, (batch, 1, height, width))):
-        if given is None:
+    for name, tensor, shape in (("image", image, (batch, 3, height, width)), ("mask", mask, (batch, 1, height, width))):
+        if tensor is None:
             continue
-        if given.dtype != torch.float32:
-            raise TypeError(
-                f"{name} is {given.dtype}; augmentation takes float32. Convert it: uint8 images by .float() / 255."
-            )
-        if given.shape != shape or given.ndim != 4:
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"{name} is {tensor.dtype}; expected float32. Convert uint8 images with .float() / 255.")
+        if tensor.shape != shape or tensor.ndim != 4:
             raise ValueError(
-                f"{name} has shape {tuple(given.shape)} beside an image of shape {tuple(image.shape)}; "
-                "augmentation takes an image (B, 3, H, W) and a mask (B, 1, H, W)."
+                f"{name} has shape {tuple(tensor.shape)} for an image of shape {tuple(image.shape)}; "
+                "expected an image (B, 3, H, W) and a mask (B, 1, H, W)."
             )
 
 

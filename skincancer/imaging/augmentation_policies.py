@@ -1,4 +1,4 @@
-"""Augmentation as configuration: the switches of `--augment.*`, the named policies, their checks; imports no torch."""
+"""Augmentation policies and checks of `--augment.*`, without importing torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skincancer.schema import AugmentConfig
 
 POLICIES: dict[str, dict[str, float]] = {
     "none": {},
-    # A lesion has no upright, so flips are free; the rest stays within what another photograph of it would show.
+    # A lesion has no orientation, so all flips are plausible. The other magnitudes are small enough for a second image of the lesion.
     "light": {
         "rotation": 15.0,
         "horizontal_flip": 0.5,
@@ -37,7 +37,7 @@ POLICIES: dict[str, dict[str, float]] = {
         "noise": 0.02,
         "elastic": 0.03,
     },
-    # First study (HAM10000, DenseNet169 and ResNet50): it names the kinds of augmentation; the magnitudes are ours.
+    # First study (HAM10000, DenseNet169 and ResNet50). The study lists the transforms; the magnitudes are our choice.
     "study1": {
         "rotation": 30.0,
         "horizontal_flip": 0.5,
@@ -47,8 +47,8 @@ POLICIES: dict[str, dict[str, float]] = {
         "shear": 10.0,
         "brightness": 0.2,
     },
-    # Second study (Keras ImageDataGenerator): rotation 0–30°, shifts of 10 % and horizontal flips are the study's;
-    # shear and zoom it names without magnitudes, and those are ours.
+    # Second study (Keras ImageDataGenerator): rotation 0–30°, shifts of 10 %, horizontal flips, shear and zoom. The study gives no
+    # magnitudes for shear and zoom; these are our choice.
     "study2": {
         "rotation": 30.0,
         "rotation_low": 0.0,
@@ -62,7 +62,7 @@ POLICIES: dict[str, dict[str, float]] = {
 # Augmentations of plugins: f(image, mask, generator) -> (image, mask).
 AUGMENTATIONS: dict[str, Callable[..., Any]] = {}
 
-# Highest value allowed, and how `describe` writes it: factor, format. Lowest is 0 for every one of them.
+# Highest value, and factor and format of the value in `describe`. The lowest value is always 0.
 _LIMITS: dict[str, tuple[float, float, str]] = {
     "rotation": (180.0, 1, "{:g}°"),
     "horizontal_flip": (1.0, 100, "p {:g} %"),
@@ -77,34 +77,35 @@ _LIMITS: dict[str, tuple[float, float, str]] = {
     "noise": (1.0, 1, "sd {:g}"),
     "elastic": (0.3, 100, "{:g} %"),
 }
-# The warp is drawn on a grid of 32 cells: one cell is the finest smoothness, about ten the coarsest that it can hold.
+# The warp is sampled on a grid of 32 cells. The smoothing can range from one cell to about ten cells.
 _SIGMA_LIMITS = (0.03, 0.3)
 
 
 def resolve(config: AugmentConfig) -> AugmentConfig:
-    """Return `config` with every None replaced by its policy's value, or by 0 where the policy does not name it.
+    """Replace each None in `config` by the policy value or 0.
 
     Raises:
-        ConfigError: the policy does not exist.
+        ConfigError: the policy is unknown.
     """
     if config.policy not in POLICIES:
         raise ConfigError(
-            f"augment.policy is {config.policy!r}; allowed: {', '.join(POLICIES)}.{nearest(config.policy, POLICIES)}"
+            f"augment.policy is {config.policy!r}; expected {', '.join(POLICIES)}.{nearest(config.policy, POLICIES)}"
         )
     values = POLICIES[config.policy]
     missing = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None]
     fill: dict[str, Any] = {name: values.get(name, 0.0) for name in missing}
     filled = dataclasses.replace(config, **fill)
     if config.rotation_low is None and "rotation_low" not in values:
-        filled = dataclasses.replace(filled, rotation_low=0.0 - _value(filled, "rotation"))  # never -0.0
+        # A subtraction, because a negated 0.0 would be printed as -0.
+        filled = dataclasses.replace(filled, rotation_low=0.0 - _value(filled, "rotation"))
     return filled
 
 
 def check(config: AugmentConfig) -> None:
-    """Check all names and every magnitude, after `resolve`.
+    """Check names and magnitudes, including the values of the policy.
 
     Raises:
-        ConfigError: an unknown policy or augmentation, or a magnitude out of its range (not a number included).
+        ConfigError: a policy or an augmentation is unknown, or a magnitude is NaN or out of range.
     """
     resolved = resolve(config)
     for name in config.extra:
@@ -119,13 +120,13 @@ def check(config: AugmentConfig) -> None:
     _within("elastic_sigma", resolved.elastic_sigma, *_SIGMA_LIMITS)
     if _value(resolved, "elastic") > resolved.elastic_sigma / 2:
         raise ConfigError(
-            f"augment.elastic is {resolved.elastic:g} with augment.elastic_sigma {resolved.elastic_sigma:g}; allowed: "
-            "at most half of elastic_sigma, beyond which the warp folds the image over itself. Change one of the two."
+            f"augment.elastic is {resolved.elastic:g} with augment.elastic_sigma {resolved.elastic_sigma:g}; expected "
+            "at most half of elastic_sigma, since a larger warp folds the image over itself. Change one of the two."
         )
 
 
 def describe(config: AugmentConfig) -> str:
-    """Return one line with the policy and every magnitude that is on, with units: "light: rotation -15 to 15°, …"."""
+    """Return policy and active magnitudes: "light: rotation -15 to 15°, …"."""
     resolved = resolve(config)
     parts = []
     for name, (_, factor, form) in _LIMITS.items():
@@ -144,5 +145,6 @@ def _value(resolved: AugmentConfig, name: str) -> float:
 
 
 def _within(name: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:  # written so that not a number fails too
-        raise ConfigError(f"augment.{name} is {value:g}; allowed: {lowest:g} to {highest:g}.")
+    # The negated comparison is also true for NaN.
+    if not lowest <= value <= highest:
+        raise ConfigError(f"augment.{name} is {value:g}; expected {lowest:g} to {highest:g}.")

@@ -13,27 +13,28 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 def clean_mask(mask: Mask, largest: bool, fill: bool) -> Mask:
-    """Keep the largest component of a mask, fill its holes, or both, in this order; an empty mask stays empty.
+    """Keep the largest component of a mask and then fill its holes.
 
     Args:
-        mask: bool (H, W); it is not changed.
-        largest: keep only the component with the most pixels, holes not counted; pixels that touch at a corner are one
-            component. Of equally large ones the first is kept, by row and then by column of its first pixel.
-        fill: fill holes: background that no path of side-by-side pixels connects with the edge of the image.
+        mask: bool (H, W), unchanged.
+        largest: keep only the component with the most pixels (8-connected, holes not counted). Of equally large components the first is
+            kept, by row and then by column of its first pixel.
+        fill: fill holes, which are background components (4-connected) that do not touch the edge of the image.
 
     Returns:
-        bool (H, W), a new array.
+        New mask, bool (H, W). An empty mask stays empty.
 
     Raises:
-        ValueError: if the mask is not bool (H, W).
+        ValueError: the mask is not bool (H, W).
     """
     if mask.dtype != np.bool_ or mask.ndim != 2:
-        raise ValueError(f"mask must be bool (H, W), given {mask.dtype} {mask.shape}; threshold probabilities first")
+        raise ValueError(f"mask is {mask.dtype} {mask.shape}; expected bool (H, W). Threshold probabilities first.")
     cleaned = mask.copy()
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return cleaned
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # no hole lies outside it
+    # All holes are inside the bounding box.
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     if largest:
         cleaned[box] = _largest_component(cleaned[box])
     if fill:
@@ -46,18 +47,20 @@ def _largest_component(mask: Mask) -> Mask:
     if count == 1:
         return mask
     size = np.bincount(component.ravel())
-    size[0] = 0  # the background
-    # of the pixels in components of that size, the first in scan order: scipy promises no order of the numbers
+    # Label 0 is the background.
+    size[0] = 0
+    # The first pixel in scan order decides, because scipy does not guarantee an order of the labels.
     first = component[(size == size.max())[component]][0]
     kept: Mask = component == first
     return kept
 
 
-OTSU_SIDE = 512  # px: a threshold and a box need no more, and photographs have 6,000
+# Longer side for Otsu's threshold, px. Full size, up to 6,000 px, would not improve the threshold or the crop box.
+OTSU_SIDE = 512
 
 
 def mask_extent(mask: Mask) -> Box | None:
-    """Return the smallest box that holds a mask, bool (H, W); None if it is empty."""
+    """Return the bounding box of a mask (H, W), None if empty."""
     columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
     if not len(columns):
         return None
@@ -65,15 +68,13 @@ def mask_extent(mask: Mask) -> Box | None:
 
 
 def otsu_mask(image: Image.Image) -> Mask:
-    """Guess the lesion as what is dark: Otsu's threshold (1979) on the smoothed grey image, its largest component, holes filled.
+    """Estimate the lesion mask of an RGB image with Otsu's threshold (1979).
 
-    Components that touch a corner are left out, since a dermoscope's frame is dark there, unless there is nothing else.
-
-    Args:
-        image: RGB.
+    The mask is the largest dark component of the smoothed grey image, with holes filled. Components that touch a corner are left out,
+    because the frame of a dermoscope is dark there, unless all components touch a corner.
 
     Returns:
-        bool (H, W); empty for an image of one colour.
+        bool (H, W), empty for an image of one colour.
     """
     small = image.convert("L")
     small.thumbnail((OTSU_SIDE, OTSU_SIDE))
@@ -88,7 +89,10 @@ def otsu_mask(image: Image.Image) -> Mask:
 
 
 def surface(mask: Mask) -> Mask:
-    """Return the pixels of a mask (H, W) that have one of their four neighbours outside it or outside the image."""
+    """Return the inner boundary pixels of a mask, bool (H, W).
+
+    One of the four neighbours of a boundary pixel is outside the mask or outside the image.
+    """
     inner = mask.copy()
     inner[0], inner[-1], inner[:, 0], inner[:, -1] = False, False, False, False
     inner[1:] &= mask[:-1]

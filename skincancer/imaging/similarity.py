@@ -1,8 +1,9 @@
-"""Small grey copies of images by which nearly the same pictures are found: flipped, turned, scaled, cut, recompressed, brighter.
+"""Perceptual similarity of images, for finding copies.
 
-Two pictures are compared by the correlation of their detail after registration (enhanced correlation coefficient: Evangelidis &
-Psarakis, IEEE TPAMI 30(10), 2008, doi:10.1109/TPAMI.2008.113). Detail, since two lesions on bright skin look alike when blurred; and each
-part of it by its local contrast, since otherwise a dark vignette or one thick hair would outweigh all the rest.
+Copies may be flipped, rotated, scaled, cropped, recompressed or brighter. Thumbnails of two images are compared by the correlation of their
+detail after registration (enhanced correlation coefficient: Evangelidis & Psarakis, IEEE TPAMI 30(10), 2008, doi:10.1109/TPAMI.2008.113).
+Only detail is compared, since all lesions on bright skin are similar when blurred. The detail is divided by its local contrast, since
+otherwise a dark vignette or one thick hair would dominate the correlation.
 """
 
 from __future__ import annotations
@@ -14,20 +15,25 @@ import numpy as np
 import numpy.typing as npt
 from scipy.fft import dctn
 
-COARSE = 32  # side of what candidates are told apart by, px
-FINE = 64  # largest side of what they are verified at, px
-TURNS = 8  # flips and quarter turns, none included
-NOISE = 8.0  # contrast, in grey levels, below which detail counts less
-FLAT = 1.0  # standard deviation of detail, in grey levels, under which an image has nothing to be recognised by
-_FREQUENCIES = 8  # of the cosine transform, in each direction
+# Thumbnail sides for the search of candidates and for the verification, px.
+COARSE, FINE = 32, 64
+# Number of flips and quarter turns, including the identity.
+TURNS = 8
+# Contrast (grey levels) below which detail has less weight.
+NOISE = 8.0
+# Standard deviation of detail (grey levels) below which an image is flat and not comparable.
+FLAT = 1.0
+# Number of frequencies of the cosine transform in each direction.
+_FREQUENCIES = 8
 _STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
-_STRETCH, _OVERLAP = 1.35, 0.6  # a registration beyond these is of other pictures
+# Limits of a registration of two copies: largest stretch, smallest overlap.
+_STRETCH, _OVERLAP = 1.35, 0.6
 
 Floats = npt.NDArray[np.float32]
 Thumbnails = npt.NDArray[np.uint8]
 
-# (left, top, right, bottom) as shares: the whole, what is left of a picture whose margin was cut, on all sides or on two, and the centre
-# square of a 4:3 picture that was squeezed to a square (one data set keeps the whole frame, another one its centre)
+# (left, top, right, bottom) as shares of the image: the whole image, images with a margin cut on all or on two sides, and the centre square
+# of a 4:3 image that was resized to a square (one data set contains the whole image, another one the centre).
 VIEWS: tuple[tuple[float, float, float, float], ...] = (
     (0, 0, 1, 1),
     (0.025, 0.025, 0.975, 0.975),
@@ -42,7 +48,7 @@ VIEWS: tuple[tuple[float, float, float, float], ...] = (
 
 
 def thumbnail(image: npt.NDArray[np.uint8], side: int) -> Thumbnails:
-    """Return an RGB image uint8 (H, W, 3) in grey, stretched to uint8 (side, side)."""
+    """Convert an RGB image (H, W, 3) to grey (side, side)."""
     return _scaled(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY), side)
 
 
@@ -51,27 +57,30 @@ def _scaled(image: Any, side: int) -> Thumbnails:
 
 
 def cut(thumb: Thumbnails, view: int, side: int) -> Thumbnails:
-    """Return the part of a thumbnail (T, T) that `VIEWS[view]` names, as uint8 (side, side)."""
+    """Return the crop `VIEWS[view]` of a thumbnail as uint8 (side, side)."""
     left, top, right, bottom = (round(share * len(thumb)) for share in VIEWS[view])
     return _scaled(thumb[top:bottom, left:right], side)
 
 
 def turn(image: Floats, number: int) -> Floats:
-    """Return square images (…, S, S) turned by `number` % 4 quarters, and mirrored from 4 on."""
+    """Rotate square images (…, S, S) by `number` % 4 quarter turns.
+
+    From 4 on, the images are mirrored too.
+    """
     turned = np.rot90(image, number % 4, axes=(-2, -1))
     return np.ascontiguousarray(turned[..., ::-1] if number >= 4 else turned)
 
 
 def is_flat(thumbs: Thumbnails) -> npt.NDArray[np.bool_]:
-    """Say which of thumbnails (N, T, T) show nothing: (N,)."""
+    """Return which thumbnails (N, T, T) have no detail, bool (N,)."""
     return np.array([float(_detail(_scaled(thumb, COARSE)).std()) < FLAT for thumb in thumbs], dtype=bool)
 
 
 def describe(thumbs: Thumbnails) -> Floats:
-    """Return numbers of each thumbnail that no flip, turn or change of brightness alters.
+    """Compute descriptors that are invariant to flips, quarter turns and brightness.
 
-    The magnitudes of a cosine transform's low frequencies, of the grey values relative to their mean: a flip changes signs, a quarter turn
-    swaps (u, v) and (v, u), of which the larger and the smaller are taken.
+    The descriptors are magnitudes of the low frequencies of a cosine transform of the grey values relative to their mean. A flip changes
+    signs. A quarter turn swaps (u, v) and (v, u), so the descriptors are the larger and the smaller of both.
 
     Args:
         thumbs: uint8 (N, COARSE, COARSE).
@@ -90,7 +99,10 @@ def describe(thumbs: Thumbnails) -> Floats:
 
 
 def coarse_detail(thumbs: Thumbnails) -> Floats:
-    """Return the detail of thumbnails uint8 (N, COARSE, COARSE) as unit vectors, float32 (N, COARSE²): products are correlations."""
+    """Return the detail of thumbnails as unit vectors, float32 (N, COARSE²).
+
+    The dot product of two vectors is a correlation. `thumbs` is uint8 (N, COARSE, COARSE).
+    """
     detail = np.stack([_detail(thumb) for thumb in thumbs]).reshape(len(thumbs), -1)
     detail -= detail.mean(axis=1, keepdims=True)
     return np.asarray(detail / (np.linalg.norm(detail, axis=1, keepdims=True) + 1e-6), dtype=np.float32)
@@ -101,22 +113,23 @@ def _detail(thumb: Thumbnails) -> Floats:
     return np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), len(grey) / 16), dtype=np.float32)
 
 
-def correlate(one: Thumbnails, other: Thumbnails, turned: int = 0) -> float:
-    """Return the correlation of two pictures' detail, from -1 to 1, after registration by an affine map that starts at a turn.
+def correlate(thumb: Thumbnails, other: Thumbnails, turned: int = 0) -> float:
+    """Return the correlation of detail after affine registration, -1 to 1.
 
-    0 where one of them is flat, or where they can be registered only by a map that no copy is made by.
+    The correlation is 0 if a thumbnail is flat, or if the registration fails or exceeds the limits of a copy.
 
     Args:
-        one: uint8 (S, S).
+        thumb: uint8 (S, S).
         other: uint8 (S, S).
-        turned: what `turn` does to `one` first.
+        turned: number of the `turn` of `thumb` before the registration.
     """
-    first, second = turn(_detail(one), turned), _detail(other)
+    first, second = turn(_detail(thumb), turned), _detail(other)
     side, sigma = len(second), len(second) / 16
     warp = np.eye(2, 3, dtype=np.float32)
     try:
         warp = np.asarray(cv2.findTransformECC(second, first, warp, cv2.MOTION_AFFINE, _STEPS)[1], dtype=np.float32)
-    except cv2.error:  # it does not converge
+    except cv2.error:
+        # The registration does not converge.
         return 0.0
     stretches = np.linalg.svd(warp[:, :2], compute_uv=False)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

@@ -132,7 +132,8 @@ def _custom(name: str, label: Ints, probability: Floats, weight: Floats) -> Floa
     try:
         function = CUSTOM_METRICS[name].function
         return np.array([float(function(label, probability, row)) for row in weight])
-    except Exception as error:  # whatever a user's code raises
+    # A user's code may raise anything.
+    except Exception as error:
         raise RunError(f"the metric {name} of a plugin fails: {describe_error(error)}. Fix it.") from error
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-# builders of plugins, by name: f(size) -> module
+# Builders f(size) -> module that plugins register.
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {}
 # backbones that cannot take smaller images (px)
 SMALLEST_SIZE: dict[str, int] = {"inception_v3": 75}
@@ -60,7 +60,8 @@ def _check_own(name: str, size: int) -> None:
         with torch.no_grad():
             features = BACKBONES[name](size).eval()(torch.zeros(2, 3, size, size))
         shape = tuple(features.shape)
-    except Exception as error:  # whatever a user's code raises
+    # A user's code may raise anything.
+    except Exception as error:
         raise ConfigError(
             f"model.backbone {name} of a plugin fails on images of {size} px: {describe_error(error)}. Fix it."
         ) from error
@@ -122,7 +123,8 @@ def normalisation(name: str) -> tuple[list[float], list[float]]:
 
 def stages(backbone: nn.Module) -> list[list[str]]:
     """Return a backbone's parameter names by stage, from the input on, as timm groups them (the stem is the first)."""
-    if not hasattr(backbone, "group_matcher"):  # a plugin's
+    # Backbones of plugins have no groups, so each child module is a stage.
+    if not hasattr(backbone, "group_matcher"):
         children = [
             [f"{name}.{key}" for key, _ in child.named_parameters()] for name, child in backbone.named_children()
         ]

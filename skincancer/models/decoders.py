@@ -5,6 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, cast
 
+from segmentation_models_pytorch.base import SegmentationHead
+from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -109,10 +112,6 @@ class Autoencoder(nn.Module):
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
-        from segmentation_models_pytorch.base import SegmentationHead
-        from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
-        from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
-
         channels = (256, 128, 64, 32, 16)
         self.encoder = encoder
         self.decoder = UnetDecoder([0] * 5 + [encoder.out_channels[-1]], channels, n_blocks=5)

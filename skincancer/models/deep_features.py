@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pytorch_lightning as pl
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -84,8 +85,6 @@ def first_backbone(experiment: Experiment, checkpoint: Path | None = None) -> tu
     Raises:
         WeightsError: they cannot be had.
     """
-    import pytorch_lightning as pl
-
     model = experiment.model
     pl.seed_everything(experiment.seed, verbose=False)  # weights may be drawn
     loaded = load_backbone(model.backbone, experiment.data.size, model.weights, checkpoint)

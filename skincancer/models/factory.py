@@ -1,51 +1,33 @@
-"""An experiment's network: whether it can be had at all, and the task with its first weights."""
+"""Build the task of an experiment with its initial weights, or from a checkpoint."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import pytorch_lightning as pl
+
+from skincancer.data.balance import class_weights, epoch_order
 from skincancer.data.index import image_root
+from skincancer.data.prepare import PreparedData
 from skincancer.errors import ConfigError, WeightsError
 from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.metrics.mask_scorer import MaskRecipe, MaskScorer
+from skincancer.models.segmenters import build_joint, build_segmenter
 from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.tasks.segmentation import SegmentationTask
-from skincancer.models.weights import load_checkpoint
-from skincancer.schema import TASKS, Experiment
+from skincancer.models.weights import Loaded, load_backbone, load_checkpoint, load_encoder
+from skincancer.schema import Experiment
 
-if TYPE_CHECKING:
-    from skincancer.data.prepare import PreparedData
-    from skincancer.models.weights import Loaded
-
-    AnyTask = ClassificationTask | SegmentationTask | JointTask
-
-
-def check_network(experiment: Experiment) -> None:
-    """Check that the network exists and takes images of this size, before any data is read; hand-made features need none.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    model, size = experiment.model, experiment.data.size
-    if model.is_hand_made:
-        return
-    if TASKS[experiment.task].has_masks:
-        from skincancer.models.segmenters import check_segmenter
-
-        check_segmenter(model.architecture, model.backbone, size, TASKS[experiment.task].has_classes)
-    else:
-        from skincancer.models.backbones import check_backbone
-
-        check_backbone(model.backbone, size)
+AnyTask = ClassificationTask | SegmentationTask | JointTask
 
 
 def build_task(
     experiment: Experiment, data: PreparedData, from_checkpoint: bool, checkpoint: Path | None = None
 ) -> tuple[AnyTask, Loaded]:
-    """Build the task; return it, and where its first weights really came from.
+    """Build the task. Return the task and the origin of its initial weights.
 
     Args:
         experiment: resolved.
@@ -58,8 +40,6 @@ def build_task(
         DataError: classes are to be sampled, and training images of the joint task have no label.
         WeightsError: the weights cannot be had.
     """
-    import pytorch_lightning as pl
-
     pl.seed_everything(experiment.seed, verbose=False)
     weights = "none" if from_checkpoint else experiment.model.weights
     builders = {"classification": _build_classifier, "segmentation": _build_segmenter, "joint": _build_joint}
@@ -69,11 +49,6 @@ def build_task(
 def _build_classifier(
     experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
 ) -> tuple[AnyTask, Loaded]:
-    import pytorch_lightning as pl
-
-    from skincancer.models.tasks.classification import ClassificationTask
-    from skincancer.models.weights import load_backbone
-
     model, size = experiment.model, experiment.data.size
     if model.head == "sigmoid" and len(data.classes) != 2:
         raise ConfigError(
@@ -94,10 +69,6 @@ def _build_classifier(
 def _build_segmenter(
     experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
 ) -> tuple[AnyTask, Loaded]:
-    from skincancer.models.segmenters import build_segmenter
-    from skincancer.models.tasks.segmentation import SegmentationTask
-    from skincancer.models.weights import load_encoder
-
     model, size = experiment.model, experiment.data.size
     segmenter = build_segmenter(model.architecture, model.backbone, size)
     loaded = load_encoder(segmenter, model.backbone, size, weights, checkpoint)
@@ -113,11 +84,6 @@ def _build_segmenter(
 def _build_joint(
     experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
 ) -> tuple[AnyTask, Loaded]:
-    from skincancer.data.balance import epoch_order
-    from skincancer.models.segmenters import build_joint
-    from skincancer.models.tasks.joint import JointTask
-    from skincancer.models.weights import load_encoder
-
     model, size = experiment.model, experiment.data.size
     # balance refuses unlabelled images, which no other task trains on: here, and not in a run that has started
     epoch_order(data.rows("train")["label"].to_numpy(), experiment.data.balance, experiment.seed, epoch=0)
@@ -134,8 +100,6 @@ def _build_joint(
 
 
 def _class_weights(experiment: Experiment, data: PreparedData) -> list[float] | None:
-    from skincancer.data.balance import class_weights
-
     if experiment.data.balance != "class_weights":
         return None
     labels = data.rows("train")["label"].to_numpy()
@@ -156,7 +120,7 @@ def _common(experiment: Experiment) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask | JointTask:
+def load_task(checkpoint: Path) -> AnyTask:
     """Rebuild a model from `checkpoints/best.ckpt`, in evaluation mode, on the CPU.
 
     Raises:
@@ -166,7 +130,7 @@ def load_task(checkpoint: Path) -> ClassificationTask | SegmentationTask | Joint
     hyper_parameters = content.get("hyper_parameters")
     if not isinstance(hyper_parameters, dict) or "state_dict" not in content:
         raise WeightsError(f"{checkpoint}: no checkpoint of a run (hyper_parameters or state_dict are missing).")
-    kind: type[ClassificationTask | SegmentationTask | JointTask] = ClassificationTask
+    kind: type[AnyTask] = ClassificationTask
     if "architecture" in hyper_parameters:
         kind = JointTask if "classes" in hyper_parameters else SegmentationTask
     try:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from skincancer.errors import RunError
@@ -52,9 +54,6 @@ def grad_cam(task: ClassificationTask | JointTask, image: Tensor, label: Sequenc
     Raises:
         RunError: the backbone's features are neither maps nor tokens of square patches.
     """
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
     classifier = _Classifier(task)
     image, height, width = image.to(task.device), slice(None), slice(None)
     if isinstance(task, JointTask):

@@ -9,6 +9,9 @@ import warnings
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins import LayerSync
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
 
 # what Lightning says about choices that are made here on purpose
 _INTENDED = (
@@ -26,14 +29,16 @@ def quiet_lightning() -> None:
     """Silence Lightning's tips and the warnings about choices made here on purpose; errors and other warnings stay."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its only information is which rank exited with an error.
+    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in _INTENDED:
         warnings.filterwarnings("ignore", message=message)
 
 
 class OwnSignals(Callback):
-    """Puts the SIGTERM handler back that was there before the Trainer.
+    """Restore the SIGTERM handler of before the Trainer.
 
-    Lightning's calls a collective inside the handler, which waits for ever when ranks are elsewhere. `Ranks` ends them instead.
+    Lightning's handler calls a collective operation, which waits until the time-out when other ranks do not call it.
     """
 
     def __init__(self) -> None:
@@ -44,3 +49,15 @@ class OwnSignals(Callback):
             signal.signal(signal.SIGTERM, self.handler)
 
     on_train_start = on_validation_start = on_test_start = _restore
+
+
+class SyncBatchNorm(LayerSync):
+    """Convert BatchNorm layers of torch and timm. Lightning's own plugin drops the activations of timm's layers."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Convert before training. Parameters, buffers and their names stay."""
+        return convert_sync_batchnorm(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Keep the converted layers, which evaluate as the original ones do."""
+        return model

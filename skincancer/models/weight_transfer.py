@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
+from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from skincancer.errors import WeightsError
@@ -79,8 +80,6 @@ def encoder_names(backbone: nn.Module, name: str) -> set[str]:
         backbone: as `build_backbone` makes it.
         name: timm's.
     """
-    from segmentation_models_pytorch.encoders import get_encoder
-
     own = backbone.state_dict()
     try:
         with torch.device("meta"):

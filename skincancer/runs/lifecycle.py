@@ -37,7 +37,7 @@ from skincancer.runs.artifacts import (
 from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment
 from skincancer.system.console import make_console
-from skincancer.system.credentials import hide, shown, tell_error
+from skincancer.system.credentials import format_error, shown
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive, owner_tags
 from skincancer.system.interrupts import Interrupted, uninterrupted
@@ -166,11 +166,6 @@ class RunWriter:
         (self.folder / FIGURES).mkdir(exist_ok=True)
         return self.folder / figure_file(name)
 
-    def close(self, status: str, reason: str) -> None:
-        """End the run from a thread other than that of `start_run`, before exiting."""
-        self.store.client.set_tag(self.run_id, "status_reason", hide(reason))
-        self.store.client.set_terminated(self.run_id, status)
-
     def _beat(self) -> None:
         # Only other hosts read the heartbeat, so a failed write must not end the run.
         while not self._stop.wait(HEARTBEAT_SECONDS):
@@ -234,7 +229,7 @@ def start_run(
         _end(run, "KILLED", f"interrupted by {interrupt}", keep)
         raise
     except BaseException as error:
-        _end(run, "FAILED", tell_error(error)[:4000], keep)
+        _end(run, "FAILED", format_error(error)[:4000], keep)
         raise
     else:
         _end(run, "FINISHED", "", keep=False)

@@ -1,4 +1,4 @@
-"""The workers of a sweep: each claims a trial, runs it in a process of its own, and writes down how it ended."""
+"""Workers of a sweep: claim trials, run each in its own process, record results."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from skincancer.errors import ConfigError, RunError, SkinCancerError
 from skincancer.runs.artifacts import config_to_keep
 from skincancer.runs.lifecycle import STATE_TAG
 from skincancer.sweeps.storage import storage_errors
-from skincancer.sweeps.study import HEARTBEAT_SECONDS, RUN_ID, THREADS, Ended, Sweep
+from skincancer.sweeps.study import HEARTBEAT_SECONDS, RUN_ID, THREADS, Sweep, TrialResult
 from skincancer.sweeps.trial import GO, PRUNE, TRIAL_PROCESS
-from skincancer.sweeps.worker_process import Slot, new_log, why_ended
+from skincancer.sweeps.worker_process import Slot, exit_reason, new_log
 from skincancer.system.interrupts import uninterrupted
 from skincancer.system.launcher import without_launcher
 from skincancer.system.paths import work_root
@@ -36,7 +36,7 @@ _TICK = 0.5
 _SAME_SIGNAL_SECONDS = 2.0
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "interrupted": "INTERRUPTED"}
 
-Runner = Callable[[Trial, int, threading.Event], Ended]
+Runner = Callable[[Trial, int, threading.Event], TrialResult]
 
 
 def work(
@@ -48,19 +48,19 @@ def work(
     tick: Callable[[], None] = lambda: None,
     bury: Callable[[FrozenTrial], None] = lambda trial: None,
 ) -> None:
-    """Run trials with `workers` at once until the sweep has its total, the deadline is past, or every trial fails.
+    """Run trials with concurrent workers until the sweep is complete.
 
     Args:
-        sweep: joined by any number of processes.
-        run_trial: runs a claimed trial in the worker's slot (from 0), ends early where the event is set, and says how it ended.
-        workers: threads of this process.
-        deadline: of `time.monotonic`; trials that run then are finished, and none is started.
-        tick: called by this thread between looks, such as to draw a table.
-        bury: called with each trial whose worker was found dead.
+        sweep: Sweep, which other processes may have joined too.
+        run_trial: Runs a claimed trial in a slot (from 0), stops early if the event is set, and returns the result.
+        workers: Number of threads of this process.
+        deadline: Time of `time.monotonic` after which no trial is started. Running trials are finished.
+        tick: Called regularly by the calling thread, for example to draw a table.
+        bury: Called with each closed trial of a dead worker.
 
     Raises:
-        RunError: the storage is lost, or the first trials, or many on end, failed.
-        Interrupted: after the running trials have been ended and queued again.
+        RunError: The storage is unavailable, or the first trials, or many consecutive trials, failed.
+        Interrupted: After the running trials have been stopped and queued again.
     """
     stop = threading.Event()
     problems: list[BaseException] = []
@@ -88,7 +88,8 @@ def work(
     if problems:
         raise problems[0]
     with storage_errors(sweep.url):
-        _stop_if_hopeless(sweep)  # also where the last trial was one of those
+        # The last trial may be one of the consecutive failures.
+        _check_abort(sweep)
 
 
 def _claim_and_run(
@@ -105,57 +106,61 @@ def _claim_and_run(
                 return
             for dead in sweep.reap():
                 bury(dead)
-            _stop_if_hopeless(sweep)
+            _check_abort(sweep)
             late = deadline is not None and time.monotonic() >= deadline
             trial = None if late else sweep.claim(slot)
         if late:
             return
         if trial is None:
-            stop.wait(2 * _TICK)  # for the trials of other workers: one that dies is repeated here
+            # Trials of other workers still run. If such a worker dies, its trial is repeated here.
+            stop.wait(2 * _TICK)
             continue
-        ended = Ended("interrupted")
+        result = TrialResult("interrupted")
         try:
-            ended = run_trial(trial, slot, stop)
+            result = run_trial(trial, slot, stop)
         except UpdateFinishedTrialError:
-            continue  # silent for so long that another worker has taken it for dead, and repeats it
+            # Another worker has closed and repeated this trial, because this worker was silent for too long.
+            continue
         except SkinCancerError:
-            raise  # the storage
+            # The storage is unavailable.
+            raise
         except Exception as error:
-            ended = Ended("failed", reason=f"{type(error).__name__}: {error}")
+            result = TrialResult("failed", reason=f"{type(error).__name__}: {error}")
         finally:
             with storage_errors(sweep.url):
-                sweep.end(trial, ended)
+                sweep.end(trial, result)
 
 
-def _stop_if_hopeless(sweep: Sweep) -> None:
-    if reason := sweep.hopeless():
-        raise RunError(f"the sweep stops: {reason}\nMend it, and start the same command again.")
+def _check_abort(sweep: Sweep) -> None:
+    if reason := sweep.abort_reason():
+        raise RunError(f"sweep aborted: {reason}\nFix the cause and rerun the same command; finished trials are kept.")
 
 
 def visible_devices() -> list[str]:
-    """Return the GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them; [] on a machine without."""
+    """Return the visible GPUs, by their names in CUDA_VISIBLE_DEVICES."""
     import torch
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    if given and count:
-        return [name.strip() for name in given.split(",")][:count]
+    if visible and count:
+        return [name.strip() for name in visible.split(",")][:count]
     return [str(number) for number in range(count)]
 
 
 @dataclass
 class TrialProcess:
-    """Runs a trial as a process of its own (`sweeps.trial`), so that it frees its GPU, and a crash costs one trial.
+    """Runner of trials in separate processes (`sweeps.trial`).
 
-    Each slot has a process that has imported what training needs and forks one for each of its trials. `close` ends them.
+    GPU memory is released at the end of a trial, and a crash affects only that trial. Each slot has a process with all imports done,
+    which forks a process for each trial. `close` ends these processes.
 
     Args:
-        sweep: whose trials.
-        places: PLACE_KEYS of this machine, but the MLflow store.
-        client: of the MLflow store.
-        folder: for the trials' files.
-        workers: of this process.
-        devices: GPUs to share between them.
+        sweep: Sweep of the trials.
+        places: PLACE_KEYS of this machine, except the MLflow store.
+        client: Client of the MLflow store.
+        folder: Folder for the files of the trials.
+        workers: Number of workers in this process.
+        devices: GPUs that the workers share.
     """
 
     sweep: Sweep
@@ -166,12 +171,12 @@ class TrialProcess:
     devices: Sequence[str]
     _started: dict[int, Slot] = field(default_factory=dict)
 
-    def __call__(self, trial: Trial, slot: int, stop: threading.Event) -> Ended:
-        """Run a trial to its end."""
+    def __call__(self, trial: Trial, slot: int, stop: threading.Event) -> TrialResult:
+        """Run a trial and return its result."""
         try:
             experiment, unused = self.sweep.plan.at(trial.params, self.places)
         except ConfigError as error:
-            return Ended("failed", reason=str(error))
+            return TrialResult("failed", reason=str(error))
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / f"trial_{trial.number:04d}"
         stem.with_suffix(".yaml").write_text(dump_yaml(config_to_keep(experiment, search={})), encoding="utf-8")
@@ -180,45 +185,48 @@ class TrialProcess:
                 trial.set_user_attr(THREADS, self.threads)
         log = stem.with_suffix(".log")
         log.unlink(missing_ok=True)
-        talk = _Talk(self.sweep, trial)
+        messages = _TrialMessages(self.sweep, trial)
         started = self._started.pop(slot, None)
         if started is None or started.process.poll() is not None:
             if started is not None:
                 started.end()
             started = self._start(slot)
-        well = False
+        succeeded = False
         try:
-            started.say({
+            started.send({
                 "config": str(stem.with_suffix(".yaml")), "log": str(log), "number": trial.number, "parent": self.sweep.parent,
                 "params": {key: value for key, value in trial.params.items() if key not in unused},
             })  # fmt: skip
-            ended = talk.listen(started, stop)
-            well = talk.exit_code == 0 and ended is not None
+            result = messages.listen(started, stop)
+            succeeded = messages.exit_code == 0 and result is not None
         finally:
-            if well:
+            if succeeded:
                 self._started[slot] = started
             else:
-                started.end()  # the loaders of a trial that crashed are in its process group
-        code = started.process.returncode if talk.exit_code is None else talk.exit_code
-        if not log.exists():  # it did not come to a trial
+                # Loader processes of a crashed trial are in its process group.
+                started.end()
+        code = started.process.returncode if messages.exit_code is None else messages.exit_code
+        # Without a log, the process failed before the trial.
+        if not log.exists():
             started.log.rename(log)
-        elif not well:
+        elif not succeeded:
             started.log.unlink()
-        if ended is None and code in (130, 143) and stop.wait(_SAME_SIGNAL_SECONDS):
-            ended = Ended("interrupted")  # a signal to all processes reached the trial first
-        if ended is None:
-            ended = Ended("failed", reason=why_ended(code, log))
-        self._close_run(trial.number, talk.run_id, ended, log)
-        return ended
+        # A signal to all processes may reach the trial before this process.
+        if result is None and code in (130, 143) and stop.wait(_SAME_SIGNAL_SECONDS):
+            result = TrialResult("interrupted")
+        if result is None:
+            result = TrialResult("failed", reason=exit_reason(code, log))
+        self._close_run(trial.number, messages.run_id, result, log)
+        return result
 
     def bury(self, trial: FrozenTrial) -> None:
-        """Write down in MLflow that a trial's worker died; the trial is repeated."""
+        """Record in MLflow that the worker of a trial died."""
         if run_id := trial.user_attrs.get(RUN_ID):
             self._remove_work(run_id)
             with contextlib.suppress(MlflowException, OSError):
                 self.client.set_tag(run_id, STATE_TAG, "DEAD")
                 if self.client.get_run(run_id).info.status == "RUNNING":
-                    self.client.set_tag(run_id, "status_reason", "the worker of this trial died; it is repeated")
+                    self.client.set_tag(run_id, "status_reason", "the worker of this trial died; the trial is repeated")
                     self.client.set_terminated(run_id, "KILLED")
 
     def close(self) -> None:
@@ -235,9 +243,11 @@ class TrialProcess:
         return [sys.executable, "-m", "skincancer.sweep", TRIAL_PROCESS]
 
     def _environment(self, slot: int) -> dict[str, str]:
-        environment = without_launcher(os.environ)  # a trial is no rank, whatever started its worker
-        environment["MLFLOW_TRACKING_URI"] = self.client.tracking_uri  # not in its file, for it may hold a password
-        # the last line of a log is then what was written last: the reason of a failure
+        # A trial is not a rank, even if a launcher started its worker.
+        environment = without_launcher(os.environ)
+        # The URI is not in the experiment file of the trial, because it may contain a password.
+        environment["MLFLOW_TRACKING_URI"] = self.client.tracking_uri
+        # Without buffering, the last line of a log is the reason of a failure.
         environment["PYTHONUNBUFFERED"] = "1"
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
@@ -247,31 +257,32 @@ class TrialProcess:
 
     @property
     def threads(self) -> int:
-        """How many threads a trial computes with on a CPU: those that OMP_NUM_THREADS says, else its share of the cores."""
-        given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-        return int(given) if given.isdigit() and int(given) else max(1, usable_cores() // self.workers)
+        """Threads of a trial on a CPU: OMP_NUM_THREADS, else its share of the cores."""
+        threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+        return int(threads) if threads.isdigit() and int(threads) else max(1, usable_cores() // self.workers)
 
-    def _close_run(self, number: int, run_id: str | None, ended: Ended, log: Path) -> None:
-        """Write down in MLflow what a process that died could not, and remove what it left."""
-        with contextlib.suppress(MlflowException, OSError):  # the study has it too
-            if run_id is None and ended.state == "failed":
+    def _close_run(self, number: int, run_id: str | None, result: TrialResult, log: Path) -> None:
+        """Record the end of a trial in MLflow, and delete its working files."""
+        # The study has the result too, so errors are ignored.
+        with contextlib.suppress(MlflowException, OSError):
+            if run_id is None and result.state == "failed":
                 run_id = self._make_run(number)
             if run_id is None:
                 return
-            self.client.set_tag(run_id, STATE_TAG, _STATES[ended.state])
+            self.client.set_tag(run_id, STATE_TAG, _STATES[result.state])
             if self.client.get_run(run_id).info.status == "RUNNING":
-                self.client.set_tag(run_id, "status_reason", ended.reason[:4000] or ended.state)
-                self.client.set_terminated(run_id, "KILLED" if ended.state == "interrupted" else "FAILED")
-            if ended.state == "failed":
+                self.client.set_tag(run_id, "status_reason", result.reason[:4000] or result.state)
+                self.client.set_terminated(run_id, "KILLED" if result.state == "interrupted" else "FAILED")
+            if result.state == "failed":
                 self.client.log_artifact(run_id, str(log))
             self._remove_work(run_id)
 
     def _remove_work(self, run_id: str) -> None:
-        """Remove what a trial that died has left on this machine: it is repeated from its start, never resumed."""
+        """Delete the working files of a trial, which is repeated from its start."""
         shutil.rmtree(work_root(self.client.tracking_uri) / run_id, ignore_errors=True)
 
     def _make_run(self, number: int) -> str:
-        """Make the run of a trial that failed before it had one."""
+        """Create the MLflow run of a trial that failed before it had one."""
         parent = self.client.get_run(self.sweep.parent)
         tags = {"kind": "trial", "mlflow.parentRunId": self.sweep.parent, "mlflow.runName": f"trial {number}"}
         run: Any = self.client.create_run(parent.info.experiment_id, tags=tags)
@@ -280,22 +291,22 @@ class TrialProcess:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use: those that SLURM or a container gave it."""
+    """Return the number of cores that SLURM or a container allows."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Talk:
-    """What a trial's process says, and what it is answered."""
+class _TrialMessages:
+    """Messages between a worker and the process of a trial."""
 
     def __init__(self, sweep: Sweep, trial: Trial) -> None:
         self.sweep, self.trial = sweep, trial
         self.run_id: str | None = None
         self.exit_code: int | None = None
-        self.ended: Ended | None = None
-        self._beaten = 0.0
+        self.result: TrialResult | None = None
+        self._last_beat = 0.0
 
-    def listen(self, started: Slot, stop: threading.Event) -> Ended | None:
-        """Follow a trial to its end; None where it died without a word."""
+    def listen(self, started: Slot, stop: threading.Event) -> TrialResult | None:
+        """Handle messages until the trial ends, and return its result if it has one."""
         process, pipe, rest = started.process, started.pipe, b""
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
@@ -304,23 +315,24 @@ class _Talk:
                 ready = selector.select(_TICK)
                 if not ready and process.poll() is None:
                     continue
-                # it may have spoken and ended since
+                # The process may have sent a message and ended since.
                 chunk = pipe.read(65536) if ready or selector.select(0) else b""
-                if not chunk:  # no process of this slot is left
+                # At the end of the pipe, no process of this slot is left.
+                if not chunk:
                     process.wait()
-                    return self.ended if process.returncode == 0 else None
+                    return self.result if process.returncode == 0 else None
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     self._take(json.loads(line), started)
                 if self.exit_code is not None:
-                    return self.ended if self.exit_code == 0 else None
-        return Ended("interrupted")
+                    return self.result if self.exit_code == 0 else None
+        return TrialResult("interrupted")
 
     def _beat(self) -> None:
-        if time.monotonic() - self._beaten > HEARTBEAT_SECONDS:
+        if time.monotonic() - self._last_beat > HEARTBEAT_SECONDS:
             with storage_errors(self.sweep.url):
                 self.sweep.beat(self.trial)
-            self._beaten = time.monotonic()
+            self._last_beat = time.monotonic()
 
     def _take(self, message: Mapping[str, Any], started: Slot) -> None:
         if "run" in message:
@@ -332,10 +344,10 @@ class _Talk:
                 self.trial.report(message["value"], message["epoch"])
                 prune = not message["last"] and self.sweep.should_prune(self.trial)
             if not message["last"]:
-                started.say(PRUNE if prune else GO)
+                started.send(PRUNE if prune else GO)
         elif "objective" in message:
-            self.ended = Ended("complete", float(message["objective"]))
+            self.result = TrialResult("complete", float(message["objective"]))
         elif message.get("pruned"):
-            self.ended = Ended("pruned")
+            self.result = TrialResult("pruned")
         elif "exit" in message:
             self.exit_code = message["exit"]

@@ -1,4 +1,4 @@
-"""Figures of a sweep: history, learning curves, slices, parallel coordinates, and the importance of each key."""
+"""Figures of a sweep: history, learning curves, slices, parallel coordinates, importance."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from skincancer.sweeps.study import counts
+from skincancer.sweeps.study import counts_towards_total
 from skincancer.visualization.style import INK, PALETTE, finish_axes, legend_of_panels, new_figure
 
 _PRUNED, _BEST = "#b8b8b8", PALETTE[1]
-# from grey and not from white: the worst must be seen too
+# The scale starts at grey and not at white, so that the worst trials are visible.
 _SCALE = LinearSegmentedColormap.from_list("worse to better", ["#c9c9c9", "#9ecae1", "#3182bd", "#08306b"])
 
 
 def sweep_figures(study: optuna.Study, objective: str, title: str, note: str) -> Iterator[tuple[str, Figure]]:
-    """Yield the figures that the complete trials allow, by name; none where there is no complete trial.
+    """Yield names and figures of the complete trials.
 
     Args:
-        study: with its trials.
-        objective: its name, such as best/auroc_macro.
-        title: above each.
-        note: small below it.
+        study: Study with its trials.
+        objective: Name of the objective, such as best/auroc_macro.
+        title: Title of each figure.
+        note: Small text below the title.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
@@ -46,7 +46,7 @@ def sweep_figures(study: optuna.Study, objective: str, title: str, note: str) ->
 
 
 def history(study: optuna.Study, complete: Sequence[FrozenTrial], objective: str, title: str, note: str) -> Figure:
-    """Draw the objective of each trial, and the best so far."""
+    """Plot the objective of each trial, and the best so far."""
     figure = new_figure((8, 4.2), title, note)
     axes = figure.subplots()
     numbers, values = [trial.number for trial in complete], _values(complete)
@@ -55,7 +55,7 @@ def history(study: optuna.Study, complete: Sequence[FrozenTrial], objective: str
     axes.plot(numbers, values, "o", color=PALETTE[0], markersize=5, label="complete")
     for state, mark in ((TrialState.PRUNED, "pruned"), (TrialState.FAIL, "failed")):
         ended = study.get_trials(deepcopy=False, states=(state,))
-        where = [trial.number for trial in ended if counts(trial)]
+        where = [trial.number for trial in ended if counts_towards_total(trial)]
         if where:
             low = np.full(len(where), axes.get_ylim()[0])
             axes.plot(where, low, "|" if mark == "pruned" else "x", color=INK, markersize=7, label=f"{mark} (no value)")
@@ -67,7 +67,7 @@ def history(study: optuna.Study, complete: Sequence[FrozenTrial], objective: str
 
 
 def learning_curves(study: optuna.Study, title: str, note: str) -> Figure:
-    """Draw the monitored value of each epoch of each trial: the best in colour, the pruned broken off."""
+    """Plot the monitored value of each epoch of each trial, with the best highlighted."""
     figure = new_figure((8, 4.2), title, note)
     axes = figure.subplots()
     best = study.best_trial.number
@@ -91,7 +91,7 @@ def learning_curves(study: optuna.Study, title: str, note: str) -> Figure:
 
 
 def slices(study: optuna.Study, complete: Sequence[FrozenTrial], objective: str, title: str, note: str) -> Figure:
-    """Draw the objective against each key by itself."""
+    """Plot the objective against each key."""
     keys = _keys(complete)
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
@@ -109,7 +109,8 @@ def slices(study: optuna.Study, complete: Sequence[FrozenTrial], objective: str,
             places = chosen
             if getattr(kind, "log", False):
                 axes.set_xscale("log")
-                axes.xaxis.set_minor_locator(NullLocator())  # its labels lie on each other
+                # Labels of minor ticks would overlap.
+                axes.xaxis.set_minor_locator(NullLocator())
                 ends = [kind.low, np.sqrt(kind.low * kind.high), kind.high]
                 axes.set_xticks(ends, [f"{end:.2g}" for end in ends])
         axes.plot(places, _values(complete), "o", color=PALETTE[0], markersize=4.5, alpha=0.8)
@@ -126,7 +127,7 @@ def slices(study: optuna.Study, complete: Sequence[FrozenTrial], objective: str,
 def parallel_coordinate(
     study: optuna.Study, complete: Sequence[FrozenTrial], objective: str, title: str, note: str
 ) -> Figure:
-    """Draw each complete trial as a line over all keys, dark where its objective is good."""
+    """Plot each complete trial as a line over all keys, darker for better objectives."""
     keys, values = _keys(complete), _values(complete)
     figure = new_figure((max(8.0, 1.7 * len(keys) + 2), 4.6), title, note)
     axes = figure.subplots()
@@ -134,7 +135,8 @@ def parallel_coordinate(
     colours = _SCALE.reversed() if _minimizes(study) else _SCALE
     places = np.stack([_places(kind, [trial.params[key] for trial in complete]) for key, kind in keys.items()])
     order = np.argsort(values)[:: -1 if _minimizes(study) else 1]
-    for index in order:  # the best last, on top
+    # The best trial is plotted last, on top.
+    for index in order:
         axes.plot(range(len(keys)), places[:, index], color=colours(scale(values[index])), linewidth=1.3)
     for number, kind in enumerate(keys.values()):
         axes.axvline(number, color=INK, linewidth=0.8)
@@ -152,7 +154,10 @@ def parallel_coordinate(
 
 
 def importance(study: optuna.Study, objective: str, title: str, note: str) -> Figure:
-    """Draw the share of each key in the objective's variation, by Optuna's evaluator (PED-ANOVA, Watanabe et al. 2023)."""
+    """Plot the importance of each key for the objective.
+
+    The evaluator is the default of Optuna (PED-ANOVA, Watanabe et al. 2023).
+    """
     shares = optuna.importance.get_param_importances(study)
     figure = new_figure((8, 0.42 * len(shares) + 1.7), title, note)
     axes = figure.subplots()
@@ -181,7 +186,7 @@ def _keys(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
 
 
 def _place(kind: Any) -> Callable[[Any], float]:
-    """Return the function that puts a value of a key on an axis from 0 to 1."""
+    """Return a function that scales values of a key to [0, 1]."""
     if isinstance(kind, CategoricalDistribution):
         return lambda value: (kind.choices.index(value) + 0.5) / len(kind.choices)
     change = np.log if kind.log else float

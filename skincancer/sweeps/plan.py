@@ -1,4 +1,4 @@
-"""What a sweep is of: the experiment, its space, and how it is searched, as it is kept in the study."""
+"""Plan of a sweep: experiment, search space, sampler and pruner, stored in the study."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ DEFAULTS = flatten(Experiment().to_dict())
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study is of; it is kept in the study, so that a worker needs nothing else.
+    """Plan of a study, stored in it so that workers need no other input.
 
     Args:
-        experiment: its name.
+        experiment: Name of the experiment.
         content: of its file; without the MLflow store, which each machine names for itself, and which may hold a password.
-        flags: dotted keys of the command line.
-        search: the space.
-        sampler: one of SAMPLERS.
-        pruner: one of PRUNERS.
-        split_hash: of the roles of images.
-        index_hash: of the images.
-        images: those that are learned from and validated on, as `used_images` tells them; "" in studies of older versions.
+        flags: Dotted keys of the command line.
+        search: Search space.
+        sampler: One of SAMPLERS.
+        pruner: One of PRUNERS.
+        split_hash: Hash of the roles of the images.
+        index_hash: Hash of the images.
+        images: Training and validation images, from `used_images`; "" in studies of older versions.
     """
 
     experiment: str
@@ -55,21 +55,23 @@ class Plan:
         object.__setattr__(self, "content", unflatten(kept))
 
     def resolve(self, params: Mapping[str, Any], places: Mapping[str, Any]) -> Experiment:
-        """Return the experiment of one point of the space; see `at`."""
+        """Return the experiment of one point of the search space."""
         return self.at(params, places)[0]
 
     def at(
         self, params: Mapping[str, Any], places: Mapping[str, Any], parser: ArgumentParser | None = None
     ) -> tuple[Experiment, list[str]]:
-        """Return the experiment of one point of the space, and which of its keys have no meaning there, such as SGD's momentum with Adam.
+        """Return the experiment of one point, and its keys without effect.
+
+        For example, the momentum of SGD has no effect with Adam.
 
         Args:
-            params: dotted key to value.
+            params: Values by dotted key.
             places: PLACE_KEYS of this machine.
-            parser: as `build_parser` makes it.
+            parser: Result of `build_parser`.
 
         Raises:
-            ConfigError: the point is no experiment.
+            ConfigError: The point is not a valid experiment.
         """
         content = {key: value for key, value in self.content.items() if key != "search"}
 
@@ -79,15 +81,15 @@ class Plan:
         return without_unused(params, resolve)
 
     def differences(self, other: Plan) -> list[str]:
-        """Return a line for whatever makes `other` another sweep, with both values."""
-        mine, theirs = self._identity(), other._identity()
+        """List all differences from another plan, with both values."""
+        stored, requested = self._identity(), other._identity()
         if not self.images:
-            mine["images"] = theirs["images"]
-        keys = dict.fromkeys([*mine, *theirs])
+            stored["images"] = requested["images"]
+        keys = dict.fromkeys([*stored, *requested])
         return [
-            f"{key}: the study has {mine.get(key)!r}, asked is {theirs.get(key)!r}"
+            f"{key}: the study has {stored.get(key)!r}, requested is {requested.get(key)!r}"
             for key in keys
-            if mine.get(key) != theirs.get(key)
+            if stored.get(key) != requested.get(key)
         ]
 
     def _identity(self) -> dict[str, Any]:
@@ -99,10 +101,13 @@ class Plan:
 
 
 def without_unused(values: Mapping[str, Any], make: Callable[[Mapping[str, Any]], _Made]) -> tuple[_Made, list[str]]:
-    """Return what `make` makes of values, and which keys have no meaning with the others; these have their defaults there.
+    """Call `make` with the values, and defaults for keys without effect.
+
+    Returns:
+        The result of `make`, and the keys without effect.
 
     Raises:
-        ConfigError: as `make` does, of whatever is wrong beside that.
+        ConfigError: `make` rejects the values for another reason.
     """
     point, unused = dict(values), list[str]()
     while True:
@@ -116,7 +121,10 @@ def without_unused(values: Mapping[str, Any], make: Callable[[Mapping[str, Any]]
 
 
 def used_images(data: PreparedData) -> str:
-    """Return how many images are learned from and validated on, and a hash of which: not all that have a role can be read everywhere."""
+    """Describe the training and validation images: their numbers and a hash.
+
+    Two machines may differ, because an image with a role may be unreadable on one of them.
+    """
     parts = {role: sorted(data.rows(role)["image_id"]) for role in ("train", "val")}
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
     return f"{len(parts['train'])} to train on, {len(parts['val'])} to validate on ({digest})"

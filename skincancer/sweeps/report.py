@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs, and what it leaves: its MLflow run, the table of trials, figures, and the best configuration."""
+"""Report of a sweep: live table, MLflow run, trials, figures and best configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from skincancer.runs.dataset_inputs import data_tags
 from skincancer.runs.lifecycle import RunWriter, silent_seconds, start_run
 from skincancer.runs.store import RunStore
 from skincancer.sweeps.figures import sweep_figures
-from skincancer.sweeps.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts
+from skincancer.sweeps.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts_towards_total
 from skincancer.system.console import make_table
 from skincancer.system.credentials import shown
 from skincancer.system.files import write_whole
@@ -40,14 +40,16 @@ _DRAW_SECONDS = 1.0
 
 
 class SweepRecord:
-    """Writes one sweep down, and tells the user about it; of a worker that joined it only tells.
+    """Recorder and printer of one sweep.
+
+    In a joined worker, it only prints.
 
     Args:
-        sweep: opened.
-        name: of its study.
-        data: prepared.
-        console: where to print.
-        places: PLACE_KEYS of this machine, but the MLflow store.
+        sweep: Opened sweep.
+        name: Name of the study.
+        data: Prepared data.
+        console: Console for printed lines.
+        places: PLACE_KEYS of this machine, except the MLflow store.
         store: MLflow store.
     """
 
@@ -61,14 +63,14 @@ class SweepRecord:
         self.note = SYNTHETIC_NOTE if data.entry.synthetic else ""
         self.run: RunWriter | None = None
         self._best = -1
-        self._told = {trial.number for trial in sweep.trials() if trial.state.is_finished()}
+        self._printed = {trial.number for trial in sweep.trials() if trial.state.is_finished()}
 
     @contextlib.contextmanager
     def start(self, trials: int) -> Iterator[RunWriter]:
-        """Start the sweep's MLflow run, or go on with it; `trials` are to be in all.
+        """Start or resume the MLflow run of the sweep, with `trials` in total.
 
         Raises:
-            RunError: another process is at it, or the run is gone.
+            RunError: Another process runs the sweep, or its MLflow run is missing.
         """
         base, plan = self.sweep.base, self.sweep.plan
         before = self.sweep.study.user_attrs.get("parent_run")
@@ -81,7 +83,7 @@ class SweepRecord:
             self.run = run
             self.sweep.study.set_user_attr("parent_run", run.run_id)
             self.folder = own_folder(self.store.sweeps_folder / self.name, run.run_id)
-            self.console.print(f"sweep {run.run_id} in {group}" + (" (goes on)" if before else ""))
+            self.console.print(f"sweep {run.run_id} in {group}" + (" (resumed)" if before else ""))
             params = {
                 "experiment": base.name, "task": base.task, "dataset": base.data.dataset, "split": base.data.split,
                 "split_seed": base.data.split_seed, "seed": base.seed, "study": self.name, "storage": shown(self.sweep.url),
@@ -93,7 +95,10 @@ class SweepRecord:
 
     @contextlib.contextmanager
     def live(self, workers: int) -> Iterator[Callable[[], None]]:
-        """Show the sweep while the block runs: yield what draws a table on a terminal, and a line a trial in a pipe."""
+        """Yield a function that shows the progress of the sweep.
+
+        It draws a table on a terminal, and prints one line per trial otherwise.
+        """
         last = 0.0
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
@@ -109,8 +114,9 @@ class SweepRecord:
                 trials = self.sweep.trials()
                 if live:
                     live.update(self.table(trials, workers, time.monotonic() - started), refresh=True)
-                self._tell(trials)
-                with contextlib.suppress(MlflowException, OSError):  # the next look tries again, and the end must
+                self._print_ended(trials)
+                # A later call repeats a failed write, and the last call raises its error.
+                with contextlib.suppress(MlflowException, OSError):
                     self._keep_best()
 
             yield tick
@@ -118,8 +124,8 @@ class SweepRecord:
             tick()
 
     def table(self, trials: list[FrozenTrial], workers: int, seconds: float) -> Table:
-        """Return the live table: counts, the best so far, the time left, and a row for each trial that runs."""
-        state = {name: sum(t.state == name and counts(t) for t in trials) for name in TrialState}
+        """Return the live table: counts, best trial, time left, running trials."""
+        state = {name: sum(t.state == name and counts_towards_total(t) for t in trials) for name in TrialState}
         done = sum(state.values()) - state[TrialState.RUNNING]
         best = self.sweep.best()
         table = Table(title=Text(f"sweep {self.name}"), title_justify="left")
@@ -131,7 +137,7 @@ class SweepRecord:
             _clock(_seconds_left(trials, self.sweep.total - done, max(workers, state[TrialState.RUNNING]))),
         )  # fmt: skip
         for trial in trials:
-            if trial.state == TrialState.RUNNING and counts(trial):
+            if trial.state == TrialState.RUNNING and counts_towards_total(trial):
                 epoch = max(trial.intermediate_values, default=0)
                 value = f", {trial.intermediate_values[epoch]:.4f}" if epoch else ""
                 table.add_row(
@@ -143,12 +149,12 @@ class SweepRecord:
                 )
         return table
 
-    def _tell(self, trials: list[FrozenTrial]) -> None:
+    def _print_ended(self, trials: list[FrozenTrial]) -> None:
         for trial in trials:
-            if not trial.state.is_finished() or trial.number in self._told:
+            if not trial.state.is_finished() or trial.number in self._printed:
                 continue
-            self._told.add(trial.number)
-            if not counts(trial):
+            self._printed.add(trial.number)
+            if not counts_towards_total(trial):
                 what = f"{trial.user_attrs.get(ENDED)}: does not count" + (
                     "" if trial.user_attrs.get(ENDED) in ("surplus", "double") else ", is repeated"
                 )
@@ -161,25 +167,25 @@ class SweepRecord:
             self.console.print(Text(f"trial {trial.number}: {what} ({_point(trial)})"))
 
     def _keep_best(self) -> None:
-        """Write the best configuration down as soon as it is one, so that nothing that comes can lose it."""
+        """Save the best configuration as soon as it is known."""
         best = self.sweep.best()
         if self.run is None or best is None or best.number == self._best:
             return
         text = self.best_yaml(best)
         write_whole(self.folder / BEST_FILE, text)
         self.run.write_text(BEST_FILE, text)
-        # of a metric MLflow shows the value of the highest step, and trials do not end in the order of their numbers
+        # MLflow shows the value of the highest step, and trials do not end in the order of their numbers.
         ended = sum(trial.state.is_finished() for trial in self.sweep.trials())
         self.run.log_metrics({self.objective: float(best.value or 0)}, step=ended)
         self.run.set_tags({"best_trial": str(best.number), "best_run": str(best.user_attrs.get(RUN_ID, ""))})
         self._best = best.number
 
     def best_yaml(self, best: FrozenTrial) -> str:
-        """Return a complete experiment file that repeats a trial, and says on top by which command."""
+        """Return an experiment file that repeats a trial, starting with the command."""
         experiment = self.sweep.plan.resolve(best.params, self.places)
         text = f"trial {best.number} of the sweep {self.name}: {self.objective} {best.value:.4f} with {_point(best)}"
         kept = config_to_keep(experiment, name=f"{self.sweep.base.name}_best", description=text, search={})
-        return f"# the same numbers again: {_fit_command(best, BEST_FILE)}\n{dump_yaml(kept)}"
+        return f"# repeat this trial with: {_fit_command(best, BEST_FILE)}\n{dump_yaml(kept)}"
 
     def finish(self, run: RunWriter) -> None:
         """Log the table of trials, the best configuration, and the figures."""
@@ -191,7 +197,7 @@ class SweepRecord:
             run.log_file(figure_file(name))
 
     def report(self) -> None:
-        """Print the best trials, and how to go on."""
+        """Print the best trials and the next commands."""
         table = trials_table(self.sweep, self.objective)
         shown_columns = ["trial", "state", self.objective, "minutes", *self.sweep.plan.search]
         order = table.sort_values(
@@ -201,21 +207,23 @@ class SweepRecord:
         self.console.print(make_table(f"sweep {self.name}: the best of {len(table)} trials", shown_columns, rows))
         over, best = self.sweep.is_over(), self.sweep.best()
         if not over:
-            done = sum(counts(trial) and trial.state.is_finished() for trial in self.sweep.trials())
-            self.console.print(f"{done} of {self.sweep.total} trials have ended; the same command goes on")
+            done = sum(counts_towards_total(trial) and trial.state.is_finished() for trial in self.sweep.trials())
+            self.console.print(f"{done} of {self.sweep.total} trials have ended; rerun the same command to continue")
         if best:
             command = _fit_command(best, str(self.folder / BEST_FILE))
-            self.console.print(f"the best, with its test part: {command}", markup=False)
+            self.console.print(f"best configuration, evaluated on the test set: {command}", markup=False)
         assert self.run is not None
         self.console.print(f"sweep {self.run.run_id} in {self.store}", markup=False)
 
 
 def own_folder(folder: Path, run_id: str | None) -> Path:
-    """Return the folder of a sweep on this machine: `folder`, or one beside it where a sweep of the same name in another storage has that.
+    """Return the folder of a sweep on this machine.
+
+    A sweep of the same name in another storage may already use `folder`. Then the run id is appended to the name.
 
     Args:
-        folder: named after the study.
-        run_id: of the sweep; None where it has none yet.
+        folder: Folder with the name of the study.
+        run_id: MLflow run id of the sweep, None before it starts.
     """
     if run_id is None:
         return folder
@@ -227,18 +235,21 @@ def own_folder(folder: Path, run_id: str | None) -> Path:
 
 
 def _fit_command(best: FrozenTrial, path: str) -> str:
-    """Return the command that repeats a trial: sums of floats differ with the number of threads."""
+    """Return the command that repeats a trial.
+
+    It contains the number of threads, because floating-point sums depend on this number.
+    """
     threads = best.user_attrs.get(THREADS)
     prefix = f"OMP_NUM_THREADS={threads} " if threads else ""
     return f"{prefix}python -m skincancer.fit --experiment {path}"
 
 
 def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
-    """Return a row a trial, with its point.
+    """Return one row per trial.
 
-    Columns: trial state counts ended (why it does not count) objective start end minutes epochs last_epoch_value run_id reason, and the
-    keys of the space. A pruned trial has no objective, but the monitored value of its last epoch. Start and end are local times of
-    the worker.
+    Columns: trial state counts ended (reason why it does not count) objective start end minutes epochs last_epoch_value run_id reason,
+    and the keys of the search space. A pruned trial has no objective, but the monitored value of its last epoch. Start and end are local
+    times of the worker.
     """
     rows = []
     for trial in sweep.trials():
@@ -247,7 +258,8 @@ def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
         start, end = trial.datetime_start, trial.datetime_complete
         last = max(trial.intermediate_values, default=0)
         row = {
-            "trial": trial.number, "state": trial.state.name, "counts": counts(trial), "ended": trial.user_attrs.get(ENDED, ""),
+            "trial": trial.number, "state": trial.state.name, "counts": counts_towards_total(trial),
+            "ended": trial.user_attrs.get(ENDED, ""),
             objective: trial.value if trial.state == TrialState.COMPLETE else None,
             "start": start, "end": end, "minutes": (end - start).total_seconds() / 60 if start and end else None,
             "epochs": last, "last_epoch_value": trial.intermediate_values.get(last),
@@ -266,13 +278,13 @@ def _check_parent(store: RunStore, run_id: str, name: str) -> None:
         run = store.client.get_run(run_id)
     except MlflowException as error:
         raise RunError(
-            f"the study {name} belongs to the sweep {run_id}, which is not in {store}. Give the MLflow store that "
-            "it was started with, or another --study."
+            f"the study {name} belongs to the sweep {run_id}, which is not in {store}. Use the MLflow store of its first start, or "
+            "another --study."
         ) from error
     if run.info.lifecycle_stage == "deleted":
         raise RunError(
-            f"the run {run_id} of the sweep {name} is deleted; bring it back (mlflow runs restore "
-            f"--run-id {run_id}), or give another --study."
+            f"the run {run_id} of the sweep {name} is deleted; restore it (mlflow runs restore "
+            f"--run-id {run_id}), or use another --study."
         )
     if run.info.status != "RUNNING" or (alive := owner_alive(run.data.tags)) is False:
         return
@@ -280,13 +292,13 @@ def _check_parent(store: RunStore, run_id: str, name: str) -> None:
     silent = silent_seconds(run)
     if alive:
         raise RunError(
-            f"the sweep {name} is being run by {owner}. Join it with --worker (and --study, --storage), or stop it first."
+            f"the sweep {name} already runs as {owner}. Join it with --worker (and --study, --storage), or stop it first."
         )
-    # of another machine, or of this one before it was started anew
+    # The owner is on another machine, or this machine was restarted.
     if silent < SILENT_SECONDS:
         raise RunError(
-            f"the sweep {name} was being run by {owner}, which cannot be seen from here; its last sign of life is {silent:.0f} s old. "
-            f"Join it with --worker, or start this command again when there has been none for {SILENT_SECONDS / 60:.0f} minutes."
+            f"the sweep {name} may still run as {owner}, which is not visible from this machine; its last heartbeat is {silent:.0f} s old. "
+            f"Join it with --worker, or rerun this command after {SILENT_SECONDS / 60:.0f} minutes without heartbeat."
         )
 
 
@@ -294,14 +306,14 @@ def _seconds_left(trials: list[FrozenTrial], left: int, workers: int) -> float |
     took = [
         (trial.datetime_complete - trial.datetime_start).total_seconds()
         for trial in trials
-        if counts(trial) and trial.datetime_complete and trial.datetime_start
+        if counts_towards_total(trial) and trial.datetime_complete and trial.datetime_start
     ]
     if not took:
         return None
     running = sum(
         min((datetime.now() - trial.datetime_start).total_seconds(), sum(took) / len(took))
         for trial in trials
-        if trial.state == TrialState.RUNNING and counts(trial) and trial.datetime_start
+        if trial.state == TrialState.RUNNING and counts_towards_total(trial) and trial.datetime_start
     )
     return max(0.0, left * sum(took) / len(took) - running) / workers
 

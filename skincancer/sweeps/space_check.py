@@ -1,4 +1,4 @@
-"""Whether a sweep's space fits its experiment, found out before the first trial: the corners of the space, resolved as trials are."""
+"""Check of a search space before the first trial, by resolving its corners."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from skincancer.errors import ConfigError
 from skincancer.schema import TYPES, Experiment
 from skincancer.sweeps.plan import DEFAULTS, Plan, without_unused
 
-MOST = 64  # corners that are looked at
-# what other keys' values follow from: a corner that differs in these is resolved from the file on, which takes much longer
+# Largest number of checked corners.
+MOST = 64
+# Other keys depend on these keys, so a corner with other values of them is resolved from the file, which takes much longer.
 _RESOLVED = ("augment.policy", "model.backbone", "model.classifier", "data.size")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found of a space that fits.
+    """Result of a check.
 
     Args:
-        networks: experiments whose networks are still to be checked.
-        unused: key to the choices of a corner with which it has no meaning.
+        networks: Experiments with networks that are not yet checked.
+        unused: For each key without effect, the choices with which it has none.
     """
 
     networks: list[Experiment]
@@ -38,29 +39,29 @@ class Checked:
 
 
 def corners(search: Space, types: Mapping[str, Any], most: int = MOST) -> list[dict[str, Any]]:
-    """Return the corners of a space: every choice, and both ends of every range, combined.
+    """Return the corners of a search space: all choices and range ends, combined.
 
-    Where there are more than `most`, so many are drawn, always the same, in which each value of a key is as frequent as the others.
+    If there are more than `most`, a fixed sample is returned, in which all values of a key are equally frequent.
     """
     ends = {key: ends_of(space, types[key]) for key, space in search.items()}
     if math.prod(map(len, ends.values())) <= most:
         return [dict(zip(ends, values, strict=True)) for values in itertools.product(*ends.values())]
-    drawn, count = random.Random(0), max(most, *map(len, ends.values()))
+    generator, count = random.Random(0), max(most, *map(len, ends.values()))
     columns = [[values[number % len(values)] for number in range(count)] for values in ends.values()]
     for column in columns:
-        drawn.shuffle(column)
+        generator.shuffle(column)
     return [dict(zip(ends, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def check_space(plan: Plan, places: Mapping[str, Any]) -> Checked:
-    """Check the corners of a plan's space.
+    """Check the corners of the search space of a plan.
 
     Args:
-        plan: of the sweep; the hashes of its data may be empty.
+        plan: Plan of the sweep; data hashes may be empty.
         places: PLACE_KEYS of this machine.
 
     Raises:
-        ConfigError: a corner is no experiment, or a key has no meaning in any; says which values do not go together, and why.
+        ConfigError: A corner is not a valid experiment, or a key has no effect in all corners; with the conflicting values.
     """
     parser = build_parser("skincancer", "")
     typed = {
@@ -98,7 +99,7 @@ def check_space(plan: Plan, places: Mapping[str, Any]) -> Checked:
             resolve_content(plan.experiment, {**plan.content, "search": {}}, {**plan.flags, **places, **alone}, parser)
         except ConfigError as error:
             raise ConfigError(
-                f"search: {never[0]} has no meaning at any point of the space: {_plain(error)}"
+                f"search: {never[0]} has no effect at any point of the search space: {_plain(error)}"
             ) from error
     networks = {
         (point.model.architecture, point.model.backbone, point.data.size, point.model.is_hand_made): point
@@ -111,7 +112,7 @@ def _parsed(key: str, value: Any, parser: Any) -> Any:
     try:
         return parse_value(parser, key, value, "search")
     except ConfigError as error:
-        raise ConfigError(f"search: {key} may be {value!r}, which is no experiment: {_plain(error)}") from error
+        raise ConfigError(f"search: {key} may be {value!r}, which is not valid: {_plain(error)}") from error
 
 
 def _check_with(experiment: Experiment, values: Mapping[str, Any]) -> None:
@@ -119,7 +120,7 @@ def _check_with(experiment: Experiment, values: Mapping[str, Any]) -> None:
 
 
 def _with(section: Any, values: Mapping[str, Any]) -> Any:
-    """Return a section of an experiment with other values, by dotted key."""
+    """Replace values of an experiment section, by dotted key."""
     own = {key: value for key, value in values.items() if "." not in key}
     inner: dict[str, dict[str, Any]] = {}
     for key in values.keys() - own.keys():
@@ -131,7 +132,7 @@ def _with(section: Any, values: Mapping[str, Any]) -> Any:
 def _refusal(
     plan: Plan, places: Mapping[str, Any], point: Mapping[str, Any], parser: Any, error: ConfigError
 ) -> ConfigError:
-    """Say which values of a corner do not go together: those without which the rest would be an experiment."""
+    """Return an error with the smallest set of conflicting values of a corner."""
     left = dict(point)
     for key in point:
         fewer = {name: value for name, value in left.items() if name != key}
@@ -140,9 +141,9 @@ def _refusal(
         except ConfigError as other:
             left, error = fewer, other
     (key, value), *others = (left or point).items()
-    beside = f" with {', '.join(f'{name} {given!r}' for name, given in others)}" if others else ""
-    advice = " Narrow one of them, or sweep each choice by itself." if others else ""
-    return ConfigError(f"search: {key} may be {value!r}{beside}, which is no experiment: {_plain(error)}{advice}")
+    rest = f" with {', '.join(f'{name} {other!r}' for name, other in others)}" if others else ""
+    advice = " Narrow one of the keys, or sweep each choice separately." if others else ""
+    return ConfigError(f"search: {key} may be {value!r}{rest}, which is not valid: {_plain(error)}{advice}")
 
 
 def _plain(error: ConfigError) -> str:

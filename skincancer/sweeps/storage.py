@@ -1,4 +1,4 @@
-"""Where a sweep's trials are kept: a journal file, SQLite, or a database server, by URL."""
+"""Storage of a sweep, by URL: a journal file, SQLite, or a database server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from skincancer.errors import RunError
 from skincancer.system.credentials import hide, remember, shown
 
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-_TRIES = 8  # of workers that make the tables of a new database at once
+# Attempts to open a new database, because several workers may create its tables at the same time.
+_TRIES = 8
 _RAISED = (
     OSError,
     SQLAlchemyError,
@@ -35,19 +36,24 @@ _RAISED = (
     json.JSONDecodeError,
     UnicodeDecodeError,
 )
-_WAIT_SECONDS = 60  # for a locked SQLite file, or a server that does not answer
+# Waiting time for a locked SQLite file.
+_WAIT_SECONDS = 60
 
 
-def storage_url(given: str | None, default: Path) -> str:
-    """Return a storage's URL: what is given, else the journal at `default`; a file's path is made absolute.
+def storage_url(requested: str | None, default: Path) -> str:
+    """Return the URL of a storage, with an absolute path of a file.
+
+    Args:
+        requested: `--storage`, None for the journal at `default`.
+        default: Path of the default journal.
 
     Raises:
-        RunError: not a URL of a journal, of SQLite or of a server.
+        RunError: The URL is not of a journal, SQLite or a database server.
     """
-    if given is None or given.startswith("journal://"):
-        path = Path(given.removeprefix("journal://")) if given else default
+    if requested is None or requested.startswith("journal://"):
+        path = Path(requested.removeprefix("journal://")) if requested else default
         return f"journal://{path.expanduser().absolute()}"
-    url = _parse(given)
+    url = _parse(requested)
     if url.drivername.split("+")[0] == "sqlite":
         path = Path(url.database or "").expanduser().absolute()
         return f"sqlite:///{path}"
@@ -58,21 +64,23 @@ def _parse(url: str) -> URL:
     try:
         return make_url(url)
     except (ArgumentError, ValueError):
-        # the text itself may hold a password
+        # The text itself may contain a password, so it is not printed.
         raise RunError(
-            "--storage is no URL. Give journal:///PATH, sqlite:///PATH or postgresql://USER@HOST/DATABASE (the password from "
-            "~/.pgpass, or in the URL; letters such as @ and / in it are written %40 and %2F)."
+            "--storage is not a URL; expected journal:///PATH, sqlite:///PATH or postgresql://USER@HOST/DATABASE (with the password in "
+            "~/.pgpass or in the URL, where @ and / are written %40 and %2F)."
         ) from None
 
 
 def open_storage(url: str) -> BaseStorage:
-    """Open a storage, creating what it needs; the errors of servers are told without the password.
+    """Open or create a storage.
+
+    Error messages contain no password.
 
     Args:
-        url: as `storage_url` returns it.
+        url: Result of `storage_url`.
 
     Raises:
-        RunError: it cannot be reached, or there is no right to write.
+        RunError: The storage cannot be reached or written.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     remember(url)
@@ -97,16 +105,18 @@ def _open_database(url: str, options: dict[str, Any]) -> RDBStorage:
         except RuntimeError as error:
             raise RunError(f"the storage {shown(url)} is of another version of Optuna: {error}") from error
         except SQLAlchemyError as error:
-            # Optuna makes its tables without a lock: another worker was in the middle of it
-            made = re.search(r"already exists|UNIQUE constraint|duplicate key|no such table|does not exist", str(error))
-            if not made or attempt == _TRIES - 1:
+            # Optuna creates its tables without a lock, so another worker may be creating them.
+            concurrent = re.search(
+                r"already exists|UNIQUE constraint|duplicate key|no such table|does not exist", str(error)
+            )
+            if not concurrent or attempt == _TRIES - 1:
                 raise
             time.sleep(random.uniform(0.2, 1.0))
     raise AssertionError("the loop returns or raises")
 
 
 def _check_database(url: str, options: dict[str, Any]) -> None:
-    """Refuse a database that is another program's, such as MLflow's: Optuna would add its tables before it finds that out."""
+    """Reject the database of another program, before Optuna adds its tables."""
     engine = create_engine(url, **options)
     try:
         tables = set(inspect(engine).get_table_names())
@@ -114,21 +124,21 @@ def _check_database(url: str, options: dict[str, Any]) -> None:
         engine.dispose()
     if "alembic_version" in tables and "version_info" not in tables:
         raise RunError(
-            f"the storage {shown(url)} is the database of another program (it has the tables {', '.join(sorted(tables)[:5])} …). Give "
-            "one of its own; nothing was changed."
+            f"the storage {shown(url)} is the database of another program (it has the tables {', '.join(sorted(tables)[:5])} …). Use "
+            "a separate database; nothing was changed."
         )
 
 
 class LockedSQLite(RDBStorage):
-    """A SQLite file in which one worker at a time changes a trial's state.
+    """SQLite storage with a lock for changes of the state of a trial.
 
-    Optuna reads the state, then writes it, under SELECT … FOR UPDATE, which SQLite ignores: two workers would take the same queued
-    point, or both close a dead worker's trial.
+    Optuna reads and writes the state under SELECT … FOR UPDATE, which SQLite ignores. Without a lock, two workers could claim the same
+    queued point, or both close the trial of a dead worker.
     """
 
     def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
         super().__init__(url, engine_kwargs=engine_kwargs)
-        # the kernel frees it where its holder dies
+        # The kernel releases the lock if its owner dies.
         self._state_lock = FileLock(f"{_parse(url).database}.lock", timeout=_WAIT_SECONDS, poll_interval=0.005)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
@@ -138,7 +148,7 @@ class LockedSQLite(RDBStorage):
 
 
 def _check_journal(path: Path) -> None:
-    """Refuse a file that is no journal, for what is appended would follow its last whole line."""
+    """Reject a file that is not a journal, before lines are appended to it."""
     if not path.is_file() or path.stat().st_size == 0:
         return
     with open(path, "rb") as file:
@@ -146,16 +156,17 @@ def _check_journal(path: Path) -> None:
     try:
         ours = "op_code" in json.loads(first)
     except ValueError:
-        ours = not first.endswith(b"\n") and first.startswith(b'{"op_code"')  # its very first write was broken off
+        # The first write of the journal may have been interrupted.
+        ours = not first.endswith(b"\n") and first.startswith(b'{"op_code"')
     if not ours:
         raise RunError(
-            f"--storage journal://{path}: this file is no journal of Optuna's. Give another path; nothing was changed."
+            f"--storage journal://{path}: the file is not an Optuna journal. Use another path; nothing was changed."
         )
 
 
 @contextlib.contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn what a storage raises into one RunError that holds no password."""
+    """Convert errors of a storage to a RunError without password."""
     try:
         yield
     except _RAISED as error:
@@ -163,16 +174,16 @@ def storage_errors(url: str) -> Iterator[None]:
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())
         text = hide(text, url)
         raise RunError(
-            f"the storage {shown(url)} cannot be used: {text[:500]}. Trials that have ended are kept: mend it, and start the same "
-            "command again."
+            f"the storage {shown(url)} cannot be used: {text[:500]}. Fix the storage and rerun the same command; finished "
+            "trials are kept."
         ) from None
 
 
 class WholeJournal(JournalFileBackend):
-    """A journal file of whole lines: what a killed writer or a full disk left half-written is cut off.
+    """Journal file in which incomplete last lines are deleted.
 
-    Optuna's own would go on behind the half line, and could not read the file any more. A writer that stood still for so long that
-    another took its lock cuts off nothing that has come since.
+    The backend of Optuna would append to the incomplete line and could then no longer read the file. A writer that lost its lock to
+    another worker deletes nothing that other workers have appended.
     """
 
     def __init__(self, path: Path) -> None:
@@ -180,11 +191,11 @@ class WholeJournal(JournalFileBackend):
         super().__init__(str(path), lock_obj=self._own_lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append whole lines, or nothing."""
+        """Append complete lines, or nothing."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         self._own_lock.acquire()
         try:
-            # what is written goes behind what others have written meanwhile
+            # With O_APPEND, lines are written after the lines of other workers.
             with open(
                 self._path, "r+b", buffering=0, opener=lambda path, how: os.open(path, how | os.O_APPEND)
             ) as file:
@@ -206,40 +217,47 @@ class WholeJournal(JournalFileBackend):
 
 
 class _OwnLock(JournalFileSymlinkLock):
-    """Optuna's lock, which whoever waits for long enough takes from its holder; that one then leaves it to its new holder."""
+    """Journal lock that survives a takeover.
+
+    Optuna breaks a lock after a grace period; the previous owner must then not delete the lock of the new owner.
+    """
 
     _held: tuple[int, int] | None = None
 
     def acquire(self) -> bool:
         """See `JournalFileSymlinkLock`."""
         super().acquire()
-        self._held = self._found()
+        self._held = self._identity()
         return True
 
     def release(self) -> None:
-        """See `JournalFileSymlinkLock`; one that waits calls it too."""
+        """See `JournalFileSymlinkLock`, which also calls this function while waiting."""
         held, self._held = self._held, None
         if held is None:
             super().release()
-        elif held == self._found():
-            with contextlib.suppress(RuntimeError):  # taken at this moment
+        elif held == self._identity():
+            # Another worker may take the lock at this moment.
+            with contextlib.suppress(RuntimeError):
                 super().release()
 
-    def _found(self) -> tuple[int, int] | None:
+    def _identity(self) -> tuple[int, int] | None:
         with contextlib.suppress(OSError):
-            found = os.lstat(self._lock_file)
-            return found.st_ino, found.st_ctime_ns
+            status = os.lstat(self._lock_file)
+            return status.st_ino, status.st_ctime_ns
         return None
 
 
 def _cut_off(file: Any, end: int, size: int) -> None:
-    """Cut a file off at `end` if its size is still `size`: else another writer, which holds the lock now, has seen to it."""
+    """Truncate a file at `end` if its size is still `size`.
+
+    Otherwise, another writer has taken the lock and has already truncated the file.
+    """
     if file.seek(0, os.SEEK_END) == size:
         file.truncate(end)
 
 
 def _end_of_whole_lines(file: Any) -> int:
-    """Return the length of a file without a half-written last line."""
+    """Return the length of a file without an incomplete last line."""
     end: int = file.seek(0, os.SEEK_END)
     if end == 0:
         return 0

@@ -1,11 +1,10 @@
-"""A sweep's Optuna study: what it is of, which of its trials count, and how workers claim, repeat and close them.
+"""Optuna study of a sweep: how workers claim, repeat and close trials.
 
-Any number of workers on any number of machines share a study through its storage alone. A trial is RUNNING while its worker lives. It
-counts against the sweep's total unless it was interrupted, its worker died, or it was one too many; then its point is queued again.
+Workers on any number of machines share a study only through its storage. A trial is RUNNING while its worker is alive. It counts towards
+the total unless it was interrupted, its worker died, or it exceeded the total; then its point is queued again.
 
-Draws are repeatable: what the sampler draws is a function of the seed, of how many trials count, and of those that have ended. With one
-worker a sweep that was stopped and started again therefore has the same trials as one that was not; with several, the order in which
-trials end decides.
+Sampling is reproducible: it depends on the seed, the number of counted trials, and the ended trials. With one worker, an interrupted and
+resumed sweep therefore has the same trials as an uninterrupted one. With several workers, the trials depend on the order in which they end.
 """
 
 from __future__ import annotations
@@ -35,22 +34,24 @@ from skincancer.system.credentials import hide, shown
 from skincancer.system.hardware import owner_alive, owner_tags
 
 HEARTBEAT_SECONDS = 30.0
-SILENT_SECONDS = 600.0  # after which a worker that cannot be seen from here is taken for dead
-UNOWNED_SECONDS = 120.0  # a trial is asked for and signed in two steps
-FIRST_FAILURES = 3  # of a sweep in which nothing has succeeded
-FAILURES_ON_END = 10  # one after the other, where something had succeeded: a disk is full, or a server gone
-JOIN_SECONDS = 1800.0  # the sweep may have to prepare its data first
+# Silence after which a worker on another machine is considered dead.
+SILENT_SECONDS = 600.0
+# A trial is created and assigned to its owner in two steps.
+UNOWNED_SECONDS = 120.0
+# Consecutive failures that abort a sweep without any success, and a sweep with earlier successes.
+FIRST_FAILURES, CONSECUTIVE_FAILURES = 3, 10
+# Waiting time of a joining worker, because the sweep may have to prepare its data first.
+JOIN_SECONDS = 1800.0
 
-REASON, RUN_ID, THREADS = "reason", "run_id", "threads"  # a trial's own words
-ENDED = "ended"  # why a trial does not count
-_OWNER, _HEARTBEAT, _PLANNED = "owner", "heartbeat", "planned"
-_DRAW = "draw"  # beside the owner: what a point was drawn by
+# User attributes of a trial. ENDED is the reason why a trial does not count, _DRAW the seed of its point.
+REASON, RUN_ID, THREADS, ENDED = "reason", "run_id", "threads", "ended"
+_OWNER, _HEARTBEAT, _PLANNED, _DRAW = "owner", "heartbeat", "planned", "draw"
 _UNCOUNTED = ("interrupted", "dead", "surplus", "double")
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a trial ended: its objective's value where it is complete, the reason where it failed."""
+class TrialResult:
+    """Result of a trial: objective if complete, reason if failed."""
 
     state: Literal["complete", "pruned", "failed", "interrupted"]
     value: float = math.nan
@@ -58,12 +59,12 @@ class Ended:
 
 
 class Sweep:
-    """One study, as a worker sees it.
+    """Study of a sweep, from the view of one worker.
 
     Args:
-        study: opened.
-        url: of its storage.
-        joined: this process is not the one that started the sweep; its draws are then its own.
+        study: Opened Optuna study.
+        url: URL of the storage.
+        joined: Another process started the sweep, so this process samples with separate seeds.
     """
 
     def __init__(self, study: optuna.Study, url: str, joined: bool = False) -> None:
@@ -80,32 +81,32 @@ class Sweep:
 
     @property
     def parent(self) -> str:
-        """The MLflow run of the sweep."""
+        """MLflow run id of the sweep."""
         return str(self.study.user_attrs["parent_run"])
 
     @property
     def total(self) -> int:
-        """How many trials the sweep is to have."""
+        """Total number of trials."""
         return int(self.study.user_attrs["trials"])
 
     def trials(self) -> list[FrozenTrial]:
-        """Return every trial, also those that do not count.
+        """Return all trials, including uncounted trials.
 
         Raises:
-            RunError: the storage is lost.
+            RunError: The storage is unavailable.
         """
         with storage_errors(self.url):
             return self.study.get_trials(deepcopy=False)
 
     def claim(self, slot: int) -> Trial | None:
-        """Start a trial that is this worker's own, or return None where no more are to be started now.
+        """Claim a new trial, or return None if none can be started now.
 
         Args:
-            slot: number of the worker in this process, from 0.
+            slot: Number of the worker in this process, from 0.
         """
         with self._asking:
             trials = self.trials()
-            count = sum(map(counts, trials))
+            count = sum(map(counts_towards_total, trials))
             if count >= self.total:
                 return None
             draw = self._next_draw(trials, count, slot)
@@ -117,25 +118,26 @@ class Sweep:
                 drawn = {} if _PLANNED in trial.user_attrs else {_DRAW: draw}
                 trial.set_user_attr(_OWNER, {**self._owner, **drawn})
             except optuna.exceptions.UpdateFinishedTrialError:
-                return None  # so slow that another worker has taken it for dead
+                # Another worker has closed this trial, because this worker was silent for too long.
+                return None
             repeats = trial.user_attrs.get(_PLANNED, -1)
             if repeats >= 0 and any(
                 known.number < trial.number and known.user_attrs.get(_PLANNED) == repeats for known in self.trials()
             ):
-                # a sweep that begins again may queue a point that a worker, having closed its trial, is about to queue
+                # A restarted sweep and a worker may both queue the point of a closed trial.
                 self._close(trial, "double")
                 return None
             if self._fits(trial):
                 return trial
-            # another machine's worker was quicker
+            # A worker on another machine was faster.
             self.release(trial, "surplus")
         time.sleep(random.random())
         return None
 
     def _next_draw(self, trials: Sequence[FrozenTrial], count: int, slot: int) -> list[int]:
-        """Return what the next point's draw is seeded by, beside the seed; no draw that has a whole point is made again.
+        """Return the sampling seed of the next point, which no complete point has used.
 
-        The count of trials alone would not do: it falls where another worker's trial is closed and not yet repeated.
+        The number of trials is not sufficient, because it decreases when a trial of another worker is closed and not yet repeated.
         """
         made = [
             trial.user_attrs.get(_OWNER, {}).get(_DRAW)
@@ -146,36 +148,36 @@ class Sweep:
         others = ([*first, again] for again in itertools.count(1))
         return next(draw for draw in itertools.chain([first], others) if draw not in made)
 
-    def _fits(self, mine: Trial) -> bool:
-        """Say whether a trial is within the total, counting those of others that claimed before or at the same time.
+    def _fits(self, claimed: Trial) -> bool:
+        """Return whether this trial stays within the total.
 
-        Of two new trials the lower number goes first. A queued point has an old number, so it counts all that run; and a new trial
-        goes after points that are queued to be repeated.
+        Trials that other workers claimed earlier or concurrently are included. Of two new trials, the lower number has priority. A
+        queued point has an old number, so all running trials count before it. Queued points have priority over new trials.
         """
         trials = self.trials()
         planned = {trial.number for trial in trials if trial.user_attrs.get(_PLANNED) is not None}
         before = [
             trial
             for trial in trials
-            if trial.number != mine.number
-            and counts(trial)
+            if trial.number != claimed.number
+            and counts_towards_total(trial)
             and (
                 trial.state != TrialState.RUNNING
-                or trial.number < mine.number
-                or not planned.isdisjoint((trial.number, mine.number))
+                or trial.number < claimed.number
+                or not planned.isdisjoint((trial.number, claimed.number))
             )
         ]
         queued = sum(trial.state == TrialState.WAITING and trial.user_attrs.get(_PLANNED, -1) >= 0 for trial in trials)
-        if mine.number in planned:
+        if claimed.number in planned:
             queued = 0
         return len(before) + queued < self.total
 
     def beat(self, trial: Trial) -> None:
-        """Say that the trial's worker lives, for those who look from other machines."""
+        """Record a heartbeat of the trial, for workers on other machines."""
         trial.set_user_attr(_HEARTBEAT, datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def end(self, trial: Trial, ended: Ended) -> None:
-        """Write down how a trial ended; an interrupted one is queued again."""
+    def end(self, trial: Trial, ended: TrialResult) -> None:
+        """Record the result of a trial, and queue an interrupted trial again."""
         if ended.state == "interrupted":
             self.release(trial, "interrupted")
             return
@@ -189,10 +191,15 @@ class Sweep:
                 trial.set_user_attr(REASON, hide(ended.reason) or f"its objective is {ended.value}")
                 self.study.tell(trial, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            return  # silent for so long that another worker has taken it for dead, and repeats it
+            # Another worker has closed and repeated this trial, because this worker was silent for too long.
+            return
 
     def release(self, trial: Trial | FrozenTrial, why: str) -> bool:
-        """Close a running trial that does not count, and queue its point again; False where another worker was quicker."""
+        """Close a running trial that does not count, and queue its point again.
+
+        Returns:
+            False if another worker has already closed the trial.
+        """
         if not self._close(trial, why):
             return False
         closed = next(known for known in self.trials() if known.number == trial.number)
@@ -202,7 +209,7 @@ class Sweep:
 
     def _close(self, trial: Trial | FrozenTrial, why: str) -> bool:
         try:
-            # Optuna has no public way to write to another worker's trial
+            # Optuna has no public function to write to a trial of another worker.
             self.study._storage.set_trial_user_attr(trial._trial_id, ENDED, why)
             self.study.tell(trial.number, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
@@ -210,29 +217,32 @@ class Sweep:
         return True
 
     def _queue_again(self, trial: FrozenTrial) -> None:
-        """Queue a trial's point; one that was broken off while its point was drawn has none, and another is drawn instead."""
+        """Queue the point of a trial, unless it was interrupted during sampling."""
         point = _point(trial)
         if set(point) == set(self.distributions):
             self.study.enqueue_trial(point, user_attrs={_PLANNED: trial.number})
 
     def _key(self, point: Mapping[str, Any]) -> tuple[float | None, ...]:
-        """Return what is the same for the same point alone; `skip_if_exists` of Optuna looks at every trial for each."""
+        """Return a key that identifies a point.
+
+        `skip_if_exists` of Optuna compares every trial for each point, which is slow.
+        """
         return tuple(
             distribution.to_internal_repr(point[key]) if key in point else None
             for key, distribution in self.distributions.items()
         )
 
     def reap(self) -> list[FrozenTrial]:
-        """Close the running trials of dead workers, queue their points again, and return them."""
+        """Close, queue again and return the running trials of dead workers."""
         running = [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
         return [trial for trial in running if not self._is_alive(trial) and self.release(trial, "dead")]
 
     def begin(self, trials: int) -> None:
-        """Set how many trials there are to be, and queue what is to be tried: a grid, and points that were cut off and lost.
+        """Set the total, and queue the points of a grid and of lost trials.
 
         Raises:
-            ConfigError: a grid of too many points.
-            RunError: the storage is lost.
+            ConfigError: The grid has too many points.
+            RunError: The storage is unavailable.
         """
         points = search_space.grid(self.plan.search, TYPES) if self.plan.sampler == "grid" else []
         with storage_errors(self.url):
@@ -244,11 +254,15 @@ class Sweep:
             repeated = {trial.user_attrs.get(_PLANNED) for trial in known}
             for trial in known:
                 if _is_repeated(trial) and trial.number not in repeated:
-                    self._queue_again(trial)  # a worker was killed between closing it and queueing it
+                    # A worker was killed after closing this trial, before queueing it.
+                    self._queue_again(trial)
             self.study.set_user_attr("trials", min(trials, len(points)) if points else trials)
 
     def should_prune(self, trial: Trial) -> bool:
-        """Say whether the pruner wants no more of a trial; one thread at a time, for Hyperband makes its brackets at the first call."""
+        """Return whether the pruner stops a trial.
+
+        Only one thread may call the pruner, because Hyperband creates its brackets in the first call.
+        """
         with self._asking:
             return trial.should_prune()
 
@@ -264,34 +278,38 @@ class Sweep:
         last = datetime.fromisoformat(beat) if beat else started.astimezone()
         return datetime.now(UTC) - last < timedelta(seconds=SILENT_SECONDS)
 
-    def hopeless(self) -> str | None:
-        """Return why the sweep had better stop: its first trials, or many on end, failed since this process began; None otherwise."""
-        ended = [trial for trial in self.trials() if trial.state.is_finished() and counts(trial)]
-        # those before this start may have had a reason that is mended
+    def abort_reason(self) -> str | None:
+        """Return a reason to abort the sweep, None otherwise.
+
+        A sweep aborts if its first trials, or many consecutive trials, failed since the start of this process.
+        """
+        ended = [trial for trial in self.trials() if trial.state.is_finished() and counts_towards_total(trial)]
+        # The cause of earlier failures may be fixed.
         since = [trial for trial in ended if trial.number not in self._ended_before]
         since.sort(key=lambda trial: trial.datetime_complete or datetime.min)
         never = all(trial.state == TrialState.FAIL for trial in ended)
-        enough = min(FIRST_FAILURES, self.total - len(ended) + len(since)) if never else FAILURES_ON_END
+        enough = min(FIRST_FAILURES, self.total - len(ended) + len(since)) if never else CONSECUTIVE_FAILURES
         last = since[-enough:]
         if not last or len(last) < enough or any(trial.state != TrialState.FAIL for trial in last):
             return None
-        return f"the last {len(last)} trials all failed, the last one with: {last[-1].user_attrs.get(REASON, 'no reason given')}"
+        return f"the last {len(last)} trials all failed, the last one with: {last[-1].user_attrs.get(REASON, 'no recorded reason')}"
 
     def is_over(self) -> bool:
-        """Say whether as many trials as asked for have ended."""
-        return sum(counts(trial) and trial.state.is_finished() for trial in self.trials()) >= self.total
+        """Return whether all requested trials have ended."""
+        return sum(counts_towards_total(trial) and trial.state.is_finished() for trial in self.trials()) >= self.total
 
     def best(self) -> FrozenTrial | None:
-        """Return the best complete trial, the first of equals; None where there is none."""
+        """Return the best complete trial (the first of equals), or None."""
         complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
         sign = 1 if self.study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
         return max(complete, key=lambda trial: (sign * float(trial.value or 0), -trial.number), default=None)
 
 
-def counts(trial: FrozenTrial) -> bool:
-    """Say whether a trial counts against the total: it runs, or it ended by itself, be it in failure.
+def counts_towards_total(trial: FrozenTrial) -> bool:
+    """Return whether a trial counts towards the total.
 
-    One may have been taken for dead, and have ended before it was closed as that.
+    Running, complete, pruned and failed trials count. A trial without heartbeat may still finish before another worker closes
+    it; its result then counts.
     """
     if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
         return True
@@ -299,30 +317,33 @@ def counts(trial: FrozenTrial) -> bool:
 
 
 def _is_repeated(trial: FrozenTrial) -> bool:
-    """Say whether a closed trial's point is to be queued again: it was cut off, or it was one too many of a point that was queued."""
+    """Return whether the point of a closed trial must be queued again.
+
+    Its trial was interrupted, its worker died, or it was a queued point beyond the total.
+    """
     why = trial.user_attrs.get(ENDED)
     planned = trial.user_attrs.get(_PLANNED) is not None
     return trial.state == TrialState.FAIL and (why in ("dead", "interrupted") or (why == "surplus" and planned))
 
 
 def _point(trial: FrozenTrial) -> dict[str, Any]:
-    """Return a trial's point; of one that waits, what it will be."""
+    """Return the point of a trial, also of a waiting trial."""
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def create(url: str, name: str, plan: Plan, trials: int, *, maximize: bool) -> Sweep:
-    """Open the study `name`, creating it where it is not there; `Sweep.begin` then starts it.
+    """Open or create a study, which `Sweep.begin` then starts.
 
     Args:
-        url: of the storage.
-        name: of the study.
-        plan: what it is to be of.
-        trials: how many it is to have in all.
-        maximize: the objective, else minimize it.
+        url: URL of the storage.
+        name: Name of the study.
+        plan: Requested plan.
+        trials: Total number of trials.
+        maximize: Maximize the objective instead of minimizing it.
 
     Raises:
-        ConfigError: it is of something else (both are shown), or has more trials already.
-        RunError: the storage cannot be used.
+        ConfigError: The study has another plan (with the differences), or more ended trials.
+        RunError: The storage cannot be used.
     """
     storage = open_storage(url)
     with storage_errors(url):
@@ -336,39 +357,40 @@ def create(url: str, name: str, plan: Plan, trials: int, *, maximize: bool) -> S
         stored = study.user_attrs.get("plan")
         if stored is None:
             raise ConfigError(
-                f"--study {name}: the study in {shown(url)} is not one of ours, or its start was broken off. Give another name."
+                f"--study {name}: the study in {shown(url)} is not from skincancer, or its start was interrupted. Use another name."
             )
         if differences := Plan(**stored).differences(plan):
             raise ConfigError(
-                f"--study {name} in {shown(url)} is of something else:\n  "
+                f"--study {name} in {shown(url)} has other settings:\n  "
                 + "\n  ".join(differences)
-                + "\nGive another "
-                "--study, or go on with the values that it has."
+                + "\nUse another --study, or the settings of the study."
             )
-        done = sum(counts(trial) and trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+        done = sum(
+            counts_towards_total(trial) and trial.state.is_finished() for trial in study.get_trials(deepcopy=False)
+        )
         if trials < done:
             raise ConfigError(
-                f"--trials is {trials}, a total, but {done} trials of the study {name} have ended already. Give {done} or more."
+                f"--trials is {trials}, but {done} trials of the study {name} have already ended; expected a total of {done} or more."
             )
         return Sweep(study, url)
 
 
 def join(
-    url: str, name: str, wait_seconds: float = JOIN_SECONDS, tell: Callable[[str], None] = lambda text: None
+    url: str, name: str, wait_seconds: float = JOIN_SECONDS, say: Callable[[str], None] = lambda text: None
 ) -> Sweep:
-    """Open a study that a sweep has started, waiting for it where workers start before the sweep.
+    """Open the study of a started sweep, or wait for its start.
 
     Args:
-        url: of the storage.
-        name: of the study.
-        wait_seconds: how long.
-        tell: told once that it waits, and which studies there are.
+        url: URL of the storage.
+        name: Name of the study.
+        wait_seconds: Longest waiting time.
+        say: Prints once that the worker waits, and the existing studies.
 
     Raises:
-        RunError: it does not come, is not one of ours, or the storage cannot be used.
+        RunError: The study does not start in time, or the storage cannot be used.
     """
     storage = open_storage(url)
-    until, told = time.monotonic() + wait_seconds, False
+    until, reported = time.monotonic() + wait_seconds, False
     with storage_errors(url):
         while True:
             names: Sequence[str] = optuna.get_all_study_names(storage)
@@ -376,14 +398,14 @@ def join(
                 study = optuna.load_study(study_name=name, storage=storage)
                 if {"parent_run", "trials"} <= set(study.user_attrs):
                     return Sweep(study, url, joined=True)
-            there = f"there is no started study {name} in {shown(url)} (there: {', '.join(names) or 'none'})"
+            missing = f"the study {name} has not been started in {shown(url)} (existing studies: {', '.join(names) or 'none'})"
             if time.monotonic() >= until:
                 break
-            if not told:
-                tell(f"waiting up to {wait_seconds / 60:.0f} minutes: {there}")
-                told = True
+            if not reported:
+                say(f"waiting up to {wait_seconds / 60:.0f} minutes: {missing}")
+                reported = True
             time.sleep(min(1.0, wait_seconds / 10))
     raise RunError(
-        f"--worker: {there}, and none came in {wait_seconds / 60:.1f} minutes. Start the sweep first: python -m skincancer.sweep "
+        f"--worker: {missing}, also after {wait_seconds / 60:.1f} minutes. Start the sweep first: python -m skincancer.sweep "
         f"--experiment NAME --trials N --study {name} --storage URL"
     )

@@ -1,9 +1,10 @@
-"""Trials of a sweep, each in its own process. Workers start this process by `python -m skincancer.sweep trial-process`.
+"""Process that runs trials of a sweep: `python -m skincancer.sweep trial-process`.
 
-It imports what training needs, once, and for each order, a line of JSON on standard input (the experiment's file, the trial's number
-and its log), forks the process that trains: a trial pays no imports, frees its GPU, and can crash alone. That process tells lines of
-JSON through a pipe: the run's id, `val/<monitor>` of each epoch, and the objective at the end; last comes its exit code. To each epoch
-the worker answers "go" or "prune" on standard input; where that ends, the worker is gone or has no more trials, and so both end.
+This process imports the modules of training once. For each order, a line of JSON on standard input (experiment file, trial number, log
+path), it forks a process that trains. A trial therefore needs no imports, releases its GPU at the end, and a crash affects only that
+trial. The forked process writes lines of JSON to a pipe: the run id, `val/<monitor>` of each epoch, and the objective. Its exit code
+follows. The worker answers each epoch with "go" or "prune" on standard input. Both processes end at the end of standard input, when the
+worker has exited or has no more trials.
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ from skincancer.schema import Experiment
 from skincancer.system.console import run_verb
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
 
-TRIAL_PROCESS = "trial-process"  # first argument of the process of a worker
-GO, PRUNE = "go", "prune"
-_GONE = "gone"  # what a trial that waits for an answer hears where its worker died
-GRACE_SECONDS = 30.0  # for a trial to write its end
-FORKS = sys.platform != "darwin"  # Metal does not work in a forked process
-AHEAD = (  # what `fit` imports when it is called, and the libraries that are slow to import
+# First argument of the process.
+TRIAL_PROCESS = "trial-process"
+# Answers to an epoch. _GONE replaces the answer if the worker died.
+GO, PRUNE, _GONE = "go", "prune", "gone"
+# Time for a trial to record its end.
+GRACE_SECONDS = 30.0
+# Metal does not work in a forked process.
+FORKS = sys.platform != "darwin"
+# Modules that `fit` imports when called, and libraries that are slow to import.
+AHEAD = (
     "skincancer.training.distributed",
     "skincancer.training.recorder",
     "skincancer.training.trainer",
@@ -49,13 +54,13 @@ AHEAD = (  # what `fit` imports when it is called, and the libraries that are sl
 
 @dataclass
 class TrialLink:
-    """A trial's line to its worker, and what its MLflow run is called by.
+    """Connection of a trial to its worker, and names of its MLflow run.
 
     Args:
-        number: of the trial.
+        number: Number of the trial.
         parent: MLflow run id of the sweep.
-        params: the point of the space, dotted key to value.
-        pipe: file descriptor to write lines to.
+        params: Point of the search space, by dotted key.
+        pipe: File descriptor for messages to the worker.
     """
 
     number: int
@@ -66,32 +71,39 @@ class TrialLink:
     _answers: queue.Queue[str] = field(default_factory=queue.Queue)
 
     def listen(self) -> None:
-        """Take answers from standard input, and end this process where it ends."""
+        """Read answers from standard input, and end this process at its end."""
         threading.Thread(target=self._listen, name="worker", daemon=True).start()
 
     def _listen(self) -> None:
         for line in sys.stdin:
             self._answers.put(json.loads(line))
         os.kill(os.getpid(), signal.SIGTERM)
-        self._answers.put(_GONE)  # a signal that arrives just before a thread waits for a lock does not wake it
-        # a main thread that hangs in a library hears no signal; this says where it hangs, and ends it
+        # A signal that arrives just before a thread waits for a lock does not wake the thread.
+        self._answers.put(_GONE)
+        # A main thread that hangs in a library ignores signals. The traceback shows where it hangs.
         faulthandler.dump_traceback_later(GRACE_SECONDS, exit=True)
 
     def tags(self) -> dict[str, str]:
-        """Return the tags that make a run a trial of its sweep."""
+        """Return the MLflow tags of a trial of this sweep."""
         return {"kind": "trial", "mlflow.parentRunId": self.parent, STATE_TAG: "RUNNING"}
 
     def log_params(self) -> dict[str, Any]:
-        """Return the trial's number and its point."""
+        """Return the number and the point of the trial."""
         return {"trial": self.number, **self.params}
 
     def run_started(self, run_id: str) -> None:
-        """Tell the worker which run is written."""
-        self._tell(run=run_id)
+        """Send the run id to the worker."""
+        self._send(run=run_id)
 
     def report(self, epoch: int, value: float, last: bool) -> bool:
-        """Tell the monitored value of an epoch (from 1); return whether the worker wants no more. The last epoch is never pruned."""
-        self._tell(epoch=epoch, value=value, last=last)
+        """Send the monitored value of an epoch, and return whether to prune.
+
+        Args:
+            epoch: Number of the epoch, from 1.
+            value: Monitored value.
+            last: This is the last epoch, which is never pruned.
+        """
+        self._send(epoch=epoch, value=value, last=last)
         answer = GO if last else self._answers.get()
         if answer == _GONE:
             raise Interrupted(signal.SIGTERM)
@@ -99,14 +111,15 @@ class TrialLink:
         return self.pruned
 
     def ended(self, objective: float | None) -> None:
-        """Tell the objective, or that the trial was pruned (None)."""
-        self._tell(**({"pruned": True} if objective is None else {"objective": objective}))
+        """Send the objective, or None for a pruned trial."""
+        self._send(**({"pruned": True} if objective is None else {"objective": objective}))
 
-    def _tell(self, **message: Any) -> None:
+    def _send(self, **message: Any) -> None:
         try:
             _write(self.pipe, **message)
         except BrokenPipeError:
-            raise Interrupted(signal.SIGTERM) from None  # the worker is gone
+            # The worker has exited.
+            raise Interrupted(signal.SIGTERM) from None
 
 
 FitTrial = Callable[[Experiment, TrialLink], None]
@@ -117,31 +130,38 @@ def _verb(argv: Sequence[str], fit: FitTrial) -> None:
     parser.add_argument("--pipe", type=int, required=True)
     pipe = parser.parse_args(argv).pipe
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)  # a trial obeys them; what forks them ends with standard input
+        # Trials handle these signals. This process ends with standard input.
+        signal.signal(signum, signal.SIG_IGN)
     for name in AHEAD:
         importlib.import_module(name)
-    given = _next_order(pipe)
-    if given is None:
+    order = _next_order(pipe)
+    if order is None:
         return
     with signals_as_interrupts():
-        experiment, _ = resolve(given.pop("config"), {})
-        link = TrialLink(**given, pipe=pipe)
+        experiment, _ = resolve(order.pop("config"), {})
+        link = TrialLink(**order, pipe=pipe)
         link.listen()
         fit(experiment, link)
 
 
 def _next_order(pipe: int) -> dict[str, Any] | None:
-    """Wait for orders and fork a process for each: it returns there, with the order, and in this process (None) where they end.
+    """Wait for orders, and fork a process for each.
 
-    On macOS it returns in this process, which then ends with the trial, and the worker starts another.
+    On macOS, where no process is forked, this process runs the trial and ends, and the worker starts another process.
+
+    Returns:
+        The order, in the forked process. None in this process, at the end of the orders.
     """
-    gc.freeze()  # so that a trial's garbage collector leaves the shared pages alone
+    # The garbage collector of a trial must not copy shared memory pages.
+    gc.freeze()
     while line := sys.stdin.readline():
-        given = json.loads(line)
-        if given in (GO, PRUNE):
-            continue  # for a trial that has ended since
-        log = given.pop("log")
-        sys.stdout.flush()  # what waits in a buffer would be written by the trial too, and into its log
+        order = json.loads(line)
+        # An answer to a trial that has ended.
+        if order in (GO, PRUNE):
+            continue
+        log = order.pop("log")
+        # The trial would otherwise write buffered output again, to its log.
+        sys.stdout.flush()
         sys.stderr.flush()
         child = os.fork() if FORKS else 0
         if not child:
@@ -149,7 +169,7 @@ def _next_order(pipe: int) -> dict[str, Any] | None:
             for stream in (1, 2):
                 os.dup2(output, stream)
             os.close(output)
-            return dict(given)
+            return dict(order)
         _, status = os.waitpid(child, 0)
         with contextlib.suppress(BrokenPipeError):
             _write(pipe, exit=os.waitstatus_to_exitcode(status))
@@ -164,10 +184,10 @@ def main(argv: Sequence[str], fit: FitTrial) -> int:
     """Run trials until standard input ends.
 
     Args:
-        argv: `--pipe` and the number of a file descriptor to write to.
-        fit: trains one trial.
+        argv: `--pipe` and the number of the file descriptor for messages.
+        fit: Trains one trial.
 
     Returns:
-        The exit code. In the process of a trial: the exit code of that trial.
+        Exit code of this process, or of the trial in a forked process.
     """
     return run_verb(partial(_verb, fit=fit), argv)

@@ -1,4 +1,4 @@
-"""The process of a worker's slot that forks its trials: how it is started, told what to do, and ended."""
+"""Process of a worker that forks its trials: start, orders and end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from skincancer.system.hardware import find_process
 
 
 def new_log(folder: Path, slot: int) -> Path:
-    """Return where the process of a slot is to write, and remove what those of workers that were killed on this machine have left."""
+    """Return the log path of a slot, and delete logs of killed workers."""
     host = socket.gethostname()
     for log in folder.glob(f"slot_{glob.escape(host)}_*.log"):
         if find_process(int(log.stem.split("_")[-2])) is None:
@@ -27,12 +27,14 @@ def new_log(folder: Path, slot: int) -> Path:
 
 
 class Slot:
-    """Such a process, in a session of its own: it takes orders on standard input, and its trials answer through a pipe.
+    """Process of one slot, in a separate session.
+
+    The process reads orders from standard input. Its trials answer through a pipe.
 
     Args:
-        command: gets `--pipe` and the pipe's number.
-        log: takes what it prints outside its trials.
-        environment: of it.
+        command: Command line, to which `--pipe` and the number of the pipe are added.
+        log: File for its output outside trials.
+        environment: Environment variables of the process.
     """
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
@@ -51,34 +53,36 @@ class Slot:
         finally:
             os.close(writing)
 
-    def say(self, words: Any) -> None:
-        """Send a line; a process that has ended does not hear it."""
+    def send(self, message: Any) -> None:
+        """Send a line, unless the process has ended."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
-            self.process.stdin.write((json.dumps(words) + "\n").encode())
+            self.process.stdin.write((json.dumps(message) + "\n").encode())
             self.process.stdin.flush()
 
     def end(self) -> None:
-        """Leave nothing of it behind; one that is still there is asked first."""
+        """End the process and its children, gently if it still runs."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
-            self.process.stdin.close()  # which it takes for its end
+            # The process ends at the end of its standard input.
+            self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(GRACE_SECONDS)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # and its loaders
+            # The group includes the loader processes.
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.pipe.close()
 
 
-def why_ended(code: int, log: Path) -> str:
-    """Say why a trial's process ended, from its exit code and the last it wrote."""
+def exit_reason(code: int, log: Path) -> str:
+    """Return why the process of a trial ended, from its exit code and log."""
     text = log.read_bytes()[-20_000:].decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("error: ")]
-    last = (told or lines or ["it wrote nothing"])[-1]
+    errors = [line for line in lines if line.startswith("error: ")]
+    last = (errors or lines or ["no output"])[-1]
     if code < 0:
         name = signal.Signals(-code).name
-        hint = "; the system kills so where memory runs out" if -code == signal.SIGKILL else ""
-        return f"killed by {name}{hint}; last it wrote: {last} (all of it: {log})"
-    return f"exit code {code}: {last.removeprefix('error: ')} (all of it: {log})"
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"killed by {name}{hint}; last output: {last} (complete log: {log})"
+    return f"exit code {code}: {last.removeprefix('error: ')} (complete log: {log})"

@@ -1,4 +1,7 @@
-"""What a person sees: rich tables and progress bars on a terminal, plain whole tables in a pipe; errors without traceback."""
+"""Console output: tables, warnings, progress bars and exit codes.
+
+In a pipe, tables are plain text and are never cut.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,26 @@ from skincancer.errors import RunError, SkinCancerError
 from skincancer.system.credentials import hide
 from skincancer.system.interrupts import Interrupted
 
-_PIPE_WIDTH = 10_000  # in a pipe a table is as wide as its content, and no name is cut, unless COLUMNS says so
+# In a pipe a table is as wide as its content, so that no name is cut, unless COLUMNS is set.
+_PIPE_WIDTH = 10_000
 
 
 def make_console(stderr: bool = False) -> Console:
-    """Return a console for standard output (or error); in a pipe it is as wide as $COLUMNS, where that is set."""
+    """Return a console for standard output or error.
+
+    In a pipe the width is $COLUMNS if the variable is set.
+    """
     stream = sys.stderr if stderr else sys.stdout
-    told = os.environ.get("COLUMNS", "")  # as every terminal program reads it
-    width = None if stream.isatty() else int(told) if told.isdecimal() and int(told) else _PIPE_WIDTH
+    columns = os.environ.get("COLUMNS", "")
+    width = None if stream.isatty() else int(columns) if columns.isdecimal() and int(columns) else _PIPE_WIDTH
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=not stream.isatty())
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Table:
-    """Return a table; columns of numbers are right-aligned. Cell texts are taken literally."""
+    """Return a table with numeric columns aligned to the right.
+
+    Cell texts are printed literally, without rich markup.
+    """
     table = Table(
         title=Text(title), caption=Text(caption) if caption else None, title_justify="left", caption_justify="left"
     )
@@ -45,7 +55,7 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 
 
 def warn(console: Console, title: str, text: str) -> None:
-    """Print what nobody may overlook: a box on a terminal, lines of their own in a pipe."""
+    """Print a warning: a box, or lines with `!!!` in a pipe."""
     if console.is_terminal:
         console.print(Panel(Text(text), title=Text(title), border_style="bold yellow", title_align="left"))
     else:
@@ -55,7 +65,10 @@ def warn(console: Console, title: str, text: str) -> None:
 
 @contextlib.contextmanager
 def progress_bars(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Yield a maker of progress callbacks: `bars(title)(done, total)`. In a pipe only the end of each is printed."""
+    """Yield a factory of progress callbacks, called as `bars(title)(done, total)`.
+
+    In a pipe only the end of each task is printed.
+    """
     if not console.is_terminal:
 
         def plain(title: str) -> Callable[[int, int], None]:
@@ -91,7 +104,7 @@ def program(verb: str) -> str:
 def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit code.
 
-    0; 2 for what was asked wrongly; 1 for a run that failed; 130 or 143 for SIGINT or SIGTERM. Expected errors have no traceback.
+    0 is success, 1 a failed run, 2 a wrong request, 130 SIGINT and 143 SIGTERM. Expected errors are printed without a traceback.
     """
     try:
         with contextlib.suppress(BrokenPipeError):
@@ -101,7 +114,7 @@ def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         make_console(stderr=True).print(Text(f"error: {hide(error)}"))
         return 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
-        make_console(stderr=True).print("interrupted; the same command can be given again")
+        make_console(stderr=True).print("interrupted; rerun the same command to start again")
         return 130
     except Interrupted as interrupt:
         make_console(stderr=True).print(Text(f"interrupted by {interrupt}"))

@@ -1,6 +1,6 @@
-"""Addresses of stores as they may be printed and kept: without their passwords.
+"""Store addresses without their passwords, for output and logs.
 
-Whoever opens a store calls `remember`; from then on `hide` knows its password, and tracebacks of this process do not tell it either.
+Call `remember(uri)` before opening a store. `hide` and tracebacks of this process then mask the password.
 """
 
 from __future__ import annotations
@@ -14,51 +14,54 @@ from urllib.parse import quote, unquote
 from skincancer.errors import SkinCancerError
 
 HIDDEN = "***"
-# a password may hold '/' and '@' that should have been written %2F and %40; digits before a '/' are a port
+# A password may contain '/' and '@' that should have been written as %2F and %40. Digits before a '/' are a port.
 _PASSWORD = re.compile(r"^([\w+.-]+://[^:/?#@]*):(?!\d*/)([^@]*(?:@[^@/?#]*(?=@))*)@")
 _IN_QUERY = re.compile(r"([?&][^=&#]*(?:pass|secret|token)[^=&#]*=)([^&#]*)", re.IGNORECASE)
 _known: set[str] = set()
 
 
 def shown(uri: str) -> str:
-    """Return an address as it may be printed and logged: with *** for its password."""
+    """Return an address with *** in place of its password."""
     return _IN_QUERY.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1:{HIDDEN}@", uri))
 
 
 def without_password(uri: str) -> str:
-    """Return an address as it may be kept: its password is left out, and has to come from elsewhere."""
+    """Return an address for files, without its password."""
     return _IN_QUERY.sub(r"\1", _PASSWORD.sub(r"\1@", uri))
 
 
 def hide(text: object, *uris: str) -> str:
-    """Return a text, such as an error's, without the passwords of `uris` and of all addresses that were remembered."""
-    found = str(text)
+    """Mask the passwords of `uris` and remembered addresses in a text."""
+    masked = str(text)
     for uri in uris:
-        found = found.replace(uri, shown(uri))
+        masked = masked.replace(uri, shown(uri))
     for secret in sorted(_known.union(*map(_secrets, uris)), key=len, reverse=True):
-        found = found.replace(secret, HIDDEN)
-    return found
+        masked = masked.replace(secret, HIDDEN)
+    return masked
 
 
-def tell_error(error: BaseException) -> str:
-    """Return an error's words without passwords, with its type where it is not one of ours."""
+def format_error(error: BaseException) -> str:
+    """Return an error message without passwords.
+
+    The message of an unexpected error starts with the type of the error.
+    """
     return hide(error if isinstance(error, SkinCancerError) else f"{type(error).__name__}: {error}")
 
 
 def remember(uri: str) -> None:
-    """Have the password of an address hidden wherever this process tells an error."""
+    """Mask the password of an address in later error output."""
     secrets = _secrets(uri)
     if secrets and not _known:
-        sys.excepthook = _tell
+        sys.excepthook = _print_traceback
     _known.update(secrets)
 
 
 def _secrets(uri: str) -> set[str]:
-    """Return a password in every way of writing it that an error may have."""
-    given = [match[2] for match in _PASSWORD.finditer(uri)] + [match[2] for match in _IN_QUERY.finditer(uri)]
-    return {text for secret in given for text in (secret, unquote(secret), quote(unquote(secret), safe="")) if text}
+    """Return the passwords of an address, each as written, percent-decoded and percent-encoded."""
+    secrets = [match[2] for match in _PASSWORD.finditer(uri)] + [match[2] for match in _IN_QUERY.finditer(uri)]
+    return {text for secret in secrets for text in (secret, unquote(secret), quote(unquote(secret), safe="")) if text}
 
 
-def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print what ends this process, as Python does, without passwords."""
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an uncaught exception without passwords."""
     sys.stderr.write(hide("".join(traceback.format_exception(kind, error, trace))))

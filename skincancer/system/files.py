@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and tried before the work that they are for."""
+"""Atomic writes, and checks of output paths and free disk space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from skincancer.errors import ConfigError, DataError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, and the folders to it; whoever is killed while writing leaves what was there before."""
+    """Write a text file atomically, with its parent folders.
+
+    If the process is killed while writing, the previous content stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -23,17 +26,13 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def check_folder(folder: Path, flag: str) -> None:
-    """Make a folder, and try to write into it.
-
-    Args:
-        folder: to be made, with those above it, where it is not there.
-        flag: that named it, for the message.
+    """Create a folder with its parents and check write access.
 
     Raises:
-        ConfigError: it is a file, or cannot be made or written.
+        ConfigError: the folder is a file, cannot be created or is not writable.
     """
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{flag} {folder} is a file; give a folder, which is made where there is none.")
+        raise ConfigError(f"{flag} is {folder}, a file; expected a folder. Use a folder; a missing one is created.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -43,17 +42,15 @@ def check_folder(folder: Path, flag: str) -> None:
 
 
 def check_file(path: Path, flag: str) -> None:
-    """Make the folder of a file, and try to write there; what the file holds is left alone.
+    """Create the parent folder of a file and check write access.
 
-    Args:
-        path: of the file.
-        flag: that named it, for the message.
+    The content of an existing file does not change.
 
     Raises:
-        ConfigError: it is a folder, or cannot be written.
+        ConfigError: the path is a folder or is not writable.
     """
     if path.is_dir():
-        raise ConfigError(f"{flag} {path} is a folder; give a file.")
+        raise ConfigError(f"{flag} is {path}, a folder; expected a file. Use the path of a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
@@ -64,54 +61,50 @@ def check_file(path: Path, flag: str) -> None:
 
 def _unwritable(flag: str, path: Path, error: OSError, what: str) -> ConfigError:
     file = next((f"{above} is a file" for above in path.parents if above.is_file()), "")
-    return ConfigError(
-        f"{flag} {path} cannot be written: {file or error.strerror or error}. Give a {what} that can be."
-    )
+    return ConfigError(f"{flag} {path} cannot be written: {file or error.strerror or error}. Use a writable {what}.")
 
 
 UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 def show_size(size: float) -> str:
-    """Return a number of bytes in the largest unit of which it has one."""
+    """Return a number of bytes with a unit, such as "1.25 GB"."""
     unit = next((name for name, value in UNITS.items() if size >= value), "kB")
     return f"{size / UNITS[unit]:.2f} {unit}"
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Check that the disk of a folder has room.
-
-    Args:
-        folder: an existing folder.
-        needed: bytes.
-        what: that needs them, for the message.
+    """Check that the disk of a folder has `needed` free bytes.
 
     Raises:
-        DataError: there is less; says how much is needed and free.
+        DataError: less space is free; the message contains both sizes.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"the disk under {folder} has {show_size(free)} free; {what} needs {show_size(needed)}. Free some space, or "
-            "name a folder on another disk with --data.root."
+            f"the disk of {folder} has {show_size(free)} free; {what} needs {show_size(needed)}. Free some space, or use "
+            "a folder on another disk with --data.root."
         )
 
 
 def disk_full(error: OSError, folder: Path, doing: str) -> Exception:
-    """Return what to raise for a failed write: a DataError that names the cause."""
+    """Return a DataError with the cause of a failed write.
+
+    The folder may be missing.
+    """
     free = shutil.disk_usage(folder).free if folder.is_dir() else 0
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(
-            f"the disk under {folder} is full ({show_size(free)} free): {doing}. Free some space and run again: it goes "
-            "on from what has come; or name a folder on another disk with --data.root."
+            f"the disk of {folder} is full ({show_size(free)} free): {doing}. Free some space and rerun the command, which "
+            "resumes; or use a folder on another disk with --data.root."
         )
     if folder.is_dir():
         return DataError(
-            f"{folder} cannot be written: {error.strerror or error}. Name a folder that can, with --data.root."
+            f"{folder} cannot be written: {error.strerror or error}. Use a writable folder with --data.root."
         )
     above = next(place for place in folder.absolute().parents if place.exists())
-    # the system's word for a place that takes no folder, such as /proc, is that the new one does not exist
+    # In places without new folders, such as /proc, the system reports that the new folder does not exist.
     why = "" if error.errno == errno.ENOENT else f" ({error.strerror or error})"
     return DataError(
-        f"{folder} cannot be made: {above} takes no new folder{why}. Name one that can be made, with --data.root."
+        f"{folder} cannot be created: {above} takes no new folder{why}. Use a writable folder with --data.root."
     )

@@ -14,20 +14,26 @@ import psutil
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next batch instead of handing it back to the system.
+    """Make glibc keep freed memory for the next batch.
 
-    On a CPU the pages of every large tensor are otherwise mapped and cleared anew: a third of the time of a training step of
-    tf_efficientnet_lite0 (benchmarks/allocator.py), and half of the time of its answers (benchmarks/predict.py). It holds for the whole
-    process, which from then on keeps its peak of memory. Does nothing where the C library is another.
+    Otherwise the pages of every large CPU tensor are mapped and cleared again: a third of the time of a training step of
+    tf_efficientnet_lite0 (benchmarks/allocator.py), and half of its inference time (benchmarks/predict.py). The whole process then
+    keeps its peak of memory. Does nothing with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: large blocks from the heap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never shrink it
+        # M_MMAP_MAX: allocate large blocks on the heap.
+        mallopt(-4, 0)
+        # M_TRIM_THRESHOLD: never shrink the heap.
+        mallopt(-1, 2**31 - 1)
 
 
 def device_name(accelerator: str) -> str:
-    """Return what a Trainer with this `accelerator` computes on, such as "NVIDIA A100" or "Intel Xeon …, 8 cores"."""
+    """Return the device of a Trainer, such as "NVIDIA A100".
+
+    Args:
+        accelerator: `accelerator` of the Trainer, such as auto, gpu or cpu.
+    """
     import torch
 
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -43,7 +49,7 @@ def device_name(accelerator: str) -> str:
 
 
 def owner_tags() -> dict[str, str]:
-    """Return the tags that say which process owns a run: host, pid, process start, boot id."""
+    """Return the tags that identify this process as owner of a run."""
     return {
         "host": socket.gethostname(),
         "pid": str(os.getpid()),
@@ -60,7 +66,10 @@ def _boot_id() -> str:
 
 
 def owner_alive(tags: Mapping[str, str]) -> bool | None:
-    """Say whether the process that owns a run lives; None where this machine cannot know (other host, or since rebooted)."""
+    """Return whether the process that owns a run is alive.
+
+    None if the process ran on another host, or before this host was rebooted.
+    """
     if tags.get("host") != socket.gethostname() or tags.get("boot_id") != _boot_id():
         return None
     try:
@@ -71,7 +80,10 @@ def owner_alive(tags: Mapping[str, str]) -> bool | None:
 
 
 def find_process(pid: int) -> psutil.Process | None:
-    """Return a process of this machine that lives; None where it is gone, or dead and not waited for, as in a container without an init."""
+    """Return a live process of this machine, or None.
+
+    Zombies count as exited: in a container without an init process they stay in the process table.
+    """
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process

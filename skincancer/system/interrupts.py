@@ -10,15 +10,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-# schedulers often send the same signal twice at once; a person who waits for a dead server sends another
+# Schedulers often send the same signal twice at once. A user who waits for an unresponsive server sends another one later.
 HOLD_SECONDS = 5.0
 _AGAIN_SECONDS = 0.05
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived; `exit_code` is what a shell expects (130 or 143).
+    """SIGINT or SIGTERM as an exception, with exit code 130 or 143.
 
-    A BaseException, so that no library takes it for an error of its own; Lightning would end a KeyboardInterrupt with exit code 1.
+    A BaseException, so that no library handles the signal as an ordinary error. Lightning would end a KeyboardInterrupt with exit code 1.
     """
 
     def __init__(self, signum: int) -> None:
@@ -28,35 +28,36 @@ class Interrupted(BaseException):
 
 
 class _Arrived:
-    """What became of SIGINT and SIGTERM in this process."""
+    """State of SIGINT and SIGTERM in this process."""
 
     holds = 0
     held: int | None = None
     held_at = 0.0
-    told = False
+    raised = False
     dropped: int | None = None
 
 
 @contextlib.contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `Interrupted`; later ones are ignored, so that the end can be written.
+    """Raise `Interrupted` for the first SIGINT or SIGTERM.
 
-    Python drops whatever is raised inside a callback of a weak reference or a `__del__`, and signals do arrive there: garbage
-    collected during `torch.save` is the first Python code to run in a while. Such an `Interrupted` is raised again outside.
+    Later signals are ignored, so that the end of the run can be recorded. Python drops exceptions inside a callback of a weak
+    reference or a `__del__`, and signals do arrive there: during `torch.save`, garbage collection is the first Python code to run in a
+    while. An `Interrupted` that was dropped there is raised again outside.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Arrived.holds, _Arrived.held, _Arrived.told, _Arrived.dropped = 0, None, False, None
+    _Arrived.holds, _Arrived.held, _Arrived.raised, _Arrived.dropped = 0, None, False, None
 
     def handle(signum: int, _: Any) -> None:
-        if _Arrived.told:
+        if _Arrived.raised:
             return
         if _Arrived.holds and _Arrived.held is None:
             _Arrived.held, _Arrived.held_at = signum, time.monotonic()
         if _Arrived.holds and time.monotonic() - _Arrived.held_at < HOLD_SECONDS:
             return
-        _Arrived.told = True
+        _Arrived.raised = True
         raise Interrupted(signum)
 
     def on_dropped(what: sys.UnraisableHookArgs) -> None:
@@ -69,7 +70,7 @@ def signals_as_interrupts() -> Iterator[None]:
 
     def once_more(_: int, frame: Any) -> None:
         if _Arrived.dropped is not None:
-            signum, _Arrived.dropped, _Arrived.told = _Arrived.dropped, None, False
+            signum, _Arrived.dropped, _Arrived.raised = _Arrived.dropped, None, False
             handle(signum, frame)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -86,16 +87,19 @@ def signals_as_interrupts() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignore SIGINT and SIGTERM until the end of `signals_as_interrupts`, so that an end that is already known can be written."""
-    _Arrived.told = True
+    """Ignore SIGINT and SIGTERM until the end of `signals_as_interrupts`.
+
+    Call before recording the known end of a run, so that a late signal cannot interrupt the recording.
+    """
+    _Arrived.raised = True
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold a signal back until the block ends; a second one breaks in if the first has waited for `HOLD_SECONDS`.
+    """Delay a signal until the block ends.
 
-    For calls that write to the tracking store: a database statement that is broken off half-way keeps the database locked, and the
-    run's end could not be written.
+    A second signal interrupts the block if the first one has waited for `HOLD_SECONDS`. Use for writes to the tracking store: an
+    interrupted database statement keeps the database locked, and the end of the run could not be recorded.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -105,6 +109,6 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         _Arrived.holds -= 1
-        if not _Arrived.holds and _Arrived.held is not None and not _Arrived.told:
-            _Arrived.told = True
+        if not _Arrived.holds and _Arrived.held is not None and not _Arrived.raised:
+            _Arrived.raised = True
             raise Interrupted(_Arrived.held)

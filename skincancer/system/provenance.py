@@ -1,4 +1,4 @@
-"""What a run ran on and with: the machine, the checkout, the packages."""
+"""Code and software versions of a run: git commit and installed packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def git_tags() -> dict[str, str]:
-    """Return commit and dirty flag of the checkout that this package runs from; empty strings outside one."""
+    """Return commit and dirty flag of the checkout, or empty strings."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -21,16 +21,16 @@ def git_tags() -> dict[str, str]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    # `status` of an unrelated repository around site-packages would be misleading
+    # The status of an unrelated repository around site-packages would be misleading.
     if commit is None or git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is None:
         return {"git_commit": "", "git_dirty": ""}
     return {"git_commit": commit, "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
 
 
 def model_requirements(*more: str) -> list[str]:
-    """Return the versions that a logged model needs, of `more` packages too.
+    """Return the pinned requirements of a logged model, including `more` packages.
 
-    They are given outright, since MLflow's own inference imports the model twice.
+    MLflow would import the model twice to infer the requirements.
     """
     return [
         f"{name}=={importlib.metadata.version(name)}"
@@ -38,9 +38,10 @@ def model_requirements(*more: str) -> list[str]:
     ]
 
 
-@functools.cache  # hundreds of files are read
+# Cached, because hundreds of metadata files are read.
+@functools.cache
 def environment_text() -> str:
-    """Return Python, platform and every installed distribution with its version, one a line."""
+    """Return versions of Python, platform and installed distributions, one per line."""
     files = [distribution.metadata for distribution in importlib.metadata.distributions()]
     names = {file["Name"]: file["Version"] for file in files if file["Name"]}
     packages = [f"{name}=={version}" for name, version in sorted(names.items(), key=lambda item: item[0].lower())]

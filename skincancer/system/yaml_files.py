@@ -13,7 +13,7 @@ from skincancer.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without base-60 numbers (`80:20` stays text) and with floats such as `1e-4`."""
+    """Loader that reads `80:20` as text and `1e-4` as a float."""
 
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -30,24 +30,24 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
+    """Read a YAML file that contains a mapping.
 
     Raises:
-        ConfigError: unreadable, not YAML, or not a mapping.
+        ConfigError: the file is unreadable, not YAML, or not a mapping.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds {type(content).__name__}, not a mapping of sections such as `data:`")
+        raise ConfigError(f"{path} contains {type(content).__name__}; expected a mapping of sections such as `data:`.")
     return content
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that either PyYAML or our loader would take for a number."""
+    """Dumper that quotes texts that PyYAML or `_Loader` would read as numbers."""
 
 
 _Dumper.yaml_implicit_resolvers = {
@@ -57,5 +57,5 @@ _Dumper.yaml_implicit_resolvers = {
 
 
 def dump_yaml(content: Mapping[str, Any]) -> str:
-    """Write a mapping as YAML, keys in their order."""
+    """Return a mapping as YAML text, with the keys in their order."""
     return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from skincancer.models.tasks.base import Task
 from skincancer.runs.artifacts import EPOCHS_FILE
@@ -149,14 +149,8 @@ def averaging_note(decay: float, steps: int) -> str:
     )
 
 
-def lightning_bars() -> Callback:
-    """Return progress bars that count epochs from 1."""
-    from pytorch_lightning.callbacks import RichProgressBar
+class EpochBars(RichProgressBar):
+    """Progress bars that count epochs from 1, as every table does."""
 
-    class Bars(RichProgressBar):
-        """Counts epochs from 1, as every table does."""
-
-        def _get_train_description(self, current_epoch: int) -> str:
-            return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
-
-    return Bars(leave=False)
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"

@@ -1,7 +1,7 @@
-"""What starts the ranks of a run, and whether it starts as many as the experiment asks for.
+"""Ranks of a run: count them, and check that the launcher starts as many.
 
-A rank is a process that trains with others, one a device. Ranks are started by fit's own command line, by torchrun, or by srun in a
-SLURM job, as Lightning detects them by their environment variables.
+A rank is one of the processes that train together, one per device. Lightning, torchrun or srun in a SLURM job starts the ranks.
+Lightning detects torchrun and SLURM by their environment variables.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def count_ranks(trainer: TrainerConfig) -> int:
 
 
 def check_launcher(trainer: TrainerConfig) -> None:
-    """Check that what starts the ranks starts as many as the experiment asks for: this command line, torchrun or SLURM.
+    """Check that the launcher starts as many ranks as the experiment needs.
 
     Raises:
-        ConfigError: torchrun or SLURM started another number of processes.
-        RunError: several devices, and called from a notebook or another script.
+        ConfigError: torchrun or SLURM has started another number of processes.
+        RunError: several devices in a notebook or in a script.
     """
     ranks = count_ranks(trainer)
     asked = f"trainer.devices {trainer.devices} × trainer.num_nodes {trainer.num_nodes} are {ranks} processes"
@@ -53,8 +53,7 @@ def check_launcher(trainer: TrainerConfig) -> None:
         elif ranks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
             raise ConfigError(f"{asked}: tell SLURM so with #SBATCH --ntasks-per-node, not with --ntasks.")
     elif ranks > 1 and "LOCAL_RANK" not in os.environ:
-        main = getattr(sys.modules["__main__"], "__spec__", None)
-        if main is None or main.name != "skincancer.fit":
+        if not _is_command_line():
             raise RunError(
                 f"{asked}, and each is started with the command line of the first. Use python -m skincancer.fit …, torchrun or "
                 "SLURM; from a notebook or a script, use one device."
@@ -64,3 +63,9 @@ def check_launcher(trainer: TrainerConfig) -> None:
                 f"{asked}, and nothing here knows the other nodes. Start with torchrun --nnodes {trainer.num_nodes} on "
                 "each, or with srun in a SLURM job."
             )
+
+
+def _is_command_line() -> bool:
+    """Return whether Lightning can start this command line again, which it takes from `__main__` and `sys.argv`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec is not None and spec.name in ("skincancer.fit", "skincancer.__main__")

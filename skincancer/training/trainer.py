@@ -1,32 +1,53 @@
-"""Builds the Trainer from the config: precision, devices, strategy, callbacks, seeding; and keeps the record of epochs."""
+"""Train a model and predict its validation and test images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.strategies import DDPStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from skincancer.data.datamodule import LesionDataModule
+from skincancer.data.prepare import PreparedData
 from skincancer.errors import ConfigError
+from skincancer.inference.classical_model import predict_subset
 from skincancer.metrics.names import monitor_mode
-from skincancer.models.lightning import OwnSignals
-from skincancer.models.sync_batchnorm import SyncedBatchNorm
+from skincancer.metrics.segmentation import ThresholdSearch
+from skincancer.models.factory import build_scorer, build_task
+from skincancer.models.lightning import OwnSignals, SyncBatchNorm
+from skincancer.models.tasks.segmentation import Segmenting
 from skincancer.plugins import CALLBACKS
 from skincancer.runs.artifacts import BEST_CHECKPOINT, LAST_CHECKPOINT
+from skincancer.runs.finished import weights_file
+from skincancer.runs.lifecycle import has_checkpoint
+from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment, TrainerConfig
-from skincancer.training.callbacks import lightning_bars
+from skincancer.system.console import progress_bars, warn
+from skincancer.training.callbacks import EpochBars, EpochRecord, ReportToSweep, averaging_note
+from skincancer.training.checkpoints import best_checkpoint, export_best
+from skincancer.training.classical import find_inputs, fit_classifier
+from skincancer.training.distributed import Ranks
+from skincancer.training.launch import count_ranks
+from skincancer.training.recorder import FitRecorder
+
+# Longer than MLflow's client retries while its server is away (12 minutes): the other ranks wait for rank 0.
+RANK_TIMEOUT = timedelta(minutes=15)
 
 
 def check_devices(trainer: TrainerConfig) -> None:
-    """Check that the machine has what the experiment asks for.
+    """Check that the machine has the devices of the experiment, and that they support its settings.
 
     Raises:
-        ConfigError: says how many devices there are.
+        ConfigError: names the key and the available devices.
     """
     accelerator = trainer.accelerator
     gpus = torch.cuda.device_count()
@@ -41,6 +62,10 @@ def check_devices(trainer: TrainerConfig) -> None:
         raise ConfigError(
             f"trainer.devices is {trainer.devices}, but this machine has no GPU and {os.cpu_count()} CPU cores. "
             "Devices of a CPU are processes; give at most one a core."
+        )
+    if trainer.sync_batchnorm and not on_gpu and count_ranks(trainer) > 1:
+        raise ConfigError(
+            "trainer.sync_batchnorm is true, which needs GPUs. Use --trainer.sync_batchnorm false on a CPU."
         )
     if trainer.precision == "16-mixed" and not on_gpu:
         raise ConfigError("trainer.precision 16-mixed needs a GPU; use bf16-mixed or 32 on a CPU.")
@@ -64,9 +89,9 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
 
     Args:
         experiment: resolved.
-        folder: the run's own folder, where both checkpoints lie.
-        records: keep the rows of epochs, and report them.
-        progress_bar: show one.
+        folder: working folder of the run, which receives both checkpoints.
+        records: callbacks that keep and report the rows of epochs.
+        progress_bar: show a progress bar.
     """
     monitor = experiment.training.monitor
     ema = experiment.training.ema_decay
@@ -91,14 +116,121 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
         # EMAWeightAveraging goes tensor by tensor, which halves the speed of a small model on a GPU
         callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(ema)))
     if progress_bar:
-        callbacks.append(lightning_bars())
+        callbacks.append(EpochBars(leave=False))
     options = asdict(experiment.trainer)
     if options["accumulate_grad_batches"] == 1 and options["gradient_clip_val"] is None:
         options.pop("gradient_clip_algorithm")
     if str(options["devices"]).isdigit():
         options["devices"] = int(options["devices"])
-    plugins = SyncedBatchNorm() if options.pop("sync_batchnorm") else None
+    if count_ranks(experiment.trainer) > 1:
+        unused = "find_unused" in experiment.trainer.strategy
+        options["strategy"] = DDPStrategy(timeout=RANK_TIMEOUT, find_unused_parameters=unused)
+    plugins = SyncBatchNorm() if options.pop("sync_batchnorm") else None
     return pl.Trainer(
         **options, callbacks=callbacks, plugins=plugins, logger=False, default_root_dir=folder, enable_progress_bar=progress_bar,
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
     )  # fmt: skip
+
+
+def fit_network(
+    experiment: Experiment,
+    data: PreparedData,
+    recorder: FitRecorder,
+    store: RunStore,
+    resume: str | None,
+    tags: Mapping[str, str],
+) -> None:
+    """Train a network or resume the run of the id `resume`, then test the best checkpoint."""
+    trial = recorder.trial
+    resumes = has_checkpoint(store.client, resume)
+    with weights_file("none" if resumes else experiment.model.weights, store) as checkpoint:
+        task, loaded = build_task(experiment, data, resumes, checkpoint)
+    if not resumes:
+        recorder.tell_weights(loaded)
+    with recorder.start(loaded.source, resume) as run:
+        if run:
+            run.set_tags(tags)
+        datamodule = _build_datamodule(experiment, data)
+        record = EpochRecord(run)
+        reports = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
+        trainer = build_trainer(experiment, recorder.folder, [record, *reports], progress_bar=sys.stdout.isatty())
+        if run:
+            _warn_of_averaging(experiment, datamodule, recorder)
+        last = recorder.folder / LAST_CHECKPOINT
+        with Ranks(trainer, run, store.client):
+            trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
+            if trial and trial.pruned:
+                recorder.finish_trial(run, record)
+                return
+            best = best_checkpoint(trainer)
+            best_epoch = export_best(best) if trainer.is_global_zero else 0
+            trainer.strategy.barrier()
+            which: dict[str, Any] = {
+                "datamodule": datamodule, "ckpt_path": best, "weights_only": True, "verbose": False,
+            }  # fmt: skip
+            if isinstance(task, Segmenting):
+                choose_threshold(experiment, data, task, trainer, which)
+            for part, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 if trial else 2]:
+                evaluate(task, **which)
+                assert task.predictions is not None
+                recorder.keep(part, task.predictions)
+        if trial:
+            recorder.finish_trial(run, record, best_epoch)
+        else:
+            recorder.finish(run, record, best_epoch, task)
+
+
+def _build_datamodule(experiment: Experiment, data: PreparedData) -> LesionDataModule:
+    settings = experiment.data
+    return LesionDataModule(
+        data, batch_size=settings.batch_size, balance=settings.balance, balance_fixed=settings.balance_fixed,
+        augment=experiment.augment, seed=experiment.seed, workers=settings.workers,
+    )  # fmt: skip
+
+
+def _warn_of_averaging(experiment: Experiment, datamodule: LesionDataModule, recorder: FitRecorder) -> None:
+    batch_size = experiment.data.batch_size * count_ranks(experiment.trainer)
+    batches = -(-datamodule.train_sampler().images // batch_size)
+    steps = batches * experiment.trainer.max_epochs // experiment.trainer.accumulate_grad_batches
+    if note := averaging_note(experiment.training.ema_decay, steps):
+        warn(recorder.console, "averaged weights", note)
+
+
+def choose_threshold(
+    experiment: Experiment, data: PreparedData, task: Segmenting, trainer: pl.Trainer, which: Mapping[str, Any]
+) -> None:
+    """Score masks at their original size, and choose the threshold on the validation images if it is `auto`.
+
+    Args:
+        experiment: resolved.
+        data: prepared.
+        task: receives the scorer and the threshold.
+        trainer: has trained the task.
+        which: arguments of `trainer.validate`. The checkpoint that they name receives the threshold.
+    """
+    task.scorer = build_scorer(data, experiment)
+    if experiment.model.mask.threshold == "auto":
+        task.search = ThresholdSearch()
+        trainer.validate(task, **which)
+        if trainer.is_global_zero:
+            export_best(which["ckpt_path"], threshold=task.threshold)
+        trainer.strategy.barrier()
+
+
+def fit_classical(
+    experiment: Experiment, data: PreparedData, recorder: FitRecorder, store: RunStore, tags: Mapping[str, str]
+) -> None:
+    """Fit a classical classifier, which has no epochs, and test it."""
+    with progress_bars(recorder.console) as bars, weights_file(experiment.model.weights, store) as checkpoint:
+        inputs = find_inputs(experiment, data, bars, checkpoint)
+    recorder.tell_features(inputs)
+    with recorder.start(inputs.source) as run:
+        assert run is not None, "there is one process"
+        run.set_tags(tags)
+        model = fit_classifier(experiment, data, inputs, recorder.folder)
+        for part in ("val",) if recorder.trial else ("val", "test"):
+            recorder.keep(part, predict_subset(model, data, inputs.features, part))
+        if recorder.trial:
+            recorder.finish_trial(run, None)
+        else:
+            recorder.finish(run, None, 0, model)

@@ -1,12 +1,11 @@
-"""Figures of a run, drawn with matplotlib's object interface: no pyplot, no window, no global state.
+"""Figures of a classification run.
 
-Every function returns a new `Figure`; `save` writes it. `title` stands above; `note` stands small at the bottom and
-is for what must not be lost when the picture travels alone, such as "synthetic data". A class has the same colour in
-every figure: that of its position in `classes`.
+The figures use matplotlib's object interface, without pyplot, windows and global state. Every function returns a new `Figure` for `save`.
+`title` is printed above the figure, and `note` in small type below the figure, for warnings such as "synthetic data" that must stay
+with the image. A class has the same colour in every figure, by its position in `classes`.
 
-Those in `FIGURES` take the same arguments: `label` (N,) integers in 0 … C−1, `probability` (N, C) in [0, 1] with rows
-summing to 1, and the C names `classes`. They raise ValueError where these do not fit each other (see
-`metrics.check_predictions`).
+The functions in `FIGURES` take the same arguments: `label` (N,) integers in 0 … C−1, `probability` (N, C) in [0, 1] with rows that sum to
+1, and the C names `classes`. They raise ValueError for inconsistent arguments (see `check_predictions` in `metrics.classification`).
 """
 
 from __future__ import annotations
@@ -38,28 +37,24 @@ _BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#9eca
 
 
 def learning_curves(epochs: pd.DataFrame, best_epoch: int | None = None, *, title: str = "", note: str = "") -> Figure:
-    """Draw the losses (left) and the main validation metrics (right) against the epoch.
+    """Plot losses (left) and validation metrics (right) against the epoch.
 
     Args:
-        epochs: a row an epoch: `epoch` (integers), `train/loss` and `val/loss` (at least one of them),
-            `val/<metric>`. NaN is skipped. Of the metrics those in `names.CURVES` are drawn; if there are none, the right
-            panel is left out.
-        best_epoch: an epoch to mark.
-        title: above the figure.
-        note: small, at the bottom.
-
-    Returns:
-        The figure.
+        epochs: one row per epoch, with `epoch` (integers), `train/loss` or `val/loss` or both, and `val/<metric>`. NaN values are skipped.
+            Only metrics in `names.CURVES` are plotted; without any, the right panel is left out.
+        best_epoch: epoch to mark, or None.
+        title: title above the figure.
+        note: small text below the figure.
 
     Raises:
-        ValueError: if `epoch` or both losses are missing, or `best_epoch` is not among the epochs.
+        ValueError: `epoch` or both losses are missing, or `best_epoch` is not among the epochs.
     """
     losses = [name for name in ("train/loss", "val/loss") if name in epochs]
     metrics = [f"val/{name}" for name in CURVES if f"val/{name}" in epochs]
     if "epoch" not in epochs or not losses:
-        raise ValueError(f"epochs needs the columns epoch and train/loss or val/loss, given {list(epochs.columns)}")
+        raise ValueError(f"epochs has columns {list(epochs.columns)}; expected epoch and train/loss or val/loss.")
     if best_epoch is not None and best_epoch not in set(epochs["epoch"]):
-        raise ValueError(f"best_epoch is {best_epoch}, but the epochs are {sorted(set(epochs['epoch']))}")
+        raise ValueError(f"best_epoch is {best_epoch}; expected one of {sorted(set(epochs['epoch']))}.")
     panels = [(losses, "loss"), *([(metrics, "validation metric")] if metrics else [])]
     figure = new_figure((5 * len(panels), 4.2), title, note)
     axes_row = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -78,7 +73,7 @@ def learning_curves(epochs: pd.DataFrame, best_epoch: int | None = None, *, titl
         if len(epochs) == 1:
             axes.set_xlim(epochs["epoch"].iloc[0] - 0.5, epochs["epoch"].iloc[0] + 0.5)
         finish_axes(axes)
-        # Below the panel: inside, it would cover a curve sooner or later.
+        # The legend is below the panel, so that no curve is hidden.
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
     return figure
 
@@ -86,7 +81,7 @@ def learning_curves(epochs: pd.DataFrame, best_epoch: int | None = None, *, titl
 def confusion_matrix(
     label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], *, title: str = "", note: str = ""
 ) -> Figure:
-    """Draw the confusion matrix as counts (left) and as shares of each true class (right); rows are the true class."""
+    """Plot the confusion matrix as counts and as row shares."""
     y, p = check_predictions(label, probability, classes)
     counts = sklearn_metrics.confusion_matrix(y, p.argmax(axis=1), labels=range(len(classes)))
     totals = counts.sum(axis=1, keepdims=True)
@@ -95,7 +90,7 @@ def confusion_matrix(
     side = max(2.6, 0.62 * len(classes))
     figure = new_figure((2 * side + 3.4, side + 1.8), title, note)
     left, right = figure.subplots(1, 2)
-    # A square root keeps the cells of rare classes visible beside those of a common one.
+    # A square root keeps the cells of rare classes visible next to the cells of common classes.
     _cells(left, np.sqrt(counts / max(1, counts.max())), [[f"{n:,}" for n in row] for row in counts])
     _cells(right, rates, [["–" if np.isnan(rate) else f"{rate:.2f}" for rate in row] for row in rates])
     left.set_title(f"images ({len(y):,})", fontsize=10)
@@ -115,10 +110,10 @@ def confusion_matrix(
 def roc_curves(
     label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], *, title: str = "", note: str = ""
 ) -> Figure:
-    """Draw the ROC curve of each class against the rest, and their mean; of two classes that of the second alone.
+    """Plot ROC curves of each class against the rest, with mean.
 
-    The areas in the legend are those of `auroc_macro`; the mean curve averages sensitivity at equal 1 − specificity.
-    A class without positives or without negatives has no curve and says so in the legend.
+    Of two classes only the second has a curve. The legend contains the areas behind `auroc_macro`. The mean curve averages sensitivity at
+    equal 1 − specificity. A class without positives or without negatives has no curve, and the legend marks the class as undefined.
     """
     y, p = check_predictions(label, probability, classes)
     figure = new_figure((7.2, 5), title, note)
@@ -152,11 +147,10 @@ def roc_curves(
 def precision_recall_curves(
     label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], *, title: str = "", note: str = ""
 ) -> Figure:
-    """Draw precision against recall of each class against the rest; of two classes that of the second alone.
+    """Plot the precision-recall curve of each class against the rest.
 
-    The legend names average precision (as in `average_precision_macro`) and prevalence, which is what chance would
-    reach and stands as a tick of the class's colour at the right edge. A class without positives or negatives says so
-    instead.
+    Of two classes only the second has a curve. The legend contains average precision (as in `average_precision_macro`) and prevalence,
+    which is the precision of chance; ticks at the right edge mark the prevalence. A class without positives or negatives is undefined.
     """
     y, p = check_predictions(label, probability, classes)
     figure = new_figure((7.2, 5), title, note)
@@ -186,9 +180,9 @@ def precision_recall_curves(
 def reliability(
     label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], *, title: str = "", note: str = ""
 ) -> Figure:
-    """Draw accuracy against confidence in the 15 bins of the calibration error, and the images in each bin below.
+    """Plot accuracy against confidence in the 15 bins of the calibration error.
 
-    Confidence is the highest probability. A bin without images has no bar.
+    The lower panel contains the number of images per bin. Confidence is the highest probability. A bin without images has no bar.
     """
     figure = new_figure((5.4, 6), title, note)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -199,7 +193,10 @@ def reliability(
 def reliability_change(
     label: npt.ArrayLike, before: npt.ArrayLike, after: npt.ArrayLike, classes: Sequence[str], *, title: str = "", note: str = ""
 ) -> Figure:  # fmt: skip
-    """Draw `reliability` of the same images before (left) and after (right) temperature scaling; both in probabilities (N, C)."""
+    """Plot `reliability` before (left) and after (right) temperature scaling.
+
+    `before` and `after` are probabilities (N, C) of the same images.
+    """
     figure = new_figure((9.6, 6), title, note)
     panels = figure.subplots(2, 2, sharex=True, height_ratios=[3, 1])
     for column, (name, probability) in enumerate((("before", before), ("after", after))):
@@ -236,7 +233,7 @@ def _draw_reliability(
         finish_axes(axes)
 
 
-# File name without ending → function(label, probability, classes, *, title, note).
+# From the file name without suffix to function(label, probability, classes, *, title, note).
 FIGURES: dict[str, Callable[..., Figure]] = {
     "confusion_matrix": confusion_matrix,
     "roc": roc_curves,
@@ -251,14 +248,18 @@ def _unit_square(axes: Axes) -> None:
 
 
 def _scored_classes(classes: Sequence[str]) -> list[tuple[int, tuple[str, LineStyleType]]]:
-    """Return position and style of each class with a curve of its own: of two classes only the positive one."""
+    """Return position and style of each class with a curve."""
     styled = list(enumerate(class_styles(classes)))
     return styled[1:] if len(classes) == 2 else styled
 
 
 def _entry(number: str, name: str) -> str:
-    """Return the text of a legend entry; the number comes first, since matplotlib hides texts that begin with _."""
-    indent = re.sub(r"\w", "\u2007", re.sub(r"\W", " ", number))  # U+2007 is as wide as a digit
+    """Return the text of a legend entry.
+
+    The number comes first, since matplotlib hides texts that begin with _.
+    """
+    # U+2007 is as wide as a digit.
+    indent = re.sub(r"\w", "\u2007", re.sub(r"\W", " ", number))
     return f"{number}  {wrapped(name)}".replace("\n", f"\n{indent}  ")
 
 
@@ -271,14 +272,14 @@ def _legend_beside(axes: Axes, entries: list[tuple[Line2D, str]], heading: str) 
 
 
 def _cells(axes: Axes, shade: npt.NDArray[np.float64], texts: list[list[str]]) -> None:
-    """Draw a matrix of cells shaded from 0 to 1, each with its text in black or white, whichever reads better."""
+    """Draw cells shaded from 0 to 1, with readable texts."""
     axes.imshow(np.nan_to_num(shade), cmap=_BLUES, vmin=0, vmax=1)
     size = 10 if len(texts) <= 4 else 8.5
     for i, row in enumerate(texts):
         for j, text in enumerate(row):
             srgb = np.array(_BLUES(float(np.nan_to_num(shade[i, j])))[:3])
             linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-            # Relative luminance of WCAG 2; at 0.179 black and white have the same contrast, 4.6 to 1.
+            # Relative luminance of WCAG 2. At 0.179 black and white have the same contrast, 4.6 to 1.
             colour = "black" if linear @ [0.2126, 0.7152, 0.0722] > 0.179 else "white"
             axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
     axes.set_xticks(np.arange(0.5, len(texts) - 1), minor=True)

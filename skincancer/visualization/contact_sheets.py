@@ -1,4 +1,4 @@
-"""Contact sheets, for eyes: what an augmentation or cleaning does to real images, where crops were cut, and what structures were found."""
+"""Contact sheets of augmentation, cleaning, crops and differential structures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from skincancer.imaging.features.structures import find_structures
 from skincancer.imaging.types import Box
 from skincancer.schema import AugmentConfig
 
-_CELL = 1.7  # inches, the height of one image
+# Height of one image, inches.
+_CELL = 1.7
 _TITLE_LENGTH = 22
 STRUCTURE_COLOURS = {
     "network": "blue",
@@ -44,24 +45,23 @@ def augment_sheet(
     masks: NDArray[np.generic] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Draw each image beside augmented versions of itself; the header names the policy and what is on.
+    """Write a PNG with images next to augmented versions.
+
+    The header contains the policy and the active transforms.
 
     Args:
-        images: uint8 (N, H, W, 3), a row each.
-        config: the augmentation to show.
-        path: the PNG to write; its folder is made.
-        titles: N row titles, such as image ids; long ones lose their middle.
-        copies: augmented versions beside each original.
+        images: uint8 (N, H, W, 3), one row of the sheet per image.
+        config: augmentation to show.
+        path: PNG file; its folder is created.
+        titles: N row titles, such as image ids; long titles are shortened in the middle.
+        copies: number of augmented versions per image.
         masks: (N, H, W), 0 outside the lesion; drawn as contours.
-        seed: of the augmentation.
-
-    Returns:
-        `path`.
+        seed: seed of the augmentation.
 
     Raises:
-        ConfigError: a bad `config`.
+        ConfigError: `config` is invalid.
         TypeError: `images` is not uint8.
-        ValueError: shapes or counts that do not fit together, or nothing to draw.
+        ValueError: shapes or counts are inconsistent, or there is no image.
     """
     _check_arrays(images, titles, copies, masks)
     image = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
@@ -112,20 +112,17 @@ def crop_sheet(
     path: Path,
     titles: Sequence[str],
 ) -> Path:
-    """Draw each image with the box that it was cropped to beside what the network sees.
+    """Write a PNG with images, crop boxes and network inputs.
 
     Args:
-        originals: N images, uint8 (H, W, 3), of any sizes.
-        boxes: N boxes.
-        squares: uint8 (N, S, S, 3), from the store.
-        path: the PNG to write; its folder is made.
+        originals: N images, uint8 (H, W, 3), of any size.
+        boxes: N crop boxes.
+        squares: N network inputs from the store, uint8 (N, S, S, 3).
+        path: PNG file; its folder is created.
         titles: N row titles.
 
-    Returns:
-        `path`.
-
     Raises:
-        TypeError, ValueError: `squares` or `titles` do not fit, as for `augment_sheet`.
+        TypeError, ValueError: `squares` or `titles` are invalid, as for `augment_sheet`.
     """
     _check_arrays(squares, titles, 1, None)
     rows = len(squares)
@@ -149,7 +146,7 @@ def crop_sheet(
         whole.set_ylabel(_shorten(titles[row]), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
         if row == 0:
             whole.set_title("original", fontsize=9)
-            cut.set_title("what the network sees", fontsize=9)
+            cut.set_title("network input", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
@@ -158,23 +155,22 @@ def crop_sheet(
 def clean_sheet(
     originals: Sequence[NDArray[np.uint8]], steps: Sequence[str], path: Path, titles: Sequence[str]
 ) -> Path:
-    """Draw each image before and after cleaning, and between these what each step found, or made where it looks for nothing.
+    """Write a PNG with each image before, during and after cleaning.
+
+    The columns between contain the mask of the artefacts that a step removed, or the result of a step without a mask.
 
     Args:
-        originals: N images, uint8 (H, W, 3), of any sizes.
-        steps: of `cleaning.STEPS`, in order; one or more.
-        path: the PNG to write; its folder is made.
+        originals: N images, uint8 (H, W, 3), of any size.
+        steps: names in `STEPS` of `cleaning.steps`, in order; one or more.
+        path: PNG file; its folder is created.
         titles: N row titles.
 
-    Returns:
-        `path`.
-
     Raises:
-        ValueError: counts that do not fit together, or nothing to draw.
+        ValueError: counts are inconsistent, or there is no image or step.
     """
     if not originals or not steps or len(titles) != len(originals):
         raise ValueError(
-            f"{len(originals)} images, {len(titles)} titles, {len(steps)} steps: give one title an image, one step or more."
+            f"{len(originals)} images, {len(titles)} titles, {len(steps)} steps; expected one title per image and one step or more."
         )
     aspect = max(image.shape[1] / image.shape[0] for image in originals)
     rows, columns = len(originals), len(steps) + 2
@@ -186,15 +182,15 @@ def clean_sheet(
     )  # fmt: skip
     for row, original in enumerate(originals):
         before, cells = original, [("original", original)]
-        for stage in clean_stages(original, steps):
-            if stage.found is None:
-                cells.append((stage.name, stage.image))
+        for result in clean_stages(original, steps):
+            if result.found is None:
+                cells.append((result.name, result.image))
             else:
-                cells.append((f"found by {stage.name}", _mark(before, stage.found)))
-            before = stage.image
-        for column, (heading, shown) in enumerate([*cells, ("result", before)]):
+                cells.append((f"found by {result.name}", _mark(before, result.found)))
+            before = result.image
+        for column, (heading, image) in enumerate([*cells, ("result", before)]):
             axes = figure.add_subplot(grid[row, column])
-            axes.imshow(shown)
+            axes.imshow(image)
             axes.set(xticks=[], yticks=[])
             if column == 0:
                 axes.set_ylabel(
@@ -208,15 +204,9 @@ def clean_sheet(
 
 
 def structure_sheet(lesions: Sequence[Lesion], path: Path, titles: Sequence[str]) -> Path:
-    """Draw each lesion with its mask's outline beside the differential structures that were found in it.
+    """Write a PNG with lesions, mask outlines and differential structures.
 
-    Args:
-        lesions: N lesions whose masks are not empty.
-        path: the PNG to write; its folder is made.
-        titles: N row titles.
-
-    Returns:
-        `path`.
+    The masks must not be empty.
     """
     aspect = max(lesion.image.shape[1] / lesion.image.shape[0] for lesion in lesions)
     rows, side = len(lesions), 2 * _CELL
@@ -227,10 +217,10 @@ def structure_sheet(lesions: Sequence[Lesion], path: Path, titles: Sequence[str]
         rows, 2, left=2 / width, right=1 - 0.05 / width, top=1 - 0.45 / height, bottom=0.01, wspace=0.03, hspace=0.03
     )
     for row, (lesion, title) in enumerate(zip(lesions, titles, strict=True)):
-        found, measured = find_structures(lesion.mask, lesion.lab), abcd_features(lesion.mask, lesion.lab)
+        structures, features = find_structures(lesion.mask, lesion.lab), abcd_features(lesion.mask, lesion.lab)
         whole, marked = (figure.add_subplot(grid[row, column]) for column in (0, 1))
         image = lesion.image.copy()
-        for area, colour in ((found.structureless, "structureless"), (found.network, "network")):
+        for area, colour in ((structures.structureless, "structureless"), (structures.network, "network")):
             image[area] = (0.55 * image[area] + 0.45 * np.array(to_rgb(STRUCTURE_COLOURS[colour])) * 255).astype(
                 np.uint8
             )
@@ -238,17 +228,17 @@ def structure_sheet(lesions: Sequence[Lesion], path: Path, titles: Sequence[str]
         if not lesion.mask.all():
             whole.contour(lesion.mask, levels=[0.5], colors="#00e5ff", linewidths=1.0)
         marked.imshow(image)
-        spots = {"dots": (found.dots, 3), "globules": (found.globules, 6)}
+        spots = {"dots": (structures.dots, 3), "globules": (structures.globules, 6)}
         for name, (points, size) in spots.items():
             marked.plot(
                 points[:, 1], points[:, 0], "o", markersize=size, fillstyle="none", color=STRUCTURE_COLOURS[name]
             )
-        for streak in found.streaks:
+        for streak in structures.streaks:
             marked.plot(streak[:, 1], streak[:, 0], "s", markersize=1, color=STRUCTURE_COLOURS["streaks"])
         for axes in (whole, marked):
             axes.set(xticks=[], yticks=[])
-        told = f"TDS {measured['abcd_tds']:.2f}, D {measured['abcd_structure_count']:.0f}"
-        label = f"{_shorten(title)}\n{told}"
+        scores = f"TDS {features['abcd_tds']:.2f}, D {features['abcd_structure_count']:.0f}"
+        label = f"{_shorten(title)}\n{scores}"
         whole.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
         if row == 0:
             whole.set_title("lesion", fontsize=9)
@@ -259,15 +249,16 @@ def structure_sheet(lesions: Sequence[Lesion], path: Path, titles: Sequence[str]
     return path
 
 
-def _mark(image: NDArray[np.uint8], found: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _mark(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     marked = image.copy()
-    marked[found] = (0, 229, 255)
+    marked[mask] = (0, 229, 255)
     return marked
 
 
 def _draw(axes: Axes, image: torch.Tensor, mask: torch.Tensor | None) -> None:
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-    if mask is not None and mask.min() < mask.max():  # an empty or full mask has no contour
+    # An empty or full mask has no contour.
+    if mask is not None and mask.min() < mask.max():
         axes.contour(mask.numpy(), levels=[0.5], colors="#00e5ff", linewidths=1.0)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -284,10 +275,10 @@ def _check_arrays(
     images: NDArray[np.uint8], titles: Sequence[str], copies: int, masks: NDArray[np.generic] | None
 ) -> None:
     if images.dtype != np.uint8:
-        raise TypeError(f"images are {images.dtype}; a sheet takes uint8 (N, H, W, 3), as the store keeps them.")
+        raise TypeError(f"images is {images.dtype}; expected uint8 (N, H, W, 3), as in the store.")
     if images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0 or copies < 1:
-        raise ValueError(f"images have shape {images.shape}, copies is {copies}; needed: (N, H, W, 3) and one or more.")
+        raise ValueError(f"images has shape {images.shape}, copies is {copies}; expected (N, H, W, 3) and 1 or more.")
     if len(titles) != len(images):
-        raise ValueError(f"{len(titles)} titles for {len(images)} images; give one title an image.")
+        raise ValueError(f"titles has {len(titles)} entries for {len(images)} images; expected one title per image.")
     if masks is not None and masks.shape != images.shape[:3]:
-        raise ValueError(f"masks have shape {masks.shape}; images of shape {images.shape} need {images.shape[:3]}.")
+        raise ValueError(f"masks has shape {masks.shape}; expected {images.shape[:3]} for images {images.shape}.")

@@ -1,7 +1,7 @@
-"""Self-contained HTML pages: one file without scripts, requests or links to files, for screens, phones and paper.
+"""Self-contained HTML pages, without scripts, requests or links to files.
 
-A page is a title, bands for what nobody may overlook, and sections of parts: paragraphs, tables, pictures, blocks of fixed-width
-text. Every string is escaped, wherever it comes from; pictures are embedded. The look is in `page.html`, beside this module.
+A page has a title, warning bands, and sections of paragraphs, tables, images and blocks of fixed-width text. All strings are escaped, and
+images are embedded. `page.html` next to this module contains the layout.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Code:
-    """Text in a fixed-width font, with its line breaks; folded under its title until it is clicked (unfolded on paper)."""
+    """Text in a fixed-width font, with line breaks.
+
+    The text is collapsed under its title until clicked, and expanded on paper.
+    """
 
     title: str
     text: str
@@ -48,14 +51,15 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, embedded.
+    """An embedded image.
 
     Attributes:
-        source: A matplotlib figure (embedded as PNG, as `figures.save` writes it), an image file (.png, .jpg, .svg; embedded as it
-            is), or an RGB image uint8 (H, W, 3) (embedded as JPEG).
-        alt: What it shows, for those who do not see it.
-        caption: Below it.
-        width: Pixels on the page, of 96 an inch; None for its own: inches where it has them, else pixels. Never wider than the page.
+        source: matplotlib figure (embedded as PNG, as `style.save` writes), image file (.png, .jpg, .svg; embedded unchanged), or RGB image
+            uint8 (H, W, 3) (embedded as JPEG).
+        alt: description for screen readers.
+        caption: text below the image.
+        width: width on the page in CSS pixels (96 per inch), at most the page width. None for the size of the image: inches if the file
+            has a resolution, otherwise pixels.
     """
 
     source: Figure | Path | npt.NDArray[np.uint8]
@@ -69,16 +73,16 @@ Cell = str | int | float | Picture | None
 
 @dataclass(frozen=True)
 class Table:
-    """A table, in a box that scrolls where it is wider than the page.
+    """A table, with a scroll bar if wider than the page.
 
-    A column of numbers is aligned to the right: of int, float, or strings of digits and the signs around them. Integers get
-    thousands separators and floats three decimals; give strings for other digits. None, NaN and "" are shown as a dash.
+    Columns of numbers (int, float, or strings of digits and signs) are aligned to the right. Integers have thousands separators and floats
+    three decimals; use strings for another format. None, NaN and "" are printed as a dash.
 
     Attributes:
-        title: Above it.
-        columns: C names.
-        rows: C cells each.
-        caption: Below it.
+        title: text above the table.
+        columns: C column names.
+        rows: rows of C cells.
+        caption: text below the table.
     """
 
     title: str
@@ -92,7 +96,7 @@ Part = Text | Code | Picture | Table
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading with its content."""
 
     title: str
     parts: Sequence[Part] = field(default_factory=tuple)
@@ -101,30 +105,27 @@ class Section:
 def write_page(
     path: Path, title: str, subtitle: str, sections: Sequence[Section], bands: Sequence[str] = (), footer: str = ""
 ) -> Path:
-    """Write a page.
+    """Write an HTML page and return its path.
 
     Args:
-        path: the file; its folder is made.
-        title: of the page.
-        subtitle: under it.
-        sections: in order; one without parts is left out.
-        bands: warnings, each in a loud band above everything.
-        footer: at the end.
-
-    Returns:
-        `path`.
+        path: HTML file; its folder is created.
+        title: title of the page.
+        subtitle: text under the title.
+        sections: sections in order; a section without parts is left out.
+        bands: warnings, each in a coloured band at the top.
+        footer: text at the end.
 
     Raises:
-        ValueError: a row of a table has not as many cells as there are columns, or a picture is neither a figure nor an image.
+        ValueError: a table row has the wrong number of cells, or the source of a picture is no figure or image.
     """
-    shown = [
+    rendered = [
         {"title": section.title, "parts": [_render(part) for part in section.parts]}
         for section in sections
         if section.parts
     ]
-    page = _template().render(title=title, subtitle=subtitle, bands=bands, sections=shown, footer=footer)
+    page = _template().render(title=title, subtitle=subtitle, bands=bands, sections=rendered, footer=footer)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # file names may hold bytes that are no text
+    # File names may contain bytes that are not UTF-8.
     path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
@@ -138,7 +139,7 @@ def _template() -> Template:
 
 
 def _render(part: Part) -> dict[str, Any]:
-    """Turn a part into what the template takes."""
+    """Return a part as variables of the template."""
     match part:
         case Text():
             return {"kind": "text", "text": part.paragraph}
@@ -154,7 +155,7 @@ def _render_table(table: Table) -> dict[str, Any]:
     for row in table.rows:
         if len(row) != len(table.columns):
             raise ValueError(
-                f"a row of the table {table.title!r} has {len(row)} cells, but there are {len(table.columns)} columns"
+                f"a row of the table {table.title!r} has {len(row)} cells; expected {len(table.columns)} columns"
             )
     texts = [[None if isinstance(cell, Picture) else _text(cell) for cell in row] for row in table.rows]
     numeric = [
@@ -186,13 +187,13 @@ def _text(cell: str | int | float | None) -> str:
 
 
 def _embed(picture: Picture) -> dict[str, Any]:
-    """Return the data URI of a picture, its width on the page in px (None for its own), alt text and caption."""
+    """Return data URI, width (px), alt text and caption of a picture."""
     source, width = picture.source, picture.width
     if isinstance(source, Figure):
         content, kind = encode_png(source), "image/png"
     elif isinstance(source, Path):
         if source.suffix.lower() not in _TYPES:
-            raise ValueError(f"a picture is {source.name}; a page takes {', '.join(_TYPES)}")
+            raise ValueError(f"a picture is {source.name}; expected {', '.join(_TYPES)}")
         content, kind = source.read_bytes(), _TYPES[source.suffix.lower()]
     else:
         content, kind = encode_jpeg(source), "image/jpeg"
@@ -205,13 +206,13 @@ def _embed(picture: Picture) -> dict[str, Any]:
 
 
 def encode_jpeg(image: npt.NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
-    """Return an RGB image uint8 (H, W, 3) as the bytes of a JPEG file.
+    """Encode an RGB image uint8 (H, W, 3) as JPEG.
 
     Raises:
-        ValueError: another shape or dtype.
+        ValueError: the image has another shape or dtype.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"a picture must be uint8 (H, W, 3), given {image.dtype} {image.shape}")
+        raise ValueError(f"a picture is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

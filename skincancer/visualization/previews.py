@@ -1,4 +1,4 @@
-"""`prepare --show`: sheets of pictures of what an experiment does to training images."""
+"""Preview sheets of training images (`prepare --show`)."""
 
 from __future__ import annotations
 
@@ -18,31 +18,26 @@ if TYPE_CHECKING:
     from skincancer.data.prepare import PreparedData
 
 
-SHOWN_IMAGES, CLEANED_IMAGES, LOOKED_AT = 6, 12, 60
+# Images on a sheet, images on a sheet of cleaning, and images searched for examples of cleaning.
+SHOWN_IMAGES, CLEANED_IMAGES, SEARCHED_IMAGES = 6, 12, 60
 
 
 def show_augment(data: PreparedData, experiment: Experiment, path: Path) -> Path:
-    """Write a contact sheet of training images beside augmented ones, one image of each class first.
+    """Write a contact sheet of training images next to augmented versions.
 
-    Args:
-        data: prepared.
-        experiment: its `augment` section is shown; its `seed` draws.
-        path: the PNG to write.
+    The sheet begins with one image per class. `seed` of the experiment is the seed of the augmentation.
     """
     from skincancer.visualization.contact_sheets import augment_sheet
 
-    rows, titles = _shown(data)
+    rows, titles = _choose_images(data)
     masks = None if data.store.masks is None else data.store.masks[rows]
     return augment_sheet(data.store.images[rows], experiment.augment, path, titles, masks=masks, seed=experiment.seed)
 
 
 def show_crop(data: PreparedData, experiment: Experiment, path: Path) -> Path:
-    """Write a contact sheet of training images with the boxes that they were cropped to, beside their crops.
+    """Write a contact sheet of training images and their crops.
 
-    Args:
-        data: prepared, with crops.
-        experiment: whatever it says of augmentation is not shown.
-        path: the PNG to write.
+    The images are not augmented.
     """
     import numpy as np
 
@@ -50,19 +45,16 @@ def show_crop(data: PreparedData, experiment: Experiment, path: Path) -> Path:
     from skincancer.imaging.decode import read_image
     from skincancer.visualization.contact_sheets import crop_sheet
 
-    rows, titles = _shown(data)
+    rows, titles = _choose_images(data)
     originals = [np.asarray(read_image(image_root(data.root) / name)) for name in data.index["image"].iloc[rows]]
     boxes = [tuple(box) for box in data.store.table[["left", "top", "right", "bottom"]].iloc[rows].to_numpy().tolist()]
     return crop_sheet(originals, boxes, data.store.images[rows], path, titles)
 
 
 def show_clean(data: PreparedData, experiment: Experiment, path: Path) -> Path:
-    """Write a sheet of training images before and after cleaning, and between these what each step found; images where one acts first.
+    """Write a contact sheet of training images before, during and after cleaning.
 
-    Args:
-        data: prepared.
-        experiment: its `data.clean` is shown.
-        path: the PNG to write.
+    The sheet begins with images that the steps of `data.clean` change.
     """
     import numpy as np
 
@@ -71,29 +63,26 @@ def show_clean(data: PreparedData, experiment: Experiment, path: Path) -> Path:
     from skincancer.imaging.decode import read_image
     from skincancer.visualization.contact_sheets import clean_sheet
 
-    rows, titles = _shown(data, LOOKED_AT)
+    rows, titles = _choose_images(data, SEARCHED_IMAGES)
     originals = [np.asarray(read_image(image_root(data.root) / name)) for name in data.index["image"].iloc[rows]]
     steps = experiment.data.clean
     acts = {name: [row for row, image in enumerate(originals) if acts_on(image, name)] for name in steps}
-    # each step's images in turn, then whatever comes first
-    turns = [row for some in itertools.zip_longest(*acts.values()) for row in some if row is not None]
+    # One image per step in turn, then the other images in order.
+    turns = [row for images in itertools.zip_longest(*acts.values()) for row in images if row is not None]
     chosen = list(dict.fromkeys([*turns, *range(len(originals))]))[:CLEANED_IMAGES]
-    found = ", ".join(f"{name} in {len(some)}" for name, some in acts.items())
-    make_console().print(f"of the {len(originals)} images looked at, something is found by {found}", markup=False)
+    counts = ", ".join(f"{name} in {len(images)}" for name, images in acts.items())
+    make_console().print(f"of {len(originals)} checked images, artefacts are found by {counts}", markup=False)
     originals, titles = [originals[row] for row in chosen], [titles[row] for row in chosen]
     return clean_sheet(originals, steps, path, titles)
 
 
 def show_structures(data: PreparedData, experiment: Experiment, path: Path) -> Path:
-    """Write a sheet of training images with the differential structures found in their lesions; empty masks are passed over.
+    """Write a contact sheet of differential structures in training images.
 
-    Args:
-        data: prepared.
-        experiment: its `data.masks` say whose masks are taken (truth, otsu or auto), its `data.clean` is done first.
-        path: the PNG to write.
+    `data.masks` is the mask source (truth, otsu or auto). Images with an empty mask are left out.
 
     Raises:
-        DataError: true masks are asked for where there are none, an image or a mask cannot be used, or no mask shows a lesion.
+        DataError: true masks are requested but missing, an image or mask is unusable, or all masks are empty.
     """
     from skincancer.data.feature_table import read_lesion
     from skincancer.data.index import image_root
@@ -103,8 +92,8 @@ def show_structures(data: PreparedData, experiment: Experiment, path: Path) -> P
 
     source = BY_NAME[experiment.data.masks].resolve(data.index, data.entry).name
     root = image_root(data.root)
-    rows, titles = _shown(data)
-    found = []
+    rows, titles = _choose_images(data)
+    titled = []
     for row, title in zip(rows, titles, strict=True):
         image, mask = data.index["image"].iloc[row], data.index["mask"].iloc[row]
         truth = None if mask is None else root / mask
@@ -113,18 +102,19 @@ def show_structures(data: PreparedData, experiment: Experiment, path: Path) -> P
         except BadImage as error:
             raise DataError(f"{root / image} {error}") from error
         if lesion.mask.any():
-            found.append((lesion, title))
-    if not found:
+            titled.append((lesion, title))
+    if not titled:
         raise DataError(f"the masks of {', '.join(titles)} are empty, so there is nothing to show.")
-    lesions, named = zip(*found, strict=True)
-    return structure_sheet(lesions, path, named)
+    lesions, lesion_titles = zip(*titled, strict=True)
+    return structure_sheet(lesions, path, lesion_titles)
 
 
-def _shown(data: PreparedData, count: int = SHOWN_IMAGES) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Choose training images, one of each class first; return their rows and titles."""
+def _choose_images(data: PreparedData, count: int = SHOWN_IMAGES) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return rows and titles of training images, starting with one per class."""
     import numpy as np
 
-    train = data.rows("train") if (data.index["role"] == "train").any() else data.rows("test")  # where nothing is split
+    # Without a split all images have the role test.
+    train = data.rows("train") if (data.index["role"] == "train").any() else data.rows("test")
     first_of_class = train.drop_duplicates("label").sort_values("label")
     chosen = list(first_of_class.index) + [row for row in train.index if row not in first_of_class.index]
     rows = np.array(chosen[:count], dtype=np.int64)

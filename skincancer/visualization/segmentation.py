@@ -1,8 +1,8 @@
-"""Figures of a segmentation run, and the contours that are drawn into images.
+"""Figures of a segmentation run.
 
-Truth is sky blue and wide, the prediction yellow and narrow on top of it: people with the common colour deficiencies tell
-the two apart, both stand out on skin and on lesions, and where they agree both are seen. As in `figures`, `title` stands
-above and `note` small at the bottom; `figures.save` writes a figure.
+The contour of the truth is sky blue and wide, the contour of the prediction yellow and narrow on top. People with the common colour vision
+deficiencies can distinguish the two colours, both are visible on skin and lesions, and both are visible where the contours agree.
+`title` is printed above a figure, `note` in small type below.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from skincancer.visualization.style import INK, PALETTE, finish_axes, new_figure
 
 ROWS = ("best", "median", "worst")
 
-_CELL = 2.3  # inches, the longer side of an image on the sheet
-_CELL_PIXELS = 480  # more would not be seen on the sheet, and slows the drawing of large images
-_WIDTHS = {TRUTH_COLOUR: 2.6, PREDICTION_COLOUR: 1.2}  # points
+# Longer side of an image on the sheet: inches, and pixels (more would be invisible, and slow for large images).
+_CELL, _CELL_PIXELS = 2.3, 480
+# Line widths, points.
+_WIDTHS = {TRUTH_COLOUR: 2.6, PREDICTION_COLOUR: 1.2}
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Case:
     """One image of an overlay sheet.
 
     Attributes:
-        image_id: Its name.
-        image: uint8 (H, W, 3), RGB.
+        image_id: name of the image.
+        image: RGB uint8 (H, W, 3).
         truth: bool (H, W).
         prediction: bool (H, W).
-        jaccard: Of the two masks.
+        jaccard: Jaccard index of the two masks.
     """
 
     image_id: str
@@ -52,24 +53,24 @@ class Case:
 
 
 def choose_cases(jaccard: npt.ArrayLike, n: int) -> dict[str, list[int]]:
-    """Choose the images for an overlay sheet: none twice, and the rows as even as there are images.
+    """Choose the best, median and worst images for an overlay sheet.
 
     Args:
-        jaccard: (N,) of each image, without NaN.
-        n: images in each row, at least 1.
+        jaccard: (N,) Jaccard index of each image, without NaN.
+        n: number of images in each row, at least 1.
 
     Returns:
-        Positions in `jaccard` under the names in `ROWS`: the best (best first), those around the median (better first),
-        the worst (worst first); at most n each. Of equals the first comes first. Of fewer than 3 n images a row has a
-        third; what is left over goes to the best, then to the worst.
+        Positions in `jaccard` by the names in `ROWS`, at most n each and none twice: best (best first), median (better first), worst (worst
+        first). Ties keep the order of `jaccard`. With fewer than 3 n images each row has a third; the first remaining image is added to
+        the best, the second to the worst.
 
     Raises:
-        ValueError: if n is under 1, or `jaccard` is empty, has another shape or holds NaN.
+        ValueError: n is below 1, or `jaccard` is empty, has another shape or contains NaN.
     """
     values = np.asarray(jaccard, dtype=np.float64)
     _check_jaccard(values)
     if n < 1:
-        raise ValueError(f"n must be at least 1, given {n}")
+        raise ValueError(f"n is {n}; expected 1 or more")
     ranked = np.argsort(-values, kind="stable").tolist()
     count = len(ranked)
     third, left_over = divmod(count, 3)
@@ -80,22 +81,22 @@ def choose_cases(jaccard: npt.ArrayLike, n: int) -> dict[str, list[int]]:
 
 
 def overlay_sheet(cases: Mapping[str, Sequence[Case]], *, title: str = "", note: str = "") -> Figure:
-    """Draw images with the contours of truth and prediction, in rows such as best, median and worst.
+    """Draw images with the contours of truth and prediction.
 
     Args:
-        cases: row name → its images, left to right; a row without images is left out.
-        title: above the figure.
-        note: small, at the bottom.
+        cases: images of each row by row name (best, median, worst); a row without images is left out.
+        title: title above the figure.
+        note: small text below the figure.
 
     Returns:
-        The figure: every image at its own aspect ratio, its id and jaccard under it.
+        The figure, with every image at its aspect ratio above its id and Jaccard index.
 
     Raises:
-        ValueError: if there is no image, or an image or mask is not as `Case` says.
+        ValueError: there is no image, or an image or mask violates the shapes of `Case`.
     """
     rows = {name: row for name, row in cases.items() if row}
     if not rows:
-        raise ValueError("there is no image to draw; give at least one case")
+        raise ValueError("cases has no image; expected at least one")
     columns = max(map(len, rows.values()))
     tallest = [max(_display_height(case) for case in row) for row in rows.values()]
     size = max(4.5, columns * (_CELL + 0.15) + 0.5), sum(tallest) + 0.62 * len(rows) + 0.9
@@ -119,20 +120,22 @@ def overlay_sheet(cases: Mapping[str, Sequence[Case]], *, title: str = "", note:
 
 
 def jaccard_histogram(jaccard: npt.ArrayLike, *, title: str = "", note: str = "") -> Figure:
-    """Draw the per-image jaccard in bins of 0.05, its mean, and the share of images below 0.65.
+    """Plot a histogram of the Jaccard index per image.
+
+    The bins are 0.05 wide. Lines mark the mean and the acceptable Jaccard index of 0.65.
 
     Args:
         jaccard: (N,) in [0, 1], without NaN.
-        title: above the figure.
-        note: small, at the bottom.
+        title: title above the figure.
+        note: small text below the figure.
 
     Raises:
-        ValueError: if `jaccard` is empty, has another shape, or holds NaN or values outside [0, 1].
+        ValueError: `jaccard` is empty, has another shape, or contains NaN or values outside [0, 1].
     """
     values = np.asarray(jaccard, dtype=np.float64)
     _check_jaccard(values)
     if values.min() < 0 or values.max() > 1:
-        raise ValueError(f"jaccard must lie in [0, 1], given {values.min():.4g} … {values.max():.4g}")
+        raise ValueError(f"jaccard ranges from {values.min():.4g} to {values.max():.4g}; expected values in [0, 1]")
     edges = np.arange(21) / 20
     count, _ = np.histogram(values, edges)
     below = edges[:-1] < ACCEPTABLE_JACCARD
@@ -141,7 +144,7 @@ def jaccard_histogram(jaccard: npt.ArrayLike, *, title: str = "", note: str = ""
     figure = new_figure((6.4, 4), title, note)
     axes = figure.subplots()
     axes.set_title(f"{len(values):,} images", fontsize=10)
-    for part, colour, label in (
+    for bins, colour, label in (
         (below, PALETTE[1], f"below {ACCEPTABLE_JACCARD}: {n_below:,} ({n_below / len(values):.1%})"),
         (
             ~below,
@@ -149,10 +152,10 @@ def jaccard_histogram(jaccard: npt.ArrayLike, *, title: str = "", note: str = ""
             f"{ACCEPTABLE_JACCARD} and above: {len(values) - n_below:,} ({1 - n_below / len(values):.1%})",
         ),
     ):
-        axes.bar(edges[:-1][part], count[part], width=0.046, align="edge", color=colour, label=label)
+        axes.bar(edges[:-1][bins], count[bins], width=0.046, align="edge", color=colour, label=label)
     axes.axvline(ACCEPTABLE_JACCARD, color=INK, linestyle=":", linewidth=1.4)
     axes.axvline(float(values.mean()), color=INK, linestyle="--", linewidth=1.4, label=f"mean {values.mean():.3f}")
-    axes.set(xlabel="jaccard of an image", ylabel="images", xlim=(0, 1))
+    axes.set(xlabel="Jaccard index of an image", ylabel="images", xlim=(0, 1))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     finish_axes(axes)
@@ -170,7 +173,7 @@ def _draw_case(axes: Axes, case: Case) -> None:
         if not mask.any():
             continue
         share = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
-        # Background all round closes the contour of a mask that reaches the edge.
+        # A background margin closes the contour of a mask that reaches the edge.
         padded = np.pad(np.asarray(share, dtype=np.float64) / 255, 1)
         contour = axes.contour(
             np.arange(-1, size[0] + 1),
@@ -180,7 +183,8 @@ def _draw_case(axes: Axes, case: Case) -> None:
             colors=colour,
             linewidths=points,
         )
-        contour.set(path_effects=_halo(points), clip_on=False)  # else half of a line along the edge is cut off
+        # With clipping, half of the width of a line along the edge would be cut off.
+        contour.set(path_effects=_halo(points), clip_on=False)
     axes.set(xlim=(-0.5, size[0] - 0.5), ylim=(size[1] - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     name = "\n".join(textwrap.wrap(case.image_id, 30)).replace("$", r"\$")
@@ -199,6 +203,6 @@ def _display_height(case: Case) -> float:
 def _check_jaccard(values: npt.NDArray[np.float64]) -> None:
     if values.ndim != 1 or not len(values) or np.isnan(values).any():
         raise ValueError(
-            f"jaccard must have shape (N,) with at least one image and no NaN, given {values.shape} with "
-            f"{np.isnan(values).sum()} NaN; leave out images without a mask"
+            f"jaccard has shape {values.shape} and {np.isnan(values).sum()} NaN; expected (N,) with at least one image and no NaN. "
+            "Leave out images without a mask."
         )

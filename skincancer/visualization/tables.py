@@ -13,11 +13,7 @@ from skincancer.system.console import make_table
 def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic: bool) -> Table:
     """Return a printable table of metrics with their intervals.
 
-    Args:
-        title: of the table. A warning is appended for synthetic data.
-        intervals: columns metric, value, low, high.
-        caption: text below the table.
-        synthetic: whether the images are synthetic.
+    `intervals` has the columns metric, value, low and high. The title of synthetic data contains a warning.
     """
     numbers = intervals.astype({"value": float, "low": float, "high": float}).to_dict("records")
     rows = [

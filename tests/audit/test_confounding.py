@@ -1,4 +1,4 @@
-"""Class and source: an area of 0.5 where there is nothing to learn, however small the set, and a high one where there is."""
+"""The confounding check has an AUROC of 0.5 without signal, even in small data sets, and a high one with signal."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ def nuisances(rng, n, shift):
 
 @pytest.fixture(scope="module")
 def prior():
-    """What a model answers that learns nothing but how frequent a class is, in folds that cannot hold equally much of each."""
+    """Return predictions of class frequencies alone, in folds with unequal class counts."""
     label = np.repeat([0, 1, 2], 7)
     fold = np.concatenate([(np.arange(7) + 2 * number) % 5 for number in range(3)])
     probability = np.zeros((len(label), 3))
@@ -28,15 +28,15 @@ def prior():
     return label, probability, fold
 
 
-def test_folds_are_not_compared_with_each_other(prior):
+def test_fold_areas_do_not_compare_across_folds(prior):
     label, probability, fold = prior
     once = np.ones((1, len(label)))
     pooled = fold_areas(label, probability, np.zeros_like(fold), once)
-    assert pooled[0] < 0.45  # the defect: worse than chance, by the folds alone
+    assert pooled[0] < 0.45, "pairs across folds make the AUROC worse than chance"
     assert fold_areas(label, probability, fold, once)[0] == 0.5
 
 
-def test_the_area_is_that_of_pairs_in_a_fold_each_as_often_as_its_images(prior):
+def test_fold_areas_weight_pairs_by_image_counts(prior):
     label, _, fold = prior
     rng = np.random.default_rng(3)
     probability = rng.dirichlet(np.ones(3), size=len(label))
@@ -55,7 +55,7 @@ def test_the_area_is_that_of_pairs_in_a_fold_each_as_often_as_its_images(prior):
     np.testing.assert_allclose(fold_areas(label, probability, fold, weight), expected)
 
 
-def test_two_classes_are_told_by_the_second_and_no_pair_gives_no_area():
+def test_fold_areas_of_two_classes_use_the_second_and_are_nan_without_pairs():
     label, fold = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
     second = np.array([0.2, 0.9, 0.5, 0.5])
     probability = np.stack([1 - second, second], axis=1)
@@ -63,7 +63,7 @@ def test_two_classes_are_told_by_the_second_and_no_pair_gives_no_area():
     np.testing.assert_allclose(fold_areas(label, probability, fold, weight), [0.75, 1.0, np.nan])
 
 
-def test_small_sets_of_noise_give_a_half_and_a_sign_of_the_class_is_found(monkeypatch):
+def test_auroc_of_small_sets_is_half_for_noise_and_high_for_signal(monkeypatch):
     monkeypatch.setattr(confounding, "RESAMPLES", 100)
     label = np.repeat([0, 1], 15)
     diagnosis = pd.Series(np.where(label == 1, "mel", "nv"))
@@ -79,31 +79,32 @@ def test_small_sets_of_noise_give_a_half_and_a_sign_of_the_class_is_found(monkey
     assert measured(0, 12.0).low > 0.9
 
 
-def test_two_images_of_a_lesion_tell_no_more_than_one(monkeypatch):
+def test_interval_does_not_shrink_with_several_images_per_lesion(monkeypatch):
     monkeypatch.setattr(confounding, "RESAMPLES", 300)
-    n = 40  # lesions a class, each of two images with the same nuisances, by which it could be recognised
+    # Lesions per class, each with two images with the same nuisance features, by which a model could recognise the lesion.
+    n = 40
     facts = nuisances(np.random.default_rng(1), 2 * n, 0.0).loc[np.repeat(np.arange(2 * n), 2)].reset_index(drop=True)
     diagnosis = pd.Series(np.repeat(["nv", "mel"], 2 * n))
     lesions = np.array([f"L{number // 2}" for number in range(4 * n)], dtype=object)
-    told, _ = measure_confounding(diagnosis, facts, lesions, ("nv", "mel"))
-    assert told.auroc == pytest.approx(0.5, abs=0.1)
-    error = np.sqrt((2 * n + 1) / (12 * n**2))  # of a Mann-Whitney area of n against n without any difference
-    assert told.high - told.low > 0.95 * 2 * 1.96 * error, "by images it would be 0.71 of that"
+    result, _ = measure_confounding(diagnosis, facts, lesions, ("nv", "mel"))
+    assert result.auroc == pytest.approx(0.5, abs=0.1)
+    error = np.sqrt((2 * n + 1) / (12 * n**2))  # standard error of the AUROC of n against n without a difference
+    assert result.high - result.low > 0.95 * 2 * 1.96 * error, "by images it would be 0.71 of that"
 
 
-def test_confounding_is_found_where_there_is_some_and_only_there():
+def test_confounding_is_high_for_classes_with_different_sources_only():
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1], 150)
     diagnosis = pd.Series(np.where(label == 1, "mel", "nv"))
     lesions = np.array([f"L{number // 2}" for number in range(300)], dtype=object)
-    told, _ = measure_confounding(diagnosis, nuisances(rng, 300, 3.0 * label), lesions, ("mel", "nv"))
-    assert told.low > 0.9
-    assert told.low < told.auroc < told.high
-    best = told.features.iloc[0]
+    result, _ = measure_confounding(diagnosis, nuisances(rng, 300, 3.0 * label), lesions, ("mel", "nv"))
+    assert result.low > 0.9
+    assert result.low < result.auroc < result.high
+    best = result.features.iloc[0]
     facts = nuisances(np.random.default_rng(0), 300, 3.0 * label)
     assert best["feature"] in ("frame_red", "frame_warmth")
     assert best["auroc"] == pytest.approx(roc_auc_score(label, nuisance_table(facts)[best["feature"]]))
-    assert "width" not in set(told.features["feature"])  # it is the same everywhere
+    assert "width" not in set(result.features["feature"]), "constant features are left out"
     chance, _ = measure_confounding(diagnosis, nuisances(rng, 300, 0.0), lesions, ("mel", "nv"))
     assert 0.35 < chance.auroc < 0.65
     nothing, why = measure_confounding(diagnosis.iloc[:150], facts.iloc[:150], lesions[:150], ("mel", "nv"))
@@ -111,8 +112,8 @@ def test_confounding_is_found_where_there_is_some_and_only_there():
     assert "fewer than two classes" in why
 
 
-def test_class_and_source_are_told_apart_where_one_of_them_is_fixed():
-    """Pictures of a clinic are redder; it confirms nevi by follow-up, so that the colour tells the classes, and no class as such."""
+def test_sources_separate_class_and_confirmation_method():
+    """Images of one clinic are redder, and only this clinic confirms nevi by follow-up."""
     rng = np.random.default_rng(0)
     diagnosis = np.repeat(["mel", "nv", "nv"], 60)
     way = np.repeat(["histo", "histo", "follow_up"], 60)
@@ -123,10 +124,10 @@ def test_class_and_source_are_told_apart_where_one_of_them_is_fixed():
     elsewhere = pd.Series(np.arange(180) % 3 == 0)
     fixed, clinic, other = measure_sources(index, facts, groups, ["mel", "nv"], elsewhere, "isic")
     assert fixed.what == "Of images confirmed by histo alone, the classes"
-    assert (fixed.told.images, fixed.told.auroc) == (120, pytest.approx(0.5, abs=0.12))
+    assert (fixed.confounding.images, fixed.confounding.auroc) == (120, pytest.approx(0.5, abs=0.12))
     assert clinic.what == "Of nv alone, how the diagnosis was confirmed"
-    assert (clinic.told.images, clinic.told.auroc) == (120, pytest.approx(1, abs=0.01))
+    assert (clinic.confounding.images, clinic.confounding.auroc) == (120, pytest.approx(1, abs=0.01))
     assert other.what == "Of nv alone, whether an image is also in isic"
-    assert other.told.auroc == pytest.approx(0.5, abs=0.12)
+    assert other.confounding.auroc == pytest.approx(0.5, abs=0.12)
     assert measure_sources(index.assign(dx_type=""), facts, groups, ["mel", "nv"], None, "") == []
     assert measure_sources(index.assign(dx_type="histo"), facts, groups, ["mel", "nv"], None, "")[1:] == []

@@ -1,4 +1,4 @@
-"""Images in which no hand-made feature can be measured: broken masks stop a fit, or are left out; empty ones are told and kept."""
+"""Images without measurable features: broken masks stop a fit or are left out, empty masks are reported."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ EMPTY = ("i03", "i04", "i11")
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """Forty images of two classes with masks: of two images these cannot be used, and of three they are empty."""
+    """Create forty images of two classes with masks, of which two are unusable and three empty."""
     monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "broken"
     root.mkdir()
@@ -41,13 +41,13 @@ def broken(tmp_path, monkeypatch):
 REASONS = {"i00": "i00_mask.png, which is not an image", "i01": "is 32×24 px but its mask"}
 
 
-def test_masks_that_cannot_be_used_stop_with_one_list(broken):
+def test_unusable_masks_are_listed_in_one_error(broken):
     config = DataConfig(dataset="csv", root=str(broken), size=16)
-    assert prepare_data(config, jobs=1).dropped.empty, "whoever reads no mask is not kept by one"
+    assert prepare_data(config, jobs=1).dropped.empty, "a run without masks ignores broken masks"
     (broken / "i02.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"3 of 40 images of csv cannot be used") as told:
+    with pytest.raises(DataError, match=r"3 of 40 images of csv cannot be used") as caught:
         prepare_data(config, TruthOrOtsu(), jobs=1, hand_made=True)
-    lines = str(told.value).splitlines()
+    lines = str(caught.value).splitlines()
     assert len(lines) == 5
     for image_id, reason in {**REASONS, "i02": "i02.png is not an image"}.items():
         (line,) = (line for line in lines if f"{image_id}.png" in line)
@@ -55,7 +55,7 @@ def test_masks_that_cannot_be_used_stop_with_one_list(broken):
     assert "--data.skip_bad true" in lines[-1]
 
 
-def test_a_fit_leaves_broken_masks_out_and_keeps_empty_ones(broken, store, capsys):
+def test_fit_drops_broken_masks_and_keeps_empty_masks(broken, store, capsys):
     argv = ["--experiment=knn_features", "--data.dataset=csv", f"--data.root={broken}", "--data.size=16"]
     argv += ["--tracking.system_metrics=false", "--model.classical.neighbours=3", "--data.skip_bad=true"]
     assert fit.main(argv) == 0
@@ -73,7 +73,7 @@ def test_a_fit_leaves_broken_masks_out_and_keeps_empty_ones(broken, store, capsy
     assert "35 by true masks, 3 by empty masks" in printed
 
 
-def test_prepare_names_what_could_not_be_measured(broken, capsys):
+def test_prepare_lists_unusable_masks(broken, capsys):
     assert prepare.main(["csv", f"--data.root={broken}", "--data.size=16", "--features"]) == 0
     printed = capsys.readouterr().out
     assert "40, of which 2 cannot be used" in printed
@@ -83,7 +83,7 @@ def test_prepare_names_what_could_not_be_measured(broken, capsys):
 
 @pytest.fixture
 def single(broken):
-    """A data set of one image."""
+    """Create a data set of one image."""
     write(broken / "index.csv", "image,mask,diagnosis", "i05.png,i05_mask.png,a")
     return ["csv", f"--data.root={broken}", "--data.size=16"]
 
@@ -93,25 +93,23 @@ def single(broken):
     [["--features"], ["--show=clean", "--data.clean=[hair]"], []],
     ids=["features", "show", "store"],
 )
-def test_prepare_of_one_image_says_that_it_has_no_three_parts(single, flags, capsys, tmp_path):
+def test_prepare_of_one_image_warns_about_missing_subsets(single, flags, capsys, tmp_path):
     flags = [*flags, f"--out={tmp_path}/sheet.png"] if "--show=clean" in flags else flags
-    assert prepare.main([*single, *flags]) == 0, "pictures and features can be had all the same"
-    told = " ".join(capsys.readouterr().out.split())
-    assert "the class 'a' has only 1 lesion, too few for training, validation and test" in told
-    assert "No experiment can be fitted on these images as they are" in told
+    assert prepare.main([*single, *flags]) == 0, "sheets and features need no split"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the class 'a' has only 1 lesion, too few for training, validation and test" in printed
+    assert "No experiment can be fitted on these images as they are" in printed
     assert (tmp_path / "sheet.png").is_file() == ("--show=clean" in flags)
 
 
-def test_fit_on_one_image_is_refused(single, store, capsys):
+def test_fit_on_one_image_fails(single, store, capsys):
     assert fit.main(["--experiment=svm_features", f"--data.dataset={single[0]}", *single[1:]]) == 2
     assert "the class 'a' has only 1 lesion, too few for training, validation and test" in capsys.readouterr().err
     assert not all_runs()
 
 
-def test_one_image_is_measured_where_no_parts_are_needed(single, broken):
-    """As for an evaluation of every image."""
-    found = prepare_data(
-        DataConfig(dataset="csv", root=str(broken), size=16), TruthOrOtsu(), jobs=1, hand_made=True, whole=True
-    )
-    assert found.features.table["masks"].tolist() == ["truth"]
-    assert found.features.columns(["abcd", "lbp"]).notna().all(axis=None)
+def test_features_of_one_image_are_measured_without_a_split(single, broken):
+    config = DataConfig(dataset="csv", root=str(broken), size=16)
+    prepared = prepare_data(config, TruthOrOtsu(), jobs=1, hand_made=True, whole=True)
+    assert prepared.features.table["masks"].tolist() == ["truth"]
+    assert prepared.features.columns(["abcd", "lbp"]).notna().all(axis=None)

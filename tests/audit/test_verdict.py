@@ -1,4 +1,4 @@
-"""The verdict of the last audit: one line of what matters, whatever has become of its file."""
+"""The verdict of the last audit is one line, even with a broken or missing file."""
 
 import json
 import os
@@ -17,62 +17,64 @@ ROOT = Path("somewhere")
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
-    """Return the line about a data set of six images, a and b in training, the others in test."""
+def line(tmp_path, monkeypatch):
+    """Return a function for the verdict line of a data set of six images, a and b in training, the others in test."""
     monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path))
     monkeypatch.setattr(verdict, "examination_key", lambda index, root: KEY)
     index = pd.DataFrame({"image_id": list("abcdef"), "role": ["train"] * 2 + ["test"] * 4})
     return lambda merged=False: verdict_line(index, ROOT, merged)
 
 
-def test_one_line_of_everything_that_matters(told):
-    assert told() == ""
+def test_verdict_line_contains_all_findings(line):
+    assert line() == ""
     keep_verdict(KEY, Verdict(
         day="2030-01-02", groups=[["a", "b"], ["a", "c"]], other="ham10000", lesions=[["d", "e"]], label_conflicts=1,
         copies_across_parts=3, lesions_across_parts=7, nuisance=(0.8921, 0.8791, 0.9031),
     ), ROOT)  # fmt: skip
-    assert told() == (
+    assert line() == (
         "audit of 2030-01-02: 2 groups of copies, 1 across train, val and test of this split; "
         "1 lesion by ham10000, none across train, val and test of this split: "
         "keep them together with --data.groups FILE, which prepare --audit --write-groups FILE writes; "
-        "1 group of copies with several diagnoses; 3 groups of copies and 7 lesions in several of the publisher's parts; "
-        "file, size, frame and edge alone tell the classes with an AUROC of 0.892 (0.879 – 0.903)"
+        "1 group of copies with several diagnoses; 3 groups of copies and 7 lesions in several of the publisher's subsets; "
+        "file, size, frame and edge alone predict the classes with an AUROC of 0.892 (0.879 – 0.903)"
     )
 
 
-def test_a_verdict_of_earlier_days_is_read(told):
+def test_verdict_without_newer_fields_is_read(line):
     verdict.verdict_file(KEY).parent.mkdir(parents=True)
     verdict.verdict_file(KEY).write_text(json.dumps({"day": "2020-01-02", "groups": [["a", "b"]]}))
-    assert told() == "audit of 2020-01-02: 1 group of copies, none across train, val and test of this split"
+    assert line() == "audit of 2020-01-02: 1 group of copies, none across train, val and test of this split"
 
 
-def test_an_audit_of_the_files_alone_keeps_what_another_data_set_told(told):
+def test_audit_without_another_data_set_keeps_its_earlier_findings(line):
     keep_verdict(KEY, Verdict("2030-01-02", [], other="ham10000", lesions=[["b", "c"]], lesions_across_parts=1), ROOT)
     keep_verdict(KEY, Verdict("2030-01-03", [["d", "e"]], nuisance=(0.6, 0.5, 0.7)), ROOT)
-    assert told() == (
+    assert line() == (
         "audit of 2030-01-03: 1 group of copies, none across train, val and test of this split; "
         "1 lesion by ham10000, 1 across train, val and test of this split: "
         "keep them together with --data.groups FILE, which prepare --audit --write-groups FILE writes; "
-        "1 lesion in several of the publisher's parts; "
-        "file, size, frame and edge alone tell the classes with an AUROC of 0.600 (0.500 – 0.700)"
+        "1 lesion in several of the publisher's subsets; "
+        "file, size, frame and edge alone predict the classes with an AUROC of 0.600 (0.500 – 0.700)"
     )
     keep_verdict(KEY, Verdict("2030-01-04", [], other="ph2"), ROOT)
-    assert told() == "audit of 2030-01-04: no image is a copy of another", "another data set's word takes its place"
+    assert line() == "audit of 2030-01-04: no image is a copy of another", (
+        "findings of a newer data set replace the earlier ones"
+    )
 
 
 @pytest.mark.parametrize(
     "content", ['{"day": "2030-01-02", "gro', "", "[]", '{"groups": []}', '{"day": "x", "groups": 3}', "\x00\xff"]
 )
-def test_a_broken_verdict_stops_no_fit(told, content):
+def test_broken_verdict_is_reported_without_an_error(line, content):
     path = verdict.verdict_file(KEY)
     path.parent.mkdir(parents=True)
     path.write_bytes(content.encode("latin-1"))
-    assert told() == f"the verdict of the last audit cannot be read ({path}): run prepare --audit again"
+    assert line() == f"the verdict of the last audit cannot be read ({path}): rerun prepare --audit"
 
 
-def test_a_verdict_is_there_as_a_whole_or_not_at_all(told, monkeypatch):
+def test_verdict_is_written_atomically(line, monkeypatch):
     keep_verdict(KEY, Verdict("2030-01-02", []), ROOT)
-    before = told()
+    before = line()
 
     def full(*_args):
         raise OSError(28, "No space left on device")
@@ -80,29 +82,27 @@ def test_a_verdict_is_there_as_a_whole_or_not_at_all(told, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         keep_verdict(KEY, Verdict("2031-01-02", [["a", "b"]]), ROOT)
-    assert told() == before
+    assert line() == before
     kept = [path for path in verdict.verdict_file(KEY).parent.iterdir() if path.suffix != ".last"]
     assert kept == [verdict.verdict_file(KEY)]
 
 
-def test_changed_files_are_not_taken_for_audited_ones(told, monkeypatch):
+def test_changed_files_ask_for_a_new_audit(line, monkeypatch):
     keep_verdict(KEY, Verdict("2030-01-02", []), ROOT)
     monkeypatch.setattr(verdict, "examination_key", lambda index, root: "1" * 32)
-    assert (
-        told() == "the files have changed since the last audit, which says nothing of them: run prepare --audit again"
-    )
+    assert line() == "the files have changed since the last audit: rerun prepare --audit"
     assert verdict_line(pd.DataFrame({"image_id": [], "role": []}), Path("elsewhere")) == "", "never audited"
 
 
-def test_who_gives_groups_is_not_told_to_give_them(told):
+def test_verdict_line_with_groups_does_not_recommend_groups(line):
     keep_verdict(KEY, Verdict("2030-01-02", [["a", "c"]]), ROOT)
-    assert "keep them together with --data.groups FILE" in told()
-    line = told(merged=True)
-    assert "keep them together" not in line
-    assert "data.groups does not name them, or data.split official keeps to the publisher's parts" in line
+    assert "keep them together with --data.groups FILE" in line()
+    merged = line(merged=True)
+    assert "keep them together" not in merged
+    assert "data.groups does not contain them, or data.split official keeps the publisher's subsets" in merged
 
 
-def test_an_audit_whose_verdict_cannot_be_kept_is_told_all_the_same(tmp_path, monkeypatch, capsys):
+def test_audit_is_printed_if_its_verdict_cannot_be_saved(tmp_path, monkeypatch, capsys):
     for number in range(3):
         picture(600 + number).save(tmp_path / f"{number}.png")
     (tmp_path / "index.csv").write_text("image,diagnosis\n0.png,nv\n1.png,nv\n2.png,mel\n")

@@ -546,5 +546,5 @@ def test_classical_runs_as_shipped_raise_no_alarm(store, capsys):
 def test_a_place_that_is_a_file_is_told_before_any_run_is_looked_for(tmp_path, store, capsys):
     (tmp_path / "file").write_text("precious")
     assert compare.main(["--runs", "a", "b", f"--out={tmp_path / 'file'}"]) == 2
-    assert f"--out {tmp_path / 'file'} is a file; give a folder" in capsys.readouterr().err
+    assert f"--out is {tmp_path / 'file'}, a file; expected a folder. Use a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "precious"

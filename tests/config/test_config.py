@@ -217,8 +217,8 @@ def test_unflatten_undoes_flatten():
     [
         ("a: b: c", "cannot be read as YAML"),
         ("data: {size: 3", "cannot be read as YAML"),
-        ("- 1", "holds list, not a mapping"),
-        ("just words", "holds str, not a mapping"),
+        ("- 1", "contains list; expected a mapping of sections"),
+        ("just words", "contains str; expected a mapping of sections"),
     ],
 )
 def test_files_that_are_no_experiment(write, text: str, message: str):

@@ -61,8 +61,8 @@ def test_files_beside_each_other_stay_so(tmp_path):
         ("C:x.jpg", "outside"),
         ("..\\x.jpg", "outside"),
         ("x.jpg\0.txt", "outside"),
-        ("good.jpg", "it holds 'good.jpg' and 'good.jpg', which are one file on many disks"),
-        ("GOOD.jpg", "it holds 'good.jpg' and 'GOOD.jpg', which are one file on many disks"),
+        ("good.jpg", "it contains 'good.jpg' and 'good.jpg', which are one file on disks that ignore case"),
+        ("GOOD.jpg", "it contains 'good.jpg' and 'GOOD.jpg', which are one file on disks that ignore case"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -141,7 +141,7 @@ def test_a_damaged_archive_leaves_nothing(tmp_path):
         unpack(archive, tmp_path / "A")
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadArchive, match="no zip archive"):
+    with pytest.raises(BadArchive, match="not a zip archive"):
         unpack(archive, tmp_path / "A")
     assert sorted(tmp_path.iterdir()) == [archive]
 
@@ -149,9 +149,9 @@ def test_a_damaged_archive_leaves_nothing(tmp_path):
 def test_what_is_no_archive_is_told_by_its_beginning(tmp_path):
     page = tmp_path / "a.zip"
     page.write_bytes(b"<!DOCTYPE html><html>log in first</html>")
-    with pytest.raises(BadArchive, match=r"no zip archive; it begins with b'<!DOCTYPE html"):
+    with pytest.raises(BadArchive, match=r"not a zip archive; it begins with b'<!DOCTYPE html"):
         unpack(page, tmp_path / "A")
-    with pytest.raises(BadArchive, match="holds no file"):
+    with pytest.raises(BadArchive, match="contains no file"):
         unpack(pack(tmp_path / "b.zip", ("folder/", b"")), tmp_path / "B")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from skincancer.data.balance import BALANCES, class_weights, deal, epoch_order
+from skincancer.data.balance import BALANCES, class_weights, distribute_batches, epoch_order
 from skincancer.errors import ConfigError, DataError
 
 LABELS = np.repeat([0, 2, 3], [13, 5, 31])  # class 1 has no training image
@@ -81,9 +81,9 @@ def test_dealing_uses_every_image_once_in_equally_many_batches(n: int, world_siz
     if n // world_size < batches_expected:
         for rank in range(world_size):
             with pytest.raises(ConfigError, match=r"larger data\.batch_size"):
-                deal(order, batch_size, rank, world_size)
+                distribute_batches(order, batch_size, rank, world_size)
         return
-    shares = [deal(order, batch_size, rank, world_size) for rank in range(world_size)]
+    shares = [distribute_batches(order, batch_size, rank, world_size) for rank in range(world_size)]
     assert sorted(np.concatenate([batch for share in shares for batch in share])) == list(range(n))
     for share in shares:
         sizes = [len(batch) for batch in share]
@@ -95,18 +95,22 @@ def test_dealing_uses_every_image_once_in_equally_many_batches(n: int, world_siz
 
 def test_dealing_by_hand() -> None:
     order = np.array([5, 3, 8, 1, 0, 7, 2])
-    assert [batch.tolist() for batch in deal(order, 2, 0, 2)] == [[5, 8], [0, 2]]
-    assert [batch.tolist() for batch in deal(order, 2, 1, 2)] == [[3, 1], [7]]
-    assert [len(batch) for batch in deal(np.arange(33), 16, 0, 1)] == [11, 11, 11]  # not 16, 16 and a single image
+    assert [batch.tolist() for batch in distribute_batches(order, 2, 0, 2)] == [[5, 8], [0, 2]]
+    assert [batch.tolist() for batch in distribute_batches(order, 2, 1, 2)] == [[3, 1], [7]]
+    assert [len(batch) for batch in distribute_batches(np.arange(33), 16, 0, 1)] == [
+        11,
+        11,
+        11,
+    ]  # not 16, 16 and a single image
 
 
 def test_dealing_refuses() -> None:
     with pytest.raises(ConfigError, match="3 images in batches of 1"):  # rank 1 would have one image for two batches
-        deal(np.arange(3), 1, 0, 2)
+        distribute_batches(np.arange(3), 1, 0, 2)
     with pytest.raises(ConfigError, match="rank 2 of 2"):
-        deal(np.arange(3), 1, 2, 2)
+        distribute_batches(np.arange(3), 1, 2, 2)
     with pytest.raises(ConfigError, match="0 images"):
-        deal(np.arange(0), 1, 0, 1)
+        distribute_batches(np.arange(0), 1, 0, 1)
 
 
 def test_class_weights_against_scikit_learn() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from skincancer.data.balance import epoch_order
-from skincancer.data.datamodule import Draw, EvaluationSampler, LesionDataModule, StoreDataset, TrainSampler
+from skincancer.data.datamodule import BatchIndices, EvaluationSampler, LesionDataModule, StoreDataset, TrainSampler
 from skincancer.data.prepare import ROLES, PreparedData, prepare_data
 from skincancer.data.store import Store
 from skincancer.schema import AugmentConfig, DataConfig
@@ -31,12 +31,12 @@ def make_sampler(balance: str = "none", *, rank: int = 0, world_size: int = 1, *
     return TrainSampler(ROWS, LABELS, balance=balance, rank=rank, world_size=world_size, **options)
 
 
-def draw_epoch(sampler: TrainSampler, epoch: int) -> list[Draw]:
+def draw_epoch(sampler: TrainSampler, epoch: int) -> list[BatchIndices]:
     sampler.set_epoch(epoch)
     return list(sampler)
 
 
-def shown(draws: list[Draw]) -> list[int]:
+def shown(draws: list[BatchIndices]) -> list[int]:
     return [int(row) for draw in draws for row in draw.rows]
 
 
@@ -125,7 +125,7 @@ def transferred(
 ) -> Tensor:
     """Return the images of one fixed batch as rank `rank` would train on them."""
     module.trainer = SimpleNamespace(training=training, global_rank=rank, world_size=4)  # type: ignore[assignment]
-    batch = module.dataset[Draw(*draw, np.arange(3, 9))]
+    batch = module.dataset[BatchIndices(*draw, np.arange(3, 9))]
     image: Tensor = module.on_after_batch_transfer(batch, 0)["image"]
     return image
 
@@ -171,7 +171,7 @@ def test_black_and_white_are_exact() -> None:
     dataset = StoreDataset(store, np.array([0, -1]), np.zeros(2, dtype=bool))
     batch = LesionDataModule.on_after_batch_transfer(
         SimpleNamespace(trainer=None),  # type: ignore[arg-type]
-        dataset[Draw(0, 0, np.array([1, 0]))],
+        dataset[BatchIndices(0, 0, np.array([1, 0]))],
         0,
     )
     assert batch["image"][0].unique().tolist() == [1.0]
@@ -187,7 +187,7 @@ def test_masks_come_with_their_images() -> None:
     dataset = StoreDataset(
         Store(Path(), pixels, masks, pd.DataFrame()), np.zeros(3, np.int64), np.array([True, False, True])
     )
-    batch = dataset[Draw(0, 0, np.array([2, 1]))]
+    batch = dataset[BatchIndices(0, 0, np.array([2, 1]))]
     assert batch["mask"].shape == (2, 1, 4, 4)
     assert batch["mask"].dtype == torch.float32
     assert batch["mask"].nonzero().tolist() == [[0, 0, 1, 3]]
@@ -213,7 +213,7 @@ def test_augmentation_is_a_function_of_seed_rank_epoch_and_batch(data: PreparedD
 def test_images_of_a_batch_are_augmented_apart(data: PreparedData) -> None:
     module = make_module(data, "light")
     module.trainer = SimpleNamespace(training=True, global_rank=0, world_size=1)  # type: ignore[assignment]
-    image = module.on_after_batch_transfer(module.dataset[Draw(0, 0, np.array([3] * 8))], 0)["image"]
+    image = module.on_after_batch_transfer(module.dataset[BatchIndices(0, 0, np.array([3] * 8))], 0)["image"]
     assert len({one.numpy().tobytes() for one in image}) == 8
 
 

@@ -225,10 +225,10 @@ def test_progress_counts_images(tmp_path: Path) -> None:
     ("lesions", "message"),
     [
         ({"mell": 3}, "Did you mean 'mel'"),
-        ({"nv": -1}, "whole number"),
-        ({"nv": 1.5}, "whole number"),
-        ({}, "no lesion"),
-        ({"nv": 0}, "no lesion"),
+        ({"nv": -1}, "expected an integer"),
+        ({"nv": 1.5}, "expected an integer"),
+        ({}, "number of lesions is 0 for every class"),
+        ({"nv": 0}, "number of lesions is 0 for every class"),
     ],
 )
 def test_wrong_requests_are_refused(tmp_path: Path, lesions: dict[str, int], message: str) -> None:

@@ -122,7 +122,7 @@ def test_isic_2018_from_nothing_to_a_prepared_store(server, tmp_path, capsys):
     assert prepare.main(["isic2018_task1", "--download", f"--data.root={root}", *SMALL]) == 0
     printed, complaints = capsys.readouterr()
     assert complaints == ""
-    assert printed.index("licence: CC0") < printed.index("cite: Codella") < printed.index("fetching (1/6)")
+    assert printed.index("licence: CC0") < printed.index("cite: Codella") < printed.index("downloading (1/6)")
     assert re.search(r"images +│ 9, of which 0 cannot be read", printed)
     assert sorted(path.name for path in root.iterdir()) == sorted(
         [".download.lock", "downloads.json", *(source.target for source in ISIC.downloads)]
@@ -140,7 +140,7 @@ def test_isic_2018_from_nothing_to_a_prepared_store(server, tmp_path, capsys):
 
     server.log.clear()
     assert prepare.main(["isic2018_task1", "--download", f"--data.root={root}", *SMALL]) == 0
-    assert "nothing is fetched" in capsys.readouterr().out
+    assert "nothing is downloaded" in capsys.readouterr().out
     assert server.log == []
 
 
@@ -187,7 +187,7 @@ def test_a_wrong_checksum_is_deleted_and_never_taken(server, tmp_path):
     server.files |= ham10000()
     good = server.files["/api/access/datafile/3172585"]
     server.files["/api/access/datafile/3172585"] = bytes([good[0] ^ 1]) + good[1:]
-    with pytest.raises(DataError, match=r"HAM10000_images_part_1\.zip .* is not what its publisher describes.*md5:"):
+    with pytest.raises(DataError, match=r"HAM10000_images_part_1\.zip .* is not the published file.*md5:"):
         fetch(HAM, tmp_path)
     assert not list(tmp_path.rglob("*part_1*"))
     server.files["/api/access/datafile/3172585"] = good
@@ -203,7 +203,7 @@ def test_what_came_before_is_what_may_come_again(server, tmp_path):
     (tmp_path / source.target).rename(kept)
     old = server.files[path_of(source.url)]
     server.files[path_of(source.url)] = pack("", {f"ISIC_000000{i}.jpg": picture("JPEG", 1 + i) for i in range(6)})
-    with pytest.raises(DataError, match=r"another file than the one of 20.*take its entry out of downloads.json"):
+    with pytest.raises(DataError, match=r"differs from the file of 20.*delete its entry in downloads.json"):
         fetch(ISIC, tmp_path)
     assert not (tmp_path / source.target).exists()
     new = server.files[path_of(source.url)]
@@ -233,14 +233,14 @@ def test_a_file_that_its_publisher_replaced_is_told(server, tmp_path):
     fetch(HAM, tmp_path)
     shutil.rmtree(tmp_path / "HAM10000_images_part_1")
     server.files |= ham10000(shift=1)  # other files, and a listing that agrees with them
-    with pytest.raises(DataError, match=r"part_1\.zip .* is another file than the one of 20"):
+    with pytest.raises(DataError, match=r"part_1\.zip .* differs from the file of 20"):
         fetch(HAM, tmp_path)
     assert not list(tmp_path.rglob("*part_1*"))
 
 
 def test_files_that_no_download_put_there_are_left_alone(server, tmp_path):
     (tmp_path / "HAM10000_images").mkdir()
-    assert "holds files that no download put there" in fetch(HAM, tmp_path)
+    assert "contains files from another source, which are used unchanged" in fetch(HAM, tmp_path)
     assert server.log == []
     assert not (tmp_path / ".download").exists()
 
@@ -252,7 +252,7 @@ def test_a_hostile_or_damaged_archive_leaves_no_data_set(server, tmp_path):
         (pack("", {"../../../evil.jpg": b"x"}), "outside its folder"),
         (pack("", {"a": b"x", "a/b.jpg": b"x"}), "cannot be unpacked: .*Not a directory"),
         (pack("", {f"{'x' * 300}.jpg": b"x"}), "cannot be unpacked: .*File name too long"),
-        (b"<html>log in</html>", "no zip archive; it begins with b'<html>"),
+        (b"<html>log in</html>", "not a zip archive; it begins with b'<html>"),
     ):
         server.files[path] = content
         with pytest.raises(DataError, match=rf"{told}[\s\S]* deleted"):
@@ -269,8 +269,8 @@ def visible(root):
 @pytest.mark.parametrize(
     ("number", "content", "told"),
     [
-        (0, {"x.jpg": b"x", "a.txt": b"x"}, r"holds no \*_segmentation\.png, but a\.txt, x\.jpg"),
-        (1, {"readme.txt": b"moved"}, r"holds no \*\.jpg, but readme\.txt"),
+        (0, {"x.jpg": b"x", "a.txt": b"x"}, r"contains no \*_segmentation\.png, but a\.txt, x\.jpg"),
+        (1, {"readme.txt": b"moved"}, r"contains no \*\.jpg, but readme\.txt"),
         (1, {f"{i}.txt": b"" for i in range(9)}, r"0\.txt, .*4\.txt and 4 more files"),
     ],
 )
@@ -280,7 +280,7 @@ def test_another_archive_is_refused_by_name_and_not_kept(server, tmp_path, numbe
     path = path_of(source.url)
     right = server.files[path]
     server.files[path] = pack("", content)
-    with pytest.raises(DataError, match=rf"{source.file} from http.*{told}.*deleted; run again.*SKINCANCER_MIRROR"):
+    with pytest.raises(DataError, match=rf"{source.file} from http.*{told}.*deleted; rerun.*SKINCANCER_MIRROR"):
         fetch(ISIC, tmp_path)
     assert visible(tmp_path) == []
     server.files[path] = right
@@ -297,7 +297,8 @@ def test_archives_that_do_not_go_together_make_no_data_set(server, tmp_path):
     server.files[path] = server.files[path_of(ISIC.downloads[3].url)]
     for _ in range(2):
         with pytest.raises(
-            DataError, match=r"what came is not ISIC 2018 Task 1 .*of one part\? .*delete that folder to fetch anew"
+            DataError,
+            match=r"published layout of ISIC 2018 Task 1.*of the same subset\. .*delete that folder and rerun",
         ):
             fetch(ISIC, tmp_path)
         assert visible(tmp_path) == []
@@ -317,7 +318,7 @@ def test_what_stands_there_and_is_not_the_data_set_is_told(server, tmp_path):
     fetch(ISIC, tmp_path)
     for file in (tmp_path / ISIC.downloads[1].target).iterdir():
         file.unlink()
-    with pytest.raises(DataError, match=r"Delete what is wrong there, and its entry in downloads\.json"):
+    with pytest.raises(DataError, match=r"Delete the wrong files and their entries in downloads\.json"):
         fetch(ISIC, tmp_path)
 
 
@@ -326,7 +327,7 @@ def test_a_missing_file_is_told_before_anything_is_fetched(server, tmp_path):
     gone = path_of(ISIC.downloads[5].url)
     del server.files[gone]
     with pytest.raises(
-        DataError, match=rf"{re.escape(gone)} answered 404 .*SKINCANCER_MIRROR.*By hand: https://challenge"
+        DataError, match=rf"{re.escape(gone)} answered 404 .*SKINCANCER_MIRROR.*download it yourself: https://challenge"
     ):
         fetch(ISIC, tmp_path)
     assert server.asked("GET") == []
@@ -336,14 +337,14 @@ def test_a_guestbook_is_told_in_the_words_of_the_server(server, tmp_path):
     server.files |= ham10000()
     server.statuses["/api/access/datafile/3172585"] = [400]
     server.messages["/api/access/datafile/3172585"] = {"message": "without the required Guestbook response"}
-    with pytest.raises(DataError, match=r"answered 400.*Guestbook response.*By hand: Harvard Dataverse"):
+    with pytest.raises(DataError, match=r"answered 400.*Guestbook response.*download it yourself: Harvard Dataverse"):
         fetch(HAM, tmp_path)
 
 
 def test_a_disk_too_small_is_told_before_anything_is_fetched(server, tmp_path, monkeypatch):
     server.files |= isic2018()
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(5000))
-    with pytest.raises(DataError, match=r"has 5\.00 kB free; the data set with one archive beside it needs [\d.]+ kB"):
+    with pytest.raises(DataError, match=r"has 5\.00 kB free; the data set plus one archive needs [\d.]+ kB"):
         fetch(ISIC, tmp_path)
     assert server.asked("GET") == []
 
@@ -367,9 +368,9 @@ def test_terms_of_use_must_be_accepted_and_creative_commons_need_not(server, tmp
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda files: files[0].update(restricted=True), "given to those alone whom its publisher has let in"),
-        (lambda files: files.pop(1), "has no file HAM10000_images_part_1.zip any more"),
-        (lambda files: files[0].pop("dataFile"), "something else than the files of a data set"),
+        (lambda files: files[0].update(restricted=True), "is restricted; request access"),
+        (lambda files: files.pop(1), "no longer has the file HAM10000_images_part_1.zip"),
+        (lambda files: files[0].pop("dataFile"), "did not answer with the files of a data set"),
     ],
 )
 def test_a_listing_that_lacks_something_is_told(server, tmp_path, change, told):
@@ -383,18 +384,21 @@ def test_a_listing_that_lacks_something_is_told(server, tmp_path, change, told):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["malignant_vs_benign", "--download"], r"account or a request. By hand: Kaggle, https://www\.kaggle\.com"),
-        (["ph2", "--download"], r"By hand: On request at https://www\.fc\.up\.pt/addi/"),
+        (
+            ["malignant_vs_benign", "--download"],
+            r"account or a request. Download it yourself: Kaggle, https://www\.kaggle\.com",
+        ),
+        (["ph2", "--download"], r"Download it yourself: On request at https://www\.fc\.up\.pt/addi/"),
         (["demo", "--download"], "demo has nothing to download"),
-        (["folder", "--download"], "folder has nothing to download. Name your own folder"),
+        (["folder", "--download"], "folder has nothing to download. Set --data.root to your folder"),
         (["csv", "--download"], "csv has nothing to download"),
         (["ham10000", "--accept-licence"], "--accept-licence goes with --download"),
         (
             ["ham10000", "--download", "--data.root=/proc/x"],
-            r"/proc/x cannot be made: /proc takes no new folder\. Name one",
+            r"/proc/x cannot be created: /proc takes no new folder\. Use a writable folder",
         ),
         (["ham10000", "--download", f"--data.root={__file__}/x"], r"test_download\.py takes no new folder \(Not a dir"),
-        (["ham10000", "--download", f"--data.root={__file__}"], "is a file; --download needs a folder"),
+        (["ham10000", "--download", f"--data.root={__file__}"], "is a file; use a folder for --download"),
     ],
 )
 def test_what_cannot_be_downloaded_says_what_to_do(arguments, told, capsys):
@@ -433,8 +437,8 @@ def test_two_downloads_at_once_fetch_once(server, tmp_path):
     gate.set()
     holding.join()
     second.join()
-    assert "under way; waiting" in said[0]
-    assert "nothing is fetched" in said[1]
+    assert "waiting for another download" in said[0]
+    assert "nothing is downloaded" in said[1]
     assert len(server.asked("GET")) == 6
 
 
@@ -450,7 +454,7 @@ def test_ctrl_c_leaves_what_the_next_call_goes_on_from(server, tmp_path, capsys,
     monkeypatch.setattr(publisher, "unpack", interrupted)
     command = ["isic2018_task1", "--download", f"--data.root={tmp_path / 'x'}", *SMALL]
     assert prepare.main(command) == 130
-    assert "the same command goes on from there" in capsys.readouterr().out
+    assert "rerun the same command to resume" in capsys.readouterr().out
     monkeypatch.setattr(publisher, "unpack", unpack)
     server.log.clear()
     assert prepare.main(command) == 0
@@ -475,7 +479,7 @@ def test_a_call_killed_between_the_last_moves_is_completed(server, tmp_path):
 def test_a_broken_record_is_told(server, tmp_path):
     (tmp_path / "downloads.json").write_text('{"a": 1}')
     server.files |= isic2018()
-    with pytest.raises(DataError, match=r"downloads\.json is no record of downloads"):
+    with pytest.raises(DataError, match=r"downloads\.json is not a record of downloads"):
         fetch(ISIC, tmp_path)
 
 

@@ -98,9 +98,7 @@ def test_diameter_is_in_mm_where_the_table_knows_the_scale(few):
 @pytest.mark.parametrize("scale", ["0", "-0.1", "wide", "inf"])
 def test_a_scale_that_is_none_is_told(few, scale):
     write(few / "index.csv", "image,diagnosis,mm_per_px", f"i0.png,a,{scale}")
-    with pytest.raises(
-        DataError, match=rf"mm_per_px of image i0 is '{scale}'; it must be the size of a px in mm, above 0"
-    ):
+    with pytest.raises(DataError, match=rf"mm_per_px of image i0 is '{scale}'; expected the pixel size in mm, above 0"):
         opened(few)
 
 

@@ -79,7 +79,9 @@ def test_a_server_without_ranges_is_not_said_to_go_on(server, fetch):
     server.ranges = False
     server.cuts["/x.zip"] = [K * 8] * 5
     for _ in range(2):  # a later call knows it before its first byte comes
-        with pytest.raises(DataError, match=r"lets no download go on, so that the next call begins this file anew"):
+        with pytest.raises(
+            DataError, match=r"does not support resuming, so the next call downloads this file from its start"
+        ):
             fetch()
         server.statuses["/x.zip"] = [503] * 4
 
@@ -151,7 +153,7 @@ def test_a_file_of_unknown_length_comes_whole(server, fetch, tmp_path):
     server.lengths = False
     assert fetch(size=len(CONTENT)).read_bytes() == CONTENT
     (tmp_path / "x.zip").unlink()
-    with pytest.raises(DataError, match="is 3500000 bytes long; the publisher says 3500001"):
+    with pytest.raises(DataError, match="has 3500000 bytes; the publisher states 3500001"):
         fetch(size=len(CONTENT) + 1)
     assert list(tmp_path.iterdir()) == []
 
@@ -223,7 +225,7 @@ def test_a_disk_that_fills_up_keeps_what_fits(server, fetch, tmp_path, monkeypat
             self.file.write(chunk)
 
     monkeypatch.setattr(http, "open", lambda *arguments: Full(open(*arguments)), raising=False)
-    with pytest.raises(DataError, match=r"is full .*goes on from what has come"):
+    with pytest.raises(DataError, match=r"is full .*rerun the command, which resumes"):
         fetch()
     monkeypatch.undo()
     kept = (tmp_path / "x.zip.part").stat().st_size
@@ -244,7 +246,7 @@ def test_json(server):
     server.files |= {"/a?b=c": b'{"d": 1}', "/html": b"<html>"}
     server.cuts["/a?b=c"] = [3]
     assert read_json(f"{server.url}/a?b=c") == {"d": 1}
-    with pytest.raises(DataError, match="something else than JSON"):
+    with pytest.raises(DataError, match="did not answer with JSON"):
         read_json(f"{server.url}/html")
 
 

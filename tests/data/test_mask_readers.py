@@ -88,7 +88,7 @@ def test_a_part_without_truth_keeps_its_images_without_masks(tmp_path: Path, nam
     index = load(name, tmp_path)
     assert index.loc[index["part"] == "test", "mask"].tolist() == [None, None]
     assert index.loc[index["part"] != "test", "mask"].notna().all()
-    with pytest.raises(DataError, match="no labelled test part"):
+    with pytest.raises(DataError, match="no labelled test set"):
         assign_roles(index, parse_split("official"), 0)
 
 
@@ -117,22 +117,22 @@ def test_isic_segmentation_refuses(tmp_path: Path, name: str) -> None:
     cases: dict[str, tuple[Callable[[Path], object], str]] = {
         "an image without a mask": (
             remove(name, 1, 1, f"ISIC_1{ending}"),
-            rf"{masks}: 1 images without a mask: ISIC_1\. Are {images} and {masks} complete",
+            rf"{masks}: 1 images without a mask: ISIC_1\. Check that {images} and {masks} are complete",
         ),
         "a mask without an image": (remove(name, 1, 0, "ISIC_0.jpg"), rf"{masks}: 1 masks without an image: ISIC_0\."),
         "the same in the test part": (
             lambda root: put(root, f"{LAYOUTS[name][-1][1]}/ISIC_77{ending}"),
             r"_Test\w*: 1 masks without an image: ISIC_77\.",
         ),
-        "no masks to train on": (remove(name, 1, 1), rf"{masks} is missing; fetch {masks}\.zip"),
-        "no images to train on": (remove(name, 1, 0), rf"{images} is missing; fetch {images}\.zip"),
+        "no masks to train on": (remove(name, 1, 1), rf"{masks} is missing; download {masks}\.zip"),
+        "no images to train on": (remove(name, 1, 0), rf"{images} is missing; download {images}\.zip"),
         "test masks alone": (
             remove(name, len(LAYOUTS[name]) - 1, 0),
-            rf"{test_images} is missing; fetch {test_images}\.zip",
+            rf"{test_images} is missing; download {test_images}\.zip",
         ),
         "a folder without images": (
             remove(name, 1, 0, "ISIC_0.jpg", "ISIC_1.jpg"),
-            rf"{images} holds no \*\.jpg",
+            rf"{images} contains no \*\.jpg",
         ),
         "two masks of one image": (
             lambda root: put(root, f"{masks}/ISIC_0_SEGMENTATION.png"),
@@ -193,15 +193,15 @@ def test_isic2017_with_diagnoses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / part3("Test_v2")).unlink(), rf"{part3('Test_v2')} is missing, while another part"),
+        (lambda root: (root / part3("Test_v2")).unlink(), rf"{part3('Test_v2')} is missing, while another subset"),
         (lambda root: write(root / part3("Training"), PART3, "ISIC_1,0,0"), "1 images without a row: ISIC_0"),
         (
             lambda root: write(root / part3("Training"), PART3, "ISIC_1,0,0", "ISIC_0,1,1"),
-            "1 rows are repeated, or hold .*: ISIC_0",
+            "1 rows are repeated, or contain .*: ISIC_0",
         ),
         (
             lambda root: write(root / part3("Training"), PART3, "ISIC_1,0,x", "ISIC_0,1,0", "ISIC_0,0,0"),
-            "2 rows are repeated, or hold .*: ISIC_1, ISIC_0",
+            "2 rows are repeated, or contain .*: ISIC_1, ISIC_0",
         ),
         (lambda root: write(root / part3("Training"), "image,melanoma"), "no column image_id, seborrheic_keratosis"),
     ],
@@ -282,7 +282,10 @@ def to_xlsx(root: Path) -> None:
         (lambda root: (root / PH2_LESION).unlink(), f"1 of 3 cases have no mask: {PH2_LESION}"),
         (lambda root: (root / PH2_IMAGE).unlink(), f"1 of 3 cases have no image: {PH2_IMAGE}"),
         (to_xlsx, r"PH2_dataset\.txt is missing.*PH2_dataset\.xlsx is not read"),
-        (lambda root: (root / "PH2 Dataset images").rename(root / "images"), "holds the folder 'PH2 Dataset images'"),
+        (
+            lambda root: (root / "PH2 Dataset images").rename(root / "images"),
+            "contains the folder 'PH2 Dataset images'",
+        ),
         (
             lambda root: write(root / "PH2_dataset.txt", PH2_HEADER, *PH2_ROWS[:2]),
             r"PH2_dataset\.txt: 1 images without a row: IMD058",
@@ -293,7 +296,7 @@ def to_xlsx(root: Path) -> None:
         ),
         (
             lambda root: write(root / "PH2_dataset.txt", PH2_HEADER, *PH2_ROWS, PH2_ROWS[0]),
-            r"the row '\|\| IMD003 .* a name of its own",
+            r"the row '\|\| IMD003 .* expected a unique name",
         ),
         (
             lambda root: write(
@@ -301,7 +304,7 @@ def to_xlsx(root: Path) -> None:
             ),
             "'|| IMD058 .* 0, 1 or 2",
         ),
-        (lambda root: write(root / "PH2_dataset.txt", PH2_HEADER, "|| IMD002 ||"), "cannot be understood"),
+        (lambda root: write(root / "PH2_dataset.txt", PH2_HEADER, "|| IMD002 ||"), "cannot be parsed"),
         (lambda root: write(root / "PH2_dataset.txt", "Name,Clinical Diagnosis", "IMD002,1"), "no header line"),
     ],
 )

@@ -69,7 +69,7 @@ def test_ham10000_with_each_part_twice_in_two_spellings(tmp_path: Path) -> None:
     index, _ = load("ham10000", tmp_path)
     assert index["image"][0] == "HAM10000_images_part_1/ISIC_1.jpg"
     put(tmp_path, "ham10000_images_part_1/ISIC_2.jpg")
-    with pytest.raises(DataError, match="another spelling"):
+    with pytest.raises(DataError, match="the same name in another case"):
         load("ham10000", tmp_path)
 
 
@@ -84,14 +84,14 @@ def remove_metadata(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (remove_image, r"1 rows without an image: ISIC_1\..*both parts"),
+        (remove_image, r"1 rows without an image: ISIC_1\..*both archives"),
         (lambda root: put(root, "HAM10000_images_part_1/ISIC_9.jpg"), r"1 images without a row: ISIC_9\."),
         (
             lambda root: put(root, "HAM10000_images_part_1/ISIC_3.jpg"),
-            r"1 image ids lie in more than one folder: ISIC_3",
+            r"1 image ids exist in more than one folder: ISIC_3",
         ),
         (remove_metadata, "no metadata"),
-        (lambda root: put(root, "HAM10000_metadata"), "2 tables of metadata"),
+        (lambda root: put(root, "HAM10000_metadata"), "2 metadata tables"),
         (lambda root: write(root / "HAM10000_metadata.csv", "image_id,dx", "ISIC_1,mel"), "no column lesion_id"),
         (
             lambda root: write(root / "HAM10000_metadata.csv", HAM_HEADER, *HAM_ROWS, HAM_ROWS[0]),
@@ -144,21 +144,21 @@ def test_isic2018_task3(tmp_path: Path, folder: str) -> None:
     [
         (
             lambda root: (root / "ISIC2018_Task3_Test_GroundTruth.csv").unlink(),
-            "fetch ISIC2018_Task3_Test_GroundTruth.zip",
+            "download ISIC2018_Task3_Test_GroundTruth.zip",
         ),
         (
             lambda root: write(root / truth("Validation"), ISIC_HEADER, "ISIC_6,1,0,0,0,0,0,0"),
-            "fetch ISIC2018_Task3_Validation_Input.zip",
+            "download ISIC2018_Task3_Validation_Input.zip",
         ),
-        (lambda root: (root / truth("Training")).unlink(), "fetch ISIC2018_Task3_Training_GroundTruth.zip"),
+        (lambda root: (root / truth("Training")).unlink(), "download ISIC2018_Task3_Training_GroundTruth.zip"),
         (lambda root: (root / "ISIC2018_Task3_Training_LesionGroupings.csv").unlink(), "views of one lesion"),
         (
             lambda root: write(root / truth("Training"), ISIC_HEADER, "ISIC_2,1,1,0,0,0,0,0", "ISIC_1,0,1,0,0,0,0,0"),
-            r"1 rows do not hold a single 1 among zeros: ISIC_2",
+            r"1 rows do not contain exactly one 1 among zeros: ISIC_2",
         ),
         (
             lambda root: write(root / truth("Training"), ISIC_HEADER, "ISIC_2,.5,.5,0,0,0,0,0", "ISIC_1,x,1,0,0,0,0,0"),
-            r"2 rows do not hold a single 1 among zeros: ISIC_2, ISIC_1",
+            r"2 rows do not contain exactly one 1 among zeros: ISIC_2, ISIC_1",
         ),
         (lambda root: put(root, "ISIC2018_Task3_Training_Input/ISIC_4.jpg"), "1 images without a row: ISIC_4"),
         (lambda root: (root / "ISIC2018_Task3_Training_Input/ISIC_1.jpg").unlink(), "1 rows without an image: ISIC_1"),
@@ -227,12 +227,12 @@ def test_folder_with_parts(tmp_path: Path, val: str) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("x/a.jpg", "x/a.png", "y/b.jpg"), r"x/a.jpg and x/a.png differ in their extension alone"),
-        (("x/a.jpg", "y/notes.txt"), r"class folder .*y holds no image"),
-        (("x/a.jpg", "y/b.jpg", "c.jpg"), "1 images lie beside the class folders: c.jpg"),
-        (("train/x/a.jpg", "train/y/b.jpg", "test/c.jpg"), "1 images lie beside the class folders: c.jpg"),
-        (("train/x/a.jpg", "train/y/b.jpg", "z/c.jpg"), r"mixes part folders \(train\) with others \(z\)"),
-        (("train/x/a.jpg", "val/y/b.jpg", "valid/x/c.jpg"), "both the part val"),
+        (("x/a.jpg", "x/a.png", "y/b.jpg"), r"x/a.jpg and x/a.png differ only in their extension"),
+        (("x/a.jpg", "y/notes.txt"), r"class folder .*y contains no image"),
+        (("x/a.jpg", "y/b.jpg", "c.jpg"), "1 images lie next to the class folders: c.jpg"),
+        (("train/x/a.jpg", "train/y/b.jpg", "test/c.jpg"), "1 images lie next to the class folders: c.jpg"),
+        (("train/x/a.jpg", "train/y/b.jpg", "z/c.jpg"), r"mixes subset folders \(train\) with others \(z\)"),
+        (("train/x/a.jpg", "val/y/b.jpg", "valid/x/c.jpg"), "both the val subset"),
         (("data/x/a.jpg", "data/y/b.jpg"), "only the class folder 'data', with folders in it"),
         (("notes.txt",), "no class folder"),
     ],
@@ -288,14 +288,14 @@ def test_csv_for_segmentation_needs_no_diagnosis(tmp_path: Path) -> None:
     [
         (
             ["image,diagnosis", "a.jpg,nv", "lost.jpg,nv", "gone.jpg,nv"],
-            r"the image of 2 of 3 rows .*lost.jpg \(row 2\), gone.jpg \(row 3\).*take the rows out",
+            r"the image of 2 of 3 rows .*lost.jpg \(row 2\), gone.jpg \(row 3\).*delete the rows",
         ),
         (["image,diagnosis,mask", "a.jpg,nv,lost.png"], r"the mask of 1 of 1 rows .*lost.png \(row 1\)"),
         (["path,diagnosis", "a.jpg,nv"], "no column 'image'"),
         (["image,camera", "a.jpg,1"], "neither 'diagnosis' nor 'mask'"),
-        (["image,diagnosis,Patient ID", "a.jpg,nv,1"], r"'Patient ID'; if that is 'patient_id'"),
-        (["image,diagnosis,lesionid", "a.jpg,nv,1"], r"'lesionid'; if that is 'lesion_id'"),
-        (["Image,diagnosis", "a.jpg,nv"], r"'Image'; if that is 'image'"),
+        (["image,diagnosis,Patient ID", "a.jpg,nv,1"], r"'Patient ID'; rename it to 'patient_id'"),
+        (["image,diagnosis,lesionid", "a.jpg,nv,1"], r"'lesionid'; rename it to 'lesion_id'"),
+        (["Image,diagnosis", "a.jpg,nv"], r"'Image'; rename it to 'image'"),
         (["image,diagnosis,label", "a.jpg,nv,1"], "both 'diagnosis' and 'label'"),
         (["image,diagnosis", "/a.jpg,nv"], "absolute"),
         (["image,diagnosis", ",nv"], "1 rows have no image"),

@@ -57,15 +57,15 @@ def test_parsed_splits() -> None:
     ("text", "message"),
     [
         ("80:30", "do not add up to 100"),
-        ("0:100", "leaves nothing"),
-        ("100:0", "leaves nothing"),
-        ("10:90", "leaves nothing"),
-        ("abc", "allowed are"),
-        ("fold:5/5", "folds count from 0 to 4"),
+        ("0:100", "leaves the training or test set empty"),
+        ("100:0", "leaves the training or test set empty"),
+        ("10:90", "leaves the training or test set empty"),
+        ("abc", "expected train:test"),
+        ("fold:5/5", "folds are numbered from 0 to 4"),
         ("fold:0/1", "at least 2 folds"),
-        ("", "allowed are"),
-        ("80:20:0", "allowed are"),
-        ("80:20\n", "allowed are"),
+        ("", "expected train:test"),
+        ("80:20:0", "expected train:test"),
+        ("80:20\n", "expected train:test"),
         ("4820", r'80:20 as the base-60 number 4820: write "80:20" in quotes'),
         ("4230", "70:30 as the base-60 number"),
         ("offical", "Did you mean 'official'"),
@@ -215,11 +215,11 @@ def test_without_a_labelled_val_part_the_top_tenth_of_train_validates(unlabelled
 
 def test_official_needs_parts() -> None:
     official = parse_split("official")
-    with pytest.raises(DataError, match="1 images belong to no part"):
+    with pytest.raises(DataError, match="1 images are in no official subset"):
         assign_roles(make_index([*official_rows(val=True), ("x", "x", "nv", "")]), official, 0)
-    with pytest.raises(DataError, match="no labelled test part"):
+    with pytest.raises(DataError, match="no labelled test set"):
         assign_roles(make_index([row for row in official_rows(val=True) if row[3] != "test"]), official, 0)
-    with pytest.raises(DataError, match="'df' has no image to train on"):
+    with pytest.raises(DataError, match="'df' has no training image"):
         assign_roles(make_index([*official_rows(val=True), ("x", "x", "df", "test")]), official, 0)
     rows = [*official_rows(val=False), ("x", "x", "df", "train")]
     with pytest.raises(DataError, match="'df' has only 1 lesion,"):
@@ -270,7 +270,7 @@ def test_leaks_by_a_wrong_name(leaking: pd.DataFrame) -> None:
 
 def test_dropping_may_not_empty_a_class() -> None:
     rows = [*official_rows(val=True), ("d0", "D", "df", "train"), ("d1", "D", "df", "test")]
-    with pytest.raises(DataError, match="'df' has no image to train on"):
+    with pytest.raises(DataError, match="'df' has no training image"):
         assign_roles(make_index(rows), parse_split("official"), 0, "drop_from_train")
 
 
@@ -326,7 +326,7 @@ def test_lesions_of_a_patient_are_one() -> None:
 
 @pytest.mark.parametrize(("other", "told"), [("8", "'7', '8'"), ("", "'', '7'")])
 def test_a_lesion_of_two_patients_is_refused(other: str, told: str) -> None:
-    with pytest.raises(DataError, match=f"lesion L1 name the patients {told};"):
+    with pytest.raises(DataError, match=f"lesion L1 have the patients {told}; expected one patient"):
         merge_patients(of_patients("7", other, "", "", ""))
 
 
@@ -334,14 +334,14 @@ def test_bad_group_tables(tmp_path: Path) -> None:
     index = make_index([("a", "a", "nv", ""), ("b", "b", "nv", "")])
     table = tmp_path / "groups.csv"
     for text, message in (
-        ("image_id,group\na,g\nx,g\ny,g\n", "names 2 images that are not in the data set: x, y"),
+        ("image_id,group\na,g\nx,g\ny,g\n", "contains 2 images that are not in the data set: x, y"),
         ("image_id,group\na,\n", "without a group: a"),
         ("image,group\na,g\n", "no column image_id"),
     ):
         table.write_text(text)
         with pytest.raises(DataError, match=message):
             merge_groups(index, table)
-    with pytest.raises(DataError, match=r"absent\.csv, which is no file"):
+    with pytest.raises(DataError, match=r"absent\.csv, which is not a file"):
         merge_groups(index, tmp_path / "absent.csv")
 
 

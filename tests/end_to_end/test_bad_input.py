@@ -90,8 +90,8 @@ def on_ham(root: Path) -> list[str]:
         (["--data.splt=80:20"], ["--data.splt is not a known flag", "Did you mean '--data.split'?"]),
         (["--data.dataset=ham1000"], ["'ham1000'", "Did you mean 'ham10000'?", "demo, ham10000"]),
         (["--data.split=80:30"], ["data.split", "'80:30'", "do not add up to 100", "80:20", "fold:0/5", "official"]),
-        (["--data.split=0:100"], ["'0:100'", "leaves nothing to train", "1 to 89"]),
-        (["--data.split=10:90"], ["'10:90'", "leaves nothing to train", "1 to 89"]),
+        (["--data.split=0:100"], ["'0:100'", "leaves the training or test set empty", "1 to 89"]),
+        (["--data.split=10:90"], ["'10:90'", "leaves the training or test set empty", "1 to 89"]),
         (["--data.split=abc"], ["'abc'", "80:20", "fold:0/5", "official"]),
         (["--data.size=0"], ["data.size is 0", "from 1 to 4096"]),
     ],
@@ -166,7 +166,7 @@ def test_a_folder_of_another_layout(refused, tmp_path: Path, dataset: str):
         "ham10000": "HAM10000_metadata",
         "isic2018_task3": "ISIC2018_Task3_Training_Input",
         "malignant_vs_benign": "train",
-        "folder": "a folder a class",
+        "folder": "one folder per class",
         "csv": "index.csv",
     }
     assert expected[dataset] in message
@@ -221,7 +221,7 @@ def test_a_class_with_fewer_lesions_than_roles(refused, ham: Path):
 def test_a_table_of_groups_that_is_not_there(refused, ham: Path, tmp_path: Path):
     for early in ((), ("--dry-run",)):
         told = refused(*on_ham(ham), f"--data.groups={tmp_path / 'no.csv'}", *early)
-        assert f"data.groups is {tmp_path / 'no.csv'}, which is no file" in told
+        assert f"data.groups is {tmp_path / 'no.csv'}, which is not a file" in told
 
 
 def test_a_table_of_groups_without_its_columns(refused, ham: Path, tmp_path: Path):

@@ -277,9 +277,9 @@ def test_predict_names_an_image_that_cannot_be_cleaned(run, artifacts, tiny_demo
     [
         (
             "--data.clean=[hiar]",
-            "command line: data.clean names 'hiar', which is no step of cleaning. Did you mean 'hair'?",
+            "command line: data.clean contains 'hiar', which is no cleaning step. Did you mean 'hair'?",
         ),
-        ("--data.clean=[hair,hair]", "data.clean names 'hair' twice"),
+        ("--data.clean=[hair,hair]", "data.clean contains 'hair' twice"),
         ("--data.clean=hair", "data.clean is 'hair'; it must be list"),
     ],
 )
@@ -298,7 +298,7 @@ def test_show_clean_writes_a_sheet_with_what_was_found(tiny_demo, tmp_path, caps
         marked = (np.abs(np.asarray(sheet.convert("RGB")).astype(int) - (0, 229, 255)).max(axis=2) < 40).sum()
         assert sheet.width > 400
     assert marked > 50, "hair is marked"
-    assert "images looked at, something is found by hair in" in printed
+    assert "checked images, artefacts are found by hair in" in printed
     assert prepare.main(arguments) == 2
     assert "--show clean shows what --data.clean does" in capsys.readouterr().err
 
@@ -320,7 +320,7 @@ def test_show_clean_shows_images_where_a_step_acts(tmp_path, capsys, monkeypatch
     arguments = ["csv", f"--data.root={tmp_path}", "--data.size=16", "--show=clean", "--data.clean=[frame,hair]"]
     assert prepare.main([*arguments, f"--out={tmp_path / 'sheet.png'}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    [count] = re.findall(r"something is found by frame in (\d), hair in 0", printed)
+    [count] = re.findall(r"artefacts are found by frame in (\d), hair in 0", printed)
     assert len(shown) == 12
     assert int(count) > 0
     assert all(int(title[:2]) >= 36 for title in shown[: int(count)])

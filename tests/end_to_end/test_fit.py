@@ -22,12 +22,12 @@ from sklearn import metrics as sklearn_metrics
 
 from skincancer import fit
 from skincancer.data.readers import demo
-from skincancer.models import weights as weights_module
+from skincancer.models import factory
 from skincancer.models.factory import load_task
 from skincancer.runs.artifacts import BEST_CHECKPOINT, LAST_CHECKPOINT
 from skincancer.runs.lifecycle import reap
 from skincancer.runs.store import connect
-from skincancer.training import checkpoints
+from skincancer.training import trainer
 from skincancer.training.callbacks import EpochRecord
 
 
@@ -189,13 +189,13 @@ RESUMED = [
 
 def keep_last(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     """Copy the resume point of the end, which a finished run does not keep."""
-    export = checkpoints.export_best
+    export = trainer.export_best
 
     def export_and_keep(path: Path) -> int:
         shutil.copy(path.parent / "last.ckpt", place)
         return export(path)
 
-    monkeypatch.setattr(checkpoints, "export_best", export_and_keep)
+    monkeypatch.setattr(trainer, "export_best", export_and_keep)
 
 
 def signal_at_epoch(monkeypatch: pytest.MonkeyPatch, number: int, epoch: int) -> None:
@@ -219,7 +219,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_demo, tmp_path, monkeypat
     whole = run_fit(tiny_demo, *more)
 
     second_store = new_store("second")
-    monkeypatch.setattr(checkpoints, "export_best", checkpoints.export_best)
+    monkeypatch.setattr(trainer, "export_best", trainer.export_best)
     keep_last(monkeypatch, tmp_path / "resumed.ckpt")
     signal_at_epoch(monkeypatch, signal.SIGTERM, epoch=2)
     assert fit.main(arguments(tiny_demo, *more)) == 143
@@ -279,7 +279,7 @@ def test_error_in_the_middle_ends_failed_with_the_reason(tiny_demo, store, monke
     def broken(*args, **kwargs):
         raise OSError("disk on fire")
 
-    monkeypatch.setattr(checkpoints, "export_best", broken)
+    monkeypatch.setattr(trainer, "export_best", broken)
     with pytest.raises(OSError, match="disk on fire"):
         fit.main(arguments(tiny_demo))
     run = only_run()
@@ -336,8 +336,8 @@ def test_run_whose_first_weights_cannot_be_had_again_is_not_started_again(tiny_d
     signal_at_epoch(monkeypatch, signal.SIGTERM, epoch=0)
     assert fit.main(arguments(tiny_demo)) == 143
     run_id = only_run().info.run_id
-    has = weights_module.load_backbone
-    monkeypatch.setattr(weights_module, "load_backbone", lambda *a: dataclasses.replace(has(*a), source="imagenet (x)"))
+    has = factory.load_backbone
+    monkeypatch.setattr(factory, "load_backbone", lambda *a: dataclasses.replace(has(*a), source="imagenet (x)"))
     assert fit.main(["--resume", run_id]) == 1
     assert "its first weights were 'random' and now they are 'imagenet (x)'" in capsys.readouterr().err
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from skincancer import evaluate, fit, predict, prepare
-from skincancer.data.balance import deal, epoch_order
+from skincancer.data.balance import distribute_batches, epoch_order
 from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, RunError
 from skincancer.imaging.decode import read_mask
@@ -576,7 +576,7 @@ def test_two_processes_with_steps_that_lack_labels_or_masks(partial, index, plac
     order = epoch_order(np.zeros(len(train), dtype=np.int64), "none", seed=6, epoch=0)
     lacking = set()
     for rank in range(2):
-        for positions in deal(order, 2, rank, 2):
+        for positions in distribute_batches(order, 2, rank, 2):
             lacking |= {column for column in ("mask", "diagnosis") if index.loc[train[positions], column].isna().all()}
     assert lacking == {"mask", "diagnosis"}, "there were such steps"
     table = read(folder, "test")

@@ -1,4 +1,4 @@
-"""Augmentation against measurements of what its switches are named after: angles, shifts, areas, colours, noise."""
+"""Augmentation changes angles, positions, areas, colours and noise by the configured magnitudes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def only(**values: float) -> Augment:
 
 
 def lesion(batch: int, height: int, width: int) -> torch.Tensor:
-    """An off-centre ellipse with a notch, so that no flip or rotation maps it onto itself."""
+    """Create an off-centre ellipse with a notch, so that no flip or rotation maps it onto itself."""
     y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
     mask = ((x - 0.45) / 0.3) ** 2 + ((y - 0.55) / 0.2) ** 2 < 1
     mask &= ~((x < 0.4) & (y < 0.5))
@@ -36,7 +36,7 @@ def lesion(batch: int, height: int, width: int) -> torch.Tensor:
 
 
 def mild(batch: int = 64, size: int = 16) -> torch.Tensor:
-    """Colours far enough from 0 and 1 that no switch tested on them is clipped."""
+    """Create colours far enough from 0 and 1 that no tested transform is clipped."""
     return 0.4 + 0.2 * torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(3))
 
 
@@ -47,7 +47,7 @@ def bar(batch: int, height: int, width: int) -> torch.Tensor:
 
 
 def centroid(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x, y) in pixels about the image's centre."""
+    """Return (x, y) in pixels relative to the image centre."""
     height, width = mask.shape[-2:]
     x, y = torch.arange(width) + 0.5 - width / 2, torch.arange(height) + 0.5 - height / 2
     area = mask.sum((1, 2, 3))
@@ -55,7 +55,7 @@ def centroid(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def orientation(mask: torch.Tensor) -> torch.Tensor:
-    """Anticlockwise angle of the long axis in degrees, from second moments in pixels."""
+    """Return the anticlockwise angle of the long axis in degrees, from second moments."""
     height, width = mask.shape[-2:]
     x, y = torch.arange(width).double()[None, :], -torch.arange(height).double()[:, None]
     angles = []
@@ -67,7 +67,7 @@ def orientation(mask: torch.Tensor) -> torch.Tensor:
 
 
 def spans(values: torch.Tensor, low: float, high: float, tolerance: float) -> bool:
-    """Values stay within the range and reach into its outer tenths."""
+    """Return whether values stay within a range and reach its outer tenths."""
     edge = (high - low) / 10
     inside = values.min() >= low - tolerance and values.max() <= high + tolerance
     return bool(inside and values.min() < low + edge and values.max() > high - edge)
@@ -83,11 +83,11 @@ def test_mask_follows_image(policy, shape):
     augment = Augment(AugmentConfig(policy=policy, **COLOUR_OFF))
     image, moved = augment(mask.expand(-1, 3, -1, -1).contiguous(), mask, seed=5)
     assert set(moved.unique().tolist()) == {0.0, 1.0}
-    # a nearest pixel holds at least a quarter of the bilinear weight, so past a quarter the two must agree
+    # The nearest pixel has at least a quarter of the bilinear weight, so beyond a quarter image and mask must agree.
     painted = image[:, :1]
     assert (moved[painted > 0.751] == 1).all()
     assert (moved[painted < 0.249] == 0).all()
-    assert (moved != mask).any(dim=3).any(dim=2).any(dim=1).sum() >= 11  # and it did move
+    assert (moved != mask).any(dim=3).any(dim=2).any(dim=1).sum() >= 11, "the mask moves"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -108,14 +108,14 @@ def test_output_range_and_type(policy):
     assert out.dtype == torch.float32
     assert out.min() >= 0
     assert out.max() <= 1
-    assert torch.equal(image, before)  # the caller's batch is not written to
+    assert torch.equal(image, before), "the input does not change"
 
 
 # --- randomness
 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "none"])
-def test_seed_alone_decides(policy):
+def test_result_depends_on_the_seed_only(policy):
     image, mask = torch.rand(4, 3, 32, 48), lesion(4, 32, 48)
     augment = Augment(AugmentConfig(policy=policy))
     torch.manual_seed(0)
@@ -240,7 +240,7 @@ def test_elastic_displaces_smoothly_within_its_amplitude():
     assert longest.max() > 0.9 * amplitude
     assert (moved.mean((2, 3)).abs() < 0.6 * amplitude * height).all()
     inner = out[..., 6:-6, 6:-6]
-    assert (inner[:, 0].diff(dim=2) > 0).all()  # nothing folds over
+    assert (inner[:, 0].diff(dim=2) > 0).all(), "the warp does not fold"
     assert (inner[:, 1].diff(dim=1) > 0).all()
 
 
@@ -252,10 +252,10 @@ def test_strong_is_one_warp(monkeypatch):
     Augment(AugmentConfig(policy="strong"))(image, mask, seed=0)
     assert calls == ["bilinear", "nearest"]
     only(horizontal_flip=0.5, brightness=0.1)(image, mask, seed=0)
-    assert len(calls) == 2  # flips and colour sample nothing
+    assert len(calls) == 2, "flips and colour need no interpolation"
 
 
-# --- colour, against kornia's own functions at the factor that was drawn
+# --- colour, compared with kornia at the sampled factor
 
 
 def test_brightness_is_a_factor():
@@ -286,7 +286,7 @@ def test_saturation_keeps_each_pixels_grey():
     torch.testing.assert_close(out, reference, atol=1e-5, rtol=0)
 
 
-def test_colours_together_are_the_three_in_a_row():
+def test_combined_colours_equal_the_sequence_of_three():
     image = mild()
     values = {"brightness": 0.2, "saturation": 0.2, "contrast": 0.2}
     alone = {name: only(**{name: value})(image, None, seed=6)[0] for name, value in values.items()}
@@ -300,7 +300,7 @@ def test_colours_together_are_the_three_in_a_row():
     torch.testing.assert_close(only(**values)(image, None, seed=6)[0], reference, atol=1e-5, rtol=0)
 
 
-def test_hue_turns_colours_about_grey():
+def test_hue_rotates_colours_about_grey():
     image = mild()
     out = only(hue=0.1)(image, None, seed=0)[0]
     before, after = kornia.color.rgb_to_yuv(image), kornia.color.rgb_to_yuv(out)
@@ -309,7 +309,7 @@ def test_hue_turns_colours_about_grey():
     torch.testing.assert_close(turned.abs(), plain.abs(), atol=1e-5, rtol=0)
     turns = torch.angle((turned * plain.conj()).sum((1, 2))) / (2 * math.pi)
     assert spans(turns, -0.1, 0.1, tolerance=1e-3)
-    # the everyday hue (HSV) of a skin tone turns the same way, about as far
+    # The HSV hue of a skin tone rotates in the same direction, by a similar angle.
     skin = torch.tensor([0.7, 0.55, 0.5]).view(1, 3, 1, 1).expand(64, -1, 4, 4)
     hue = kornia.color.rgb_to_hsv(only(hue=0.1)(skin, None, seed=0)[0])[:, 0, 0, 0]
     shift = (hue - kornia.color.rgb_to_hsv(skin)[:, 0, 0, 0] + math.pi) % (2 * math.pi) - math.pi
@@ -317,7 +317,7 @@ def test_hue_turns_colours_about_grey():
     assert 0.5 < shift.abs().max() / (2 * math.pi * 0.1) < 2
 
 
-def test_noise_has_the_standard_deviation_asked_for():
+def test_noise_has_the_configured_standard_deviation():
     image = torch.full((8, 3, 64, 64), 0.5)
     noise = only(noise=0.05)(image, None, seed=0)[0] - image
     assert abs(noise.std() / 0.05 - 1) < 0.02
@@ -325,10 +325,10 @@ def test_noise_has_the_standard_deviation_asked_for():
     assert abs(torch.corrcoef(torch.stack([noise[0].flatten(), noise[1].flatten()]))[0, 1]) < 0.05
 
 
-# --- the tensors' own ways
+# --- tensors
 
 
-def test_nothing_on_returns_the_input():
+def test_input_is_returned_without_active_transforms():
     image, mask = torch.rand(2, 3, 8, 8), lesion(2, 8, 8)
     out, moved = Augment(AugmentConfig(policy="none"))(image, mask, seed=0)
     assert out is image
@@ -356,7 +356,7 @@ def test_channels_last_stays(policy):
     torch.testing.assert_close(out, augment(image, None, seed=0)[0])
 
 
-def test_no_gradient_and_nothing_for_a_checkpoint():
+def test_augmentation_has_no_gradient_and_no_state():
     image = torch.rand(2, 3, 16, 16, requires_grad=True)
     augment = Augment(AugmentConfig(policy="strong"))
     assert not augment(image, None, seed=0)[0].requires_grad
@@ -364,7 +364,7 @@ def test_no_gradient_and_nothing_for_a_checkpoint():
 
 
 @pytest.mark.gpu
-def test_a_seed_means_the_same_on_a_gpu():
+def test_seed_has_the_same_effect_on_a_gpu():
     image, mask = torch.rand(8, 3, 64, 96), lesion(8, 64, 96)
     augment = Augment(AugmentConfig(policy="strong", noise=0.0))
     state = torch.cuda.get_rng_state()
@@ -374,7 +374,7 @@ def test_a_seed_means_the_same_on_a_gpu():
     assert (host[1] != device[1].cpu()).float().mean() < 1e-3
 
 
-def test_bad_tensors_are_refused():
+def test_bad_tensors_fail():
     augment = Augment(AugmentConfig())
     image = torch.rand(2, 3, 8, 8)
     with pytest.raises(TypeError, match=r"image is torch.uint8.*float32"):
@@ -414,10 +414,10 @@ def test_resolve_fills_only_what_is_missing():
     ("values", "message"),
     [
         ({"policy": "ligth"}, r"'ligth'.*none, light, strong, study1, study2.*Did you mean 'light'"),
-        ({"rotation": 181}, "augment.rotation is 181; allowed: 0 to 180"),
+        ({"rotation": 181}, "augment.rotation is 181; expected 0 to 180"),
         ({"rotation": -5}, "augment.rotation"),
-        ({"rotation": 10, "rotation_low": 20}, "augment.rotation_low is 20; allowed: -180 to 10"),
-        ({"horizontal_flip": 1.5}, "augment.horizontal_flip is 1.5; allowed: 0 to 1"),
+        ({"rotation": 10, "rotation_low": 20}, "augment.rotation_low is 20; expected -180 to 10"),
+        ({"horizontal_flip": 1.5}, "augment.horizontal_flip is 1.5; expected 0 to 1"),
         ({"vertical_flip": -0.1}, "augment.vertical_flip"),
         ({"translation": 1.1}, "augment.translation"),
         ({"scaling": 1.0}, "augment.scaling"),
@@ -425,20 +425,20 @@ def test_resolve_fills_only_what_is_missing():
         ({"brightness": 1.2}, "augment.brightness"),
         ({"contrast": -1}, "augment.contrast"),
         ({"saturation": float("nan")}, "augment.saturation is nan"),
-        ({"hue": 0.6}, "augment.hue is 0.6; allowed: 0 to 0.5"),
+        ({"hue": 0.6}, "augment.hue is 0.6; expected 0 to 0.5"),
         ({"noise": -0.1}, "augment.noise"),
         ({"elastic": 0.05, "elastic_sigma": 0.08}, "at most half of elastic_sigma"),
-        ({"elastic_sigma": 0.0}, "augment.elastic_sigma is 0; allowed: 0.03 to 0.3"),
+        ({"elastic_sigma": 0.0}, "augment.elastic_sigma is 0; expected 0.03 to 0.3"),
     ],
 )
-def test_bad_configuration_is_refused(values, message):
+def test_bad_configuration_fails(values, message):
     with pytest.raises(ConfigError, match=message):
         check(AugmentConfig(**values))
     with pytest.raises(ConfigError, match=message):
         Augment(AugmentConfig(**values))
 
 
-def test_describe_names_what_is_on_with_units():
+def test_describe_lists_active_magnitudes_with_units():
     assert describe(AugmentConfig(policy="none")) == "none: nothing on"
     text = describe(AugmentConfig(policy="study2", hue=0.05, elastic=0.02, noise=0.01))
     assert text == (
@@ -468,7 +468,7 @@ def test_sheet_shows_originals_copies_and_contours(tmp_path):
 
     plain = augment_sheet(images, AugmentConfig(policy="none"), tmp_path / "new" / "plain.png", titles, copies=3)
     outlined = augment_sheet(images, AugmentConfig(policy="none"), tmp_path / "b.png", titles, copies=3, masks=masks)
-    assert share(plain, (200, 40, 30)) > 0.25  # one row of four cells in each colour fills most of the page
+    assert share(plain, (200, 40, 30)) > 0.25, "four cells of each colour fill most of the page"
     assert share(plain, (30, 40, 200)) > 0.25
     assert share(plain, (0, 229, 255)) == 0
     assert share(outlined, (0, 229, 255)) > 0.001
@@ -476,14 +476,14 @@ def test_sheet_shows_originals_copies_and_contours(tmp_path):
     assert share(augment_sheet(images, dimmed, tmp_path / "c.png", titles, copies=3), (200, 40, 30)) < 0.15
 
 
-def test_sheet_refuses_what_does_not_fit(tmp_path):
+def test_augment_sheet_with_inconsistent_arguments_fails(tmp_path):
     images, config, path = np.zeros((2, 8, 8, 3), np.uint8), AugmentConfig(), tmp_path / "sheet.png"
     with pytest.raises(TypeError, match="uint8"):
         augment_sheet(images.astype(np.float32), config, path, ["a", "b"])
-    with pytest.raises(ValueError, match="1 titles for 2 images"):
+    with pytest.raises(ValueError, match="titles has 1 entries for 2 images"):
         augment_sheet(images, config, path, ["a"])
     with pytest.raises(ValueError, match="copies is 0"):
         augment_sheet(images, config, path, ["a", "b"], copies=0)
-    with pytest.raises(ValueError, match="masks have shape"):
+    with pytest.raises(ValueError, match="masks has shape"):
         augment_sheet(images, config, path, ["a", "b"], masks=np.zeros((2, 8, 9)))
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""Hand-made features against what can be worked out by hand, and on images that show nothing."""
+"""Hand-crafted features against exact values of synthetic shapes, and on degenerate images."""
 
 import math
 
@@ -44,7 +44,7 @@ def square(side=128):
 
 
 def koch(order):
-    """A snowflake's mask: its border has the dimension log 4 / log 3 = 1.26."""
+    """Create the mask of a Koch snowflake; the dimension of its border is log 4 / log 3 = 1.26."""
     corners = [128 + 110 * np.exp(2j * math.pi * (number / 3 + 0.25)) + 128j for number in (2, 1, 0)]
     for _ in range(order):
         longer = []
@@ -57,18 +57,18 @@ def koch(order):
     return np.asarray(picture)
 
 
-def test_circle_is_symmetrical_compact_and_as_wide_as_drawn():
-    found = abcd(painted(disc()), disc())
+def test_circle_is_symmetric_compact_and_has_its_diameter():
+    features = abcd(painted(disc()), disc())
     for name in ("shape_major", "shape_minor", "colour_major", "colour_minor", "score"):
-        assert found[f"abcd_asymmetry_{name}"] == 0
-    assert found["abcd_border_compactness"] == pytest.approx(1, abs=0.02)
-    assert found["abcd_border_fractal_dimension"] == pytest.approx(1, abs=0.05)
-    assert found["abcd_diameter_px"] == pytest.approx(121, abs=1)
+        assert features[f"abcd_asymmetry_{name}"] == 0
+    assert features["abcd_border_compactness"] == pytest.approx(1, abs=0.02)
+    assert features["abcd_border_fractal_dimension"] == pytest.approx(1, abs=0.05)
+    assert features["abcd_diameter_px"] == pytest.approx(121, abs=1)
     assert abcd(painted(disc()), disc(), scale=0.5)["abcd_diameter_px"] == pytest.approx(242, abs=2), "of the original"
-    assert found["abcd_diameter_by_longer_side"] == pytest.approx(121 / 256, abs=0.01)
-    assert found["abcd_border_abruptness"] == 1, "drawn without any gradient"
-    assert found["abcd_border_abrupt_segments"] == 8
-    assert math.isnan(found["abcd_diameter_mm"]), "no scale is known"
+    assert features["abcd_diameter_by_longer_side"] == pytest.approx(121 / 256, abs=0.01)
+    assert features["abcd_border_abruptness"] == 1, "the synthetic border has no gradient"
+    assert features["abcd_border_abrupt_segments"] == 8
+    assert math.isnan(features["abcd_diameter_mm"]), "no scale is known"
     assert abcd_features(disc(), rgb2lab(painted(disc())), 0.5, 0.01)["abcd_diameter_mm"] == pytest.approx(
         2.42, abs=0.02
     )
@@ -85,76 +85,76 @@ def test_ellipse_has_its_axes_and_ramanujans_perimeter():
     expected = perimeter**2 / (4 * math.pi * math.pi * long * short)
     assert compactness(mask) == pytest.approx(expected, rel=0.02)
     assert largest_diameter(mask) == pytest.approx(161, abs=1)
-    found = abcd(painted(mask), mask)
-    assert found["abcd_asymmetry_shape_major"] == pytest.approx(0, abs=0.01)
-    assert found["abcd_asymmetry_score"] == 0
+    features = abcd(painted(mask), mask)
+    assert features["abcd_asymmetry_shape_major"] == pytest.approx(0, abs=0.01)
+    assert features["abcd_asymmetry_score"] == 0
 
 
-def test_half_moon_is_asymmetrical_about_one_axis_alone():
+def test_half_moon_is_asymmetric_about_one_axis_only():
     mask = disc() & (ROWS <= 128)
-    found = abcd(painted(mask), mask)
+    features = abcd(painted(mask), mask)
     # of a half disc, mirrored about the line through its centroid at 4 r / 3 π
     points = np.argwhere(mask)
     mirrored = 2 * points[:, 0].mean() - points[:, 0]
     height = np.sqrt(np.maximum(0, 60**2 - (points[:, 1] - 128) ** 2))
     expected = np.mean((mirrored > 128) | (mirrored < 128 - height))
-    assert found["abcd_asymmetry_shape_major"] == pytest.approx(expected, abs=0.01)
-    assert found["abcd_asymmetry_shape_major"] > 0.15
-    assert found["abcd_asymmetry_shape_minor"] == 0
-    assert found["abcd_asymmetry_score"] == 1
+    assert features["abcd_asymmetry_shape_major"] == pytest.approx(expected, abs=0.01)
+    assert features["abcd_asymmetry_shape_major"] > 0.15
+    assert features["abcd_asymmetry_shape_minor"] == 0
+    assert features["abcd_asymmetry_score"] == 1
 
 
-def test_half_dark_circle_is_asymmetrical_in_colour_alone():
+def test_half_dark_circle_is_asymmetric_in_colour_only():
     image = painted(disc())
     image[disc() & (COLUMNS > 128)] = (40, 20, 10)
-    found = abcd(image, disc())
-    assert found["abcd_asymmetry_shape_major"] == found["abcd_asymmetry_shape_minor"] == 0
+    features = abcd(image, disc())
+    assert features["abcd_asymmetry_shape_major"] == features["abcd_asymmetry_shape_minor"] == 0
     difference = np.linalg.norm(rgb2lab(np.array([[LESION]], np.uint8)) - rgb2lab(np.array([[(40, 20, 10)]], np.uint8)))
     # the axes of a circle are the image's: left and right are mirrored about the upright one
-    assert found["abcd_asymmetry_colour_minor"] == pytest.approx(difference, rel=0.1)
-    assert found["abcd_asymmetry_colour_major"] == pytest.approx(0, abs=0.01)
-    assert found["abcd_asymmetry_score"] == 1
+    assert features["abcd_asymmetry_colour_minor"] == pytest.approx(difference, rel=0.1)
+    assert features["abcd_asymmetry_colour_major"] == pytest.approx(0, abs=0.01)
+    assert features["abcd_asymmetry_score"] == 1
 
 
 def test_a_small_bump_and_a_slight_shade_are_no_asymmetry():
     bumpy = np.zeros((256, 256), dtype=bool)
     bumpy[98:158, 68:188] = True
     bumpy[78:98, 119:137] = True
-    found = abcd(painted(bumpy), bumpy)
+    features = abcd(painted(bumpy), bumpy)
     # the bump moves the centre by s, and the long sides' mirror images by 2 s
     s = 360 * 40 / (7200 + 360)
     expected = (2 * s * 120 + 360 - 2 * s * 18) / 7560
-    assert found["abcd_asymmetry_shape_major"] == pytest.approx(expected, abs=0.01)
+    assert features["abcd_asymmetry_shape_major"] == pytest.approx(expected, abs=0.01)
     assert 0.06 < expected < 0.1
-    assert found["abcd_asymmetry_score"] == 0
+    assert features["abcd_asymmetry_score"] == 0
     for shade, difference, score in (((132,) * 3, 5, 0), ((150,) * 3, 12, 1)):  # of L 50 to L 55 and 62
         image = painted(disc(), lesion=(119,) * 3)
         image[disc() & (COLUMNS > 128)] = shade
-        found = abcd(image, disc())
-        assert found["abcd_asymmetry_colour_minor"] == pytest.approx(difference, rel=0.1)
-        assert found["abcd_asymmetry_score"] == score
+        features = abcd(image, disc())
+        assert features["abcd_asymmetry_colour_minor"] == pytest.approx(difference, rel=0.1)
+        assert features["abcd_asymmetry_score"] == score
 
 
-def test_square_has_the_compactness_of_a_square_however_it_is_turned():
+def test_compactness_of_a_square_does_not_depend_on_rotation():
     for degrees in (0, 10, 22.5, 45):
         turned = Image.fromarray(square()).convert("L").rotate(degrees, Image.Resampling.BICUBIC)
         assert compactness(np.asarray(turned) > 127) == pytest.approx(4 / math.pi, rel=0.02), "rounded corners"
     assert compactness(square()) < compactness(ellipse(20, 80))
     assert largest_diameter(square()) == pytest.approx(127 * math.sqrt(2) + 1, abs=0.1)
-    found = abcd(painted(square()), square())
-    assert found["abcd_asymmetry_score"] == 0
+    features = abcd(painted(square()), square())
+    assert features["abcd_asymmetry_score"] == 0
 
 
 def test_koch_like_border_is_more_irregular_than_a_circle():
-    found = {order: (compactness(koch(order)), fractal_dimension(koch(order))) for order in (1, 4)}
-    assert found[4][0] > found[1][0] > 1.2 * compactness(disc())
-    assert found[4][1] == pytest.approx(math.log(4) / math.log(3), abs=0.1), "four steps of it, in 256 px"
-    assert found[4][1] > found[1][1] > fractal_dimension(disc())
+    features = {order: (compactness(koch(order)), fractal_dimension(koch(order))) for order in (1, 4)}
+    assert features[4][0] > features[1][0] > 1.2 * compactness(disc())
+    assert features[4][1] == pytest.approx(math.log(4) / math.log(3), abs=0.1), "four steps of it, in 256 px"
+    assert features[4][1] > features[1][1] > fractal_dimension(disc())
 
 
-def test_discs_have_one_fractal_dimension_whatever_their_size():
-    found = [fractal_dimension(disc(radius)) for radius in (31, 32, 33, 64, 65, 66)]
-    assert np.ptp(found) < 0.03
+def test_fractal_dimension_of_discs_does_not_depend_on_size():
+    features = [fractal_dimension(disc(radius)) for radius in (31, 32, 33, 64, 65, 66)]
+    assert np.ptp(features) < 0.03
     assert math.isnan(fractal_dimension(disc(7)))
     assert fractal_dimension(disc(8)) == pytest.approx(1, abs=0.2)
 
@@ -179,14 +179,14 @@ def test_abruptness_of_a_ramp_of_two_strips_is_a_half():
     ramp = np.clip((np.hypot(ROWS - 128, COLUMNS - 128) - 60) / (2 * strip) + 0.5, 0, 1)
     quarter = (ROWS >= 128) & (COLUMNS >= 128)
     image[quarter] = np.rint(110 + 40 * ramp)[quarter][:, None]
-    found = abcd(image, disc())
-    assert found["abcd_border_abruptness"] == pytest.approx((6 * 1 + 2 * 0.5) / 8, abs=0.01)
-    assert found["abcd_border_abrupt_segments"] == 8, "a half is more than a third"
+    features = abcd(image, disc())
+    assert features["abcd_border_abruptness"] == pytest.approx((6 * 1 + 2 * 0.5) / 8, abs=0.01)
+    assert features["abcd_border_abrupt_segments"] == 8, "a half is more than a third"
 
 
-def test_lesion_that_looks_like_the_skin_has_no_abrupt_border():
-    found = abcd(painted(disc(), lesion=SKIN), disc())
-    assert found["abcd_border_abruptness"] == found["abcd_border_abrupt_segments"] == 0
+def test_lesion_with_skin_colour_has_no_abrupt_border():
+    features = abcd(painted(disc(), lesion=SKIN), disc())
+    assert features["abcd_border_abruptness"] == features["abcd_border_abrupt_segments"] == 0
 
 
 def test_planted_colours_are_counted():
@@ -199,25 +199,25 @@ def test_planted_colours_are_counted():
     assert start == 192
     shares = six_colours(mask, rgb2lab(image))
     assert shares == pytest.approx({name: width / 128 for name, width in stripes.items()})
-    found = abcd(image, mask)
-    assert found["abcd_colour_count"] == 5, "four of 128 columns are too few, eight are not"
-    assert found["abcd_colour_black_present"] == 0
-    assert found["abcd_colour_white_present"] == 1
+    features = abcd(image, mask)
+    assert features["abcd_colour_count"] == 5, "four of 128 columns are too few, eight are not"
+    assert features["abcd_colour_black_present"] == 0
+    assert features["abcd_colour_white_present"] == 1
     expected = rgb2lab(image)[mask].var(axis=0)
-    assert [found[f"abcd_colour_variance_{name}"] for name in "lab"] == pytest.approx(expected.tolist())
+    assert [features[f"abcd_colour_variance_{name}"] for name in "lab"] == pytest.approx(expected.tolist())
 
 
-def test_colours_of_a_square_of_two_greys_by_hand():
+def test_colour_features_of_a_square_of_two_greys():
     image, mask = painted(square(), lesion=(119,) * 3, skin=(188,) * 3), square()
     image[64:192, 64:96] = (56, 56, 56)  # a quarter
-    found = image_features(prepare_lesion(image, mask), ["colour"])
+    features = image_features(prepare_lesion(image, mask), ["colour"])
     for channel in ("red", "green", "blue"):
-        assert [found[f"colour_{channel}_bin_{number}"] for number in range(8)] == [0, 0.25, 0, 0.75, 0, 0, 0, 0]
+        assert [features[f"colour_{channel}_bin_{number}"] for number in range(8)] == [0, 0.25, 0, 0.75, 0, 0, 0, 0]
     # 116 Y^(1/3) - 16 of IEC 61966-2-1's luminance: 50.0, 23.3 and 75.9
     dark, light, skin = (116 * ((value / 255 + 0.055) / 1.055) ** (2.4 / 3) - 16 for value in (56, 119, 188))
-    assert found["colour_l_mean"] == pytest.approx(0.25 * dark + 0.75 * light, abs=0.01)
-    assert found["colour_l_std"] == pytest.approx(math.sqrt(0.25 * 0.75) * (light - dark), abs=0.01)
-    assert found["colour_l_less_skin"] == pytest.approx(0.25 * dark + 0.75 * light - skin, abs=0.01)
+    assert features["colour_l_mean"] == pytest.approx(0.25 * dark + 0.75 * light, abs=0.01)
+    assert features["colour_l_std"] == pytest.approx(math.sqrt(0.25 * 0.75) * (light - dark), abs=0.01)
+    assert features["colour_l_less_skin"] == pytest.approx(0.25 * dark + 0.75 * light - skin, abs=0.01)
 
 
 def test_white_counts_only_where_it_is_lighter_than_the_skin():
@@ -233,17 +233,17 @@ def test_white_counts_only_where_it_is_lighter_than_the_skin():
 
 
 def test_pale_lesion_has_one_colour_and_the_lowest_score():
-    found = abcd(painted(disc(), lesion=(225, 225, 225), skin=(230, 228, 227)), disc())
-    assert found["abcd_colour_count"] == 1
-    assert found["abcd_tds_without_d"] == 0.5, "the lowest that the score has"
+    features = abcd(painted(disc(), lesion=(225, 225, 225), skin=(230, 228, 227)), disc())
+    assert features["abcd_colour_count"] == 1
+    assert features["abcd_tds_without_d"] == 0.5, "the lowest score"
 
 
-def test_a_vignette_is_no_skin():
+def test_vignette_is_not_skin():
     image, mask = painted(disc()), disc()
     before = image_features(prepare_lesion(image, mask), ["colour"])
     image[~disc(110)] = (6, 5, 5)
-    found = image_features(prepare_lesion(image, mask), ["colour"])
-    assert found == pytest.approx(before)
+    features = image_features(prepare_lesion(image, mask), ["colour"])
+    assert features == pytest.approx(before)
     image[~mask] = 0
     in_the_dark = image_features(prepare_lesion(image, mask), ["colour"])
     assert {name for name, value in in_the_dark.items() if math.isnan(value)} == {
@@ -251,14 +251,14 @@ def test_a_vignette_is_no_skin():
     }  # fmt: skip
 
 
-def test_total_dermoscopy_score_is_nachbars():
+def test_total_dermoscopy_score_equals_the_formula():
     assert total_dermoscopy_score(2, 8, 6, 5) == pytest.approx(8.9)  # the highest
     assert total_dermoscopy_score(1, 4, 3, 2) == pytest.approx(4.2)
     image = painted(disc(), lesion=SIX_COLOURS["dark_brown"])
     assert abcd(image, disc())["abcd_tds_without_d"] == pytest.approx(0 + 0.8 + 0.5)
 
 
-def test_quarter_turn_leaves_abcd_alike():
+def test_abcd_features_do_not_depend_on_quarter_turns():
     rng = np.random.default_rng(0)
     mask = ellipse(40, 70, degrees=20) & ~disc(18, 90, 160)
     image = painted(mask)
@@ -273,17 +273,17 @@ def test_quarter_turn_leaves_abcd_alike():
 GREY_4X4 = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 2, 2, 2], [2, 2, 3, 3]], dtype=np.uint8)  # Haralick's example
 
 
-def test_glcm_of_the_known_example_by_hand():
+def test_glcm_of_the_known_example():
     matrices = cooccurrence(GREY_4X4, np.ones((4, 4), dtype=bool), distance=1, count=4)
     across = np.array([[4, 2, 1, 0], [2, 4, 0, 0], [1, 0, 6, 1], [0, 0, 1, 2]]) / 24  # Haralick 1973, figure 3
     assert matrices[:, :, 0, 0] == pytest.approx(across)
     contrast = [sum(matrices[i, j, 0, angle] * (i - j) ** 2 for i in range(4) for j in range(4)) for angle in range(4)]
     assert contrast[0] == pytest.approx((2 * 1 * 2 + 4 * 1 * 2 + 1 * 1 * 2) / 24)
-    found = glcm_features(GREY_4X4 * 64, np.ones((4, 4), dtype=bool), distances=(1,), count=4)
-    assert found["glcm_contrast_distance_1"] == pytest.approx(np.mean(contrast))
+    features = glcm_features(GREY_4X4 * 64, np.ones((4, 4), dtype=bool), distances=(1,), count=4)
+    assert features["glcm_contrast_distance_1"] == pytest.approx(np.mean(contrast))
 
 
-def test_glcm_properties_of_the_known_example_by_their_formulas():
+def test_glcm_properties_of_the_known_example_equal_their_formulas():
     counts = np.array([
         [[4, 2, 1, 0], [2, 4, 0, 0], [1, 0, 6, 1], [0, 0, 1, 2]],
         [[6, 0, 2, 0], [0, 4, 2, 0], [2, 2, 2, 2], [0, 0, 2, 0]],
@@ -302,13 +302,13 @@ def test_glcm_properties_of_the_known_example_by_their_formulas():
             "correlation": ((i - mean) * (j - mean) * p).sum() / ((i - mean) ** 2 * p).sum(),
             "entropy": -(some * np.log(some)).sum(),
         })  # fmt: skip
-    found = glcm_features(GREY_4X4 * 64, np.ones((4, 4), dtype=bool), distances=(1,), count=4)
-    assert found == pytest.approx(
+    features = glcm_features(GREY_4X4 * 64, np.ones((4, 4), dtype=bool), distances=(1,), count=4)
+    assert features == pytest.approx(
         {f"glcm_{name}_distance_1": np.mean([one[name] for one in expected]) for name in expected[0]}
     )
 
 
-def test_glcm_at_two_px_goes_two_px_along_diagonals_by_hand():
+def test_glcm_at_two_px_has_diagonal_pairs_two_px_apart():
     matrices = cooccurrence(GREY_4X4, np.ones((4, 4), dtype=bool), distance=2, count=4)
     # (0, 0) (0, 1) (1, 0) (1, 1) with what is two rows down and two columns right: 0-2, 0-2, 0-3, 0-3
     expected = np.zeros((4, 4))
@@ -325,7 +325,7 @@ def test_glcm_at_two_px_goes_two_px_along_diagonals_by_hand():
     assert matrices[:, :, 0, 0] == pytest.approx(across)
 
 
-def test_glcm_counts_pairs_inside_the_lesion_alone():
+def test_glcm_counts_pairs_inside_the_lesion_only():
     mask = np.ones((4, 4), dtype=bool)
     mask[3] = False
     of_part = cooccurrence(GREY_4X4, mask, distance=1, count=4)
@@ -336,38 +336,38 @@ def test_glcm_counts_pairs_inside_the_lesion_alone():
 def test_glcm_of_a_mask_smaller_than_the_distance_is_nan():
     mask = np.zeros((8, 8), dtype=bool)
     mask[3, 3:5] = True  # two pixels, side by side
-    found = glcm_features(np.full((8, 8), 200, dtype=np.uint8), mask)
-    assert found["glcm_contrast_distance_1"] == 0
-    assert math.isnan(found["glcm_contrast_distance_2"])
-    assert math.isnan(found["glcm_contrast_distance_4"])
+    features = glcm_features(np.full((8, 8), 200, dtype=np.uint8), mask)
+    assert features["glcm_contrast_distance_1"] == 0
+    assert math.isnan(features["glcm_contrast_distance_2"])
+    assert math.isnan(features["glcm_contrast_distance_4"])
 
 
 def test_lbp_of_a_flat_lesion_is_one_pattern():
-    found = lbp_features(np.full((64, 64), 90, dtype=np.uint8), disc()[96:160, 96:160])
-    assert found["lbp_radius_1_pattern_8"] == 1  # no neighbour is darker: all eight are set
-    assert found["lbp_radius_2_pattern_16"] == 1
+    features = lbp_features(np.full((64, 64), 90, dtype=np.uint8), disc()[96:160, 96:160])
+    assert features["lbp_radius_1_pattern_8"] == 1  # no neighbour is darker: all eight are set
+    assert features["lbp_radius_2_pattern_16"] == 1
 
 
-def test_lbp_looks_as_far_as_its_radius():
+def test_lbp_compares_pixels_at_its_radius():
     grey, mask = np.full((9, 9), 255, dtype=np.uint8), np.zeros((9, 9), dtype=bool)
     grey[3:6, 3:6] = 0
     grey[4, 4], mask[4, 4] = 100, True
-    found = lbp_features(grey, mask)
-    assert found["lbp_radius_1_pattern_0"] == 1, "darker all around"
-    assert found["lbp_radius_2_pattern_16"] == 1, "brighter all around"
+    features = lbp_features(grey, mask)
+    assert features["lbp_radius_1_pattern_0"] == 1, "darker all around"
+    assert features["lbp_radius_2_pattern_16"] == 1, "brighter all around"
 
 
 def test_hog_of_an_upright_line_is_in_its_cells_and_its_orientation():
     grey = np.full((64, 64), 50, dtype=np.uint8)
     grey[:28, 39:41] = 150  # of cells of 16 px: rows 0 and 1 of column 2
-    found = hog_features(grey, np.ones((64, 64), dtype=bool))
+    features = hog_features(grey, np.ones((64, 64), dtype=bool))
     for row in (0, 1):
         # the two share a length of 1; orientation 0 is that of a change from left to right
-        assert found.pop(f"hog_row_{row}_column_2_orientation_0") == pytest.approx(math.sqrt(0.5), abs=0.02)
-    assert max(found.values()) < 0.2
+        assert features.pop(f"hog_row_{row}_column_2_orientation_0") == pytest.approx(math.sqrt(0.5), abs=0.02)
+    assert max(features.values()) < 0.2
 
 
-def test_every_image_has_the_same_names_and_families_their_own():
+def test_feature_names_are_the_same_for_every_image():
     names = feature_names()
     assert len(names) == len(set(names))
     for family in FAMILIES:
@@ -378,33 +378,33 @@ def test_every_image_has_the_same_names_and_families_their_own():
     ]  # fmt: skip
 
 
-def test_classifiers_learn_the_same_of_one_picture_at_two_resolutions(tiny_demo):
+def test_learned_features_do_not_depend_on_resolution(tiny_demo):
     image, mask = sorted((tiny_demo / "images").iterdir())[0], sorted((tiny_demo / "masks").iterdir())[0]
     picture = Image.open(image).convert("RGB").resize((1024, 768), Image.Resampling.BICUBIC)
     lesion = Image.open(mask).convert("L").resize(picture.size)
-    found = []
+    features = []
     for size in (picture.size, (512, 384)):
         small = np.asarray(lesion.resize(size)) >= 128
-        found.append(image_features(bring_to_working_size(picture.resize(size, Image.Resampling.BICUBIC), small)))
-    one, other = found
+        features.append(image_features(bring_to_working_size(picture.resize(size, Image.Resampling.BICUBIC), small)))
+    one, other = features
     assert one["abcd_diameter_px"] == pytest.approx(2 * other["abcd_diameter_px"], rel=0.02)
     names = learned_names()
     assert "abcd_diameter_by_longer_side" in names
-    assert not {"abcd_diameter_px", "abcd_diameter_mm"} & set(names), "the resolution is the source's"
+    assert not {"abcd_diameter_px", "abcd_diameter_mm"} & set(names), "the resolution depends on the source"
     for name in names:
         texture = name.startswith(("glcm", "lbp", "hog"))
         assert other[name] == pytest.approx(one[name], rel=0.15, abs=0.03 if texture else 0.08), name
 
 
-def test_working_size_keeps_proportions_and_makes_resolutions_alike():
+def test_working_size_keeps_proportions_at_any_resolution():
     small = Image.fromarray(painted(disc())).resize((256, 192))
     mask = np.asarray(Image.fromarray(disc()).resize((256, 192)))
     large = small.resize((1024, 768), Image.Resampling.NEAREST), np.kron(mask, np.ones((4, 4), dtype=bool))
     lesion = bring_to_working_size(*large)
     assert lesion.image.shape == (192, WORKING_SIDE, 3)
-    found, again = image_features(lesion), image_features(bring_to_working_size(small, mask))
-    assert found["abcd_diameter_px"] == pytest.approx(4 * again["abcd_diameter_px"], rel=0.02)
-    assert found["abcd_border_compactness"] == pytest.approx(again["abcd_border_compactness"], rel=0.02)
+    features, again = image_features(lesion), image_features(bring_to_working_size(small, mask))
+    assert features["abcd_diameter_px"] == pytest.approx(4 * again["abcd_diameter_px"], rel=0.02)
+    assert features["abcd_border_compactness"] == pytest.approx(again["abcd_border_compactness"], rel=0.02)
 
 
 def test_mask_at_working_size_ends_where_half_of_a_pixel_is_lesion():
@@ -417,8 +417,10 @@ def test_mask_at_working_size_ends_where_half_of_a_pixel_is_lesion():
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (127, 127, 127)])
 def test_image_of_one_colour_has_features(colour):
-    found = image_features(prepare_lesion(np.full((64, 64, 3), colour, dtype=np.uint8), disc()[96:160, 96:160] | True))
-    unmeasured = {name for name, value in found.items() if math.isnan(value)}
+    features = image_features(
+        prepare_lesion(np.full((64, 64, 3), colour, dtype=np.uint8), disc()[96:160, 96:160] | True)
+    )
+    unmeasured = {name for name, value in features.items() if math.isnan(value)}
     assert unmeasured == {
         "colour_l_less_skin", "colour_a_less_skin", "colour_b_less_skin", "abcd_border_abruptness",
         "abcd_border_abrupt_segments", "abcd_tds", "abcd_tds_without_d", "abcd_diameter_mm",
@@ -427,42 +429,42 @@ def test_image_of_one_colour_has_features(colour):
 
 def test_grey_image_has_features_without_colour():
     grey = np.repeat(np.random.default_rng(0).integers(0, 255, (64, 64, 1), dtype=np.uint8), 3, axis=2)
-    found = image_features(prepare_lesion(grey, disc()[96:160, 96:160]))
-    assert found["abcd_colour_variance_a"] == pytest.approx(0, abs=1e-4)
-    assert found["colour_red_bin_0"] == found["colour_blue_bin_0"]
+    features = image_features(prepare_lesion(grey, disc()[96:160, 96:160]))
+    assert features["abcd_colour_variance_a"] == pytest.approx(0, abs=1e-4)
+    assert features["colour_red_bin_0"] == features["colour_blue_bin_0"]
 
 
 def test_one_pixel_image_has_features():
     for mask in (True, False):
-        found = image_features(bring_to_working_size(Image.new("RGB", (1, 1), LESION), np.full((1, 1), mask)))
-        assert found["mask_empty"] == (not mask)
-        assert math.isnan(found["abcd_asymmetry_score"]) is not mask
+        features = image_features(bring_to_working_size(Image.new("RGB", (1, 1), LESION), np.full((1, 1), mask)))
+        assert features["mask_empty"] == (not mask)
+        assert math.isnan(features["abcd_asymmetry_score"]) is not mask
     single = np.zeros((256, 256), dtype=bool)
     single[7, 9] = True
-    found = image_features(prepare_lesion(painted(single), single))
-    assert found["abcd_diameter_px"] == 1
-    assert math.isnan(found["abcd_border_fractal_dimension"])
-    assert math.isnan(found["glcm_contrast_distance_1"])
+    features = image_features(prepare_lesion(painted(single), single))
+    assert features["abcd_diameter_px"] == 1
+    assert math.isnan(features["abcd_border_fractal_dimension"])
+    assert math.isnan(features["glcm_contrast_distance_1"])
 
 
-def test_empty_mask_has_no_feature_but_that():
-    found = image_features(prepare_lesion(painted(disc()), np.zeros((256, 256), dtype=bool)))
-    assert found.pop("mask_empty") == 1
-    assert all(math.isnan(value) for value in found.values())
+def test_empty_mask_has_only_the_mask_empty_feature():
+    features = image_features(prepare_lesion(painted(disc()), np.zeros((256, 256), dtype=bool)))
+    assert features.pop("mask_empty") == 1
+    assert all(math.isnan(value) for value in features.values())
 
 
 def test_lesion_that_touches_every_border_is_measured():
     mask = ellipse(128, 128)
     mask[:, 128] = mask[128] = True
-    found = image_features(prepare_lesion(painted(mask), mask))
-    assert [name for name, value in found.items() if math.isnan(value)] == ["abcd_diameter_mm"], "no scale is known"
-    assert found["abcd_asymmetry_score"] == 0
+    features = image_features(prepare_lesion(painted(mask), mask))
+    assert [name for name, value in features.items() if math.isnan(value)] == ["abcd_diameter_mm"], "no scale is known"
+    assert features["abcd_asymmetry_score"] == 0
 
 
-def test_wrong_shapes_are_told():
-    with pytest.raises(ValueError, match=r"mask must be bool \(256, 256\), given uint8 \(256, 256\)"):
+def test_wrong_shapes_fail():
+    with pytest.raises(ValueError, match=r"mask is uint8 \(256, 256\); expected bool \(256, 256\)"):
         prepare_lesion(painted(disc()), disc().astype(np.uint8))
-    with pytest.raises(ValueError, match=r"image must be uint8 \(H, W, 3\), given uint8 \(256, 256\)"):
+    with pytest.raises(ValueError, match=r"image is uint8 \(256, 256\); expected uint8 \(H, W, 3\)"):
         prepare_lesion(painted(disc())[..., 0], disc())
-    with pytest.raises(ValueError, match=r"mask must be bool \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"mask is .*; expected bool \(3, 4\)"):
         bring_to_working_size(Image.new("RGB", (4, 3)), np.ones((4, 3), dtype=bool))

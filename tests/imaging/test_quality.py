@@ -1,4 +1,4 @@
-"""Quality: each measure says of drawn images what it should, rules flag with reasons, and flagged images can be left out."""
+"""Quality measures of synthetic images, reasons of flagged images, and dropping flagged images."""
 
 import numpy as np
 import pandas as pd
@@ -32,14 +32,14 @@ def skin() -> Image.Image:
     return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
 
 
-def test_a_good_photograph_is_not_flagged(skin):
+def test_good_image_is_not_flagged(skin):
     values = measured(skin)
     assert tuple(values) == COLUMNS
     assert values["quality_resolution"] == 256
     assert reasons(skin) == ""
 
 
-def test_each_fault_is_flagged_for_its_own_reason(skin):
+def test_each_fault_is_flagged_for_the_right_reason(skin):
     hairy, ruled, inked, framed = skin.copy(), skin.copy(), skin.copy(), skin.copy()
     draw = ImageDraw.Draw(hairy)
     for start in range(0, 256, 8):
@@ -65,7 +65,7 @@ def test_each_fault_is_flagged_for_its_own_reason(skin):
     )
 
 
-def test_a_small_dark_lesion_is_contrast_and_a_faint_one_is_not():
+def test_contrast_is_high_for_a_small_dark_lesion_only():
     plain = np.random.default_rng(0).normal([190, 150, 130], 2, (256, 256, 3)).clip(0, 255).astype(np.uint8)
     dark, faint = Image.fromarray(plain), Image.fromarray(plain)
     ImageDraw.Draw(dark).ellipse([115, 115, 145, 145], fill=(70, 45, 40))
@@ -74,11 +74,11 @@ def test_a_small_dark_lesion_is_contrast_and_a_faint_one_is_not():
     assert "hardly any contrast" in reasons(faint)
 
 
-def test_a_blue_lesion_is_no_ink_even_where_it_reaches_the_edge(skin):
+def test_blue_lesion_at_the_edge_is_no_ink(skin):
     lesion, sticker = skin.copy(), skin.copy()
     draw = ImageDraw.Draw(lesion)
     draw.ellipse([10, 60, 180, 200], fill=(40, 40, 110))
-    draw.ellipse([183, 90, 230, 140], fill=(40, 40, 110))  # hangs together with it, but for a narrow gap
+    draw.ellipse([183, 90, 230, 140], fill=(40, 40, 110))  # connected except for a narrow gap
     ImageDraw.Draw(sticker).ellipse([170, 60, 300, 190], fill=(40, 40, 110))
     assert measured(lesion)["quality_ink"] == 0
     assert "ink" in reasons(sticker)
@@ -99,7 +99,7 @@ def test_measures_agree_with_their_definitions(skin):
     assert values["quality_saturation"] == pytest.approx(np.asarray(skin.convert("HSV"))[..., 1].mean() / 255, abs=0.01)
 
 
-def test_the_border_is_the_dark_part_at_a_corner_and_not_the_lesion():
+def test_border_is_the_dark_area_at_a_corner_and_not_the_lesion():
     image = np.full((100, 100, 3), 180, np.uint8)
     image[:, :10] = 5
     image[40:60, 40:60] = 5
@@ -108,7 +108,7 @@ def test_the_border_is_the_dark_part_at_a_corner_and_not_the_lesion():
     assert found[:, :10].all()
 
 
-def test_a_black_border_is_no_colour_and_its_pattern_no_ruler():
+def test_black_border_affects_neither_colour_nor_ruler():
     image = np.full((256, 256, 3), (200, 100, 100), np.uint8)
     image[:64] = 25
     image[:64, ::8] = 0  # such as the blocks of a JPEG
@@ -117,7 +117,7 @@ def test_a_black_border_is_no_colour_and_its_pattern_no_ruler():
     assert found["quality_saturation"] == pytest.approx(0.5, abs=0.005)
     assert found["quality_ruler"] == 0
     image[:64] += 60
-    assert measure(image)["quality_ruler"] > 0.5, "the same, not black"
+    assert measure(image)["quality_ruler"] > 0.5, "the same pattern, not black"
 
 
 def test_hair_is_thin_and_long():
@@ -131,17 +131,17 @@ def test_hair_is_thin_and_long():
 @pytest.mark.parametrize("image", [
     np.zeros((1, 1, 3), np.uint8), np.zeros((40, 30, 3), np.uint8), np.full((30, 40, 3), 255, np.uint8), np.zeros((1, 500, 3), np.uint8),
 ])  # fmt: skip
-def test_strange_images_are_measured_too(image):
+def test_degenerate_images_are_measured(image):
     assert all(np.isfinite(value) for value in measure(image).values())
 
 
-def test_a_small_image_is_not_called_blurred_for_its_size(skin):
+def test_small_image_is_not_blurred(skin):
     small = skin.resize((128, 128), Image.Resampling.LANCZOS)
     assert "blurred" not in flags(measured(small), QUALITY_RULES)
     assert "blurred" in flags(measured(small.filter(ImageFilter.GaussianBlur(4))), QUALITY_RULES)
 
 
-def test_the_edge_of_a_black_field_is_not_what_is_sharp(skin):
+def test_sharpness_ignores_the_edge_of_the_border(skin):
     vague = skin.filter(ImageFilter.GaussianBlur(5))
     field = Image.new("L", skin.size)
     ImageDraw.Draw(field).ellipse((4, 4, 251, 251), fill=255)
@@ -162,32 +162,32 @@ def test_rules_and_thresholds_come_from_the_config():
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"data.quality": "drop_flagged", "data.quality_rules": {"blury": 3.0}}, "Did you mean 'blurred'?"),
         ({"data.quality": "drop_flagged", "data.quality_rules": {}}, "data.quality_rules is empty"),
         (
             {"data.quality": "drop_flagged", "data.quality_rules": {"blurred": float("nan")}},
-            "blurred is nan; quality_sharpness is a number from 0 on",
+            "data.quality_rules.blurred is nan; expected a finite number of 0 or more for quality_sharpness",
         ),
         (
             {"data.quality": "drop_flagged", "data.quality_rules": {"border": 7.0}},
-            "border is 7.0; quality_border is a number from 0 to 1",
+            "border is 7.0; expected a number from 0 to 1 for quality_border",
         ),
         (
             {"data.quality": "drop_flagged", "data.quality_rules": {"cast": -5.0}},
-            "cast is -5.0; quality_cast is a number",
+            "cast is -5.0; expected a finite number of 0 or more for quality_cast",
         ),
         ({"data.quality_rules": {"blurred": 3.0}}, "it is for data.quality drop_flagged"),
         ({"data.quality": "drop"}, "keep"),
     ],
 )
-def test_wrong_choices_are_told(flags, told):
-    with pytest.raises(ConfigError, match=told.replace("?", r"\?")):
+def test_wrong_quality_settings_fail(flags, message):
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         resolve("resnet50", flags)
 
 
-def test_flagged_images_are_left_out_and_nobody_else_moves(tmp_path):
+def test_flagged_images_are_dropped_and_the_split_of_others_stays(tmp_path):
     rows = []
     for number in range(24):
         image = picture(200 + number)
@@ -203,13 +203,13 @@ def test_flagged_images_are_left_out_and_nobody_else_moves(tmp_path):
     assert left.flagged == 2
     assert left.dropped["image_id"].tolist() == ["04", "05"]
     assert left.dropped["reason"].str.startswith("flagged: blurred (sharpness").all()
-    assert left.left_out == "2 images (dropped.csv): 2 × blurred", "whatever was measured of each"
+    assert left.left_out == "2 images (dropped.csv): 2 × blurred", "the rules are counted, not the measures"
     assert kept.left_out == ""
     others = ~kept.index["image_id"].isin(["04", "05"])
     assert (left.index["role"] == kept.index["role"])[others].all()
     assert (left.index["role"][~others] == "").all()
     assert left.split_hash == kept.split_hash
-    assert not {*COLUMNS, "quality_flags"} & set(kept.split_table), "nobody has measured it yet"
+    assert not {*COLUMNS, "quality_flags"} & set(kept.split_table), "quality has not been measured yet"
     table = left.split_table.set_index("image_id")
     assert table.index[table["quality_flags"] == "blurred"].tolist() == ["04", "05"]
     assert (table["quality_flags"] == "").sum() == 22
@@ -220,15 +220,15 @@ def test_flagged_images_are_left_out_and_nobody_else_moves(tmp_path):
         assert table["quality_flags"].iloc[number] == "; ".join(flags(values, QUALITY_RULES))
 
 
-def test_what_is_found_out_about_files_is_kept(tmp_path):
+def test_file_facts_are_cached(tmp_path):
     for number in range(3):
         picture(number).save(tmp_path / f"{number}.jpg", quality=70)
     (tmp_path / "index.csv").write_text("image,diagnosis\n0.jpg,nv\n1.jpg,nv\n2.jpg,mel\n")
     index, _ = load_index(dataset("csv"), tmp_path)
     first = examine(index, tmp_path, tmp_path / "cache", jobs=1)
-    told = []
-    again = examine(index, tmp_path, tmp_path / "cache", progress=lambda *done: told.append(done), jobs=1)
-    assert not told  # nothing was read again
+    calls = []
+    again = examine(index, tmp_path, tmp_path / "cache", progress=lambda *done: calls.append(done), jobs=1)
+    assert not calls, "no file is read again"
     pd.testing.assert_frame_equal(first.table, again.table)
     size = (tmp_path / "1.jpg").stat().st_size
     assert first.table["bytes_per_pixel"][1] == pytest.approx(size / 160**2)
@@ -238,7 +238,7 @@ def test_what_is_found_out_about_files_is_kept(tmp_path):
     assert examine(index, tmp_path, tmp_path / "cache", jobs=1).key != first.key
 
 
-def test_the_edge_is_coloured_by_what_surrounds_the_mask(tmp_path):
+def test_edge_colour_ignores_the_lesion_mask(tmp_path):
     image = np.full((100, 100, 3), (200, 150, 130), np.uint8)
     image[30:70] = (60, 30, 20)  # a lesion from edge to edge
     for name in ("masked", "plain", "full"):
@@ -255,4 +255,4 @@ def test_the_edge_is_coloured_by_what_surrounds_the_mask(tmp_path):
     assert red["masked"] == 200
     edge = 100**2 - 88**2
     assert red["plain"] == pytest.approx(200 - 140 * 2 * 6 * 40 / edge)
-    assert red["full"] == red["plain"]  # nothing is left around it
+    assert red["full"] == red["plain"], "the mask covers the whole edge"

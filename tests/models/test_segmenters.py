@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import safetensors.torch
 import timm
@@ -464,7 +463,7 @@ class Hub:
         self.folder, self.files = folder, dict[tuple[str, str], bytes]()
         self.asked: list[tuple[str, str, str | None]] = []
 
-    def download(self, repository: str, file: str, *, revision: str | None = None, etag_timeout: float) -> str:
+    def download(self, repository: str, file: str, *, revision: str | None = None) -> str:
         self.asked.append((repository, file, revision))
         if (repository, file) not in self.files:
             raise OSError("connection refused")
@@ -476,8 +475,8 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
-    monkeypatch.setattr(weights, "_unreachable", lambda endpoint: "")
+    monkeypatch.setattr(weights, "hf_hub_download", hub.download)
+    monkeypatch.setattr(weights, "get_hf_file_metadata", lambda url, timeout: None)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     return hub

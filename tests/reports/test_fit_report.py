@@ -13,7 +13,8 @@ from mlflow.entities import Metric, Param, Run, RunData, RunInfo, RunInputs, Run
 from PIL import Image
 
 from skincancer.metrics.names import MASK_METRICS
-from skincancer.reports.fit_report import NO_DEVICE, REPORT_FILE, write_report
+from skincancer.reports.fit_report import NO_DEVICE, write_report
+from skincancer.runs.artifacts import REPORT_FILE
 from skincancer.schema import DataConfig, Experiment, ModelConfig
 from skincancer.system.yaml_files import dump_yaml
 

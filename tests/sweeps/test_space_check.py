@@ -54,17 +54,17 @@ def test_a_small_space_has_all_its_corners_and_a_large_one_a_balanced_draw():
         (
             {"model.schedule.warmup_epochs": {"low": 0, "high": 5}, "trainer.max_epochs": {"choices": [5, 10]}},
             {"model": {"schedule": {"name": "cosine"}}},
-            r"model.schedule.warmup_epochs may be 5.0 with trainer.max_epochs 5, which is no experiment: .* below trainer.max_epochs "
-            r"\(5\)\. Narrow one of them",
+            r"model.schedule.warmup_epochs may be 5.0 with trainer.max_epochs 5, which is not valid: .* below trainer.max_epochs "
+            r"\(5\)\. Narrow one of the keys",
         ),
         (
             {"model.optimizer.name": MOMENTUM["model.optimizer.name"]},
             {"model": {"optimizer": {"name": "sgd", "momentum": 0.95}}},
-            r"model.optimizer.name may be 'adamw', which is no experiment: .*momentum is 0.95; it is for sgd",
+            r"model.optimizer.name may be 'adamw', which is not valid: .*momentum is 0.95; it is for sgd",
         ),
-        ({"model.optimizer.momentum": RATE}, {}, r"model.optimizer.momentum has no meaning at any point .* it is for sgd"),
-        ({"trainer.limit_train_batches": {"low": 0.5, "high": 10}}, {}, r"limit_train_batches may be 10.0, which is no experiment"),
-        ({"model.dropout": {"choices": [0.1, "much"]}}, {}, r"model.dropout may be 'much', which is no experiment: .* number"),
+        ({"model.optimizer.momentum": RATE}, {}, r"model.optimizer.momentum has no effect at any point .* it is for sgd"),
+        ({"trainer.limit_train_batches": {"low": 0.5, "high": 10}}, {}, r"limit_train_batches may be 10.0, which is not valid"),
+        ({"model.dropout": {"choices": [0.1, "much"]}}, {}, r"model.dropout may be 'much', which is not valid: .* number"),
     ],
 )  # fmt: skip
 def test_values_that_do_not_go_together_are_told(search, content, said):
@@ -137,7 +137,7 @@ def test_the_shipped_spaces_fit():
         (
             {"search": MOMENTUM},
             ["--sampler=grid"],
-            "--sampler grid: model.optimizer.momentum has no meaning with model.optimizer.name adamw",
+            "--sampler grid: model.optimizer.momentum has no effect with model.optimizer.name adamw",
         ),
         (
             {"trainer": {"limit_val_batches": 2}, "search": {"data.batch_size": {"choices": [8, 16]}}},

@@ -28,7 +28,7 @@ from sqlalchemy.exc import OperationalError
 from skincancer.errors import ConfigError, RunError
 from skincancer.sweeps import executor, storage, study
 from skincancer.sweeps.plan import Plan
-from skincancer.sweeps.study import Ended, counts
+from skincancer.sweeps.study import TrialResult, counts_towards_total
 from skincancer.system import credentials
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
 
@@ -49,8 +49,8 @@ PLAN = Plan(
 )
 
 
-def objective(trial: optuna.Trial, slot: int = 0, stop: object = None) -> Ended:
-    return Ended(
+def objective(trial: optuna.Trial, slot: int = 0, stop: object = None) -> TrialResult:
+    return TrialResult(
         "complete", -((math.log10(trial.params["model.optimizer.lr"]) + 3) ** 2) - trial.params["model.dropout"]
     )
 
@@ -64,7 +64,7 @@ def create(url: str, count: int, plan: Plan = PLAN, name: str = "one") -> study.
 
 def points(sweep: study.Sweep) -> list[dict[str, float]]:
     """The points of the trials that count, in their order."""
-    return [trial.params for trial in sweep.trials() if counts(trial)]
+    return [trial.params for trial in sweep.trials() if counts_towards_total(trial)]
 
 
 @pytest.fixture
@@ -98,11 +98,11 @@ def test_a_stopped_sweep_that_goes_on_has_the_trials_of_one_that_was_not(tmp_pat
     executor.work(whole, objective, 1)
     stopped = f"journal://{tmp_path}/stopped.journal"
 
-    def stopping(trial: optuna.Trial, slot: int, stop: threading.Event) -> Ended:
+    def stopping(trial: optuna.Trial, slot: int, stop: threading.Event) -> TrialResult:
         if trial.number == 11:
             os.kill(os.getpid(), signal.SIGINT)
             assert stop.wait(30)
-            return Ended("interrupted")
+            return TrialResult("interrupted")
         return objective(trial)
 
     sweep = create(stopped, 14)
@@ -124,7 +124,7 @@ def test_two_workers_do_not_draw_the_same(journal):
     sweep = create(journal, 12)
     both = threading.Barrier(2)
 
-    def together(trial: optuna.Trial, slot: int, stop: threading.Event) -> Ended:
+    def together(trial: optuna.Trial, slot: int, stop: threading.Event) -> TrialResult:
         both.wait(60)
         return objective(trial)
 
@@ -147,10 +147,10 @@ def test_a_draw_is_not_made_again_while_a_dead_workers_point_is_on_its_way_to_th
 def test_failed_trials_count_and_say_why(journal):
     sweep = create(journal, 6)
 
-    def some_fail(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+    def some_fail(trial: optuna.Trial, slot: int, stop: object) -> TrialResult:
         if trial.number in (1, 2):
-            return Ended("failed", reason="out of memory")
-        return Ended("complete", math.nan) if trial.number == 3 else objective(trial)
+            return TrialResult("failed", reason="out of memory")
+        return TrialResult("complete", math.nan) if trial.number == 3 else objective(trial)
 
     executor.work(sweep, some_fail, 1)
     state = [trial.state.name for trial in sweep.trials()]
@@ -162,7 +162,7 @@ def test_failed_trials_count_and_say_why(journal):
 def test_a_sweep_in_which_everything_fails_stops_early_and_can_go_on(journal):
     sweep = create(journal, 40)
     with pytest.raises(RunError, match="the last 3 trials all failed, the last one with: no CUDA"):
-        executor.work(sweep, lambda *_: Ended("failed", reason="no CUDA"), 1)
+        executor.work(sweep, lambda *_: TrialResult("failed", reason="no CUDA"), 1)
     assert len(sweep.trials()) == study.FIRST_FAILURES
     executor.work(create(journal, 5), objective, 1)
     assert len(points(sweep)) == 5
@@ -170,14 +170,14 @@ def test_a_sweep_in_which_everything_fails_stops_early_and_can_go_on(journal):
 
 def test_a_sweep_of_two_trials_that_both_fail_is_no_success(journal):
     with pytest.raises(RunError, match="the last 2 trials all failed, the last one with: no CUDA"):
-        executor.work(create(journal, 2), lambda *_: Ended("failed", reason="no CUDA"), 1)
+        executor.work(create(journal, 2), lambda *_: TrialResult("failed", reason="no CUDA"), 1)
 
 
 def test_a_sweep_in_which_nothing_succeeds_any_more_stops(journal):
     sweep = create(journal, 40)
 
-    def disk_full_after_two(trial: optuna.Trial, slot: int, stop: object) -> Ended:
-        return objective(trial) if trial.number < 2 else Ended("failed", reason="no space left")
+    def disk_full_after_two(trial: optuna.Trial, slot: int, stop: object) -> TrialResult:
+        return objective(trial) if trial.number < 2 else TrialResult("failed", reason="no space left")
 
     with pytest.raises(RunError, match="the last 10 trials all failed, the last one with: no space left"):
         executor.work(sweep, disk_full_after_two, 1)
@@ -187,7 +187,7 @@ def test_a_sweep_in_which_nothing_succeeds_any_more_stops(journal):
 def test_an_error_of_ours_in_a_trial_costs_one_trial(journal):
     sweep = create(journal, 3)
 
-    def broken(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+    def broken(trial: optuna.Trial, slot: int, stop: object) -> TrialResult:
         if trial.number == 1:
             raise OSError("Cannot allocate memory")
         return objective(trial)
@@ -200,7 +200,7 @@ def test_an_error_of_ours_in_a_trial_costs_one_trial(journal):
 def test_a_trial_that_was_taken_for_dead_while_it_ran_ends_nothing_else(journal):
     sweep, other = create(journal, 3), study.join(journal, "one")
 
-    def paused(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+    def paused(trial: optuna.Trial, slot: int, stop: object) -> TrialResult:
         if trial.number == 0:
             other.release(trial, "dead")
             sweep.beat(trial)
@@ -214,7 +214,7 @@ def test_a_trial_that_was_taken_for_dead_while_it_ran_ends_nothing_else(journal)
 
 def test_a_total_below_what_is_done_is_refused(journal):
     executor.work(create(journal, 3), objective, 1)
-    with pytest.raises(ConfigError, match=r"--trials is 2, a total, but 3 trials"):
+    with pytest.raises(ConfigError, match=r"--trials is 2, but 3 trials"):
         create(journal, 2)
     sweep = create(journal, 3)
     executor.work(sweep, lambda *_: pytest.fail("nothing is left to do"), 1)
@@ -226,14 +226,14 @@ def test_pruning_is_by_the_median_of_the_same_epoch(journal):
     sweep = create(journal, 8)
     told = {}
 
-    def with_epochs(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+    def with_epochs(trial: optuna.Trial, slot: int, stop: object) -> TrialResult:
         level = 0.2 if trial.number == 6 else 0.5
         for epoch in range(1, 21):
             trial.report(level + epoch / 100, epoch)
             if trial.should_prune():
                 told[trial.number] = epoch
-                return Ended("pruned")
-        return Ended("complete", level)
+                return TrialResult("pruned")
+        return TrialResult("complete", level)
 
     plan_epochs = sweep.base.trainer.max_epochs
     executor.work(sweep, with_epochs, 1)
@@ -300,7 +300,7 @@ def test_a_grid_is_queued_with_one_look_at_the_trials_and_nearly_equal_points_ar
     assert sweep.total == len(sweep.trials()) == 12
     for _ in range(3):
         trial = sweep.claim(0)
-        sweep.end(trial, Ended("complete", 0.5))
+        sweep.end(trial, TrialResult("complete", 0.5))
     assert len(create(journal, 100, plan).trials()) == 12
 
 
@@ -321,25 +321,25 @@ def test_a_trial_that_ended_while_it_was_taken_for_dead_counts_and_is_not_repeat
     for number, state in enumerate(("complete", "pruned")):
         trial = sweep.claim(0)
         other.study._storage.set_trial_user_attr(trial._trial_id, "ended", "dead")  # and before it is closed:
-        sweep.end(trial, Ended(state, 0.5))
+        sweep.end(trial, TrialResult(state, 0.5))
         assert not other.release(trial, "dead")
         assert len(points(sweep)) == number + 1
     assert [trial.state for trial in create(journal, 3).trials()] == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
-def objective_of_dropout(trial: optuna.Trial, slot: int, stop: object) -> Ended:
-    return Ended("complete", trial.params["model.dropout"])
+def objective_of_dropout(trial: optuna.Trial, slot: int, stop: object) -> TrialResult:
+    return TrialResult("complete", trial.params["model.dropout"])
 
 
 @pytest.mark.parametrize(("sampler", "pruner"), [("random", "hyperband"), ("tpe", "none")])
 def test_the_other_samplers_and_pruners(journal, sampler, pruner):
     sweep = create(journal, 12, replace(PLAN, sampler=sampler, pruner=pruner))
 
-    def with_epochs(trial: optuna.Trial, slot: int, stop: object) -> Ended:
+    def with_epochs(trial: optuna.Trial, slot: int, stop: object) -> TrialResult:
         for epoch in range(1, 16):
             trial.report(-trial.number + epoch / 100, epoch)
             if sweep.should_prune(trial):
-                return Ended("pruned")
+                return TrialResult("pruned")
         return objective(trial)
 
     executor.work(sweep, with_epochs, 2)
@@ -355,14 +355,14 @@ def test_the_other_samplers_and_pruners(journal, sampler, pruner):
     ("change", "said"),
     [
         ({"search": {**SEARCH, "model.dropout": {"low": 0.0, "high": 0.9}}}, ["'high': 0.5", "'high': 0.9"]),
-        ({"search": {"model.dropout": SEARCH["model.dropout"]}}, ["search model.optimizer.lr", "asked is None"]),
-        ({"split_hash": "other"}, ["split_hash: the study has 'split', asked is 'other'"]),
+        ({"search": {"model.dropout": SEARCH["model.dropout"]}}, ["search model.optimizer.lr", "requested is None"]),
+        ({"split_hash": "other"}, ["split_hash: the study has 'split', requested is 'other'"]),
         ({"index_hash": "other"}, ["index_hash"]),
-        ({"images": "6 to train on"}, ["images: the study has '7 to train on', asked is '6 to train on'"]),
-        ({"experiment": "resnet50"}, ["name: the study has 'densenet169_undersample', asked is 'resnet50'"]),
-        ({"flags": {"seed": 4}}, ["seed: the study has 3, asked is 4"]),
-        ({"flags": {"seed": 3, "data.split": "70:30"}}, ["data.split: the study has '80:20', asked is '70:30'"]),
-        ({"sampler": "random"}, ["sampler: the study has 'tpe', asked is 'random'"]),
+        ({"images": "6 to train on"}, ["images: the study has '7 to train on', requested is '6 to train on'"]),
+        ({"experiment": "resnet50"}, ["name: the study has 'densenet169_undersample', requested is 'resnet50'"]),
+        ({"flags": {"seed": 4}}, ["seed: the study has 3, requested is 4"]),
+        ({"flags": {"seed": 3, "data.split": "70:30"}}, ["data.split: the study has '80:20', requested is '70:30'"]),
+        ({"sampler": "random"}, ["sampler: the study has 'tpe', requested is 'random'"]),
     ],
 )
 def test_another_sweep_under_the_same_name_is_refused(journal, change, said):
@@ -385,15 +385,15 @@ def test_where_data_lie_is_no_part_of_a_sweep(journal, tmp_path):
 
 def test_a_study_that_is_not_ours_is_refused(journal):
     optuna.create_study(study_name="one", storage=storage.open_storage(journal))
-    with pytest.raises(ConfigError, match="not one of ours"):
+    with pytest.raises(ConfigError, match="not from skincancer"):
         create(journal, 3)
 
 
 def test_a_worker_waits_for_its_study_and_says_which_there_are(journal):
     create(journal, 3, name="other")
     told: list[str] = []
-    with pytest.raises(RunError, match=r"there is no started study one .*\(there: other\)"):
-        study.join(journal, "one", wait_seconds=0.2, tell=told.append)
+    with pytest.raises(RunError, match=r"the study one has not been started .*\(existing studies: other\)"):
+        study.join(journal, "one", wait_seconds=0.2, say=told.append)
     assert len(told) == 1
     assert "waiting up to" in told[0]
     timer = threading.Timer(1.0, create, (journal, 3))
@@ -521,7 +521,7 @@ def test_a_worker_of_another_machine_is_dead_when_it_has_been_silent(journal, mo
     assert sweep.reap() == []
     monkeypatch.setattr(study, "SILENT_SECONDS", -1.0)
     assert [dead.number for dead in sweep.reap()] == [trial.number]
-    sweep.end(trial, Ended("complete", 1.0))
+    sweep.end(trial, TrialResult("complete", 1.0))
     assert sweep.trials()[trial.number].state == TrialState.FAIL, "what it says afterwards is not taken"
 
 
@@ -536,10 +536,10 @@ def test_the_default_and_relative_files_are_absolute(tmp_path, monkeypatch):
 
 
 def test_no_url_is_told_without_repeating_it():
-    for given in ("nonsense", "postgresql://user:s3cr3t@host:port/x"):
+    for url in ("nonsense", "postgresql://user:s3cr3t@host:port/x"):
         with pytest.raises(RunError) as caught:
-            storage.storage_url(given, Path("a"))
-        assert "is no URL" in str(caught.value)
+            storage.storage_url(url, Path("a"))
+        assert "is not a URL" in str(caught.value)
         assert "s3cr3t" not in str(caught.value)
 
 
@@ -600,7 +600,7 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path):
     path = tmp_path / "thesis.txt"
     for words in (b"precious words, and no newline", b"\xff\xfe\x00binary", b'{"a": 1}\n{"b":'):
         path.write_bytes(words)
-        with pytest.raises(RunError, match="is no journal of Optuna's"):
+        with pytest.raises(RunError, match="is not an Optuna journal"):
             storage.open_storage(f"journal://{path}")
         assert path.read_bytes() == words
 
@@ -646,7 +646,7 @@ def test_a_writer_whose_lock_was_taken_while_it_stood_still_loses_nothing_of_oth
     monkeypatch.setattr(storage, "_end_of_whole_lines", stand_still)
     slow.append_logs([{"op_code": 3}])
     assert [json.loads(line)["op_code"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
-    assert other._own_lock._held == other._own_lock._found(), "its lock is not released by who has lost it"
+    assert other._own_lock._held == other._own_lock._identity(), "its lock is not released by who has lost it"
     other._own_lock.release()
     assert sorted(os.listdir(tmp_path)) == ["one.journal"]
 

@@ -144,7 +144,7 @@ def test_the_best_configuration_repeats_the_best_trial_exactly(there, new_store)
     path = artifact(parent, "best.yaml")
     assert path.read_text() == (paths.sweeps_folder(connect(None).tracking_uri) / "three/best.yaml").read_text()
     command = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} python -m skincancer.fit --experiment best.yaml"
-    assert path.read_text().splitlines()[0] == f"# the same numbers again: {command}"
+    assert path.read_text().splitlines()[0] == f"# repeat this trial with: {command}"
     content = load_yaml(path)
     assert content["search"] == {}
     assert content["name"] == "tiny_best"
@@ -183,7 +183,7 @@ def test_a_second_start_adds_nothing_and_a_larger_total_goes_on(there, tiny_demo
     assert len(pd.read_csv(artifact(again, "trials.csv"))) == 5
     other = [flag for flag in same if not flag.startswith("--trainer.max_epochs")]
     assert sweep.main([*other, "--trainer.max_epochs=3", "--trials=9"]) == 2
-    assert "trainer.max_epochs: the study has 2, asked is 3" in capsys.readouterr().err
+    assert "trainer.max_epochs: the study has 2, requested is 3" in capsys.readouterr().err
 
 
 def link(answer: str) -> tuple[TrialLink, int]:
@@ -261,7 +261,7 @@ TRIALS = {
         "",
     ),
     "segfault": ("import ctypes; ctypes.string_at(0)", "failed", "killed by SIGSEGV"),
-    "out of memory": ("import os; os.kill(os.getpid(), 9)", "failed", "killed by SIGKILL; the system kills so where memory"),
+    "out of memory": ("import os; os.kill(os.getpid(), 9)", "failed", "killed by SIGKILL (out of memory?)"),
     "error": ("import sys; sys.exit('error: the loss is nan in step 3')", "failed", "exit code 1: the loss is nan in step 3"),
     "nothing said": ("print('well')", "failed", "exit code 0: well"),
     "half-said": (SAY + "say(objective=0.5)\nraise SystemExit(3)", "failed", "exit code 3"),
@@ -295,7 +295,7 @@ def test_what_a_trials_process_says_or_does_is_how_it_ended(one, tmp_path, monke
             trial = one.claim(0)
             for epoch in range(1, 10):
                 trial.report(value, epoch)
-            one.end(trial, study.Ended("complete", value))
+            one.end(trial, study.TrialResult("complete", value))
     ended = runner(one, tmp_path, code, monkeypatch)(one.claim(0), 0, threading.Event())
     assert ended.state == state
     assert ended.reason.startswith(reason)
@@ -381,7 +381,7 @@ def test_a_signal_ends_a_trial_and_not_the_process_that_forks(one, tmp_path, mon
 def test_an_answer_to_a_trial_that_has_ended_is_no_order(one, tmp_path, monkeypatch, store):
     run = runner(one, tmp_path, FORKING, monkeypatch)
     run(one.claim(0), 0, threading.Event())
-    run._started[0].say("go")
+    run._started[0].send("go")
     one.claim(0)
     assert run(one.claim(0), 0, threading.Event()).state == "complete"
     run.close()
@@ -492,7 +492,7 @@ def test_the_run_of_a_dead_workers_trial_says_so(one, tmp_path, monkeypatch, sto
     work = paths.work_root(store) / child.info.run_id / "checkpoints"
     work.mkdir(parents=True)
     executor.work(
-        one, lambda *_: study.Ended("complete", 0.5), 1, bury=runner(one, tmp_path, COMPLETE, monkeypatch).bury
+        one, lambda *_: study.TrialResult("complete", 0.5), 1, bury=runner(one, tmp_path, COMPLETE, monkeypatch).bury
     )
     assert not work.parent.exists(), "it is repeated from its start"
     found = client.get_run(child.info.run_id)
@@ -506,7 +506,7 @@ def test_each_worker_has_its_own_gpu(one, tmp_path, monkeypatch, store):
     for slot, device in ((0, "4"), (1, "7"), (2, "4")):
         trial = one.claim(slot)
         assert run(trial, slot, threading.Event()).state == "complete"
-        one.end(trial, study.Ended("complete", 0.5))
+        one.end(trial, study.TrialResult("complete", 0.5))
         assert (tmp_path / f"logs/trial_{trial.number:04d}.log").read_text().strip() == device
 
 
@@ -558,20 +558,23 @@ def test_a_point_that_is_no_experiment_fails_with_its_reason(one, tmp_path, monk
         (["--experiment=resnet50", "--trials=3"], "has no search: block"),
         (["--experiment=efficientnet_lite0"], "--trials is 0"),
         (["--experiment=efficientnet_lite0", "--trials=-1"], "--trials is -1"),
-        (["--experiment=efficientnet_lite0", "--trials=3", "--model.dropout=0.1"], "search: has model.dropout too"),
-        (["--experiment=efficientnet_lite0", "--trials=3", "--trainer.devices=2"], "a trial has one device"),
+        (
+            ["--experiment=efficientnet_lite0", "--trials=3", "--model.dropout=0.1"],
+            "--model.dropout is set on the command line and in search:",
+        ),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--trainer.devices=2"], "a trial uses one device"),
         (["--experiment=efficientnet_lite0", "--trials=3", "--sampler=tpes"], "Did you mean 'tpe'?"),
         (["--experiment=efficientnet_lite0", "--trials=3", "--pruner=mean"], "--pruner is 'mean'"),
         (["--experiment=efficientnet_lite0", "--trials=3", "--workers=0"], "--workers is 0"),
         (["--experiment=efficientnet_lite0", "--trials=3", "--timeout=-1"], "--timeout is -1"),
         (["--experiment=efficientnet_lite0", "--trials=3", "--study=../x"], "--study is '../x'"),
         (["--experiment=efficientnet_lite0", "--trials=3", "--sampler=grid"], "has no steps"),
-        (["--experiment=efficientnet_lite0", "--trials=3", "--storage=nonsense"], "--storage is no URL"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--storage=nonsense"], "--storage is not a URL"),
         (["--experiment=efficientnet_lite", "--trials=3"], "unknown"),
-        (["--trials=3"], "give --experiment NAME"),
-        (["--worker"], "Give --study NAME"),
-        (["--worker", "--study=x", "--trials=3"], "leave out --trials"),
-        (["--worker", "--study=x", "--model.dropout=0.1"], "--model.dropout would make trials that cannot be compared"),
+        (["--trials=3"], "--experiment is missing"),
+        (["--worker"], "Set --study NAME"),
+        (["--worker", "--study=x", "--trials=3"], "remove --trials"),
+        (["--worker", "--study=x", "--model.dropout=0.1"], "--model.dropout would make trials incomparable"),
     ],
 )
 def test_what_is_asked_wrongly_is_told_before_anything_starts(flags, said, capsys, places):
@@ -585,7 +588,7 @@ def test_what_is_asked_wrongly_is_told_before_anything_starts(flags, said, capsy
     [
         (
             "model.dropout: {low: 0.0, high: 1.5}",
-            "model.dropout may be 1.5, which is no experiment: model.dropout is 1.5",
+            "model.dropout may be 1.5, which is not valid: model.dropout is 1.5",
         ),
         ("augment.policy: {choices: [light, strng]}", "augment.policy may be 'strng'"),
         ("model.backbone: {choices: [resnet18, resnet19]}", "resnet19"),
@@ -611,7 +614,7 @@ def test_a_worker_with_other_images_is_refused(one, tiny_demo, store, capsys):
     client = connect(None)
     one.study.set_user_attr("parent_run", client.create_run(RunStore(None).experiment_id("demo")).info.run_id)
     assert sweep.main(["--worker", "--study=one", f"--storage={one.url}", f"--data.root={tiny_demo}"]) == 1
-    assert "the images here are not those of the sweep: index_hash is" in capsys.readouterr().err
+    assert "the images on this machine differ from those of the sweep: index_hash is" in capsys.readouterr().err
 
 
 def test_a_worker_that_cannot_read_all_that_the_sweep_can_is_refused(tiny_demo, tmp_path, store, capsys):

@@ -13,7 +13,7 @@ from skincancer.runs.store import RunStore
 from skincancer.sweeps import report, study
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.report import SweepRecord, own_folder
-from skincancer.sweeps.study import Ended
+from skincancer.sweeps.study import TrialResult
 
 DROPOUT = optuna.distributions.FloatDistribution(0.0, 0.5)
 
@@ -46,14 +46,14 @@ def test_the_live_table_of_a_sweep_that_has_just_begun(record):
 def test_the_live_table_counts_what_counts_and_shows_what_runs(record):
     sweep = record.sweep
     for ended in (
-        Ended("complete", 0.51),
-        Ended("complete", 0.625),
-        Ended("pruned"),
-        Ended("failed", reason="no memory"),
+        TrialResult("complete", 0.51),
+        TrialResult("complete", 0.625),
+        TrialResult("pruned"),
+        TrialResult("failed", reason="no memory"),
     ):
         sweep.end(sweep.claim(0), ended)
     interrupted = sweep.claim(0)
-    sweep.end(interrupted, Ended("interrupted"))
+    sweep.end(interrupted, TrialResult("interrupted"))
     running, waiting = sweep.claim(0), sweep.claim(1)
     running.report(0.4, 1)
     running.report(0.5, 2)
@@ -112,10 +112,10 @@ def test_the_file_of_the_best_trial_says_how_to_repeat_it(record):
         claimed = sweep.claim(0)
         if threads:
             claimed.set_user_attr(study.THREADS, threads)
-        sweep.end(claimed, Ended("complete", 0.5))
+        sweep.end(claimed, TrialResult("complete", 0.5))
     first, second = (record.best_yaml(found).splitlines()[0] for found in sweep.trials())
-    assert first == "# the same numbers again: OMP_NUM_THREADS=3 python -m skincancer.fit --experiment best.yaml"
-    assert second == "# the same numbers again: python -m skincancer.fit --experiment best.yaml"
+    assert first == "# repeat this trial with: OMP_NUM_THREADS=3 python -m skincancer.fit --experiment best.yaml"
+    assert second == "# repeat this trial with: python -m skincancer.fit --experiment best.yaml"
 
 
 def test_two_sweeps_of_the_same_name_in_two_storages_have_a_folder_each(tmp_path):

@@ -1,4 +1,4 @@
-"""Passwords in addresses: in nothing that is printed, kept or raised."""
+"""Passwords of store addresses are absent from output, files and errors."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ WRONG = "http://me:hunter2@127.0.0.1:1"
 
 
 @pytest.mark.parametrize(
-    ("uri", "seen", "kept"),
+    ("uri", "masked", "kept"),
     [
         ("http://me:hunter2@host:5000/x", "http://me:***@host:5000/x", "http://me@host:5000/x"),
         ("postgresql+psycopg://me:hun%2Fter2@host/x", "postgresql+psycopg://me:***@host/x", "postgresql+psycopg://me@host/x"),
@@ -28,8 +28,8 @@ WRONG = "http://me:hunter2@127.0.0.1:1"
         ("postgresql://host/x?user=me&password=hunter2", "postgresql://host/x?user=me&password=***", "postgresql://host/x?user=me&password="),
     ],
 )  # fmt: skip
-def test_a_password_is_hidden_or_left_out(uri, seen, kept):
-    assert shown(uri) == seen
+def test_password_is_masked_or_removed(uri, masked, kept):
+    assert shown(uri) == masked
     assert without_password(uri) == kept
 
 
@@ -37,20 +37,20 @@ def test_a_password_is_hidden_or_left_out(uri, seen, kept):
     "uri",
     ["sqlite:////a/b@c/mlflow.db", "http://host:5000/a@b", "https://me@host", "journal:///a:b@c/x.journal", "databricks", "postgresql://host/x"],
 )  # fmt: skip
-def test_an_address_without_a_password_is_as_it_was(uri):
+def test_address_without_password_does_not_change(uri):
     assert shown(uri) == without_password(uri) == uri
 
 
-def test_every_way_of_writing_a_password_is_hidden_in_an_error():
+def test_every_encoding_of_a_password_is_masked_in_errors():
     uri = "postgresql://me:p%40ss%2Fw@host/x"
-    said = hide(RuntimeError(f"{uri}: no p@ss/w, no p%40ss%2Fw"), uri)
-    assert said == "postgresql://me:***@host/x: no ***, no ***"
+    message = hide(RuntimeError(f"{uri}: no p@ss/w, no p%40ss%2Fw"), uri)
+    assert message == "postgresql://me:***@host/x: no ***, no ***"
     assert hide("no hunter3") == "no hunter3"
     remember("http://me:hunter3@host")
     assert hide("no hunter3") == "no ***"
 
 
-def test_a_store_that_cannot_be_opened_is_told_without_its_password(monkeypatch):
+def test_error_of_an_unreachable_store_contains_no_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RunError) as caught:
         connect(WRONG)
@@ -60,7 +60,7 @@ def test_a_store_that_cannot_be_opened_is_told_without_its_password(monkeypatch)
 
 
 @pytest.mark.parametrize("verb", ["fit", pytest.param("sweep --trials=2", marks=pytest.mark.slow), "ui"])
-def test_no_verb_prints_the_password_of_a_wrong_server(verb, tmp_path, tiny_demo, monkeypatch):
+def test_verbs_do_not_print_the_password_of_an_unreachable_server(verb, tmp_path, tiny_demo, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     name, *more = verb.split()
     if name in ("fit", "sweep"):
@@ -72,7 +72,7 @@ def test_no_verb_prints_the_password_of_a_wrong_server(verb, tmp_path, tiny_demo
     assert "hunter2" not in done.stdout + done.stderr
 
 
-def test_a_traceback_tells_no_password():
+def test_traceback_contains_no_password():
     code = (
         f"from skincancer.system.credentials import remember; remember({WRONG!r}); raise OSError('no way to {WRONG}')"
     )
@@ -82,7 +82,7 @@ def test_a_traceback_tells_no_password():
     assert "hunter2" not in done.stderr
 
 
-def test_a_kept_config_has_no_password(tmp_path: Path):
+def test_saved_config_contains_no_password(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(f"task: classification\ntracking: {{uri: {WRONG}}}\n")
     experiment, _ = resolve(str(tmp_path / "mine.yaml"), {})
     assert experiment.tracking.uri == WRONG
@@ -90,7 +90,7 @@ def test_a_kept_config_has_no_password(tmp_path: Path):
     assert experiment.tracking.uri == WRONG
 
 
-def test_the_end_of_a_run_tells_no_password(store):
+def test_status_of_a_run_contains_no_password(store):
     client = connect(None)
     remember(WRONG)
     with (

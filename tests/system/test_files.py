@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Text files are written completely or not at all."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from skincancer.system.files import write_whole
 
 
-def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path):
+def test_write_replaces_the_file_and_leaves_no_other_file(tmp_path: Path):
     path = tmp_path / "new/best.yaml"
     for text in ("first: é\n", "second\n"):
         write_whole(path, text)
@@ -16,7 +16,7 @@ def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path):
     assert os.listdir(path.parent) == ["best.yaml"]
 
 
-def test_what_was_there_survives_a_write_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_previous_content_survives_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "best.yaml"
     write_whole(path, "first")
 

@@ -1,4 +1,4 @@
-"""Freed memory is kept, and whoever loads a finished model has it so."""
+"""Processes that load a finished model keep freed memory."""
 
 import subprocess
 import sys
@@ -28,18 +28,19 @@ print(resident() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 @pytest.mark.parametrize(("how", "kept"), [("keep", True), ("return", False)])
-def test_a_freed_block_stays_with_the_process(how, kept):
+def test_process_keeps_freed_memory(how, kept):
     grown = subprocess.run([sys.executable, "-c", GROWTH, how], capture_output=True, text=True, check=True).stdout
     assert (int(grown) > 150_000_000) is kept
 
 
-def test_a_finished_model_on_a_cpu_has_memory_kept(monkeypatch, tmp_path):
-    asked = []
+def test_loading_a_model_on_a_cpu_keeps_freed_memory(monkeypatch, tmp_path):
+    callers = []
     for module in (model, deep_features):
-        monkeypatch.setattr(module, "keep_freed_memory", lambda: asked.append("model"))
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: callers.append("model"))
         monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError):  # it is asked for before anything is read
+    # The memory setting precedes the error about the missing files.
+    with pytest.raises(ConfigError):
         model.TrainedModel(tmp_path)
-    assert asked == ["model"]
+    assert callers == ["model"]
     deep_features.DeepFeatures("resnet18", deep_features.torch.nn.Identity())
-    assert asked == ["model", "model"]
+    assert callers == ["model", "model"]

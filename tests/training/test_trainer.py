@@ -6,8 +6,10 @@ import torch
 
 from skincancer.errors import ConfigError
 from skincancer.metrics.names import monitor_mode
+from skincancer.models.backbones import build_backbone
+from skincancer.models.lightning import SyncBatchNorm
 from skincancer.schema import TrainerConfig
-from skincancer.training.callbacks import averaging_note, lightning_bars
+from skincancer.training.callbacks import EpochBars, averaging_note
 from skincancer.training.trainer import check_devices
 
 
@@ -28,6 +30,26 @@ def test_monitors_are_maximised_but_for_losses_calibration_error_and_distances()
 def test_half_precision_of_gpus_is_refused_on_a_cpu():
     with pytest.raises(ConfigError, match="16-mixed needs a GPU"):
         check_devices(TrainerConfig(accelerator="cpu", precision="16-mixed"))
+
+
+def test_synchronised_batchnorm_of_cpu_processes_is_refused(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"trainer\.sync_batchnorm is true, which needs GPUs"):
+        check_devices(TrainerConfig(accelerator="cpu", devices=2, sync_batchnorm=True))
+    check_devices(TrainerConfig(accelerator="cpu", devices=1, sync_batchnorm=True))
+
+
+def test_synchronised_batchnorm_keeps_activations_weights_and_their_names():
+    network = build_backbone("test_efficientnet", 32)
+    images = torch.randn(2, 3, 32, 32)
+    names, expected = list(network.state_dict()), network.eval()(images)
+    plugin = SyncBatchNorm()
+    converted = plugin.revert(plugin.apply(network))
+    layers = [layer for layer in converted.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    assert layers
+    assert all(isinstance(layer, torch.nn.SyncBatchNorm) for layer in layers)
+    assert list(converted.state_dict()) == names
+    torch.testing.assert_close(converted(images), expected)
 
 
 class Described(pl.LightningModule):
@@ -51,7 +73,7 @@ def test_progress_bars_count_epochs_from_one(tmp_path):
     model = Described()
     trainer = pl.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
-        callbacks=[lightning_bars()],
+        callbacks=[EpochBars(leave=False)],
     )  # fmt: skip
     trainer.fit(model, torch.utils.data.DataLoader([0, 1], batch_size=2))
     assert [text.strip() for text in model.said] == ["epoch 1/2", "epoch 2/2"]

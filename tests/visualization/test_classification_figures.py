@@ -50,8 +50,8 @@ def epochs_table():
 @pytest.mark.parametrize(
     "n_classes", [2, 5, pytest.param(10, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow)]
 )
-def test_every_figure_is_saved_whole(tmp_path, stem, n_classes):
-    """The page keeps a white edge around everything, with long names, a class without images, title and note."""
+def test_saved_figures_are_not_cut(tmp_path, stem, n_classes):
+    """Figures keep a white margin, with long names, a class without images, title and note."""
     label, probability = predictions(n_classes)
     label[label == n_classes - 1] = 0
     classes = (LONG + names(n_classes))[:n_classes]
@@ -66,7 +66,7 @@ def test_every_figure_is_saved_whole(tmp_path, stem, n_classes):
 
 
 @pytest.mark.parametrize("stem", FIGURES)
-def test_title_and_note_stand_on_every_figure(stem):
+def test_every_figure_has_title_and_note(stem):
     figure = FIGURES[stem](*predictions(3), names(3), title="run $1 and $2", note="synthetic data")
     texts = [text.get_text() for text in figure.texts]
     assert texts == [r"run \$1 and \$2", "synthetic data"]
@@ -111,12 +111,12 @@ def test_learning_curves_of_one_epoch_and_without_metrics():
 @pytest.mark.parametrize(
     ("table", "best", "message"),
     [
-        (epochs_table().drop(columns="epoch"), None, "needs the columns epoch"),
+        (epochs_table().drop(columns="epoch"), None, r"epochs has columns .*; expected epoch and"),
         (epochs_table()[["epoch", "val/accuracy"]], None, "train/loss or val/loss"),
-        (epochs_table(), 9, r"best_epoch is 9, but the epochs are \[0, 1, 2, 3\]"),
+        (epochs_table(), 9, r"best_epoch is 9; expected one of \[0, 1, 2, 3\]"),
     ],
 )
-def test_malformed_epochs_are_refused(table, best, message):
+def test_malformed_epochs_fail(table, best, message):
     with pytest.raises(ValueError, match=message):
         learning_curves(table, best)
 
@@ -170,7 +170,7 @@ def test_roc_and_precision_recall_show_sklearns_curves():
         assert reference.auc(*curve.get_data()) == pytest.approx(auroc)
         curve, prevalence = [line for line in pr.lines if line.get_color() == PALETTE[c]]
         recall, precision = curve.get_data()
-        assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(area)  # the steps that are drawn
+        assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(area)  # area under the plotted steps
         assert curve.get_drawstyle() == "steps-post"
         assert prevalence.get_ydata() == pytest.approx([np.mean(label == c)] * 2)
     assert legend(roc)[7] == f"{metrics['auroc_macro']:.3f}  macro mean"
@@ -178,7 +178,7 @@ def test_roc_and_precision_recall_show_sklearns_curves():
     assert reference.auc(*roc.lines[-1].get_data()) == pytest.approx(metrics["auroc_macro"], abs=0.002)
 
 
-def test_of_two_classes_the_positive_one_is_drawn_in_its_colour():
+def test_curves_of_two_classes_are_for_the_positive_class():
     label, probability = predictions(2)
     for stem in ("roc", "precision_recall"):
         (axes,) = FIGURES[stem](label, probability, ["benign", "malignant"]).axes
@@ -187,7 +187,7 @@ def test_of_two_classes_the_positive_one_is_drawn_in_its_colour():
         assert PALETTE[0] not in {line.get_color() for line in axes.lines}
 
 
-def test_colour_of_a_class_is_the_same_in_every_figure_and_never_shared():
+def test_class_has_the_same_unique_colour_in_every_figure():
     styles = class_styles(names(12))
     assert len(set(styles)) == 12
     label, probability = predictions(12)
@@ -197,7 +197,7 @@ def test_colour_of_a_class_is_the_same_in_every_figure_and_never_shared():
         assert [(handle.get_color(), handle.get_linestyle()) for handle in handles] == styles
 
 
-def test_class_without_images_says_so():
+def test_class_without_images_is_marked_undefined():
     label, probability = predictions(3)
     label[label == 2] = 0
     for stem in ("roc", "precision_recall"):
@@ -233,6 +233,6 @@ def test_reliability_change_shows_both_errors():
 
 
 @pytest.mark.parametrize("stem", FIGURES)
-def test_malformed_predictions_are_refused(stem):
+def test_malformed_predictions_fail(stem):
     with pytest.raises(ValueError, match="labels must lie in"):
         FIGURES[stem]([0, 3], np.eye(2), ["a", "b"])

@@ -16,9 +16,9 @@ NASTY = "<script>alert(1)</script> \"a\", 'b' & ü 皮膚.jpg"
 
 
 def cells(path):
-    """Text and class of every cell of every row of a page."""
-    found = re.findall(r'<td( class="number")?>([^<]*)</td>', path.read_text(encoding="utf-8"))
-    return [(text, bool(number)) for number, text in found]
+    """Return the text of every cell of a page, and whether the cell is a number."""
+    matches = re.findall(r'<td( class="number")?>([^<]*)</td>', path.read_text(encoding="utf-8"))
+    return [(text, bool(number)) for number, text in matches]
 
 
 def test_every_string_of_a_page_is_escaped(tmp_path):
@@ -32,7 +32,7 @@ def test_every_string_of_a_page_is_escaped(tmp_path):
     assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [NASTY, NASTY]
 
 
-def test_a_page_asks_for_nothing_from_elsewhere(tmp_path):
+def test_page_makes_no_requests(tmp_path):
     Image.new("RGB", (8, 6), "red").save(tmp_path / "a.png", dpi=(192, 192))
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1])
@@ -44,13 +44,13 @@ def test_a_page_asks_for_nothing_from_elsewhere(tmp_path):
     assert kinds == ("image/png", "image/png", "image/jpeg")
     opened = [Image.open(io.BytesIO(base64.b64decode(content))) for content in contents]
     assert [image.size for image in opened[1:]] == [(8, 6), (7, 5)]
-    assert images[1]["width"] == "4"  # 8 px at 192 dpi, of 96 an inch
+    assert images[1]["width"] == "4"  # 8 px at 192 dpi, with 96 CSS pixels per inch
     assert int(images[0]["width"]) == pytest.approx(opened[0].width * 96 / 150, abs=0.6)
     (policy,) = (a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
 
 
-def test_numbers_stand_to_the_right_and_nothing_known_is_a_dash(tmp_path):
+def test_numbers_are_aligned_right_and_missing_values_are_dashes(tmp_path):
     rows = [["nv", 12345, 0.12345, "0.80 – 0.91", None, True], ["mel", 7, float("nan"), "–", "", np.bool_(False)]]
     path = write_page(tmp_path / "p.html", "t", "", [Section("s", [Table("", list("abcdef"), rows)])])
     assert cells(path) == [
@@ -59,7 +59,7 @@ def test_numbers_stand_to_the_right_and_nothing_known_is_a_dash(tmp_path):
     ]  # fmt: skip
 
 
-def test_file_names_that_are_no_text_and_empty_sections(tmp_path):
+def test_page_escapes_undecodable_names_and_drops_empty_sections(tmp_path):
     name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
     path = write_page(tmp_path / "p.html", "t", "", [Section("nothing", []), Section("some", [Text(name)])])
     assert read(path).texts == ["t", "t", "some", "caf\\udce9.jpg"]
@@ -73,8 +73,8 @@ def test_file_names_that_are_no_text_and_empty_sections(tmp_path):
         Picture(np.zeros((4, 4, 3)), ""),
     ],
 )
-def test_malformed_parts_are_refused(tmp_path, part):
-    with pytest.raises(ValueError, match=r"table 'wide' has 1|uint8 \(H, W, 3\)"):
+def test_malformed_parts_fail(tmp_path, part):
+    with pytest.raises(ValueError, match=r"table 'wide' has 1 cells; expected 2|expected uint8 \(H, W, 3\)"):
         write_page(tmp_path / "p.html", "t", "", [Section("s", [part])])
-    with pytest.raises(ValueError, match=r"a\.gif; a page takes \.png"):
+    with pytest.raises(ValueError, match=r"a\.gif; expected \.png"):
         write_page(tmp_path / "p.html", "t", "", [Section("s", [Picture(tmp_path / "a.gif", "")])])

@@ -32,7 +32,7 @@ def painted(overlay, colour):
     return (overlay == np.array(colour, dtype=np.uint8)).all(axis=2)
 
 
-def test_cases_are_the_best_the_middle_and_the_worst():
+def test_cases_are_the_best_median_and_worst_images():
     jaccard = np.array([0.1, 0.9, 0.5, 0.7, 0.3, 0.8, 0.2, 0.6, 0.4])
     assert choose_cases(jaccard, 2) == {"best": [1, 5], "median": [7, 2], "worst": [0, 6]}
     assert choose_cases(jaccard, 1) == {"best": [1], "median": [2], "worst": [0]}
@@ -40,7 +40,7 @@ def test_cases_are_the_best_the_middle_and_the_worst():
     assert choose_cases(jaccard, 100) == choose_cases(jaccard, 3)
 
 
-def test_of_few_images_none_is_shown_twice():
+def test_few_images_are_not_chosen_twice():
     assert choose_cases([0.5], 3) == {"best": [0], "median": [], "worst": []}
     assert choose_cases([0.5, 0.6], 3) == {"best": [1], "median": [], "worst": [0]}
     assert choose_cases([0.5, 0.5, 0.6], 3) == {"best": [2], "median": [0], "worst": [1]}
@@ -59,8 +59,10 @@ def test_of_few_images_none_is_shown_twice():
 
 
 @pytest.mark.parametrize(("jaccard", "n"), [([], 1), ([0.5, np.nan], 1), ([[0.5]], 1), ([0.5], 0)])
-def test_no_choice_without_numbers(jaccard, n):
-    with pytest.raises(ValueError, match=r"must have shape \(N,\)|n must be at least 1"):
+def test_choice_from_invalid_values_fails(jaccard, n):
+    with pytest.raises(
+        ValueError, match=r"expected \(N,\) with at least one image and no NaN|n is 0; expected 1 or more"
+    ):
         choose_cases(jaccard, n)
 
 
@@ -80,14 +82,14 @@ def test_sheet_shows_every_case_in_its_row(tmp_path):
     pixels = image_file.imread(save(figure, tmp_path / "sheet.png"))[..., :3]
     for strip in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
         assert strip.min() == 1
-    for axes in shown[:4]:  # constrained layout has been drawn: the picture keeps its aspect ratio
+    for axes in shown[:4]:  # after the layout every image keeps its aspect ratio
         height, width = axes.images[0].get_array().shape[:2]
         drawn = axes.get_window_extent()
         assert drawn.width / drawn.height == pytest.approx(width / height, rel=0.02)
 
 
 def test_sheet_draws_contours_where_the_masks_end():
-    """Boxes from the first row and column, closed along the edge of the image."""
+    """Contours of boxes from the first row and column are closed along the edge of the image."""
     (axes,) = overlay_sheet({"best": [case()]}).axes
     truth, prediction = axes.collections
     assert [to_hex(one.get_edgecolor()[0]) for one in (truth, prediction)] == [TRUTH_COLOUR, PREDICTION_COLOUR]
@@ -97,15 +99,15 @@ def test_sheet_draws_contours_where_the_masks_end():
         assert path.vertices[0] == pytest.approx(path.vertices[-1])
 
 
-def test_sheet_of_large_images_holds_small_ones():
+def test_sheet_shrinks_large_images():
     (axes,) = overlay_sheet({"best": [case((1500, 3000))]}).axes
     assert axes.images[0].get_array().shape == (240, 480, 3)
     assert axes.collections[0].get_paths()[0].get_extents().extents == pytest.approx([-0.5, -0.5, 239.5, 119.5])
 
 
 def test_empty_masks_have_no_contour():
-    given = case()
-    empty = Case("empty", given.image, np.zeros_like(given.truth), np.zeros_like(given.truth), 1.0)
+    full = case()
+    empty = Case("empty", full.image, np.zeros_like(full.truth), np.zeros_like(full.truth), 1.0)
     (axes,) = overlay_sheet({"best": [empty]}).axes
     assert not axes.collections
     drawn = draw_overlay(empty.image, empty.truth, empty.prediction)
@@ -139,13 +141,15 @@ def test_histogram_counts_every_image_once():
 
 
 @pytest.mark.parametrize("jaccard", [[], [0.5, np.nan], [1.2], [-0.1], [[0.5]]])
-def test_malformed_jaccard_is_refused(jaccard):
-    with pytest.raises(ValueError, match="jaccard must"):
+def test_malformed_jaccard_fails(jaccard):
+    with pytest.raises(
+        ValueError, match=r"jaccard (has shape .* expected \(N,\)|ranges from .* expected values in \[0, 1\])"
+    ):
         jaccard_histogram(jaccard)
 
 
 @pytest.mark.parametrize(("longer", "width"), [(60, 2), (800, 2), (1200, 3), (3000, 8)])
-def test_overlay_draws_lines_of_a_width_that_suits_the_image(longer, width):
+def test_line_width_of_overlay_depends_on_image_size(longer, width):
     shape = (longer // 2, longer)
     image = np.full((*shape, 3), 128, np.uint8)
     prediction = box(shape, longer // 8, longer // 4, longer // 3, longer // 2)
@@ -156,7 +160,7 @@ def test_overlay_draws_lines_of_a_width_that_suits_the_image(longer, width):
     assert abs(lines[width:].mean() - (longer // 3 - 1)) <= 0.5
 
 
-def test_overlay_keeps_size_and_original_and_everything_away_from_the_lines():
+def test_overlay_changes_only_pixels_near_the_lines():
     given = case((60, 80))
     before = given.image.copy()
     drawn = draw_overlay(given.image, given.truth, given.prediction)
@@ -171,7 +175,7 @@ def test_overlay_keeps_size_and_original_and_everything_away_from_the_lines():
     assert painted(drawn, BLUE).any()
 
 
-def test_overlay_shows_the_truth_under_a_prediction_that_equals_it():
+def test_overlay_shows_truth_and_equal_prediction():
     mask = box((80, 80), 20, 20, 60, 60)
     drawn = draw_overlay(np.full((80, 80, 3), 200, np.uint8), mask, mask)
     profile = [tuple(pixel) for pixel in drawn[15:26, 40].tolist()]
@@ -192,7 +196,7 @@ def test_overlay_of_masks_that_reach_the_edge_runs_along_it():
 
 
 def test_lines_are_round():
-    """A single pixel becomes a disc of the line's width, on the pixel, cut off by the edge of the image."""
+    """A single pixel becomes a disc with the width of the line, clipped at the edge of the image."""
     mask = np.zeros((1800, 2000), dtype=bool)
     mask[900, 700] = mask[0, 1999] = True
     yellow = painted(draw_overlay(np.zeros((1800, 2000, 3), np.uint8), None, mask), YELLOW)
@@ -205,19 +209,19 @@ def test_lines_are_round():
 @pytest.mark.parametrize(
     ("image", "truth", "prediction", "message"),
     [
-        (np.zeros((4, 5, 3)), None, np.ones((4, 5), bool), r"image must be uint8 \(H, W, 3\), given float64"),
-        (np.zeros((4, 5), np.uint8), None, np.ones((4, 5), bool), "image must be uint8"),
-        (np.zeros((4, 5, 3), np.uint8), None, np.ones((5, 4), bool), r"bool \(4, 5\), given bool \(5, 4\)"),
-        (np.zeros((4, 5, 3), np.uint8), np.ones((4, 5)), np.ones((4, 5), bool), "given float64"),
+        (np.zeros((4, 5, 3)), None, np.ones((4, 5), bool), r"image is float64 .*; expected uint8 \(H, W, 3\)"),
+        (np.zeros((4, 5), np.uint8), None, np.ones((4, 5), bool), "image is uint8 .*; expected uint8"),
+        (np.zeros((4, 5, 3), np.uint8), None, np.ones((5, 4), bool), r"mask is bool \(5, 4\); expected bool \(4, 5\)"),
+        (np.zeros((4, 5, 3), np.uint8), np.ones((4, 5)), np.ones((4, 5), bool), "mask is float64"),
     ],
 )
-def test_malformed_images_and_masks_are_refused(image, truth, prediction, message):
+def test_malformed_images_and_masks_fail(image, truth, prediction, message):
     with pytest.raises(ValueError, match=message):
         draw_overlay(image, truth, prediction)
     with pytest.raises(ValueError, match=message):
         overlay_sheet({"best": [Case("a", image, prediction if truth is None else truth, prediction, 0.5)]})
 
 
-def test_sheet_without_cases_is_refused():
-    with pytest.raises(ValueError, match="no image to draw"):
+def test_sheet_without_cases_fails():
+    with pytest.raises(ValueError, match="cases has no image"):
         overlay_sheet({"best": [], "worst": []})

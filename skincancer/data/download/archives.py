@@ -1,4 +1,4 @@
-"""Unpack zip archives from untrusted sources: completely, or not at all."""
+"""Safe unpacking of downloaded zip archives."""
 
 from __future__ import annotations
 
@@ -13,57 +13,58 @@ from pathlib import Path, PurePosixPath
 from skincancer.errors import DataError
 from skincancer.system.files import check_space, disk_full
 
-MAX_RATIO = 100  # images and masks are packed already: an archive that grows a hundredfold holds something else
+# Images and masks are already compressed, so an archive of images cannot grow a hundredfold.
+MAX_RATIO = 100
+# Files that macOS and Windows add to archives.
 LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db")
 
 
 class BadArchive(DataError):
-    """An archive that cannot be unpacked, or must not be."""
+    """Archive that is damaged or unsafe to unpack."""
 
 
 def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Unpack a zip archive into a new folder, with a CRC check.
 
-    A single top folder of the archive becomes the new folder, whatever its name. Files that macOS and Windows leave in archives are
-    not unpacked. The files are written into `<folder>.tmp`, which is renamed when complete: after an error nothing is left.
+    A single top folder in the archive is left out of the paths. The files are written to `<folder>.tmp`, which is renamed
+    when it is complete, so that an error leaves no files behind.
 
     Args:
-        archive: the file.
-        folder: target, must not exist.
-        progress: called with (done, total) files.
+        archive: Path of the archive.
+        folder: Target folder; must not exist.
+        progress: Called with (done, total) files.
 
     Raises:
-        BadArchive: no zip archive, damaged, encrypted or empty, larger than a hundred times its size when unpacked, or with a name
-            outside the folder, or a file twice.
-        DataError: the disk is too small, or cannot be written.
+        BadArchive: The file is not a zip archive, is damaged, encrypted or empty, grows more than a hundredfold, or
+            contains a path outside its folder or one file twice.
+        DataError: The disk is too small or not writable.
     """
     building = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)  # of a killed call
+    # A killed process may have left this folder.
+    shutil.rmtree(building, ignore_errors=True)
     try:
         if not zipfile.is_zipfile(archive):
             with archive.open("rb") as file:
-                raise BadArchive(f"it is no zip archive; it begins with {file.read(20)!r}")
+                raise BadArchive(f"it is not a zip archive; it begins with {file.read(20)!r}")
         with zipfile.ZipFile(archive) as opened:
             members = _members(opened)
             needed = sum(info.file_size for info in members)
             size = archive.stat().st_size
             if needed > MAX_RATIO * size:
-                raise BadArchive(
-                    f"it says that it unpacks to {needed} bytes from {size}, more than {MAX_RATIO} times its size"
-                )
+                raise BadArchive(f"it unpacks to {needed} bytes from {size}, more than {MAX_RATIO} times its size")
             check_space(archive.parent, needed, f"unpacking {archive.name}")
             for done, info in enumerate(members, start=1):
-                # Never outside the folder, never more than the declared size, and with a check of the CRC.
+                # `extract` writes only inside the folder, at most the declared size, and checks the CRC.
                 opened.extract(info, building)
                 if progress:
                     progress(done, len(members))
         tops = list(building.iterdir())
         (tops[0] if len(tops) == 1 and tops[0].is_dir() else building).rename(folder)
-    # Damage (the first four), an unknown compression, and a password.
+    # The first four are raised for damaged files, the others for unknown compression and encryption.
     except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
         raise BadArchive(f"{archive.name} cannot be unpacked: {error}") from error
     except OSError as error:
-        # Another disk does not help: a file that is a folder too, or a name that no disk takes.
+        # The path is both file and folder, or too long: another disk would not help.
         if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
             raise BadArchive(f"{archive.name} cannot be unpacked: {error}") from error
         raise disk_full(error, archive.parent, f"unpacking {archive.name}") from error
@@ -74,19 +75,21 @@ def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None] | N
 
 
 def _members(opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """Return the files of an archive, after a check of all names."""
+    """List the files of an archive, after a check of all paths."""
     members: dict[str, zipfile.ZipInfo] = {}
     for info in opened.infolist():
         # `filename` ends at a NUL, `orig_filename` does not.
         path = PurePosixPath(info.orig_filename)
         if re.search(r"[\x00-\x1f\\]|^[A-Za-z]:", info.orig_filename) or path.is_absolute() or ".." in path.parts:
-            raise BadArchive(f"it names a place outside its folder: {info.orig_filename!r}")
+            raise BadArchive(f"it contains a path outside its folder: {info.orig_filename!r}")
         if info.is_dir() or any(part in LITTER for part in path.parts):
             continue
-        # Many disks ignore case: there, the second of two such files would replace the first.
+        # On disks that ignore case, the second of two such files would replace the first.
         if other := members.get(str(path).casefold()):
-            raise BadArchive(f"it holds {other.filename!r} and {info.filename!r}, which are one file on many disks")
+            raise BadArchive(
+                f"it contains {other.filename!r} and {info.filename!r}, which are one file on disks that ignore case"
+            )
         members[str(path).casefold()] = info
     if not members:
-        raise BadArchive("it holds no file")
+        raise BadArchive("it contains no file")
     return list(members.values())

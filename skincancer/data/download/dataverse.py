@@ -1,4 +1,4 @@
-"""What a Dataverse says of a data set: its files with address, length and checksum, its licence and terms."""
+"""Files, checksums and licence terms of a data set on a Dataverse."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ HOST = "https://dataverse.harvard.edu"
 
 
 def list_files(doi: str, sources: Sequence[Source]) -> tuple[list[Source], str]:
-    """Ask a Dataverse for the files of a data set (Native API, `/api/datasets/:persistentId/`).
+    """Look up files of a data set (Native API, `/api/datasets/:persistentId/`).
 
-    A table that the Dataverse has turned into its own format is asked for as it was uploaded (`format=original` of the Data Access
-    API): its md5 is that of the upload.
+    A Dataverse converts tables to its own format. Such a table is requested as uploaded (`format=original` of the Data
+    Access API), because its md5 is the md5 of the upload.
 
     Args:
-        doi: as `doi:10.7910/DVN/…`.
-        sources: the files wanted, by name; the ending counts only where the name alone is not to be found.
+        doi: DOI, such as `doi:10.7910/DVN/…`.
+        sources: Requested files, by name. A file with another ending is used if no file has the exact name.
 
     Returns:
-        The sources with address, md5 and length (None for a table whose uploaded length is not told); and the publisher's words on
-        licence and terms, "" where it has none.
+        The sources with URL, md5 and size (None if the size of the upload is unknown); and licence and terms of use, "" if the
+        data set has none.
 
     Raises:
-        Refused, DataError: the server does not answer so, or has no such file, or does not give it to anyone.
+        Refused, DataError: The answer is not a list of files, or a file is missing or restricted.
     """
     address = mirrored(f"{HOST}/api/datasets/:persistentId/?persistentId={doi}")
     answer = read_json(address)
     try:
         version = answer["data"]["latestVersion"]
         files = {str(entry["dataFile"]["filename"]): entry for entry in version["files"]}
-        found = [_locate(source, files, doi) for source in sources]
+        located = [_locate(source, files, doi) for source in sources]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{address} answered with something else than the files of a data set: {error!r}") from error
+        raise DataError(f"{address} did not answer with the files of a data set: {error!r}") from error
     licence = version.get("license") or ""
     terms = [licence.get("name", "") if isinstance(licence, dict) else str(licence), version.get("termsOfUse") or ""]
-    return found, "\n".join(text.strip() for text in terms if text and text.strip() != "NONE")
+    return located, "\n".join(text.strip() for text in terms if text and text.strip() != "NONE")
 
 
 def _locate(source: Source, files: dict[str, Any], doi: str) -> Source:
@@ -50,9 +50,9 @@ def _locate(source: Source, files: dict[str, Any], doi: str) -> Source:
         (entry for name, entry in files.items() if PurePosixPath(name).stem.casefold() == wanted), None
     )
     if entry is None:
-        raise DataError(f"{doi} has no file {source.file} any more; it has {', '.join(sorted(files)) or 'none'}.")
+        raise DataError(f"{doi} no longer has the file {source.file}; it has {', '.join(sorted(files)) or 'none'}.")
     if entry.get("restricted"):
-        raise DataError(f"{source.file} of {doi} is given to those alone whom its publisher has let in.")
+        raise DataError(f"{source.file} of {doi} is restricted; request access from its publisher.")
     file = entry["dataFile"]
     table = "originalFileFormat" in file
     size = file.get("originalFileSize") if table else file.get("filesize")

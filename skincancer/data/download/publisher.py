@@ -1,12 +1,11 @@
-"""A data set from its publisher into its folder, whole or not at all: `python -m skincancer.prepare NAME --download`.
+"""Download of a complete data set: `python -m skincancer.prepare NAME --download`.
 
-What has arrived waits in the hidden folder `.download` of the root, so that a data set of which half is there is never taken for a whole
-one; when the last file is there, all are moved to their places. `downloads.json` beside the data then says of each file where it came
-from, when, and its length and sha256.
+Received files are kept in the hidden folder `.download` of the root and moved to their places when all are complete, so that an
+incomplete data set is never used. `downloads.json` next to the data records URL, date, size and sha256 of each file.
 
-How far the bytes can be trusted: Harvard Dataverse publishes an md5 of each file, which is checked. The ISIC challenges publish none:
-there the length that the server names and, of archives, the CRC of each file are checked. A later download of the same file, here or
-wherever `downloads.json` is put, is compared with the sha256 that was recorded.
+Integrity: the md5 that Harvard Dataverse publishes for each file is checked. The ISIC challenges publish no checksums, so the size stated
+by the server and the CRC of each file in an archive are checked. A later download of the same file is compared with the sha256 in
+`downloads.json`, also if that file is copied to another machine.
 """
 
 from __future__ import annotations
@@ -37,57 +36,63 @@ RECORD = "downloads.json"
 WAITING = ".download"
 
 Say = Callable[[str], None]
-ProgressBar = Callable[[str], Progress]  # a title to a callback (done, total)
+# Returns a callback (done, total) for a title.
+ProgressBar = Callable[[str], Progress]
 
 
 def check_downloadable(entry: Dataset) -> None:
-    """Raise what to do by hand where a data set cannot be fetched.
+    """Check that a data set can be downloaded automatically.
 
     Raises:
-        ConfigError: an account or a request is needed, or there is nothing to fetch.
+        ConfigError: An account or a request is needed, or the data set has no files to download.
     """
     if entry.downloads:
         return
     if entry.synthetic or not entry.citation:
         raise ConfigError(f"{entry.name} has nothing to download. {entry.how_to_get}")
     raise ConfigError(
-        f"{entry.title} ({entry.name}) cannot be downloaded without you: its publisher wants an account or a request. By hand: "
-        f"{entry.how_to_get} Expected in the folder: {entry.layout}."
+        f"{entry.title} ({entry.name}) cannot be downloaded automatically: its publisher requires an account or a request. Download "
+        f"it yourself: {entry.how_to_get} Expected in the folder: {entry.layout}."
     )
 
 
 def must_accept(licence: str) -> bool:
-    """Say whether a licence is one to agree to first. Creative Commons licences hold by use; terms of use want a yes."""
+    """Return whether the user must accept a licence before the download.
+
+    Creative Commons licences apply by use; other terms of use need explicit agreement.
+    """
     return not re.search(r"\bCC0\b|\bCC[ -]BY\b|creativecommons\.org|Creative Commons", licence, re.IGNORECASE)
 
 
 def download_root(entry: Dataset, root: str | None, env: str | None) -> Path:
-    """Return the folder to fetch into: the first of the places looked at that holds files, else the first.
+    """Return the download folder: the first searched place with files, else the first.
 
     Raises:
-        ConfigError: it is a file.
+        ConfigError: The place is a file.
     """
     places = list(data_places(entry.name, root, env).values())
-    found = next((place for place in places if holds_files(place)), places[0])
-    if found.is_file():
-        raise ConfigError(f"{found} is a file; --download needs a folder, which it makes where there is none.")
-    return found
+    folder = next((place for place in places if holds_files(place)), places[0])
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; use a folder for --download, which is created if needed.")
+    return folder
 
 
 def download(entry: Dataset, root: Path, *, accept: bool, say: Say, progress: ProgressBar) -> None:
-    """Fetch what of a data set is missing in its folder; another call on the same folder waits for this one.
+    """Download the missing files of a data set.
+
+    A second call on the same folder waits for the first one.
 
     Args:
-        entry: of the catalog.
-        root: the folder; made where it does not exist. Where it holds files that no download put there, they are left as they are.
-        accept: the user agrees to terms of use.
-        say: prints a line.
-        progress: makes a callback (done, total) from a title.
+        entry: Catalog entry.
+        root: Target folder, created if needed. A folder with files from another source is left unchanged.
+        accept: The user accepts the terms of use.
+        say: Prints a line.
+        progress: Returns a callback (done, total) for a title.
 
     Raises:
-        ConfigError: it cannot be fetched, or its terms are not accepted.
-        DataError: the server does not give a file, a file is not what it should be, or the disk is too small.
-        KeyboardInterrupt: as it came; what has arrived is kept.
+        ConfigError: The data set cannot be downloaded automatically, or its terms are not accepted.
+        DataError: The server refuses a file, a file is wrong, or the disk is too small.
+        KeyboardInterrupt: The user interrupted the download; the received part is kept.
     """
     check_downloadable(entry)
     waiting = root / WAITING
@@ -97,28 +102,29 @@ def download(entry: Dataset, root: Path, *, accept: bool, say: Say, progress: Pr
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say(f"another download into {root} is under way; waiting for it")
+            say(f"waiting for another download into {root}")
             lock.acquire()
     except OSError as error:
-        raise disk_full(error, root, "making the folder") from error
+        raise disk_full(error, root, "creating the folder") from error
     try:
         if holds_files(root) and not (root / RECORD).is_file() and not waiting.is_dir():
-            say(f"nothing is fetched: {root} holds files that no download put there, and they are taken as they are")
+            say(f"nothing is downloaded: {root} contains files from another source, which are used unchanged")
             return
         missing = [source for source in entry.downloads if not (root / source.target).exists()]
         if not missing and not waiting.is_dir():
-            _check_layout(entry, root, "Delete what is wrong there, and its entry in downloads.json, to fetch it anew")
-            say(f"nothing is fetched: {root} holds all {len(entry.downloads)} files of {entry.title}")
+            _check_layout(entry, root, "Delete the wrong files and their entries in downloads.json, and rerun")
+            say(f"nothing is downloaded: {root} contains all {len(entry.downloads)} files of {entry.title}")
             return
         _fetch_all(entry, missing, root, accept, say, progress)
     except Refused as error:
         raise Refused(
-            f"{error} If it has moved, SKINCANCER_MIRROR can name a server that holds it. By hand: {entry.how_to_get}"
+            f"{error} If it has moved, set SKINCANCER_MIRROR to a server that has it, or download it yourself: "
+            f"{entry.how_to_get}"
         ) from error
     except OSError as error:
-        raise disk_full(error, root, f"fetching {entry.title}") from error
+        raise disk_full(error, root, f"downloading {entry.title}") from error
     except KeyboardInterrupt:
-        say(f"interrupted; what has come is kept in {waiting}, and the same command goes on from there")
+        say(f"interrupted; the received part is kept in {waiting}; rerun the same command to resume")
         raise
     finally:
         lock.release()
@@ -132,13 +138,13 @@ def _fetch_all(
     terms = [entry.licence]
     dois = dict.fromkeys(source.url for source in missing if source.url.startswith("doi:"))
     for doi in dois:
-        located, told = list_files(doi, [source for source in missing if source.url == doi])
+        located, doi_terms = list_files(doi, [source for source in missing if source.url == doi])
         missing = [*located, *(source for source in missing if source.url != doi)]
-        if told:
-            say(f"the publisher's terms: {told}")
-            terms.append(told)
+        if doi_terms:
+            say(f"the publisher's terms: {doi_terms}")
+            terms.append(doi_terms)
     if not accept and any(must_accept(text) for text in terms):
-        raise ConfigError(f"{entry.title} is given under the terms above. If you agree, add --accept-licence.")
+        raise ConfigError(f"{entry.title} requires agreement to the terms above. If you agree, add --accept-licence.")
     missing = [dataclasses.replace(source, url=mirrored(source.url)) for source in missing]
     waiting.mkdir(exist_ok=True)
     before, fetched = _read(root / RECORD), _read(waiting / RECORD)
@@ -149,21 +155,22 @@ def _fetch_all(
     for source in missing:
         os.rename(waiting / "ready" / source.target, root / source.target)
     try:
-        _check_layout(entry, root, f"What came is kept in {waiting}; delete that folder to fetch anew")
+        _check_layout(entry, root, f"The files are kept in {waiting}; delete that folder and rerun")
     except DataError:
-        # all that this download brought: a killed call may have moved some of it before
+        # A killed process may have moved some files before, so all files of this download are moved back.
         for source in entry.downloads:
             if source.file in fetched and (root / source.target).exists():
                 os.rename(root / source.target, waiting / "ready" / source.target)
         raise
     _write(root / RECORD, before | fetched)
     shutil.rmtree(waiting)
-    say(f"{entry.title} is in {root}; what came is recorded in {RECORD} there")
+    say(f"{entry.title} is in {root}; the downloaded files are recorded in {RECORD} there")
 
 
 def _check_layout(entry: Dataset, root: Path, remedy: str) -> None:
-    """Raise a DataError that ends in `remedy` where the files of a folder are not the data set."""
-    from skincancer.data.index import load_index  # pandas, which no --help waits for
+    """Check that the files of a folder can be read as the data set."""
+    # pandas would slow down `--help`.
+    from skincancer.data.index import load_index
 
     try:
         load_index(entry, root)
@@ -171,18 +178,19 @@ def _check_layout(entry: Dataset, root: Path, remedy: str) -> None:
         hint = " (SKINCANCER_MIRROR may name a wrong server)" if mirror() else ""
         text = str(error)
         raise DataError(
-            f"what came is not {entry.title} as its publisher lays it out: {text}{'' if text.endswith(('.', '?')) else '.'} "
+            f"the files do not have the published layout of {entry.title}: {text}{'' if text.endswith(('.', '?')) else '.'} "
             f"{remedy}{hint}."
         ) from error
 
 
 def _check_room(todo: list[Source], waiting: Path) -> None:
-    """Check the disk for all that is to come; an archive is deleted once unpacked, and images do not grow by it."""
+    """Check the disk space for the data set and one archive.
+
+    An archive is deleted after unpacking, and compressed images keep their size when unpacked.
+    """
     sizes = [source.size if source.size is not None else remote_size(source.url) or 0 for source in todo]
     arrived = sum(path.stat().st_size for path in waiting.iterdir() if path.is_file())
-    check_space(
-        waiting, max(0, sum(sizes) + max(sizes, default=0) - arrived), "the data set with one archive beside it"
-    )
+    check_space(waiting, max(0, sum(sizes) + max(sizes, default=0) - arrived), "the data set plus one archive")
 
 
 def _fetch(
@@ -193,14 +201,17 @@ def _fetch(
     fetched: dict[str, Any],
     progress: ProgressBar,
 ) -> None:
-    """Fetch one file, check and unpack it; it then stands in the folder `ready`, and in the record of what was fetched."""
+    """Download, check and unpack one file to the folder `ready`, and record it."""
     known = source.checksum or (f"sha256:{before['sha256']}" if before else None)
     part = waiting / f"{source.file}.part"
-    pooch.get_logger().setLevel(logging.WARNING)  # it would name temporary files
+    # pooch would print names of temporary files.
+    pooch.get_logger().setLevel(logging.WARNING)
     fetcher = pooch.create(path=waiting, base_url="", registry={source.file: known}, urls={source.file: source.url})
-    # pooch writes elsewhere, compares the checksum, deletes what is wrong, and only then gives the file its name
+    # pooch writes to a temporary file, compares the checksum, deletes a wrong file and renames a correct one.
     try:
-        fetcher.fetch(source.file, downloader=ResumingDownloader(part, source.size, progress(f"fetching {title} (MB)")))
+        fetcher.fetch(
+            source.file, downloader=ResumingDownloader(part, source.size, progress(f"downloading {title} (MB)"))
+        )
     except ValueError as error:
         raise _wrong(source, f"its checksum is not {known}", None if source.checksum else before) from error
     file = waiting / source.file
@@ -217,13 +228,13 @@ def _fetch(
             unpack(file, unpacked, progress(f"unpacking {title}"))
         except BadArchive as error:
             file.unlink()
-            raise DataError(f"{error} ({source.url}). It was deleted; run again to fetch it anew.") from error
+            raise DataError(f"{error} ({source.url}). It was deleted; rerun to download it again.") from error
         names = sorted(path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file())
         if not any(name.lower().endswith(source.holds) for name in names):
             file.unlink()
             shutil.rmtree(unpacked)
             more = f" and {len(names) - 5} more files" if len(names) > 5 else ""
-            raise _wrong(source, f"it holds no *{source.holds}, but {', '.join(names[:5])}{more}", None)
+            raise _wrong(source, f"it contains no *{source.holds}, but {', '.join(names[:5])}{more}", None)
     fetched[source.file] = {
         "url": source.url,
         "bytes": size,
@@ -236,15 +247,15 @@ def _fetch(
     file.unlink(missing_ok=True)
 
 
-def _wrong(source: Source, what: str, before: dict[str, Any] | None) -> DataError:
+def _wrong(source: Source, reason: str, before: dict[str, Any] | None) -> DataError:
     if before is None:
         return DataError(
-            f"{source.file} from {source.url} is not what its publisher describes: {what}. It was deleted; run again to fetch it anew"
+            f"{source.file} from {source.url} is not the published file: {reason}. It was deleted; rerun to download it again"
             f"{' (SKINCANCER_MIRROR may name a wrong server)' if mirror() else ''}."
         )
     return DataError(
-        f"{source.file} from {source.url} is another file than the one of {before['fetched']}: {what}. It was deleted. If its "
-        f"publisher has changed it and you want the new one, take its entry out of {RECORD} and run again."
+        f"{source.file} from {source.url} differs from the file of {before['fetched']}: {reason}. It was deleted. If its "
+        f"publisher has changed it and you want the new file, delete its entry in {RECORD} and rerun."
     )
 
 
@@ -253,10 +264,10 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return a record of downloads; empty where there is none.
+    """Read a record of downloads, {} if the file does not exist.
 
     Raises:
-        DataError: it is there and cannot be read.
+        DataError: The file cannot be read as a record.
     """
     if not path.is_file():
         return {}
@@ -266,4 +277,4 @@ def _read(path: Path) -> dict[str, Any]:
             return dict(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise DataError(f"{path} is no record of downloads; repair it, or delete it to do without the comparison.")
+    raise DataError(f"{path} is not a record of downloads; fix it, or delete it to skip the comparison.")

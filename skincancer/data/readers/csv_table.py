@@ -1,4 +1,4 @@
-"""Reader for a user's own table: a CSV file with the columns of the index, beside or above its images."""
+"""Reader for the user's own CSV table of images."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from skincancer.errors import DataError
 
 
 def read(root: Path) -> pd.DataFrame:
-    """Read index.csv, or else the single CSV file, in the root; the root may also be the file itself.
+    """Read index.csv or the single CSV file in the root.
 
-    `image`, and `mask` where there is one, are paths relative to the file's folder. `image_id` defaults to the image's
-    path without extension. `diagnosis` may be called `label`. A table needs a diagnosis or a mask. Columns that are
-    not of the index are left out, unless the name looks like a misspelt one. Images in the folder that the table does
-    not name are no error: the table chooses. Lesions of one `patient_id` stay on one side of a ratio split. `mm_per_px`
-    is the size of a px of the image as its file has it, for the diameter among the hand-made features.
+    `root` may also be the file itself. `image` and the optional `mask` are paths relative to the folder of the table.
+    `image_id` defaults to the path of the image without extension. `diagnosis` may be called `label`. A table needs a
+    diagnosis or a mask. Unknown columns are ignored, unless the name looks like a misspelt column. Images that are not
+    listed in the table are ignored. Lesions of one `patient_id` get the same role in a ratio split. `mm_per_px` is the
+    pixel size in the original image file, for the diameter among the hand-crafted features.
 
     Returns:
-        The columns of the index that the table has, and image_id.
+        The columns of the index that the table contains, and image_id.
 
     Raises:
-        DataError: If there is no table or more than one, a column is missing or misspelt, a path is empty or absolute,
-            or a file is missing.
+        DataError: There is no table or more than one, a column is missing or misspelt, a path is empty or absolute, or a
+            file is missing.
     """
     path = _find_table(root)
     table = read_csv(path)
@@ -37,8 +37,8 @@ def read(root: Path) -> pd.DataFrame:
         if name in table.columns:
             _check_files(path, name, list(table[name]))
     own_ids = [PurePosixPath(image).with_suffix("").as_posix() for image in table["image"]]
-    given = table["image_id"] if "image_id" in table.columns else [""] * len(table)
-    return table.assign(image_id=[image_id or own for image_id, own in zip(given, own_ids, strict=True)])
+    image_ids = table["image_id"] if "image_id" in table.columns else [""] * len(table)
+    return table.assign(image_id=[image_id or own for image_id, own in zip(image_ids, own_ids, strict=True)])
 
 
 def _find_table(root: Path) -> Path:
@@ -46,34 +46,34 @@ def _find_table(root: Path) -> Path:
         return root
     if (root / "index.csv").is_file():
         return root / "index.csv"
-    found = sorted(path for path in root.iterdir() if path.suffix.lower() == ".csv" and not path.name.startswith("."))
-    if len(found) != 1:
-        what = f"{len(found)} CSV files ({name_first(path.name for path in found)})" if found else "no CSV file"
-        raise DataError(f"{root} holds {what}; name the table with --data.root FILE, or call it index.csv")
-    return found[0]
+    tables = sorted(path for path in root.iterdir() if path.suffix.lower() == ".csv" and not path.name.startswith("."))
+    if len(tables) != 1:
+        content = f"{len(tables)} CSV files ({name_first(path.name for path in tables)})" if tables else "no CSV file"
+        raise DataError(f"{root} contains {content}; set --data.root to the table, or rename the table to index.csv")
+    return tables[0]
 
 
-def _check_columns(path: Path, given: list[str]) -> None:
+def _check_columns(path: Path, columns: list[str]) -> None:
     known = (*COLUMNS, "label")
-    absent = [name for name in known if name not in given]
-    for name in given:
+    absent = [name for name in known if name not in columns]
+    for name in columns:
         plain = name.casefold().replace(" ", "_").replace("-", "_")
         close = difflib.get_close_matches(plain, absent, n=1, cutoff=0.8) if name not in known else []
         if close:
-            raise DataError(f"{path} has the column {name!r}; if that is {close[0]!r}, call it so, else rename it")
-    if "image" not in given:
-        raise DataError(f"{path} has no column 'image'; its columns are {', '.join(given)}")
-    if "diagnosis" in given and "label" in given:
-        raise DataError(f"{path} has both 'diagnosis' and 'label'; keep the one that names the class")
-    if not {"diagnosis", "label", "mask"} & set(given):
-        raise DataError(f"{path} has neither 'diagnosis' nor 'mask'; its columns are {', '.join(given)}")
+            raise DataError(f"{path} has the column {name!r}; rename it to {close[0]!r}, or to another name")
+    if "image" not in columns:
+        raise DataError(f"{path} has no column 'image'; its columns are {', '.join(columns)}")
+    if "diagnosis" in columns and "label" in columns:
+        raise DataError(f"{path} has both 'diagnosis' and 'label'; keep the column with the class")
+    if not {"diagnosis", "label", "mask"} & set(columns):
+        raise DataError(f"{path} has neither 'diagnosis' nor 'mask'; its columns are {', '.join(columns)}")
 
 
 def _check_files(path: Path, column: str, values: list[str]) -> None:
     absolute = [value for value in values if PurePosixPath(value).is_absolute()]
     if absolute:
         raise DataError(
-            f"{path}: {column} must be relative to the table's folder, but is absolute: {name_first(absolute)}"
+            f"{path}: {column} is an absolute path; use a path relative to the table's folder: {name_first(absolute)}"
         )
     if column == "image" and "" in values:
         raise DataError(f"{path}: {values.count('')} rows have no image")
@@ -85,5 +85,5 @@ def _check_files(path: Path, column: str, values: list[str]) -> None:
     if missing:
         raise DataError(
             f"{path}: the {column} of {len(missing)} of {len(values)} rows after the header does not exist: {name_first(missing)}. Paths "
-            f"are relative to {path.parent}: put the files there, mend the paths, or take the rows out."
+            f"are relative to {path.parent}: copy the files there, fix the paths, or delete the rows."
         )

@@ -1,7 +1,7 @@
-"""The embedded data set `demo`: synthetic dermoscopy with masks, drawn on first use, so that a bare machine will do.
+"""Data set `demo`: synthetic dermoscopic images with masks, generated on first use.
 
-It is laid out like HAM10000 (a metadata table, JPEG images, PNG masks) and has its seven classes, its imbalance, its
-several views of one lesion. Every figure obtained on it is one on synthetic images and says nothing about skin.
+Layout (metadata table, JPEG images, PNG masks), classes, class imbalance and repeated views of one lesion follow
+HAM10000. Results on synthetic images have no medical meaning.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from PIL import Image
 from skincancer.data.readers.demo_drawing import CLASSES, draw_lesion, draw_view
 from skincancer.errors import DataError, nearest
 
-VERSION = 1  # raise it whenever the drawing or LESIONS change: the folder's name follows it
+# Increase the version whenever the drawing or LESIONS change, because the folder name contains it.
+VERSION = 1
 
-# Lesions a class: nv leads as in HAM10000, while the rarest still leave some 30 training images at 80:20.
+# Lesions per class: nv is the largest class as in HAM10000, and the rarest class has about 30 training images at 80:20.
 LESIONS: Mapping[str, int] = {"nv": 150, "mel": 60, "bkl": 60, "bcc": 45, "akiec": 40, "vasc": 32, "df": 32}
 
-VIEWS = (0.60, 0.28, 0.12)  # shares of lesions with one, two and three images
+# Shares of lesions with one, two and three images.
+VIEWS = (0.60, 0.28, 0.12)
 
 COLUMNS = ["image_id", "image", "mask", "diagnosis", "lesion_id", "age", "sex", "site", "dx_type"]
-_PUBLISHED = {"dx": "diagnosis", "localization": "site"}  # HAM10000's name -> ours
+# Column names of HAM10000, and of the index.
+_PUBLISHED = {"dx": "diagnosis", "localization": "site"}
 
-# Mean and deviation of age, and how the diagnosis was confirmed: as HAM10000 has it, roughly.
+# Age (mean, standard deviation) and shares of the confirmation methods (dx_type), roughly as in HAM10000.
 _AGE = {
     "akiec": (67, 11),
     "bcc": (67, 13),
@@ -68,7 +71,7 @@ _SEX = {"male": 0.54, "female": 0.44, "unknown": 0.02}
 
 @dataclass(frozen=True)
 class _Lesion:
-    """A lesion to draw; `number` counts within its class: it looks the same however many others are asked for."""
+    """Lesion to draw, numbered within its class so that other classes do not change it."""
 
     diagnosis: str
     number: int
@@ -77,7 +80,7 @@ class _Lesion:
 
 
 def default_root(cache: Path) -> Path:
-    """Return the folder under `cache` where this version of the demo is drawn."""
+    """Return the folder of this version of the demo, under `cache`."""
     return cache / f"demo-{VERSION}"
 
 
@@ -87,36 +90,39 @@ def draw(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Draw the demo data set into `root`; does nothing where the same one is already there.
+    """Draw the demo data set into `root`, unless it exists there.
 
-    Every image has a generator of its own, seeded by (seed, class, lesion, view). The folder appears under its name
-    only when it is complete; of several processes that draw into one folder, one draws and the others wait.
+    Every image has a separate random generator, seeded by (seed, class, lesion, view). The folder is renamed to `root`
+    when it is complete. If several processes draw into one folder, one of them draws and the others wait.
 
     Args:
-        root: the folder to make; its parents are made too.
-        lesions: number of lesions a class (classes left out get none); default `LESIONS`, 645 images at seed 0.
-        seed: 0 or more; another seed gives other lesions.
-        progress: called as `progress(images drawn, images in all)` after each image.
+        root: Folder to create, with its parents.
+        lesions: Number of lesions per class, 0 for absent classes. Default `LESIONS`, 645 images at seed 0.
+        seed: Seed of the lesions, at least 0.
+        progress: Called with (images drawn, all images) after each image.
 
     Raises:
-        DataError: if a class or a count is wrong, or `root` holds something else.
+        DataError: A class, a count or the seed is wrong, or `root` contains something else.
     """
     lesions = _checked(LESIONS if lesions is None else lesions)
     recipe = json.dumps({"version": VERSION, "seed": _checked_seed(seed), "lesions": lesions}, indent=2, sort_keys=True)
     root = Path(os.path.abspath(root))
-    if _is_drawn(root, recipe):  # before the lock, which needs a folder that can be written to
+    # The first check is outside the lock, because a lock needs a writable folder.
+    if _is_drawn(root, recipe):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.parent / f".{root.name}.lock"):
-        if _is_drawn(root, recipe):  # by the process that held the lock before
+        # The previous owner of the lock may have drawn the data set.
+        if _is_drawn(root, recipe):
             return
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise DataError(
-                f"{root} is not an empty folder and holds something other than the demo asked for. "
-                "Give an empty or new folder, or remove that one first."
+                f"{root} is not an empty folder and contains something other than the requested demo. "
+                "Use an empty or new folder, or delete this one first."
             )
         partial = root.parent / f".{root.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # left by a killed draw: nobody else can be at work under the lock
+        # A killed process may have left this folder. Under the lock, no other process uses it.
+        shutil.rmtree(partial, ignore_errors=True)
         try:
             _draw_all(partial, _plan(lesions, seed), seed, progress)
             (partial / "recipe.json").write_text(recipe)
@@ -128,22 +134,19 @@ def draw(
 
 
 def read(root: Path) -> pd.DataFrame:
-    """Read a drawn demo.
-
-    Args:
-        root: the folder that `draw` made.
+    """Read a demo data set that `draw` wrote.
 
     Returns:
-        One row an image, in the order of `image_id`: `image_id`, `image` and `mask` (paths relative to `root`),
-        `diagnosis`, `lesion_id`, `age` (float64, NaN where unknown), `sex`, `site`, `dx_type` (str, "" where empty).
+        One row per image, in the order of `image_id`: `image_id`, `image` and `mask` (paths relative to `root`),
+        `diagnosis`, `lesion_id`, `age` (float64, NaN if unknown), `sex`, `site`, `dx_type` (str, "" if unknown).
 
     Raises:
-        DataError: if `root` holds no metadata.csv.
+        DataError: `root` contains no metadata.csv.
     """
     path = root / "metadata.csv"
     if not path.is_file():
         raise DataError(
-            f"{root} holds no demo data set: metadata.csv is missing. Draw it with `prepare --data.dataset demo`."
+            f"{root} contains no demo data set: metadata.csv is missing. Draw it with `prepare --data.dataset demo`."
         )
     table = pd.read_csv(path, dtype=str, keep_default_na=False).rename(columns=_PUBLISHED)
     table["image"] = "images/" + table["image_id"] + ".jpg"
@@ -161,20 +164,20 @@ def _checked(lesions: Mapping[str, int]) -> dict[str, int]:
     for diagnosis, count in lesions.items():
         if diagnosis not in CLASSES:
             raise DataError(
-                f"The demo has no class {diagnosis!r}; it has {', '.join(CLASSES)}.{nearest(diagnosis, CLASSES)}"
+                f"The demo has no class {diagnosis!r}; expected {', '.join(CLASSES)}.{nearest(diagnosis, CLASSES)}"
             )
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise DataError(
-                f"The demo's number of lesions for {diagnosis!r} is {count!r}; give a whole number, 0 or more."
+                f"The demo's number of lesions for {diagnosis!r} is {count!r}; expected an integer, 0 or more."
             )
     if not sum(lesions.values()):
-        raise DataError("The demo was asked for no lesion at all; give at least one class a number above 0.")
+        raise DataError("The demo's number of lesions is 0 for every class; set at least one class above 0.")
     return {diagnosis: lesions.get(diagnosis, 0) for diagnosis in CLASSES}
 
 
 def _checked_seed(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise DataError(f"The demo's seed is {seed!r}; give a whole number, 0 or more.")
+        raise DataError(f"The demo's seed is {seed!r}; expected an integer, 0 or more.")
     return seed
 
 
@@ -187,7 +190,7 @@ def _choose(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
 
 
 def _plan(lesions: Mapping[str, int], seed: int) -> list[_Lesion]:
-    """All lesions in a shuffled order, so that image ids say nothing about the class."""
+    """List all lesions in random order, so that image ids hide the class."""
     planned = []
     for diagnosis in CLASSES:
         for number in range(lesions[diagnosis]):
@@ -222,6 +225,6 @@ def _draw_all(folder: Path, planned: list[_Lesion], seed: int, progress: Callabl
 
 
 def _views(lesion: _Lesion, seed: int) -> Iterator[tuple[Image.Image, Image.Image]]:
-    drawn = draw_lesion(lesion.diagnosis, _generator(seed, lesion.diagnosis, lesion.number, 1))
+    layers = draw_lesion(lesion.diagnosis, _generator(seed, lesion.diagnosis, lesion.number, 1))
     for view in range(lesion.views):
-        yield draw_view(drawn, _generator(seed, lesion.diagnosis, lesion.number, 2 + view))
+        yield draw_view(layers, _generator(seed, lesion.diagnosis, lesion.number, 2 + view))

@@ -1,13 +1,12 @@
-"""The drawing behind the demo data set: synthetic dermoscopy of the seven HAM10000 classes.
+"""Synthetic dermoscopic images of the seven HAM10000 classes, for the demo data set.
 
-A lesion is drawn once, as optical layers on a square canvas: melanin and blood absorb the light that skin reflects
-(Beer-Lambert, so that more pigment is darker and redder, never flat paint), deep pigment looks blue-grey, scars, scale
-and cysts look pale. A view photographs that canvas: rotation, scale and crop, light, a vignette, a ruler, hair, noise.
-The structures are those that dermoscopy has for each class (Kittler et al., "Standardization of terminology in
-dermoscopy", JAAD 2016); each lesion shows them to its own degree, so that classes overlap. It is a stand-in for trying
-the software: nothing measured on it says anything of skin.
+A lesion is drawn once, as optical layers on a square canvas. Melanin and blood absorb the light that skin reflects
+(Beer-Lambert law). Deep pigment is blue-grey; scars, scale and cysts are pale. A view of the canvas adds rotation,
+scale, crop, light, vignette, ruler, hair and noise. The structures of each class follow Kittler et al.,
+"Standardization of terminology in dermoscopy", JAAD 2016. Their strength varies between lesions, so that classes
+overlap. The images serve to test the software and have no medical meaning.
 
-Layers are float32 and colour is (3, height, width): numpy is several times faster on it than on (height, width, 3).
+Layers are float32 and colour is (3, height, width), which numpy processes several times faster than (height, width, 3).
 """
 
 from __future__ import annotations
@@ -24,11 +23,13 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Array = npt.NDArray[np.floating[Any]]
 
-CANVAS = 192  # pixels a side; a view may look MARGIN pixels beyond, where the canvas is mirrored
-MARGIN = 36
-LONG, SHORT = 160, 120  # of a view
+# Width and height of the canvas in pixels. A view may reach MARGIN pixels beyond, where the canvas is mirrored.
+CANVAS, MARGIN = 192, 36
+# Sides of a view in pixels.
+LONG, SHORT = 160, 120
 
-MELANIN = np.array([0.62, 1.05, 1.35], np.float32).reshape(3, 1, 1)  # absorption of red, green, blue
+# Absorption of red, green and blue light by the two pigments, and the colours (red, green, blue) of other layers.
+MELANIN = np.array([0.62, 1.05, 1.35], np.float32).reshape(3, 1, 1)
 BLOOD = np.array([0.22, 1.15, 0.80], np.float32).reshape(3, 1, 1)
 BLUE_GREY = np.array([0.38, 0.41, 0.52], np.float32).reshape(3, 1, 1)
 PALE = np.array([0.93, 0.86, 0.82], np.float32).reshape(3, 1, 1)
@@ -39,15 +40,15 @@ _Y, _X = (np.mgrid[:CANVAS, :CANVAS] - (CANVAS - 1) / 2).astype(np.float32)
 
 @dataclass
 class Lesion:
-    """One lesion's canvas.
+    """Canvas of one lesion, with layers of shape (192, 192).
 
     Attributes:
-        depth: (192, 192), signed: 1 at the centre, 0 on the border, negative outside; `depth > 0` is the mask.
-        edge: width of the border's fade, in the unit of `depth`.
-        melanin: optical density, 0 or more, and so is `blood`.
-        blood: see `melanin`.
-        veil: share of blue-grey in [0, 1].
-        pale: share of white in [0, 1].
+        depth: Signed depth: 1 at the centre, 0 on the border, negative outside. `depth > 0` is the mask.
+        edge: Width of the soft border, in the unit of `depth`.
+        melanin: Optical density, 0 or more.
+        blood: Optical density, 0 or more.
+        veil: Share of blue-grey in [0, 1].
+        pale: Share of white in [0, 1].
     """
 
     rng: np.random.Generator
@@ -63,26 +64,26 @@ class Lesion:
 
     @cached_property
     def inside(self) -> Array:
-        """Coverage in (0, 1): a smooth step over the border."""
+        """Coverage in (0, 1), with a smooth step over the border."""
         return _step(self.depth / self.edge)
 
     def noise(self, grain: float) -> Array:
-        """Smooth noise of mean 0 and about unit deviation, its blobs about `grain` pixels wide."""
+        """Generate smooth noise on the canvas, as the function `noise`."""
         return noise(self.rng, (CANVAS, CANVAS), grain)
 
     def network(self, grain: float) -> Array:
-        """Ridges in [0, 1] that close around holes of about `grain` pixels: a pigment network."""
+        """Generate a pigment network: ridges in [0, 1] around holes of about `grain` pixels."""
         ridges: Array = np.exp(-((self.noise(grain) / 0.4) ** 2))
         return ridges
 
     def points(self, count: int, shallow: float = 0.12) -> npt.NDArray[np.intp]:
-        """(count, 2) random places (x, y) where the depth is at least `shallow`."""
+        """Sample (count, 2) points (x, y) where the depth is at least `shallow`."""
         candidates = np.flatnonzero(self.depth >= min(shallow, 0.9 * float(self.depth.max())))
         chosen = self.rng.choice(candidates, count)
         return np.stack([chosen % CANVAS, chosen // CANVAS], axis=1)
 
     def spots(self, count: int, radius: tuple[float, float], shallow: float = 0.12, blur: float = 0.0) -> Array:
-        """`count` ellipses as coverage in [0, 1], their half axes drawn from `radius`, softened by `blur` (pixels)."""
+        """Draw ellipses as coverage in [0, 1] (half axes and blur in pixels)."""
         image, pen = _paper(CANVAS, CANVAS)
         for x, y in self.points(count, shallow):
             a, b = self.rng.uniform(*radius, size=2)
@@ -90,7 +91,7 @@ class Lesion:
         return _coverage(image, blur)
 
     def vessels(self, count: int, length: int, width: float) -> Array:
-        """`count` wandering vessels that branch and thin out (arborising), as coverage in [0, 1]."""
+        """Draw arborising vessels, which branch and thin out, as coverage in [0, 1]."""
         image, pen = _paper(CANVAS, CANVAS)
         stems = [(x, y, self.rng.uniform(0, 2 * np.pi), length, width) for x, y in self.points(count, 0.05)]
         while stems:
@@ -107,32 +108,36 @@ class Lesion:
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, int], grain: float) -> Array:
-    """Smooth noise (height, width) of mean 0 and about unit deviation, its blobs about `grain` pixels wide."""
+    """Generate smooth noise (height, width) with blobs about `grain` pixels wide.
+
+    The mean is 0, the standard deviation about 1.
+    """
     height, width = shape
     coarse = rng.standard_normal((max(2, round(height / grain)) + 1, max(2, round(width / grain)) + 1), np.float32)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    return np.asarray(smooth / 0.7)  # bicubic interpolation of unit noise has a deviation near 0.7
+    # Bicubic interpolation reduces the standard deviation of unit noise to about 0.7.
+    return np.asarray(smooth / 0.7)
 
 
 def _paper(height: int, width: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """A black sheet at twice the size: PIL draws without anti-aliasing, halving it afterwards brings that."""
+    """Create a black image at twice the size, because PIL draws without anti-aliasing."""
     image = Image.new("L", (2 * width, 2 * height))
     return image, ImageDraw.Draw(image)
 
 
 def _coverage(paper: Image.Image, blur: float = 0.0) -> Array:
-    """A drawn sheet as coverage in [0, 1]."""
+    """Convert an image of `_paper` to coverage in [0, 1] at half its size."""
     softened = paper.filter(ImageFilter.GaussianBlur(2 * blur)) if blur else paper
     return np.asarray(softened.reduce(2), np.float32) / 255
 
 
 def _step(values: Array) -> Array:
-    """The logistic function."""
+    """Compute the logistic function."""
     return 1 / (1 + np.exp(-np.clip(values, -30, 30)))
 
 
 def outline(rng: np.random.Generator, radius: float, wobble: float, jag: float, aspect: float, edge: float) -> Lesion:
-    """An empty lesion of `radius` pixels: an ellipse bent by harmonics (`wobble`) and roughened by noise (`jag`)."""
+    """Create an empty lesion: an ellipse with harmonics (`wobble`) and noise (`jag`)."""
     turn = rng.uniform(0, 2 * np.pi)
     across = (_X * math.cos(turn) + _Y * math.sin(turn)) * math.sqrt(aspect)
     along = (_Y * math.cos(turn) - _X * math.sin(turn)) / math.sqrt(aspect)
@@ -146,7 +151,7 @@ def outline(rng: np.random.Generator, radius: float, wobble: float, jag: float, 
 
 
 def _nevus(rng: np.random.Generator, strength: float) -> Lesion:
-    """Round, even brown, a fine network; the less typical, the more like a melanoma (a dysplastic nevus)."""
+    """Draw a round, evenly brown lesion, similar to a melanoma if atypical."""
     odd = 1 - strength
     lesion = outline(
         rng, rng.uniform(16, 36), 0.04 + 0.09 * odd, 0.03 + 0.03 * odd, rng.uniform(0.7, 1.4), rng.uniform(0.06, 0.16)
@@ -159,7 +164,7 @@ def _nevus(rng: np.random.Generator, strength: float) -> Lesion:
 
 
 def _melanoma(rng: np.random.Generator, strength: float) -> Lesion:
-    """Large, asymmetric, ragged; light and dark brown, black, blue-grey veil, pale regression."""
+    """Draw a large, asymmetric lesion: brown, black, blue-grey veil, pale regression."""
     radius = rng.uniform(20, 46)
     wobble, jag = 0.07 + 0.11 * strength, 0.04 + 0.06 * strength
     lesion = outline(rng, radius, wobble, jag, rng.uniform(0.6, 1.6), rng.uniform(0.05, 0.14))
@@ -174,7 +179,7 @@ def _melanoma(rng: np.random.Generator, strength: float) -> Lesion:
 
 
 def _keratosis(rng: np.random.Generator, strength: float) -> Lesion:
-    """Stuck-on: a sharp border, dull grey-brown, furrows, pale milia-like cysts, dark comedo-like openings."""
+    """Draw a grey-brown lesion: sharp border, furrows, milia-like cysts, comedo-like openings."""
     lesion = outline(rng, rng.uniform(18, 42), 0.08, 0.05, rng.uniform(0.6, 1.6), rng.uniform(0.02, 0.07))
     furrows = lesion.network(rng.uniform(8, 13))
     lesion.melanin = lesion.inside * rng.uniform(0.3, 0.95) * (0.85 + 0.4 * furrows + 0.15 * lesion.noise(6))
@@ -185,7 +190,7 @@ def _keratosis(rng: np.random.Generator, strength: float) -> Lesion:
 
 
 def _carcinoma(rng: np.random.Generator, strength: float) -> Lesion:
-    """Pinkish and pearly, arborising vessels, blue-grey ovoid nests."""
+    """Draw a pink, pearly lesion with arborising vessels and blue-grey ovoid nests."""
     lesion = outline(rng, rng.uniform(18, 42), 0.09, 0.06, rng.uniform(0.65, 1.5), rng.uniform(0.08, 0.2))
     lesion.blood = lesion.inside * np.clip(rng.uniform(0.15, 0.5) + 0.12 * lesion.noise(14), 0, 1)
     vessels = lesion.vessels(round(rng.uniform(2, 6)), 40, rng.uniform(1.2, 2.0))
@@ -198,7 +203,7 @@ def _carcinoma(rng: np.random.Generator, strength: float) -> Lesion:
 
 
 def _actinic(rng: np.random.Generator, strength: float) -> Lesion:
-    """Pink-red with a vague border, white scale, and a red net around pale follicles (the strawberry pattern)."""
+    """Draw a pink-red lesion: vague border, white scale, red net around pale follicles."""
     lesion = outline(rng, rng.uniform(22, 48), 0.12, 0.10, rng.uniform(0.6, 1.6), rng.uniform(0.12, 0.28))
     net = 0.8 + 0.6 * strength * lesion.network(9) + 0.2 * lesion.noise(20)
     lesion.blood = lesion.inside * np.clip(rng.uniform(0.25, 0.65) * net, 0, 3)
@@ -210,9 +215,10 @@ def _actinic(rng: np.random.Generator, strength: float) -> Lesion:
 
 
 def _vascular(rng: np.random.Generator, strength: float) -> Lesion:
-    """Red, purple to blue-black lacunae on a red ground."""
+    """Draw red, purple or blue-black lacunae on a red ground."""
     lesion = outline(rng, rng.uniform(12, 32), 0.09, 0.05, rng.uniform(0.65, 1.5), rng.uniform(0.05, 0.16))
-    dark = rng.uniform(0, 1)  # from bright red to clotted
+    # 0 is bright red, 1 is clotted.
+    dark = rng.uniform(0, 1)
     lacunae = lesion.spots(round(rng.uniform(4, 14)), (2.5, 8), 0.15, blur=1.0)
     lesion.blood = lesion.inside * (rng.uniform(0.35, 0.9) + rng.uniform(0.4, 1.3) * strength * lacunae)
     lesion.melanin = lesion.inside * dark * (0.1 + 0.7 * lacunae)
@@ -221,7 +227,7 @@ def _vascular(rng: np.random.Generator, strength: float) -> Lesion:
 
 
 def _fibroma(rng: np.random.Generator, strength: float) -> Lesion:
-    """A white scar-like centre, and around it a delicate brown network that fades into the skin."""
+    """Draw a white scar-like centre inside a delicate brown network."""
     lesion = outline(rng, rng.uniform(18, 40), 0.07, 0.04, rng.uniform(0.65, 1.5), rng.uniform(0.14, 0.26))
     rim = rng.uniform(0.4, 0.65)
     scar = _step((lesion.depth - rim + 0.08 * lesion.noise(8)) / 0.08)
@@ -233,7 +239,7 @@ def _fibroma(rng: np.random.Generator, strength: float) -> Lesion:
     return lesion
 
 
-# Class -> how a lesion of that class is drawn from (generator, strength of its typical structures in 0..1).
+# Drawing function of each class; takes the generator and the strength of typical structures in [0, 1].
 CLASSES: dict[str, Callable[[np.random.Generator, float], Lesion]] = {
     "akiec": _actinic,
     "bcc": _carcinoma,
@@ -246,11 +252,7 @@ CLASSES: dict[str, Callable[[np.random.Generator, float], Lesion]] = {
 
 
 def draw_lesion(diagnosis: str, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """Draw one lesion on its skin.
-
-    Args:
-        diagnosis: one of `CLASSES`.
-        rng: the lesion's own generator.
+    """Draw one lesion on skin.
 
     Returns:
         Two square images of `CANVAS + 2 * MARGIN` pixels: the colour ("RGB"), and the depth ("F"), positive inside the
@@ -273,14 +275,14 @@ def draw_lesion(diagnosis: str, rng: np.random.Generator) -> tuple[Image.Image, 
 
 
 def draw_view(lesion: tuple[Image.Image, Image.Image], rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """Photograph a lesion.
+    """Render one view of a lesion.
 
     Args:
-        lesion: colour and depth as from `draw_lesion`.
-        rng: the view's own generator.
+        lesion: Colour and depth from `draw_lesion`.
+        rng: Generator of this view.
 
     Returns:
-        The image ("RGB") and its mask ("L", 0 or 255), 160×120 pixels, or upright, every fifth or so.
+        Image ("RGB") and mask ("L", 0 or 255), 160×120 pixels, or 120×160 for about every fifth view.
     """
     width, height = (SHORT, LONG) if rng.random() < 0.2 else (LONG, SHORT)
     angle, zoom = rng.uniform(0, 2 * np.pi), math.exp(rng.uniform(-0.2, 0.22))
@@ -303,7 +305,8 @@ def draw_view(lesion: tuple[Image.Image, Image.Image], rng: np.random.Generator)
         image = _add_hair(image, rng)
     if rng.random() < 0.12:
         image = _add_ruler(image, rng)
-    if rng.random() < 0.25:  # the round field of the dermatoscope leaves the corners dark
+    # The round field of a dermatoscope leaves the corners dark.
+    if rng.random() < 0.25:
         image *= 0.08 + 0.92 * _step((rng.uniform(1.0, 1.15) - np.hypot(x, y)) / 0.03)
     image += 0.012 * rng.standard_normal(image.shape, np.float32)
     pixels = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
@@ -313,7 +316,7 @@ def draw_view(lesion: tuple[Image.Image, Image.Image], rng: np.random.Generator)
 
 
 def _add_hair(image: Array, rng: np.random.Generator) -> Array:
-    """Some thin, slightly curved dark or fair hairs that follow a common direction."""
+    """Add thin, slightly curved dark or fair hairs with a common direction."""
     height, width = image.shape[1:]
     paper, pen = _paper(height, width)
     comb = rng.uniform(0, np.pi)
@@ -329,7 +332,7 @@ def _add_hair(image: Array, rng: np.random.Generator) -> Array:
 
 
 def _add_ruler(image: Array, rng: np.random.Generator) -> Array:
-    """A millimetre scale near one edge: a base line with ticks, every fifth a long one."""
+    """Add a millimetre scale near one edge, with every fifth tick longer."""
     height, width = image.shape[1:]
     paper, pen = _paper(height, width)
     base, step, upward = 2 * (height - rng.uniform(5, 12)), rng.uniform(8, 14), 1 if rng.random() < 0.5 else -1
@@ -337,5 +340,4 @@ def _add_ruler(image: Array, rng: np.random.Generator) -> Array:
     pen.line([(places[0], base), (places[-1], base)], fill=255, width=1)
     for number, place in enumerate(places):
         pen.line([(place, base), (place, base - (12 if number % 5 == 0 else 6))], fill=255, width=1)
-    drawn = _coverage(paper)[::upward]
-    return image * (1 - 0.85 * drawn)
+    return image * (1 - 0.85 * _coverage(paper)[::upward])

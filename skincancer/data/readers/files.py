@@ -1,4 +1,4 @@
-"""Files of a data set: tables, image lists and mask lists."""
+"""Tables, image lists and mask lists of a data set."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from skincancer.errors import DataError
 
 
 def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
-    """Read a table, comma or tab separated, with every column as str, "" where empty.
+    """Read a comma- or tab-separated table as strings.
+
+    Empty cells become "".
 
     Raises:
-        DataError: If the file cannot be read as such a table, is empty, names a column twice, lacks a required one, or
-            has a row of another length than the header.
+        DataError: The file cannot be read as such a table, is empty, repeats a column, lacks a required column, or has a
+            row of another length than the header.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -43,51 +45,55 @@ def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
 
 
 def list_jpegs(folder: Path) -> dict[str, Path]:
-    """Return the JPEG files directly in a folder by id (the name without extension); other and hidden files are left.
+    """List the JPEG files directly in a folder by image id.
+
+    The image id is the file name without extension. Other files and hidden files are ignored.
 
     Raises:
-        DataError: If two files have the same id.
+        DataError: Two files have the same id.
     """
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in (".jpg", ".jpeg") and not path.name.startswith("."):
-            if path.stem in found:
-                raise DataError(f"{found[path.stem]} and {path} have the same image id")
-            found[path.stem] = path
-    return found
+            if path.stem in images:
+                raise DataError(f"{images[path.stem]} and {path} have the same image id; keep one file")
+            images[path.stem] = path
+    return images
 
 
 def list_masks(folder: Path) -> dict[str, Path]:
-    """Return the files `<image id>_segmentation.png` (in any case) directly in a folder by image id; others are left.
+    """List the masks `<image id>_segmentation.png` directly in a folder by image id.
+
+    The case of the ending does not matter. Other files and hidden files are ignored.
 
     Raises:
-        DataError: If two files belong to one image.
+        DataError: Two files belong to one image.
     """
     ending = "_segmentation.png"
-    found: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.lower().endswith(ending) and not path.name.startswith("."):
             image_id = path.name[: -len(ending)]
-            if image_id in found:
-                raise DataError(f"{found[image_id]} and {path} are masks of the same image; keep one")
-            found[image_id] = path
-    return found
+            if image_id in masks:
+                raise DataError(f"{masks[image_id]} and {path} are masks of the same image; keep one file")
+            masks[image_id] = path
+    return masks
 
 
 def check_match(
     images: Iterable[str], others: Iterable[str], source: Path, hint: str = "", kind: Literal["row", "mask"] = "row"
 ) -> None:
-    """Check that images and the rows of a table, or the masks of a folder, name the same ids.
+    """Check that images and table rows, or images and masks, have the same ids.
 
     Args:
         images: Ids of the images.
         others: Ids of the rows or masks.
-        source: The table or the folder of masks, for the message.
-        hint: What to do, for the end of the message; starts with a space.
-        kind: What `others` are.
+        source: Table or folder of masks, for the message.
+        hint: Remedy, appended to the message; starts with a space.
+        kind: Meaning of `others`.
 
     Raises:
-        DataError: Naming how many images have no row (mask), or rows (masks) no image, and the first of them.
+        DataError: Images without a row (mask), or rows (masks) without an image; with their number and first ids.
     """
     with_image, with_other = set(images), set(others)
     for lacking, what in (

@@ -1,4 +1,4 @@
-"""Reader for HAM10000 (Tschandl, Rosendahl, Kittler 2018) as Harvard Dataverse and Kaggle lay it out."""
+"""Reader for HAM10000 (Tschandl et al. 2018), as on Harvard Dataverse and Kaggle."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ _IMAGE_FOLDER = re.compile(r"(ham10000[ _-]?)?images([ _-]?part[ _-]?[12])?", re
 
 
 def read(root: Path) -> pd.DataFrame:
-    """Read metadata, images and, where the folder of masks is there, masks; an image without a mask file has none.
+    """Read metadata, images and, if their folder exists, masks.
 
     Returns:
-        Columns image_id, image, mask, diagnosis, lesion_id, age, sex, site, dx_type; the publisher gives no parts.
+        Columns image_id, image, mask (None without a file), diagnosis, lesion_id, age, sex, site, dx_type. HAM10000 has
+        no official split.
 
     Raises:
-        DataError: If metadata or images are missing or do not name the same ids, an id lies in two folders, or a mask
-            has no image.
+        DataError: Metadata or images are missing or have different ids, an id exists in two folders, or a mask has no
+            image.
     """
     metadata = _metadata(root)
     table = read_csv(
         metadata, required=("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
     ).rename(columns={"dx": "diagnosis", "localization": "site"})
     images = _images(root)
-    check_match(images, table["image_id"], metadata, " Are the images of both parts there?")
+    check_match(images, table["image_id"], metadata, " Download the images of both archives.")
 
     masks = _masks(root, images)
     mask = [masks[i].relative_to(root).as_posix() if i in masks else None for i in table["image_id"]]
@@ -46,16 +47,16 @@ def read(root: Path) -> pd.DataFrame:
 
 
 def _metadata(root: Path) -> Path:
-    found = sorted(path for path in root.iterdir() if path.name.lower() in METADATA and path.is_file())
-    if len(found) != 1:
-        what = (
-            f"{len(found)} tables of metadata ({name_first(path.name for path in found)})" if found else "no metadata"
+    tables = sorted(path for path in root.iterdir() if path.name.lower() in METADATA and path.is_file())
+    if len(tables) != 1:
+        content = (
+            f"{len(tables)} metadata tables ({name_first(path.name for path in tables)})" if tables else "no metadata"
         )
         raise DataError(
-            f"ham10000: {root} holds {what}; it must hold exactly one of HAM10000_metadata.csv, "
+            f"ham10000: {root} contains {content}; expected exactly one of HAM10000_metadata.csv, "
             "HAM10000_metadata.tab, HAM10000_metadata"
         )
-    return found[0]
+    return tables[0]
 
 
 def _images(root: Path) -> dict[str, Path]:
@@ -63,22 +64,22 @@ def _images(root: Path) -> dict[str, Path]:
     listings: dict[str, dict[str, Path]] = {}
     for folder in folders or [root]:
         listing = list_jpegs(folder)
-        # Kaggle's archive holds each part twice, its folders spelled in upper and in lower case.
+        # Kaggle's archive contains each folder twice, with its name in upper and in lower case.
         twin = listings.setdefault(folder.name.casefold(), listing)
         if _sizes(twin) != _sizes(listing):
-            raise DataError(f"ham10000: {folder} and its namesake in another spelling hold different images; keep one")
+            raise DataError(f"ham10000: {folder} and the same name in another case contain different images; keep one")
     images: dict[str, Path] = {}
     for listing in listings.values():
         both = sorted(images.keys() & listing.keys())
         if both:
             raise DataError(
-                f"ham10000: {len(both)} image ids lie in more than one folder: {name_first(both)} "
-                f"(for one, {images[both[0]]} and {listing[both[0]]}). Keep one copy of each."
+                f"ham10000: {len(both)} image ids exist in more than one folder: {name_first(both)} "
+                f"(for example {images[both[0]]} and {listing[both[0]]}). Keep one copy of each."
             )
         images |= listing
     if not images:
-        looked = name_first(folder.name for folder in folders) or "the root itself, as there is no folder of images"
-        raise DataError(f"ham10000: no *.jpg in {root}; looked in {looked}")
+        searched = name_first(folder.name for folder in folders) or "the root itself, because no image folder exists"
+        raise DataError(f"ham10000: no *.jpg in {root}; searched {searched}")
     return images
 
 
@@ -88,12 +89,12 @@ def _masks(root: Path, images: dict[str, Path]) -> dict[str, Path]:
         return {}
     masks = list_masks(folder)
     if not masks:
-        raise DataError(f"{folder} holds no file <image id>_segmentation.png; fill it, or take it away")
-    strangers = sorted(masks.keys() - images.keys())
-    if strangers:
+        raise DataError(f"{folder} contains no file <image id>_segmentation.png; add the masks, or delete the folder")
+    orphans = sorted(masks.keys() - images.keys())
+    if orphans:
         raise DataError(
-            f"{folder}: {len(strangers)} masks without an image: {name_first(strangers)}. Are the images of both parts "
-            "there? If they are, take these masks away."
+            f"{folder}: {len(orphans)} masks without an image: {name_first(orphans)}. Download the images of both "
+            "archives, or delete these masks."
         )
     return masks
 

@@ -1,4 +1,7 @@
-"""Reader for ISIC 2018 Task 3 (Codella et al. 2019): HAM10000 as training part, with validation and test parts."""
+"""Reader for ISIC 2018 Task 3 (Codella et al. 2019).
+
+HAM10000 is the training set; the publisher adds a validation and a test set.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,18 @@ LABELS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
 
 def read(root: Path) -> pd.DataFrame:
-    """Read the training part, and validation and test where both images and ground truth are there.
+    """Read the training set and, where complete, the validation and test sets.
 
-    The lesion groupings, which exist for the training part alone, are required: without them views of one lesion would
-    be dealt to both training and validation.
+    The lesion groupings are required: without them, views of one lesion could get into both the training and the
+    validation set. They are published for the training set only.
 
     Returns:
-        Columns image_id, image, diagnosis (in the lower-case names of HAM10000), lesion_id and dx_type ("" outside
-        the training part), part.
+        Columns image_id, image, diagnosis (lower-case names of HAM10000), lesion_id and dx_type (empty outside
+        the training set), part.
 
     Raises:
-        DataError: If the training part or its groupings are missing, a part has images or ground truth alone, the
-            two do not name the same ids, or a row of the ground truth is not one-hot.
+        DataError: The training set or its groupings are missing, a subset has only images or only ground truth, images
+            and ground truth have different ids, or a row of the ground truth is not one-hot.
     """
     tables = []
     for published, part in PARTS.items():
@@ -36,11 +39,11 @@ def read(root: Path) -> pd.DataFrame:
         if not folder.is_dir() and truth is None and part != "train":
             continue
         if not folder.is_dir():
-            raise DataError(f"isic2018_task3: {folder} is missing; fetch {folder.name}.zip and unpack it there")
+            raise DataError(f"isic2018_task3: {folder} is missing; download {folder.name}.zip and unpack it there")
         if truth is None:
             raise DataError(
-                f"isic2018_task3: {folder.name} has no labels; fetch {name}.zip and unpack it so that "
-                f"{root / name / f'{name}.csv'} exists" + (", or take the images away" if part != "train" else "")
+                f"isic2018_task3: {folder.name} has no labels; download {name}.zip and unpack it so that "
+                f"{root / name / f'{name}.csv'} exists" + (", or delete the images" if part != "train" else "")
             )
         tables.append(_read_part(root, folder, truth).assign(part=part))
     training = tables[0]
@@ -56,12 +59,12 @@ def _find(root: Path, name: str, *folders: str) -> Path | None:
 def _read_part(root: Path, folder: Path, truth: Path) -> pd.DataFrame:
     table = read_csv(truth, required=("image", *LABELS))
     images = list_jpegs(folder)
-    check_match(images, table["image"], truth, f" Is {folder.name} complete?")
+    check_match(images, table["image"], truth, f" Check that {folder.name} is complete.")
     values = table[list(LABELS)].apply(pd.to_numeric, errors="coerce")
     one_hot = values.isin([0, 1]).all(axis=1) & (values.sum(axis=1) == 1)
     if not one_hot.all():
         wrong = table.loc[~one_hot, "image"]
-        raise DataError(f"{truth}: {len(wrong)} rows do not hold a single 1 among zeros: {name_first(wrong)}")
+        raise DataError(f"{truth}: {len(wrong)} rows do not contain exactly one 1 among zeros: {name_first(wrong)}")
     return pd.DataFrame(
         {
             "image_id": table["image"],
@@ -76,13 +79,13 @@ def _read_groupings(root: Path, ids: pd.Series[str]) -> tuple[list[str], list[st
     path = _find(root, f"{name}.csv", "ISIC2018_Task3_Training_GroundTruth", name)
     if path is None:
         raise DataError(
-            f"isic2018_task3: {root / f'{name}.csv'} is missing; without it views of one lesion would be dealt to both "
-            "training and validation. Fetch it from challenge.isic-archive.com/data/#2018."
+            f"isic2018_task3: {root / f'{name}.csv'} is missing; without it, views of one lesion could get into "
+            "both training and validation. Download it from challenge.isic-archive.com/data/#2018."
         )
     table = read_csv(path, required=("image", "lesion_id", "diagnosis_confirm_type"))
     check_match(ids, table["image"], path)
-    twice = table.loc[table["image"].duplicated(), "image"]
-    if len(twice):
-        raise DataError(f"{path} names images twice: {name_first(twice)}")
+    repeated = table.loc[table["image"].duplicated(), "image"]
+    if len(repeated):
+        raise DataError(f"{path} lists images twice: {name_first(repeated)}")
     table = table.set_index("image").reindex(list(ids))
     return list(table["lesion_id"]), list(table["diagnosis_confirm_type"])

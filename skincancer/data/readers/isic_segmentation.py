@@ -1,4 +1,7 @@
-"""Readers for the lesion segmentation tasks of the ISIC challenges 2016, 2017 and 2018: a folder of images and one of masks a part."""
+"""Readers for the segmentation tasks of the ISIC challenges 2016, 2017 and 2018.
+
+Each subset has one folder of images and one folder of masks.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from skincancer.errors import DataError
 
 @dataclass(frozen=True)
 class Layout:
-    """How one challenge names its folders; {} stands for its own name of a part."""
+    """Folder names of one challenge, with {} for its name of a subset."""
 
     dataset: str
     images: str
@@ -44,22 +47,22 @@ ISIC2018 = Layout(
 
 
 def read_2016(root: Path) -> pd.DataFrame:
-    """Read ISIC 2016 Part 1 (Gutman et al. 2016): training and, where it is there, test; see `read_parts`."""
+    """Read ISIC 2016 Part 1 (Gutman et al. 2016) by `read_parts`."""
     return read_parts(root, ISIC2016)
 
 
 def read_2017(root: Path) -> pd.DataFrame:
-    """Read ISIC 2017 Part 1 (Codella et al. 2018), with the diagnoses of Part 3 where their tables lie beside it.
+    """Read ISIC 2017 Part 1 (Codella et al. 2018) and optional diagnoses.
 
-    The tables are ISIC-2017_<Part>_Part3_GroundTruth.csv in the root. Either every part that has images has one, or
-    none: with some alone, the others would count as unlabelled in the official split.
+    The diagnoses are ISIC-2017_<Part>_Part3_GroundTruth.csv in the root. Either all subsets with images have this table
+    or none, because subsets without it would count as unlabelled in the official split.
 
     Returns:
-        As `read_parts`, and diagnosis: melanoma, nevus, seborrheic_keratosis.
+        The columns of `read_parts`, and diagnosis: melanoma, nevus, seborrheic_keratosis.
 
     Raises:
-        DataError: As `read_parts`; or if a part lacks its table while another has one, or a table does not name the
-            images of its part, or holds something else than 0 and 1, at most one 1 a row.
+        DataError: As in `read_parts`. Also, if only some subsets have their table, or a table has other ids than the
+            images of its subset, values other than 0 and 1, or more than one 1 per row.
     """
     table = read_parts(root, ISIC2017)
     present = set(table["part"])
@@ -73,8 +76,8 @@ def read_2017(root: Path) -> pd.DataFrame:
         return table
     if missing:
         raise DataError(
-            f"isic2017_task1: {missing[0]} is missing, while another part has its diagnoses; fetch it from "
-            "challenge.isic-archive.com/data/#2017, or take the others away (masks need none)"
+            f"isic2017_task1: {missing[0]} is missing, while another subset has its diagnoses; download it from "
+            "challenge.isic-archive.com/data/#2017, or delete the other tables (masks need none)"
         )
     diagnosis: dict[str, str] = {}
     for part, path in tables.items():
@@ -83,24 +86,24 @@ def read_2017(root: Path) -> pd.DataFrame:
 
 
 def read_2018(root: Path) -> pd.DataFrame:
-    """Read ISIC 2018 Task 1 (Codella et al. 2019): training and, where they are there, validation and test; see `read_parts`."""
+    """Read ISIC 2018 Task 1 (Codella et al. 2019) by `read_parts`."""
     return read_parts(root, ISIC2018)
 
 
 def read_parts(root: Path, layout: Layout) -> pd.DataFrame:
-    """Read the images and masks of every part that is there.
+    """Read the images and masks of every subset that exists.
 
-    The training part is required. Where validation or test has images but no folder of masks (publishers release the
-    truth later), its images are kept without a mask: they are there to predict on, and a run records them as left out.
-    Every other image needs its mask. Files that are neither *.jpg nor *_segmentation.png (in any case), such as
-    superpixels, tables and licences, are left alone. The publisher tells no lesions: each image is its own.
+    The training set is required. Publishers release the masks of validation and test later: until then, their images
+    are kept without a mask for prediction, and a run records them as left out. Every other image needs its mask. Files
+    other than *.jpg and *_segmentation.png (in any case), such as superpixels, tables and licences, are ignored. The
+    publisher gives no lesion ids: each image counts as a separate lesion.
 
     Returns:
-        Columns image_id, image, mask (None in a part without truth), part.
+        Columns image_id, image, mask (None in a subset without masks), part.
 
     Raises:
-        DataError: If the training part is missing, a part has masks without images, a folder holds no image, or images
-            and masks of a part do not name the same ids.
+        DataError: The training set is missing, a subset has masks without images, a folder contains no image, or images
+            and masks of a subset have different ids.
     """
     tables = [_read_part(root, layout, published, part) for published, part in layout.parts.items()]
     return pd.concat([table for table in tables if table is not None], ignore_index=True)
@@ -113,29 +116,28 @@ def _read_part(root: Path, layout: Layout, published: str, part: str) -> pd.Data
         return None
     if images is None or (masks is None and part == "train"):
         name = image_folder if images is None else mask_folder
-        raise DataError(f"{layout.dataset}: {root / name} is missing; fetch {name}.zip and unpack it there")
-    pictures = list_jpegs(images)
-    if not pictures:
-        raise DataError(f"{layout.dataset}: {images} holds no *.jpg; unpack {image_folder}.zip there")
-    truths: dict[str, Path] = {}
+        raise DataError(f"{layout.dataset}: {root / name} is missing; download {name}.zip and unpack it there")
+    image_of = list_jpegs(images)
+    if not image_of:
+        raise DataError(f"{layout.dataset}: {images} contains no *.jpg; unpack {image_folder}.zip there")
+    mask_of: dict[str, Path] = {}
     if masks is not None:
-        truths = list_masks(masks)
-        check_match(
-            pictures, truths, masks, f" Are {image_folder} and {mask_folder} complete, and of one part?", kind="mask"
-        )
-    truth = [truths[i].relative_to(root).as_posix() if truths else None for i in pictures]
+        mask_of = list_masks(masks)
+        hint = f" Check that {image_folder} and {mask_folder} are complete and of the same subset."
+        check_match(image_of, mask_of, masks, hint, kind="mask")
+    mask_paths = [mask_of[i].relative_to(root).as_posix() if mask_of else None for i in image_of]
     return pd.DataFrame(
         {
-            "image_id": list(pictures),
-            "image": [path.relative_to(root).as_posix() for path in pictures.values()],
-            "mask": pd.Series(truth, dtype=object),
+            "image_id": list(image_of),
+            "image": [path.relative_to(root).as_posix() for path in image_of.values()],
+            "mask": pd.Series(mask_paths, dtype=object),
             "part": part,
         }
     )
 
 
 def _folder(root: Path, name: str) -> Path | None:
-    """The folder of an archive; unpacked into a folder of its own name, it lies one level deeper."""
+    """Find the folder of an archive, at the root or one level deeper."""
     return next((path for path in (root / name / name, root / name) if path.is_dir()), None)
 
 
@@ -147,7 +149,7 @@ def _read_diagnoses(path: Path, ids: pd.Series[str]) -> dict[str, str]:
     if not valid.all():
         wrong = table.loc[~valid, "image_id"]
         raise DataError(
-            f"{path}: {len(wrong)} rows are repeated, or hold something else than zeros and at most one 1: "
+            f"{path}: {len(wrong)} rows are repeated, or contain other values than zeros and at most one 1: "
             f"{name_first(wrong)}"
         )
     diagnosis = values.idxmax(axis=1).where(values.sum(axis=1) == 1, "nevus")

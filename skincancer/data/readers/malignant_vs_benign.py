@@ -1,4 +1,4 @@
-"""Reader for the Kaggle set fanconic/skin-cancer-malignant-vs-benign (images of the ISIC Archive, two classes)."""
+"""Reader for the Kaggle data set fanconic/skin-cancer-malignant-vs-benign."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from skincancer.errors import DataError
 
 
 def read(root: Path) -> pd.DataFrame:
-    """Read {train,test}/{benign,malignant}/*.jpg from the root, or from data/ under it where the root has no train/.
+    """Read {train,test}/{benign,malignant}/*.jpg from the root or its data/.
 
-    (Kaggle's archive can hold both, and then every image twice.) The publisher names no lesions, so pictures of one
-    lesion can stand on both sides of the published split.
+    data/ is read only if the root has no train/, because Kaggle's archive can contain every image in both. The
+    publisher gives no lesion ids, so images of one lesion can be in both subsets of the published split.
 
     Returns:
         Columns image_id ("<part>/<class>/<stem>"), image, diagnosis, part.
 
     Raises:
-        DataError: If a part or a class is missing, or a class folder holds no image.
+        DataError: A subset or a class is missing, or a class folder contains no image.
     """
     base = root if (root / "train").is_dir() else root / "data"
     rows: list[dict[str, str]] = []
@@ -28,7 +28,7 @@ def read(root: Path) -> pd.DataFrame:
         for name in ("benign", "malignant"):
             if not (base / part / name).is_dir():
                 raise DataError(
-                    f"malignant_vs_benign: there is no folder {base / part / name}. Expected under {root} (or its "
+                    f"malignant_vs_benign: the folder {base / part / name} is missing. Expected under {root} (or its "
                     "data/): train/benign, train/malignant, test/benign, test/malignant."
                 )
         rows += read_classes(base, base / part, part)

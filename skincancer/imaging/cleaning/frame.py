@@ -1,4 +1,7 @@
-"""The black frame of ISIC archive images, a border or the vignette of a dermoscope: which box of the image it leaves."""
+"""Crop box without the black frame or vignette of a dermoscope.
+
+Images are RGB uint8 (H, W, 3). Public functions raise the errors of `check_rgb`.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,25 @@ import numpy.typing as npt
 from skincancer.imaging.cleaning.steps import check_rgb
 from skincancer.imaging.types import RGB, Box
 
-SIDE = 256  # px: looked at on so small an image
-BLACK = 0.25  # of the median brightness: darker pixels that hang together with a corner are frame …
-DARKEST = 50  # … as far as they are darker than this
-CORNER = 3  # px of the small image, in which a frame shows in a corner
-LEFT_OVER = 0.1  # of a side: as much frame may stay
-LEAST = 0.4  # of width and height: less is no frame, but a dark image, and is left whole
+# Longer side of the image for the search, px.
+SIDE = 256
+# Brightness limits of frame pixels: share of the median brightness, and grey value.
+BLACK, DARKEST = 0.25, 50
+# Side of the corners in which a frame must be present, px at SIDE.
+CORNER = 3
+# Share of frame pixels below which an edge is not cut.
+LEFT_OVER = 0.1
+# Smallest remaining share of width and height. A smaller box means a dark image without a frame, which is not cropped.
+LEAST = 0.4
 
 
 def frame_box(image: RGB) -> Box:
-    """Find the box that a black frame leaves of an image.
+    """Return the box (left, top, right, bottom) inside the black frame, px.
 
-    A threshold gives the field of view, as in Gessert N. et al. Skin lesion classification using ensembles of multi-resolution
-    EfficientNets with meta data. MethodsX 7, 100864 (2020); they take the box of an ellipse, and here the edge with the largest share of
-    frame is cut away, again and again, until every edge has less than a tenth.
-
-    Args:
-        image: uint8 (H, W, 3), RGB.
-
-    Returns:
-        Left, top, right, bottom, px; the whole image where there is no frame, or nothing but frame.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
+    A threshold separates the field of view, as in Gessert N. et al. Skin lesion classification using ensembles of multi-resolution
+    EfficientNets with meta data. MethodsX 7, 100864 (2020). Gessert et al. use the box of an ellipse; this function repeatedly removes the
+    edge with the largest share of frame pixels until the share is below a tenth for all edges. The box is the whole image if there is no
+    frame, or if the image is dark everywhere.
     """
     check_rgb(image)
     height, width = image.shape[:2]
@@ -47,14 +46,18 @@ def frame_box(image: RGB) -> Box:
     if right - left < LEAST * small_width or bottom - top < LEAST * small_height:
         return 0, 0, width, height
     across, down = width / small_width, height / small_height
-    if scale < 1:  # a pixel that is partly frame is hardly dark: one more
+    # Pixels of the small image that are partly frame are not dark, so one more row or column is removed.
+    if scale < 1:
         left, top = left + (left > 0), top + (top > 0)
         right, bottom = right - (right < small_width), bottom - (bottom < small_height)
     return math.ceil(left * across), math.ceil(top * down), int(right * across), int(bottom * down)
 
 
 def _frame(brightest: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Return what is dark and hangs together with a corner, bool (H, W): a dark lesion may reach an edge, a frame takes the corners."""
+    """Return the dark components that touch an image corner, bool (H, W).
+
+    Edges do not count, because a dark lesion may touch an edge.
+    """
     lit = brightest[brightest > DARKEST // 2]
     limit = min(DARKEST, BLACK * float(np.median(lit))) if len(lit) else 0
     _, component = cv2.connectedComponents((brightest < limit).astype(np.uint8), connectivity=4)

@@ -1,4 +1,7 @@
-"""Hair found and shaved off: DullRazor, and the black-hat recipe that is common now. All lengths scale with the image."""
+"""Hair removal with DullRazor, or with black-hat and inpainting.
+
+Images are RGB uint8 (H, W, 3). Public functions raise the errors of `check_rgb`.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +16,39 @@ import numpy.typing as npt
 from skincancer.imaging.cleaning.steps import check_rgb, scaled
 from skincancer.imaging.types import RGB, Mask
 
-Grey = npt.NDArray[np.uint8]  # (H, W)
+# Grey image, (H, W).
+Grey = npt.NDArray[np.uint8]
 
-# lengths are px of an image whose shorter side is 450 px
-LINE = 13  # wider than a hair, so that a closing along it fills any hair that does not run its way
-DARK, LIGHT = 14, 18  # grey levels between a hair and what a closing, or an opening, puts in its place
-PEAK, PART = (
-    11,
-    0.3,
-)  # of the strongest response nearby, which a pixel needs a part of: the blurred edge of a hair is no hair
-STRAIGHT, DIRECTIONS = 23, 16  # a hair is straight for so long, in one of so many directions
-STRAIGHT_SHARE = 0.45  # of what hangs together; in a pigment network, or in scales, it is less …
-MUCH, STRAIGHT_SHARE_OF_MUCH = (
-    0.15,
-    0.65,
-)  # … but may come near where they fill the image: candidates that do have to be straighter
-SMALLEST = 9  # px of the shorter side: in less than a straight piece of hair is long, nothing is found
-GROW = 3  # px, whatever the size: the sides of a hair are replaced with it
-WIDEST = 40  # what is looked across
-MEDIAN = 5  # px, whatever the size
-MOST = 0.3  # of an image: more is a texture that covers it, and is left as it is
+# Lengths are px of an image with a shorter side of 450 px, unless stated otherwise.
+# Length of the lines of a closing. A line is longer than a hair is wide, so that the closing fills hairs in other directions.
+LINE = 13
+# Grey levels between a dark or light hair and the result of the closing or opening.
+DARK, LIGHT = 14, 18
+# Side of the neighbourhood, and smallest share of the strongest response there. The blurred edge of a hair has a smaller share.
+PEAK, PEAK_SHARE = 11, 0.3
+# Length of a straight piece of hair, and number of directions.
+STRAIGHT, DIRECTIONS = 23, 16
+# Smallest share of straight pieces in a component. Pigment networks and scales have a smaller share.
+STRAIGHT_SHARE = 0.45
+# Share of the image in candidates above which the second, stricter limit applies: networks that fill the image have straighter pieces.
+MUCH, STRAIGHT_SHARE_OF_MUCH = 0.15, 0.65
+# Smallest shorter side of an image, px.
+SMALLEST = 9
+# Side of the dilation over the edges of a hair, px at any image size.
+GROW = 3
+# Largest width of a hair with its neighbours.
+WIDEST = 40
+# Side of the median filter, px at any image size.
+MEDIAN = 5
+# Largest share of the image. More means a texture without hair, which is not changed.
+MOST = 0.3
 
+# Black-hat: side of the structuring element, threshold (grey levels), radius of the inpainting (px at any image size).
 HAT, HAT_THRESHOLD, HAT_RADIUS = 17, 10, 1
 
 
 class _Kind(NamedTuple):
-    """Hair of one kind: the operation that fills it, and how many grey levels that has to change."""
+    """Dark or light hair: morphological operation and smallest change in grey levels."""
 
     operation: int
     least: int
@@ -48,23 +58,17 @@ _KINDS = (_Kind(cv2.MORPH_CLOSE, DARK), _Kind(cv2.MORPH_OPEN, LIGHT))
 
 
 def dull_razor(image: RGB) -> tuple[RGB, Mask]:
-    """Shave off dark and light hair.
+    """Remove dark and light hair with DullRazor.
 
     Lee T., Ng V., Gallagher R., Coldman A., McLean D. DullRazor: A software approach to hair removal from images. Comput Biol Med 27,
-    533-543 (1997): in each colour band a closing by lines in several directions; what it changes is hair where it is long and thin;
-    a pixel of hair becomes the bilinear mean of what lies on both sides of it; a median smooths what was replaced. Other than there,
-    light hair is found too, by openings; thin is what a line fills, and long is what is straight by a morphological opening in one of
-    16 directions, and what hangs together with that.
-
-    Args:
-        image: uint8 (H, W, 3), RGB.
+    533-543 (1997): a closing by lines in several directions in each colour band; long and thin changes are hair; a hair pixel is replaced
+    by the bilinear mean of the pixels on both sides of the hair; a median filter smooths the replaced pixels. Differences to the paper:
+    light hair is detected too, with openings; a line fills thin structures; long structures contain a piece that is straight, by a
+    morphological opening in one of 16 directions.
 
     Returns:
-        The repaired image, and the hair, bool (H, W); one pixel on each side of it was replaced with it. Where more than three tenths
-        of the image look like hair, nothing is replaced.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
+        Repaired image, and mask of hair, bool (H, W). One pixel on each side of a hair is replaced too. Nothing is replaced if the mask
+        exceeds three tenths of the image.
     """
     check_rgb(image)
     mask = find_hair(image)
@@ -74,19 +78,13 @@ def dull_razor(image: RGB) -> tuple[RGB, Mask]:
 
 
 def black_hat(image: RGB) -> tuple[RGB, Mask]:
-    """Shave off dark hair as many recipes do: black-hat of the grey image, a threshold, inpainting.
+    """Remove dark hair with black-hat of the grey image, threshold and inpainting.
 
-    The recipe is in wide use and has no paper of its own; the inpainting is of Telea A. An image inpainting technique based on the fast
+    The method is widely used, without a specific paper. The inpainting is by Telea A. An image inpainting technique based on the fast
     marching method. J Graph Tools 9, 23-34 (2004).
 
-    Args:
-        image: uint8 (H, W, 3), RGB.
-
     Returns:
-        The repaired image, and what was replaced, bool (H, W); nothing where that is more than three tenths of the image.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
+        Repaired image, and mask of replaced pixels, bool (H, W). Nothing is replaced if the mask exceeds three tenths of the image.
     """
     check_rgb(image)
     if min(image.shape[:2]) < SMALLEST:
@@ -101,37 +99,30 @@ def black_hat(image: RGB) -> tuple[RGB, Mask]:
 
 
 def find_hair(image: RGB) -> Mask:
-    """Find dark and light hair: the first half of `dull_razor`.
+    """Return the hair mask of `dull_razor`, bool (H, W).
 
-    Args:
-        image: uint8 (H, W, 3), RGB.
-
-    Returns:
-        bool (H, W); empty where more than three tenths of the image look like hair.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
+    The mask is empty if candidates exceed three tenths of the image.
     """
     check_rgb(image)
     if min(image.shape[:2]) < SMALLEST:
         return np.zeros(image.shape[:2], np.bool_)
     lines = _lines(scaled(LINE, image, 5), 4)
     filled = [_fill(image, lines, kind.operation) for kind in _KINDS]
-    responses = [_response(image, one) for one in filled]
+    responses = [_response(image, result) for result in filled]
     power = [float(np.square(response[response > DARK], dtype=np.float32).sum()) for response in responses]
     first = int(power[1] > power[0])
     candidates = _candidates(responses[first], _KINDS[first].least, image)
-    found = _verify(candidates, image)
-    # skin between two hairs of one kind looks like a hair of the other, so these are looked for where the first have been filled
+    hair = _verify(candidates, image)
+    # Skin between two dark hairs resembles a light hair, and the reverse. The second kind is therefore searched after filling the first.
     bare = image.copy()
     cv2.copyTo(filled[first], cv2.dilate(candidates, np.ones((GROW, GROW), np.uint8)), bare)
     other = _KINDS[1 - first]
-    found |= _verify(_candidates(_response(bare, _fill(bare, lines, other.operation)), other.least, image), image)
-    return _unless_everywhere(found)
+    hair |= _verify(_candidates(_response(bare, _fill(bare, lines, other.operation)), other.least, image), image)
+    return _unless_everywhere(hair)
 
 
 def _fill(image: RGB, lines: Sequence[Grey], operation: int) -> RGB:
-    """Close, or open, by each line, and return what fills most."""
+    """Return the strongest closing, or opening, over all lines."""
     join = cv2.max if operation == cv2.MORPH_CLOSE else cv2.min
     result = cv2.morphologyEx(image, operation, lines[0])
     for line in lines[1:]:
@@ -140,20 +131,20 @@ def _fill(image: RGB, lines: Sequence[Grey], operation: int) -> RGB:
 
 
 def _response(image: RGB, filled: RGB) -> Grey:
-    """Return by how much the band that changed most did, uint8 (H, W)."""
+    """Return the largest change over the colour bands, uint8 (H, W)."""
     red, green, blue = cv2.split(cv2.absdiff(filled, image))
     return np.asarray(cv2.max(cv2.max(red, green), blue), np.uint8)
 
 
 def _candidates(response: Grey, least: int, image: RGB) -> Grey:
-    """Return where a response is strong by itself and beside its neighbours, uint8 (H, W) in {0, 1}."""
+    """Return strong responses relative to neighbours, uint8 (H, W), 0 or 1."""
     side = scaled(PEAK, image, 3)
     peak = cv2.dilate(response, np.ones((side, side), np.uint8))
-    return (response > np.maximum(cv2.convertScaleAbs(peak, alpha=PART), least)).view(np.uint8)
+    return (response > np.maximum(cv2.convertScaleAbs(peak, alpha=PEAK_SHARE), least)).view(np.uint8)
 
 
 def _verify(candidates: Grey, image: RGB) -> Mask:
-    """Keep what is long: straight pieces, and what hangs together with them as long as most of it is straight."""
+    """Keep long structures: components that consist mainly of straight pieces."""
     length = scaled(STRAIGHT, image, SMALLEST)
     straight = np.zeros_like(candidates)
     for line in _lines(length, DIRECTIONS):
@@ -162,18 +153,21 @@ def _verify(candidates: Grey, image: RGB) -> Mask:
             cv2.bitwise_or(straight, cv2.dilate(ends, line), dst=straight)
     reach = cv2.dilate(straight, np.ones((2 * length + 1, 2 * length + 1), np.uint8))
     near = np.asarray(cv2.bitwise_and(candidates, reach), np.uint8)
-    # labelled with a pixel around, so that a gap of two does not end a hair
+    # The dilation by one pixel joins pieces of a hair with a gap of two pixels.
     count, component = cv2.connectedComponents(cv2.dilate(near, np.ones((3, 3), np.uint8)))
-    found: Mask = near.view(np.bool_)
-    labels = component[found]
-    area, long = np.bincount(labels, minlength=count), np.bincount(labels, weights=straight[found], minlength=count)
-    needed = STRAIGHT_SHARE if found.mean() <= MUCH else STRAIGHT_SHARE_OF_MUCH
-    found[found] = (long > needed * area)[labels]
-    return found
+    hair: Mask = near.view(np.bool_)
+    labels = component[hair]
+    area, long = np.bincount(labels, minlength=count), np.bincount(labels, weights=straight[hair], minlength=count)
+    needed = STRAIGHT_SHARE if hair.mean() <= MUCH else STRAIGHT_SHARE_OF_MUCH
+    hair[hair] = (long > needed * area)[labels]
+    return hair
 
 
 def _lines(length: int, directions: int) -> list[Grey]:
-    """Draw lines through the middle of small images, uint8 in {0, 1}; of four directions the diagonals are as high as they are wide."""
+    """Return structuring elements with a centred line, uint8, 0 or 1.
+
+    With up to four directions, diagonals have the width and height of the other lines.
+    """
     half, lines = length // 2, []
     for number in range(directions):
         angle = math.pi * number / directions
@@ -195,7 +189,10 @@ def _unless_everywhere(mask: Mask) -> Mask:
 
 
 def _replace_across(image: RGB, mask: Mask) -> RGB:
-    """Replace masked pixels by the bilinear mean of the nearest free one and of the first free one on the opposite side."""
+    """Replace masked pixels by the bilinear mean of two free pixels.
+
+    The two are the nearest free pixel and the first free pixel on the opposite side.
+    """
     if mask.all():
         return image.copy()
     height, width = mask.shape
@@ -206,18 +203,19 @@ def _replace_across(image: RGB, mask: Mask) -> RGB:
     distance = np.hypot(down, right).astype(np.float32)
     down, right = down / distance, right / distance
     far, across = near.copy(), np.full(len(covered), np.inf, np.float32)
-    going, flat = np.arange(len(covered)), mask.ravel()
+    active, flat = np.arange(len(covered)), mask.ravel()
     for step in range(1, scaled(WIDEST, image, 9)):
-        row = np.rint(y[going] + step * down[going]).astype(np.int64)
-        column = np.rint(x[going] + step * right[going]).astype(np.int64)
+        row = np.rint(y[active] + step * down[active]).astype(np.int64)
+        column = np.rint(x[active] + step * right[active]).astype(np.int64)
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        going, place = going[inside], (row * width + column)[inside]
+        active, place = active[inside], (row * width + column)[inside]
         free = ~flat[place]
-        far[going[free]], across[going[free]] = place[free], step
-        going = going[~free]
-        if not len(going):
+        far[active[free]], across[active[free]] = place[free], step
+        active = active[~free]
+        if not len(active):
             break
-    share = (distance / (distance + across))[:, None]  # of the far one; 0 where there is none before the edge
+    # Weight of the opposite pixel, 0 if the image ends before a free pixel.
+    share = (distance / (distance + across))[:, None]
     pixels = image.reshape(-1, 3)
     repaired = image.copy()
     repaired.reshape(-1, 3)[covered] = np.rint(pixels[near] * (1 - share) + pixels[far] * share)
@@ -226,10 +224,9 @@ def _replace_across(image: RGB, mask: Mask) -> RGB:
 
 
 def _nearest_free(mask: Mask, covered: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return for every covered pixel the nearest one outside the mask; both are places counted along the rows."""
-    _, labels = cv2.distanceTransformWithLabels(
-        mask.view(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )  # each free pixel has a label of its own
+    """Return the flat index of each covered pixel's nearest free pixel."""
+    # Each free pixel has a separate label.
+    _, labels = cv2.distanceTransformWithLabels(mask.view(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     free = np.flatnonzero(~mask)
     place = np.zeros(int(labels.max()) + 1, np.int64)
     place[labels.ravel()[free]] = free

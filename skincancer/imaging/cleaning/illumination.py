@@ -1,4 +1,7 @@
-"""Colour constancy and contrast steps."""
+"""Colour constancy and contrast enhancement.
+
+Images are RGB uint8 (H, W, 3). Public functions raise the errors of `check_rgb`.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,18 @@ from skincancer.imaging.types import RGB
 
 
 def shades_of_grey(image: RGB, power: float = 6) -> RGB:
-    """Take the colour of the light out of an image: shades of grey.
+    """Remove the colour of the light with shades of grey.
 
-    The light e has in each channel the Minkowski mean of the image, (mean of I^p)^(1/p); p = 6 (Finlayson G., Trezzi E. Shades of
-    gray and colour constancy. Color and Imaging Conference 12, 37-41 (2004)). Each channel is divided by √3 e / ‖e‖, so that a grey
-    light changes nothing, and what goes over 255 is cut there.
+    The estimate e of the light is the Minkowski mean of each channel, (mean of I^p)^(1/p), with p = 6 (Finlayson G., Trezzi E. Shades of
+    gray and colour constancy. Color and Imaging Conference 12, 37-41 (2004)). Each channel is divided by √3 e / ‖e‖, so that grey light
+    changes nothing, and the result is clipped to 255.
 
     Args:
-        image: uint8 (H, W, 3), RGB.
-        power: p; 1 is grey-world, infinity max-RGB.
+        image: RGB uint8 (H, W, 3).
+        power: p; 1 is grey-world, infinity is max-RGB.
 
     Returns:
-        uint8 (H, W, 3); a channel that is black everywhere stays so.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
+        RGB uint8 (H, W, 3). A black channel does not change.
     """
     check_rgb(image)
     light = _light(image, power)
@@ -41,7 +41,7 @@ def shades_of_grey(image: RGB, power: float = 6) -> RGB:
 
 
 def grey_world(image: RGB) -> RGB:
-    """Take the light to be the mean of the image: `shades_of_grey` with p = 1.
+    """Remove the colour of the light with grey-world (p = 1).
 
     Buchsbaum G. A spatial processor model for object colour perception. J Franklin Inst 310, 1-26 (1980).
     """
@@ -49,7 +49,7 @@ def grey_world(image: RGB) -> RGB:
 
 
 def max_rgb(image: RGB) -> RGB:
-    """Take the light to be the brightest value of each channel: `shades_of_grey` with p = ∞.
+    """Remove the colour of the light with max-RGB (p = ∞).
 
     Land E., McCann J. Lightness and retinex theory. J Opt Soc Am 61, 1-11 (1971).
     """
@@ -57,7 +57,7 @@ def max_rgb(image: RGB) -> RGB:
 
 
 def _light(image: RGB, power: float) -> npt.NDArray[np.float64]:
-    """Return the Minkowski mean of each channel, (3,), from their histograms."""
+    """Return the Minkowski mean of each channel, (3,), from the histograms."""
     counts = np.stack([np.bincount(image[..., channel].ravel(), minlength=256) for channel in range(3)])
     if math.isinf(power):
         return np.array([np.flatnonzero(row)[-1] for row in counts], dtype=np.float64)
@@ -66,28 +66,26 @@ def _light(image: RGB, power: float) -> npt.NDArray[np.float64]:
     return mean
 
 
-GAIN = 5.0  # of the sigmoid over the range of the image's lightness: its slope in the middle is about 1.5
-TAILS = (1, 99)  # percentiles of the lightness that stay where they are
+# Gain of the sigmoid over the range of the lightness. The slope in the middle is about 1.5.
+GAIN = 5.0
+# Percentiles of the lightness that do not change.
+TAILS = (1, 99)
+# CLAHE: clip limit, tiles per side.
 CLIP, TILES = 2.0, 8
-SMALLEST = 2 * TILES  # px of the shorter side: tiles of one pixel have no histogram
+# Smallest shorter side for CLAHE, px. Tiles of one pixel have no histogram.
+SMALLEST = 2 * TILES
 
 
 def adaptive_sigmoid(image: RGB) -> RGB:
-    """Darken the lesion against the skin by a sigmoid of the lightness, its middle between the two.
+    """Increase the contrast of lesion and skin with a sigmoid.
 
-    The curve is that of Braun G. J., Fairchild M. D. Image lightness rescaling using sigmoidal contrast enhancement functions. J
-    Electron Imaging 8, 380-393 (1999); its middle is Otsu's threshold (IEEE Trans Syst Man Cybern 9, 62-66, 1979) of the image, as that
-    of Venugopal V. et al. (Comput Methods Programs Biomed 222, 106935, 2022) is between lesion and skin, where theirs is predicted by
-    a network. The 1st and the 99th percentile stay where they are.
-
-    Args:
-        image: uint8 (H, W, 3), RGB.
+    The curve is by Braun G. J., Fairchild M. D. Image lightness rescaling using sigmoidal contrast enhancement functions. J Electron
+    Imaging 8, 380-393 (1999). Its midpoint is Otsu's threshold of the image (IEEE Trans Syst Man Cybern 9, 62-66, 1979). In Venugopal V. et
+    al. (Comput Methods Programs Biomed 222, 106935, 2022) the midpoint is also between lesion and skin, but predicted by a network. The 1st
+    and the 99th percentile do not change.
 
     Returns:
-        uint8 (H, W, 3); an image of one lightness stays as it is.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
+        RGB uint8 (H, W, 3). An image of one lightness does not change.
     """
     check_rgb(image)
     lab = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
@@ -99,7 +97,10 @@ def adaptive_sigmoid(image: RGB) -> RGB:
 
 
 def _curve(lightness: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
-    """Return what becomes of every lightness, uint8 (256,), never falling; None where there is nothing to part."""
+    """Return the new lightness of each lightness, uint8 (256,), monotonic.
+
+    None if the range of the lightness is too small.
+    """
     low, high = (float(value) for value in np.percentile(lightness, TAILS))
     if high - low < 2:
         return None
@@ -116,18 +117,12 @@ def _curve(lightness: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
 
 
 def clahe(image: RGB) -> RGB:
-    """Equalise the lightness tile by tile, with limited contrast: CLAHE.
+    """Equalise the lightness with CLAHE (8 × 8 tiles, clip limit 2).
 
-    Zuiderveld K. Contrast limited adaptive histogram equalization. Graphics Gems IV, 474-485 (1994); 8 × 8 tiles, clip limit 2.
-
-    Args:
-        image: uint8 (H, W, 3), RGB.
+    Zuiderveld K. Contrast limited adaptive histogram equalization. Graphics Gems IV, 474-485 (1994).
 
     Returns:
-        uint8 (H, W, 3); an image of one lightness, or of fewer pixels a side than twice the tiles, stays as it is.
-
-    Raises:
-        TypeError, ValueError: as `check_rgb`.
+        RGB uint8 (H, W, 3). An image of one lightness, or with a shorter side below 16 px, does not change.
     """
     check_rgb(image)
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)

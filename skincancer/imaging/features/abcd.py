@@ -1,8 +1,9 @@
-"""The ABCD rule of dermoscopy from an image and the lesion's mask: asymmetry, border, diameter, and the total dermoscopy score.
+"""ABCD rule of dermoscopy: asymmetry, border, diameter and total dermoscopy score.
 
-Stolz W. et al., ABCD rule of dermatoscopy, Eur J Dermatol 4:521-527 (1994); Nachbar F. et al., J Am Acad Dermatol 30:551-559
-(1994). Its letters are judged by a physician's eye; every function says how it computes what the eye would judge. Colours are in
-`colour`, differential structures in `structures`. Every function takes a mask that is not empty; what it cannot measure is NaN.
+Stolz W. et al., ABCD rule of dermatoscopy, Eur J Dermatol 4:521-527 (1994); Nachbar F. et al., J Am Acad Dermatol 30:551-559 (1994). The
+rule is a visual assessment by a physician; the docstrings describe how the functions approximate the assessment. Colours are in
+`colour`, differential structures in `structures`. `mask` is bool (H, W) and not empty, `lab` is the image in CIELAB (H, W, 3).
+Unmeasurable values are NaN.
 """
 
 from __future__ import annotations
@@ -21,21 +22,28 @@ from skincancer.imaging.features.structures import structure_features
 Mask = npt.NDArray[np.bool_]
 Lab = npt.NDArray[np.float64]
 
-# of the score A (0 to 2 axes), by our choice: a drawn symmetrical lesion stays below both at the working size, and on real lesions
-# each splits the images (Stolz leaves the judgement to the eye)
-ASYMMETRIC_SHAPE = 0.1  # share of the lesion whose mirror image lies outside it
-ASYMMETRIC_COLOUR = 8.0  # mean colour difference to the mirror image, CIE 1976
-BOX_SIZES = 8  # of the fractal dimension
+# Thresholds of asymmetry per axis for the score A, by our choice, since Stolz leaves the assessment to the physician. A synthetic symmetric
+# lesion stays below both at the working size, and both divide real lesions into two groups.
+# Share of the lesion with a mirror image outside the lesion.
+ASYMMETRIC_SHAPE = 0.1
+# Mean colour difference to the mirror image, CIE 1976.
+ASYMMETRIC_COLOUR = 8.0
+# Number of box sizes of the fractal dimension.
+BOX_SIZES = 8
+# Number of border segments.
 SEGMENTS = 8
-BAND = 0.04  # width of a strip along the border, as a share of the diameter of a circle of the lesion's area
-# share of the colour change across the border that the strips beside it show; an even gradient over all strips has 1/6
+# Width of a strip along the border, as a share of the diameter of a circle with the area of the lesion.
+BAND = 0.04
+# Share of the colour change that lies in the two strips next to the border. A uniform gradient over all strips has 1/6.
 ABRUPT = 1 / 3
-VISIBLE = 5.0  # colour difference of lesion and skin, CIE 1976, below which there is no border to be seen
-DIRECTIONS = 180  # that a diameter is looked for in
+# Colour difference of lesion and skin, CIE 1976, below which the border is invisible.
+VISIBLE = 5.0
+# Number of directions of the search for the largest diameter.
+DIRECTIONS = 180
 
 
 class Axes(NamedTuple):
-    """Centre (row, column) of a mask, and the unit vectors (row, column) of its major and minor axis."""
+    """Centre (row, column) and unit vectors (row, column) of the principal axes."""
 
     centre: npt.NDArray[np.float64]
     major: npt.NDArray[np.float64]
@@ -43,9 +51,10 @@ class Axes(NamedTuple):
 
 
 def principal_axes(mask: Mask) -> Axes:
-    """Return the principal axes of a mask, bool (H, W): eigenvectors of the covariance of its pixels' coordinates.
+    """Compute the principal axes of a mask, bool (H, W).
 
-    A shape without a longest direction, such as a circle or a square, takes the image's axes.
+    The axes are eigenvectors of the covariance of the pixel coordinates. A shape without a longest direction, such as a circle or a square,
+    has the axes of the image.
     """
     points = np.argwhere(mask).astype(np.float64)
     centre = points.mean(axis=0)
@@ -59,31 +68,32 @@ def principal_axes(mask: Mask) -> Axes:
 def asymmetry(
     mask: Mask, lab: Lab, axis: npt.NDArray[np.float64], centre: npt.NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Compare a lesion with its mirror image about an axis.
+    """Compute the asymmetry of shape and colour about an axis.
 
     Args:
         mask: bool (H, W).
         lab: CIELAB (H, W, 3).
         axis: unit vector (row, column).
-        centre: a point of the axis (row, column).
+        centre: point on the axis (row, column).
 
     Returns:
-        Of the shape: the share of the lesion whose mirror image lies outside it, 0 to 1. Of the colour: the mean difference (CIE
-        1976) of pixels to their mirror images inside the lesion; NaN where there is none.
+        Shape: share of the lesion with a mirror image outside the lesion, 0 to 1. Colour: mean difference (CIE 1976) between pixels and
+        their mirror images inside the lesion, NaN without any.
     """
     points = np.argwhere(mask)
     away = points - centre
     mirrored = np.rint(centre + 2 * (away @ axis)[:, None] * axis - away).astype(np.int64)
-    there: Mask = np.asarray(((mirrored >= 0) & (mirrored < mask.shape)).all(axis=1))
-    there[there] = mask[tuple(mirrored[there].T)]
-    difference = np.linalg.norm(lab[tuple(points[there].T)] - lab[tuple(mirrored[there].T)], axis=1)
-    return float(1 - there.mean()), float(difference.mean()) if there.any() else math.nan
+    inside: Mask = np.asarray(((mirrored >= 0) & (mirrored < mask.shape)).all(axis=1))
+    inside[inside] = mask[tuple(mirrored[inside].T)]
+    difference = np.linalg.norm(lab[tuple(points[inside].T)] - lab[tuple(mirrored[inside].T)], axis=1)
+    return float(1 - inside.mean()), float(difference.mean()) if inside.any() else math.nan
 
 
 def compactness(mask: Mask) -> float:
-    """Return perimeter² / (4 π area): 1 of a circle, more the more irregular the border is; NaN of a few pixels without any outline.
+    """Return perimeter² / (4 π area), 1 for a circle.
 
-    The perimeter is the length of the smoothed mask's outline: one counted along pixels depends on how the lesion is turned.
+    Irregular borders have larger values, and masks of a few pixels without an outline NaN. The perimeter is the length of the outline of
+    the smoothed mask, because a perimeter counted in pixels depends on the rotation of the lesion.
     """
     smooth = ndimage.gaussian_filter(np.pad(mask, 4).astype(np.float64), 1.0)
     perimeter = sum(float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum()) for line in find_contours(smooth, 0.5))
@@ -91,11 +101,11 @@ def compactness(mask: Mask) -> float:
 
 
 def fractal_dimension(mask: Mask) -> float:
-    """Return the box-counting dimension of a mask's border: about 1 of a smooth line, more of a ragged one.
+    """Return the box-counting dimension of the border, about 1 if smooth.
 
-    As it is estimated here smooth lines have 0.93 to 1.02. Boxes have sides from 2 px to a quarter of the lesion's extent; the counts are
-    means over grids that begin at each quarter of a box, as where a grid begins would weigh more than how ragged the border is. NaN of
-    lesions of less than 16 px.
+    This estimate ranges from 0.93 to 1.02 for smooth lines, and is larger for irregular borders. Box sides range from 2 px to a quarter of
+    the extent of the lesion. The counts are means over grids with offsets of a quarter of a box, since the effect of the offset would
+    exceed the effect of the border. NaN for lesions below 16 px.
     """
     border = np.argwhere(_border(mask))
     border -= border.min(axis=0)
@@ -108,27 +118,30 @@ def fractal_dimension(mask: Mask) -> float:
         starts = np.unique(np.arange(4) * size // 4)
         rows, columns = ((border[:, axis, None] + starts) // size for axis in (0, 1))
         boxes = rows[:, :, None] * (extent + 1) + columns[:, None, :]  # (points, starts, starts)
-        counts.append(np.mean([len(np.unique(one)) for one in boxes.reshape(len(border), -1).T]))
+        counts.append(np.mean([len(np.unique(grid)) for grid in boxes.reshape(len(border), -1).T]))
     return float(-np.polyfit(np.log(sizes), np.log(counts), 1)[0])
 
 
 def _border(mask: Mask) -> Mask:
-    """Return the pixels of a mask that have a neighbour, by a side, outside it; beyond the image is outside."""
+    """Return the pixels of a mask with one of four neighbours outside.
+
+    Pixels beyond the image are outside.
+    """
     return mask & ~ndimage.binary_erosion(np.pad(mask, 1))[1:-1, 1:-1]
 
 
 def abruptness(mask: Mask, lab: Lab, axes: Axes) -> npt.NDArray[np.float64]:
-    """Return how abruptly the lesion ends in each of eight segments of 45° about its centre, counted from its major axis.
+    """Compute the abruptness of the border in eight segments of 45°.
 
-    Stolz scores a segment in which the pigment pattern is cut off sharply. Here it is the colour difference of the strips on both
-    sides of the border, as a share of that between lesion and skin further away from it (two to four widths of a strip), at most 1: a
-    sharp edge has 1, a long gradient near 0, and so has a border where lesion and skin look alike.
+    Stolz scores segments with a sharp cut-off of the pigment pattern. The abruptness is the colour difference of the two strips next to the
+    border, divided by the colour difference of lesion and skin further away (two to four strip widths), at most 1. A sharp edge has 1. A
+    long gradient, and a border between similar colours, are near 0.
 
     Returns:
-        (8,); NaN of a segment in which a strip is missing: beyond the image's edge, or where the lesion is too narrow.
+        (8,), counted from the major axis. NaN for a segment without one of the strips: beyond the edge of the image, or in a narrow lesion.
     """
     width = max(1.5, BAND * math.sqrt(4 * mask.sum() / math.pi))
-    # the frame ends what is known; it is no border of the lesion
+    # The edge of the image is no border of the lesion.
     distance = np.where(mask, -_distance(mask), _distance(~mask))
     rows, columns = np.indices(mask.shape)
     away = np.stack([rows - axes.centre[0], columns - axes.centre[1]], axis=-1)
@@ -143,19 +156,25 @@ def abruptness(mask: Mask, lab: Lab, axes: Axes) -> npt.NDArray[np.float64]:
     }
     whole = np.linalg.norm(means["deep"] - means["far"], axis=1)
     near = np.linalg.norm(means["in"] - means["out"], axis=1)
-    found = np.where(whole >= VISIBLE, np.minimum(near / np.maximum(whole, VISIBLE), 1.0), 0.0)
-    return np.where(np.isfinite(whole + near), found, np.nan)
+    ratio = np.where(whole >= VISIBLE, np.minimum(near / np.maximum(whole, VISIBLE), 1.0), 0.0)
+    return np.where(np.isfinite(whole + near), ratio, np.nan)
 
 
 def _distance(mask: Mask) -> npt.NDArray[np.float64]:
-    """Return the distance of each True pixel to the nearest False one less half a pixel, so that 0 is the line between; inf without any."""
+    """Return the distance of each True pixel to the border, px.
+
+    The border is half a pixel before the nearest False pixel. Without False pixels the distance is inf.
+    """
     if mask.all():
         return np.full(mask.shape, np.inf)
     return np.asarray(ndimage.distance_transform_edt(mask)) - 0.5
 
 
 def _segment_means(lab: Lab, segment: npt.NDArray[np.int64], where: Mask) -> npt.NDArray[np.float64]:
-    """Return the mean colour of each segment (8, 3) over the pixels `where`; NaN of one without any."""
+    """Return the mean colour of each segment, (8, 3).
+
+    Only pixels in the mask `where` (H, W) count. NaN for segments without pixels.
+    """
     pixels, numbers = lab[where], segment[where]
     counts = np.bincount(numbers, minlength=SEGMENTS).astype(np.float64)
     sums = np.stack([np.bincount(numbers, pixels[:, channel], SEGMENTS) for channel in range(3)], axis=1)
@@ -163,7 +182,7 @@ def _segment_means(lab: Lab, segment: npt.NDArray[np.int64], where: Mask) -> npt
 
 
 def largest_diameter(mask: Mask) -> float:
-    """Return the largest extent of a mask in any direction (the maximal Feret diameter), px."""
+    """Return the maximal Feret diameter of a mask, px."""
     points = np.argwhere(_border(mask))
     angle = np.arange(DIRECTIONS) * math.pi / DIRECTIONS
     along = points @ np.stack([np.sin(angle), np.cos(angle)])
@@ -171,53 +190,55 @@ def largest_diameter(mask: Mask) -> float:
 
 
 def total_dermoscopy_score(a: float, b: float, c: float, d: float = 0.0) -> float:
-    """Return 1.3 A + 0.1 B + 0.5 C + 0.5 D (Nachbar et al. 1994).
+    """Compute the total dermoscopy score (Nachbar et al. 1994).
+
+    The score is 1.3 A + 0.1 B + 0.5 C + 0.5 D.
 
     Args:
-        a: axes about which the lesion is asymmetric, 0 to 2.
-        b: segments whose border is abrupt, 0 to 8.
-        c: colours present, 1 to 6.
-        d: differential structures present, 1 to 5; 0 leaves them out, and with them the rule's cut-offs (4.75 and 5.45).
+        a: number of axes with asymmetry, 0 to 2.
+        b: number of segments with an abrupt border, 0 to 8.
+        c: number of colours, 1 to 6.
+        d: number of differential structures, 1 to 5. With 0 (left out) the cut-offs of the rule (4.75 and 5.45) do not apply.
     """
     return 1.3 * a + 0.1 * b + 0.5 * c + 0.5 * d
 
 
 def abcd_features(mask: Mask, lab: Lab, scale: float = 1.0, mm_per_px: float | None = None) -> dict[str, float]:
-    """Return the features of the ABCD rule.
+    """Compute the features of the ABCD rule.
 
-    A: of each principal axis the asymmetry of shape and of (smoothed) colour; the score counts the axes about which either exceeds
-    its threshold. B: compactness, fractal dimension, mean abruptness, and the abrupt segments: of those that can be seen, scaled to
-    eight. C: `colours.colour_features`. D of the clinical rule is the diameter, D of the dermoscopic rule
-    `structures.structure_features`, an estimate that could not be checked against annotated structures. So there are two scores:
-    `abcd_tds`, 1 to 8.9, for which the rule's cut-offs were made, though for a physician's D; and `abcd_tds_without_d`, 0.5 to 6.4, for
-    which there are none.
+    A: asymmetry of shape and of smoothed colour about each principal axis; the score is the number of axes with a value above its
+    threshold. B: compactness, fractal dimension, mean abruptness, and number of abrupt segments among the measurable ones, scaled to eight.
+    C: `colour.colour_features`. D of the clinical rule is the diameter, D of the dermoscopic rule is `structures.structure_features`, an
+    estimate that has not been validated with annotated structures. Therefore there are two scores: `abcd_tds`, 1 to 8.9, with the
+    cut-offs of the rule (which assume the D of a physician), and `abcd_tds_without_d`, 0.5 to 6.4, without cut-offs.
 
     Args:
         mask: bool (H, W), not empty.
-        lab: the image in CIELAB (H, W, 3).
-        scale: of the image to its original, for the diameter in px of the original.
-        mm_per_px: of the original; where it is not given, the diameter in mm is NaN.
+        lab: CIELAB (H, W, 3).
+        scale: pixels of the image per pixel of the original, for the diameter in pixels of the original.
+        mm_per_px: size of a pixel of the original, mm; None makes the diameter in mm NaN.
     """
     axes = principal_axes(mask)
-    blur = min(mask.shape) / 100  # hair and noise are asymmetric in any lesion
+    # Hair and noise are asymmetric in any lesion, so the colour is smoothed.
+    blur = min(mask.shape) / 100
     smooth = np.stack([ndimage.gaussian_filter(lab[..., channel], blur) for channel in range(3)], axis=-1)
-    found: dict[str, float] = {}
+    features: dict[str, float] = {}
     score = 0
     for name, axis in (("major", axes.major), ("minor", axes.minor)):
         shape, colour = asymmetry(mask, smooth, axis, axes.centre)
-        found |= {f"abcd_asymmetry_shape_{name}": shape, f"abcd_asymmetry_colour_{name}": colour}
+        features |= {f"abcd_asymmetry_shape_{name}": shape, f"abcd_asymmetry_colour_{name}": colour}
         score += shape > ASYMMETRIC_SHAPE or colour > ASYMMETRIC_COLOUR
     segments = abruptness(mask, lab, axes)
-    seen = segments[np.isfinite(segments)]
-    abrupt = SEGMENTS * float((seen >= ABRUPT).mean()) if len(seen) else math.nan
+    measured = segments[np.isfinite(segments)]
+    abrupt = SEGMENTS * float((measured >= ABRUPT).mean()) if len(measured) else math.nan
     diameter = largest_diameter(mask)
     colours, structures = colour_features(mask, lab), structure_features(mask, lab)
     count, present = colours["abcd_colour_count"], structures["abcd_structure_count"]
-    return found | {
+    return features | {
         "abcd_asymmetry_score": score,
         "abcd_border_compactness": compactness(mask),
         "abcd_border_fractal_dimension": fractal_dimension(mask),
-        "abcd_border_abruptness": float(seen.mean()) if len(seen) else math.nan,
+        "abcd_border_abruptness": float(measured.mean()) if len(measured) else math.nan,
         "abcd_border_abrupt_segments": abrupt,
         **colours,
         **structures,

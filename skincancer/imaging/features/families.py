@@ -1,6 +1,7 @@
-"""Hand-made features of one image and its lesion's mask, by family; names say what is measured and begin with their family.
+"""Hand-crafted features of a lesion, by family.
 
-Features are taken at a working size, so that texture and borders of photographs of any resolution are comparable.
+The name of a feature begins with its family. Features are computed at a working size, so that texture and borders of images of any
+resolution are comparable.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ from PIL import Image
 
 Mask = npt.NDArray[np.bool_]
 
-WORKING_SIDE = 256  # px, the longest side of every image
+# Longer side of every image, px.
+WORKING_SIDE = 256
 MASK_EMPTY = "mask_empty"
-# in the table, and not learned from: pixels tell the resolution, by which sources and so their diagnoses differ; a scale is rarely known
+# Features in the table that classifiers do not use. The diameter in pixels depends on the resolution, which differs between sources and so
+# between diagnoses; the scale in mm is rarely known.
 NOT_LEARNED = ("abcd_diameter_px", "abcd_diameter_mm")
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """An image at the working size: uint8 RGB (H, W, 3), mask bool (H, W), grey uint8 (H, W), CIELAB float64 (H, W, 3).
+    """Image and mask of a lesion, with all that the features need.
 
-    `scale` is px of it per px of the original, `mm_per_px` the size of a px of the original where that is known.
+    Attributes:
+        image: RGB uint8 (H, W, 3).
+        mask: bool (H, W).
+        grey: uint8 (H, W).
+        lab: CIELAB float64 (H, W, 3).
+        scale: pixels of the image per pixel of the original.
+        mm_per_px: size of a pixel of the original, mm; None if unknown.
     """
 
     image: npt.NDArray[np.uint8]
@@ -67,25 +76,26 @@ def _hog(lesion: Lesion) -> dict[str, float]:
     return hog_features(lesion.grey, lesion.mask)
 
 
-# a family, and what measures it on a lesion whose mask is not empty; scikit-image is imported inside, as config needs the names alone
+# Functions of the families, for lesions with a mask that is not empty. The functions import scikit-image, because the config only needs the
+# names of the families.
 FAMILIES: dict[str, Callable[[Lesion], dict[str, float]]] = {
     "abcd": _abcd, "colour": _colour, "glcm": _glcm, "lbp": _lbp, "hog": _hog,
 }  # fmt: skip
 
 
 def bring_to_working_size(image: Image.Image, mask: Mask, mm_per_px: float | None = None) -> Lesion:
-    """Scale an image and its mask until the longest side is `WORKING_SIDE`, its proportions kept.
+    """Resize an RGB image and its mask to `WORKING_SIDE` (longer side).
 
     Args:
-        image: RGB.
-        mask: bool (H, W), of the image's size.
-        mm_per_px: the size of a px of the image, where it is known.
+        image: RGB image.
+        mask: bool (H, W), with the size of the image.
+        mm_per_px: size of a pixel of the image, mm; None if unknown.
 
     Raises:
-        ValueError: the mask is of another size than the image.
+        ValueError: the mask is not bool or has another size.
     """
     if mask.dtype != np.bool_ or mask.shape != (image.height, image.width):
-        raise ValueError(f"mask must be bool {(image.height, image.width)}, given {mask.dtype} {mask.shape}")
+        raise ValueError(f"mask is {mask.dtype} {mask.shape}; expected bool {(image.height, image.width)}")
     scale = WORKING_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
@@ -96,21 +106,21 @@ def bring_to_working_size(image: Image.Image, mask: Mask, mm_per_px: float | Non
 def prepare_lesion(
     image: npt.NDArray[np.uint8], mask: Mask, scale: float = 1.0, mm_per_px: float | None = None
 ) -> Lesion:
-    """Return an image as it is, with all that features are measured on.
+    """Compute grey and CIELAB values of an image, without resizing.
 
     Args:
-        image: uint8 RGB (H, W, 3).
+        image: RGB uint8 (H, W, 3).
         mask: bool (H, W).
-        scale: px of it per px of the original.
-        mm_per_px: the size of a px of the original, where it is known.
+        scale: pixels of the image per pixel of the original.
+        mm_per_px: size of a pixel of the original, mm; None if unknown.
 
     Raises:
-        ValueError: other types or shapes.
+        ValueError: image or mask has another dtype or shape.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image must be uint8 (H, W, 3), given {image.dtype} {image.shape}")
+        raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
     if mask.dtype != np.bool_ or mask.shape != image.shape[:2]:
-        raise ValueError(f"mask must be bool {image.shape[:2]}, given {mask.dtype} {mask.shape}")
+        raise ValueError(f"mask is {mask.dtype} {mask.shape}; expected bool {image.shape[:2]}")
     from skimage.color import rgb2lab
 
     grey = np.asarray(Image.fromarray(image).convert("L"))
@@ -118,38 +128,38 @@ def prepare_lesion(
 
 
 def image_features(lesion: Lesion, families: Sequence[str] = tuple(FAMILIES)) -> dict[str, float]:
-    """Return the features of an image: the same names in the same order for every image.
+    """Compute the features of a lesion, always in the same order.
 
     Args:
-        lesion: as `bring_to_working_size` or `prepare_lesion` makes it.
-        families: of FAMILIES.
+        lesion: result of `bring_to_working_size` or `prepare_lesion`.
+        families: names in `FAMILIES`.
 
     Returns:
-        `mask_empty`, 1 or 0, and a number a feature. What cannot be measured is NaN: everything where the mask is empty; parts of it
-        where a lesion fills the image (there is no skin to compare with) or has too few pixels (for a distance of the co-occurrence
-        matrix, or a border). Whoever learns from them fills in, from training images alone.
+        `mask_empty` (1 or 0), and one number per feature. Unmeasurable features are NaN: all features if the mask is empty, some features
+        if the lesion fills the image (no skin for comparison) or has too few pixels (for a distance of the co-occurrence matrix, or a
+        border). Classifiers impute NaN from training images.
     """
     if not lesion.mask.any():
         return {MASK_EMPTY: 1.0, **dict.fromkeys(feature_names(families), math.nan)}
-    found = {MASK_EMPTY: 0.0}
+    features = {MASK_EMPTY: 0.0}
     for family in families:
-        found |= {name: float(value) for name, value in FAMILIES[family](lesion).items()}
-    return found
+        features |= {name: float(value) for name, value in FAMILIES[family](lesion).items()}
+    return features
 
 
 def feature_names(families: Sequence[str] = tuple(FAMILIES)) -> list[str]:
-    """Return the names of the features of some families, without `mask_empty`."""
+    """Return the feature names of families, without `mask_empty`."""
     return [name for family in families for name in _names(family)]
 
 
 def learned_names(families: Sequence[str] = tuple(FAMILIES)) -> list[str]:
-    """Return what classifiers take of some families, in order: `mask_empty`, and all features but `NOT_LEARNED`."""
+    """Return the input features of classifiers: `mask_empty` and all except `NOT_LEARNED`."""
     return [MASK_EMPTY, *(name for name in feature_names(families) if name not in NOT_LEARNED)]
 
 
 @functools.cache
 def _names(family: str) -> tuple[str, ...]:
-    """Measure a drawn lesion for its names, so that they stand in one place alone."""
+    """Return the feature names of a family, from a synthetic lesion."""
     mask = np.zeros((32, 32), dtype=bool)
     mask[8:24, 8:24] = True
     return tuple(FAMILIES[family](prepare_lesion(np.zeros((32, 32, 3), dtype=np.uint8), mask)))

@@ -1,4 +1,7 @@
-"""Texture of a lesion by scikit-image: grey-level co-occurrence, local binary patterns, oriented gradients. Masks are not empty."""
+"""Texture features: grey-level co-occurrence, local binary patterns, oriented gradients.
+
+`mask` is bool (H, W) and not empty, `grey` is uint8 (H, W).
+"""
 
 from __future__ import annotations
 
@@ -15,32 +18,35 @@ from skincancer.imaging.crop import crop_box
 Mask = npt.NDArray[np.bool_]
 Grey = npt.NDArray[np.uint8]
 
-LEVELS = 32  # grey levels of the co-occurrence matrix, of 8 values each
-DISTANCES = (1, 2, 4)  # px at the working size, along rows and columns; of diagonals both
+# Grey levels of the co-occurrence matrix, of 8 values each.
+LEVELS = 32
+# Distances along rows, columns or both (diagonals), px at the working size.
+DISTANCES = (1, 2, 4)
 ANGLES = tuple(number * math.pi / 4 for number in range(4))
 PROPERTIES = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation", "entropy")
-PATTERNS = ((8, 1), (16, 2))  # points and radius (px)
+# Number of points and radius (px) of the local binary patterns.
+PATTERNS = ((8, 1), (16, 2))
 HOG_SIDE, HOG_CELLS, HOG_ORIENTATIONS = 64, 4, 8
 
 
 def cooccurrence(levels: Grey, mask: Mask, distance: int, count: int) -> npt.NDArray[np.float64]:
-    """Return the grey-level co-occurrence matrices of a lesion, of pairs of pixels that both are inside it.
+    """Compute the grey-level co-occurrence matrices of pixel pairs inside a lesion.
 
-    Haralick, Shanmugam and Dinstein, IEEE Trans SMC 3:610-621 (1973); symmetric, each angle's normalised by itself. A distance is
-    theirs: the larger of those along rows and columns, so that the diagonal neighbours at 2 are (2, 2) away.
+    Haralick, Shanmugam and Dinstein, IEEE Trans SMC 3:610-621 (1973). The matrices are symmetric, and the matrix of each angle sums to 1.
+    As in the paper, the distance is the larger of the distances along rows and columns: at distance 2, diagonal pairs differ by (2, 2).
 
     Args:
-        levels: uint8 (H, W), below `count`.
+        levels: grey levels uint8 (H, W), below `count`.
         mask: bool (H, W).
-        distance: of the two pixels along rows or columns, or both, px.
-        count: of grey levels.
+        distance: distance of the two pixels, px.
+        count: number of grey levels.
 
     Returns:
-        (count, count, 1, A), of the A angles of 0°, 45°, 90° and 135° in which there is a pair.
+        (count, count, 1, A), for the A of the angles 0°, 45°, 90° and 135° with at least one pair.
     """
-    # what is outside gets a level of its own, whose pairs are dropped
+    # Pixels outside get a separate level, and their pairs are dropped below.
     inside = np.where(mask, levels + 1, 0).astype(np.uint8)
-    # scikit-image measures along the line and rounds: at 45° a distance of 2 would be (1, 1) once more
+    # scikit-image measures the Euclidean distance and rounds, so at 45° a distance of 2 would be (1, 1) again.
     lengths = (distance, distance * math.sqrt(2), distance, distance * math.sqrt(2))
     counts = [
         graycomatrix(inside, [length], [angle], levels=count + 1, symmetric=True)
@@ -55,61 +61,56 @@ def cooccurrence(levels: Grey, mask: Mask, distance: int, count: int) -> npt.NDA
 def glcm_features(
     grey: Grey, mask: Mask, distances: Sequence[int] = DISTANCES, count: int = LEVELS
 ) -> dict[str, float]:
-    """Return the properties of the co-occurrence matrix at each distance, means over four angles; NaN where no pair is that far apart.
+    """Compute the properties of the co-occurrence matrix at each distance.
+
+    The properties are means over four angles, and NaN without pairs at a distance.
 
     Args:
         grey: uint8 (H, W).
         mask: bool (H, W).
-        distances: px.
-        count: of grey levels that the 256 values are brought to.
+        distances: distances, px.
+        count: number of grey levels after quantisation.
     """
     box = _box(mask)
     levels = (grey[box] // (256 // count)).astype(np.uint8)
-    found: dict[str, float] = {}
+    features: dict[str, float] = {}
     for distance in distances:
         matrices = cooccurrence(levels, mask[box], distance, count)
         for name in PROPERTIES:
             value = float(graycoprops(matrices, name).mean()) if matrices.shape[-1] else math.nan
-            found[f"glcm_{name}_distance_{distance}"] = value
-    return found
+            features[f"glcm_{name}_distance_{distance}"] = value
+    return features
 
 
 def lbp_features(grey: Grey, mask: Mask) -> dict[str, float]:
-    """Return histograms of uniform, rotation-invariant local binary patterns of the lesion's pixels, as shares.
+    """Compute histograms of uniform, rotation-invariant local binary patterns, as shares.
 
-    Ojala, Pietikäinen and Mäenpää, IEEE Trans PAMI 24:971-987 (2002): 8 points at 1 px and 16 points at 2 px. The last bin of each
-    holds what is not uniform.
-
-    Args:
-        grey: uint8 (H, W).
-        mask: bool (H, W).
+    Ojala, Pietikäinen and Mäenpää, IEEE Trans PAMI 24:971-987 (2002), with 8 points at 1 px and 16 points at 2 px. The last bin of each
+    histogram contains all patterns that are not uniform.
     """
-    found: dict[str, float] = {}
+    features: dict[str, float] = {}
     margin = max(radius for _, radius in PATTERNS) + 1
-    # beyond the image's edge lies what is at it: scikit-image would take black
+    # The edge pixels are repeated beyond the image, where scikit-image would assume black.
     grey, mask = np.pad(grey, margin, mode="edge"), np.pad(mask, margin)
     box = _box(mask, margin)
     for points, radius in PATTERNS:
         patterns = local_binary_pattern(grey[box], points, radius, method="uniform")[mask[box]].astype(np.int64)
         shares = np.bincount(patterns, minlength=points + 2) / len(patterns)
-        found |= {f"lbp_radius_{radius}_pattern_{number}": float(share) for number, share in enumerate(shares)}
-    return found
+        features |= {f"lbp_radius_{radius}_pattern_{number}": float(share) for number, share in enumerate(shares)}
+    return features
 
 
 def _box(mask: Mask, margin: int = 0) -> tuple[slice, ...]:
-    """Return the box of a mask, with a margin (px) where the image has it."""
+    """Return the bounding box of a mask, with a margin (px)."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return tuple(slice(max(span[0] - margin, 0), span[-1] + 1 + margin) for span in (rows, columns))
 
 
 def hog_features(grey: Grey, mask: Mask) -> dict[str, float]:
-    """Return the histogram of oriented gradients of the lesion's box (widened to a square, as far as the image goes), at 64 × 64 px.
+    """Compute the histogram of oriented gradients at 64 × 64 px.
 
-    Dalal and Triggs, CVPR 2005: 4 × 4 cells of 8 orientations, normalised over the whole box.
-
-    Args:
-        grey: uint8 (H, W).
-        mask: bool (H, W).
+    Dalal and Triggs, CVPR 2005: 4 × 4 cells of 8 orientations, normalised over the bounding box, which is widened to a square within the
+    image.
     """
     box = crop_box(mask, margin=0.0)
     assert box is not None, "the mask is not empty"

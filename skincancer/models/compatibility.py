@@ -1,0 +1,23 @@
+"""Check of the network of an experiment, without torch for an unknown name."""
+
+from __future__ import annotations
+
+from skincancer.models.backbones import check_backbone
+from skincancer.models.segmenters import check_segmenter
+from skincancer.schema import TASKS, Experiment
+
+
+def check_network(experiment: Experiment) -> None:
+    """Check that the network exists and takes images of the size `data.size`.
+
+    Raises:
+        ConfigError: the network is unknown or takes other sizes.
+    """
+    model, size = experiment.model, experiment.data.size
+    if model.is_hand_made:
+        return
+    task = TASKS[experiment.task]
+    if task.has_masks:
+        check_segmenter(model.architecture, model.backbone, size, task.has_classes)
+    else:
+        check_backbone(model.backbone, size)
