@@ -136,15 +136,15 @@ def measure_memory(given: argparse.Namespace, place: Path) -> None:
 def measure_speed(given: argparse.Namespace, place: Path) -> None:
     """Print images per second of predict, of the bare loop and of decoding, and their ratios."""
     from skincancer.inference.image_files import find_images
-    from skincancer.inference.predictor import closing_pool, in_order, load_answerer
-    from skincancer.predict import write_answers
+    from skincancer.inference.predictor import load_predictor, map_in_order, thread_pool
+    from skincancer.predict import write_outputs
 
     many = place / "many"
     link(given.folder, many, given.images)
     out = place / "out"
     out.mkdir()
     images = find_images([many])
-    answerer = load_answerer(str(place / "run"))
+    predictor = load_predictor(str(place / "run"))
 
     def timed(work: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -157,15 +157,15 @@ def measure_speed(given: argparse.Namespace, place: Path) -> None:
         return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
     def decoding() -> None:
-        with closing_pool() as pool:
-            for _ in in_order(pool, answerer._read, (Path(file) for _, file in images), 2 * given.batch):
+        with thread_pool() as pool:
+            for _ in map_in_order(pool, predictor._read, (Path(file) for _, file in images), 2 * given.batch):
                 pass
 
     print(f"{len(images)} images, {given.backbone} at {given.size} px, batches of {given.batch}")
-    print(machine(str(answerer.model.task.device)))
+    print(machine(str(predictor.model.task.device)))
     done = in_turns(
         {
-            "predict": lambda: timed(lambda: write_answers(answerer, images, out)),
+            "predict": lambda: timed(lambda: write_outputs(predictor, images, out)),
             "bare": bare_loop,
             "bare, memory kept": lambda: bare_loop("--keep"),
             "decoding": lambda: timed(decoding),

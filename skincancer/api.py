@@ -35,7 +35,7 @@ from skincancer.errors import ConfigError, nearest
 from skincancer.imaging.decode import ImageFile
 from skincancer.inference.image_files import find_images
 from skincancer.inference.model import mask_source
-from skincancer.inference.predictor import Answerer, load_answerer
+from skincancer.inference.predictor import Predictor, load_predictor
 from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import BEST_FILE, TRIALS_FILE, config_to_keep
 from skincancer.runs.finished import FinishedRun
@@ -241,7 +241,7 @@ class Model:
         predictor: prediction of any number of images in constant memory.
     """
 
-    predictor: Answerer
+    predictor: Predictor
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -269,15 +269,15 @@ class Model:
         names, files = _image_files([images] if isinstance(images, str | Path | np.ndarray) else images)
         rows = []
         with _interruptible():
-            for name, answer in zip(names, self.predictor.answers(files), strict=True):
+            for name, prediction in zip(names, self.predictor.predict(files), strict=True):
                 row: dict[str, Any] = {"image": name}
-                if answer.probability is not None:
-                    row["prediction"] = self.classes[int(answer.probability.argmax())]
-                    row |= {f"p_{label}": p for label, p in zip(self.classes, answer.probability, strict=True)}
-                if segments and not answer.error:
-                    mask = self.predictor.mask(answer)
+                if prediction.probability is not None:
+                    row["prediction"] = self.classes[int(prediction.probability.argmax())]
+                    row |= {f"p_{label}": p for label, p in zip(self.classes, prediction.probability, strict=True)}
+                if segments and not prediction.error:
+                    mask = self.predictor.mask(prediction)
                     row |= {"lesion_share": mask.mean(), **({"mask": mask} if masks else {})}
-                rows.append({**row, "error": answer.error})
+                rows.append({**row, "error": prediction.error})
         table = pd.DataFrame(rows)
         return table[[name for name in table if name != "error"] + ["error"]]
 
@@ -315,7 +315,7 @@ def load_model(run: str | Path, *, masks: str | None = None, uri: str | None = N
         RunError: the run is unknown or not finished.
         WeightsError: the checkpoint cannot be used.
     """
-    return Model(load_answerer(str(run), RunStore(uri), masks))
+    return Model(load_predictor(str(run), RunStore(uri), masks))
 
 
 def evaluate_run(
@@ -368,7 +368,7 @@ class ComparedRuns:
         """Return the figures of the comparison by name."""
         metric = self.comparison.metrics[0]
         rows = self.table[self.table["metric"] == metric]
-        return draw_all(self.comparison.cells, rows, metric, title=f"{metric} · {self.comparison.dataset}")
+        return draw_all(self.comparison.entries, rows, metric, title=f"{metric} · {self.comparison.dataset}")
 
 
 def compare_runs(

@@ -1,4 +1,7 @@
-"""Runs side by side: `python -m skincancer.compare --experiments A B --splits 80:20 70:30 40:60`; trains what is missing if asked."""
+"""Compare finished runs, and train missing ones on request.
+
+`python -m skincancer.compare --experiments A B --splits 80:20 70:30 40:60`
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skincancer.comparison.request import Request, Wanted, check_metrics, default_metrics, resolve_entry, run_query
+from skincancer.comparison.request import (
+    EntryRequest,
+    Request,
+    check_metrics,
+    default_metrics,
+    resolve_entry,
+    run_query,
+)
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.errors import ConfigError, RunError
@@ -31,8 +41,9 @@ if TYPE_CHECKING:
 
 
 _INSTEAD = {"data.split": "--splits", "seed": "--seeds", "data.dataset": "--dataset"}
-_MOST_LINKS = 50  # about a hundred characters each, of the 8,000 that MLflow keeps of a tag
-_MOST_TAG = 7000  # characters; MLflow takes 8,000
+# MLflow keeps 8,000 characters of a tag; a link has about a hundred.
+_MOST_LINKS = 50
+_MOST_TAG = 7000
 
 
 def compare(
@@ -41,84 +52,83 @@ def compare(
     """Compare finished fits, print the comparison and log it as a run.
 
     Args:
-        request: what to compare.
-        run_missing: train what is not there yet, one after the other, each in a process of its own.
-        out: a folder that gets the files too.
-        console: where to print.
+        request: experiments, splits, metrics and runs to compare.
+        run_missing: whether to train missing runs, one after the other, each in its own process.
+        out: additional folder for the files.
+        console: console for the tables.
 
     Returns:
         The id of the logged run, and the comparison.
 
     Raises:
-        ConfigError: unknown experiment, split, metric or key.
-        RunError: nothing is there to compare, a run cannot be compared, or a missing one could not be trained.
+        ConfigError: an experiment, split, metric or key is unknown.
+        RunError: there is no run, a run cannot be compared, or training of a missing run failed.
     """
-    wanted = [resolve_entry(name, split, request) for name in request.experiments for split in request.splits]
-    # Plugins of runs may register metrics, so these are checked once the runs are known.
+    requests = [resolve_entry(name, split, request) for name in request.experiments for split in request.splits]
+    # The plugins of explicit runs may define metrics, so check those below.
     if not request.runs:
         check_metrics(request.metrics)
     if out is not None:
         check_folder(out, "--out")
     from skincancer.comparison.load import collect_entries
-    from skincancer.comparison.tables import compare_cells
+    from skincancer.comparison.tables import compare_entries
     from skincancer.runs.finished import FinishedRun
     from skincancer.runs.search import runs_by_id
     from skincancer.runs.store import RunStore
 
     console = console or make_console()
     store = RunStore(request.uri)
-    by_hand = runs_by_id(store, request.runs)
-    for run in by_hand:
+    explicit_runs = runs_by_id(store, request.runs)
+    for run in explicit_runs:
         load_plugins(FinishedRun(run.info.run_id, store, run).config.get("plugins", ()))
     check_metrics(request.metrics)
-    tasks = [cell.experiment.task for cell in wanted] + [run.data.params["task"] for run in by_hand]
+    tasks = [entry.experiment.task for entry in requests] + [run.data.params["task"] for run in explicit_runs]
     metrics = tuple(dict.fromkeys(request.metrics)) or default_metrics(tasks)
     if run_missing:
-        _train_missing(store, wanted, request, console)
+        _train_missing(store, requests, request, console)
     with progress_bars(console) as bars:
-        cells = collect_entries(store, wanted, by_hand, request, metrics, console, bars("reading runs"))
-    # of runs given by hand alone, the data set is theirs
-    dataset = request.dataset if wanted else cells[0].runs[0].params["dataset"]
-    found = compare_cells(cells, metrics, dataset)
-    return _log(store, found, out, console), found
+        entries = collect_entries(store, requests, explicit_runs, request, metrics, console, bars("reading runs"))
+    dataset = request.dataset if requests else entries[0].runs[0].params["dataset"]
+    comparison = compare_entries(entries, metrics, dataset)
+    return _log(store, comparison, out, console), comparison
 
 
-def _train_missing(store: RunStore, wanted: Sequence[Wanted], request: Request, console: Console) -> None:
-    """Train what is not there; go on after a failure, and tell of all at the end."""
+def _train_missing(store: RunStore, requests: Sequence[EntryRequest], request: Request, console: Console) -> None:
+    """Train all missing runs, and report failures at the end."""
     from skincancer.runs.search import find_runs
 
     failed = []
-    for cell in wanted:
-        query = run_query(cell, request)
-        there = {
+    for entry in requests:
+        query = run_query(entry, request)
+        existing = {
             (run.data.params["split"], int(run.data.params["seed"])) for run in find_runs(store, request.dataset, query)
         }
-        for seed in request.seeds or sorted({seed for _, seed in there}) or (cell.experiment.seed,):
+        for seed in request.seeds or sorted({seed for _, seed in existing}) or (entry.experiment.seed,):
             for split in query.splits():
-                if (split, seed) in there:
+                if (split, seed) in existing:
                     continue
-                command = _fit_command(cell, split, seed, request)
-                told = hide(shlex.join(["python", *command[1:]]))
-                console.print(f"training: {told}", markup=False)
+                command = _fit_command(entry, split, seed, request)
+                line = hide(shlex.join(["python", *command[1:]]))
+                console.print(f"training: {line}", markup=False)
                 if code := _run(command):
-                    failed.append(f"{told}: exit code {code}")
+                    failed.append(f"{line}: exit code {code}")
     if failed:
         raise RunError(
-            f"{len(failed)} missing runs could not be trained; the others are finished, and the same command goes on from there:\n  "
+            f"{len(failed)} missing runs could not be trained. The others are finished; fix the cause and rerun the same command:\n  "
             + "\n  ".join(failed)
         )
 
 
-def _fit_command(cell: Wanted, split: str, seed: int, request: Request) -> list[str]:
+def _fit_command(entry: EntryRequest, split: str, seed: int, request: Request) -> list[str]:
     flags = {"data.dataset": request.dataset, "data.split": split, "seed": seed, **request.flags}
     if request.uri:
         flags["tracking.uri"] = request.uri
     texts = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flags.items()]
-    return [sys.executable, "-m", "skincancer.fit", "--experiment", cell.given, *texts]
+    return [sys.executable, "-m", "skincancer.fit", "--experiment", entry.path, *texts]
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run a fit and wait for it; a signal to this process reaches it too."""
+    """Run a fit, pass signals on to the fit, and wait."""
     process = subprocess.Popen(command)
     try:
         return process.wait()
@@ -128,47 +138,48 @@ def _run(command: Sequence[str]) -> int:
         raise
 
 
-def _log(store: RunStore, found: Comparison, out: Path | None, console: Console) -> str:
+def _log(store: RunStore, comparison: Comparison, out: Path | None, console: Console) -> str:
     """Print the comparison and log it as a run of kind compare."""
     from skincancer.comparison.report import sheets, warnings, write_files
     from skincancer.runs.lifecycle import start_run
 
-    names = list(dict.fromkeys(cell.experiment for cell in found.cells))
-    splits = list(dict.fromkeys(cell.split for cell in found.cells))
-    runs = [run for cell in found.cells for run in cell.runs]
-    group = f"{found.dataset}-{runs[0].params['task']}"
+    names = list(dict.fromkeys(entry.experiment for entry in comparison.entries))
+    splits = list(dict.fromkeys(entry.split for entry in comparison.entries))
+    runs = [run for entry in comparison.entries for run in entry.runs]
+    group = f"{comparison.dataset}-{runs[0].params['task']}"
     ids = " ".join(run.run_id for run in runs)
     tags = {
-        "kind": "compare", "synthetic": str(found.synthetic).lower(),
-        "compared_runs": ids if len(ids) <= _MOST_TAG else f"see {COMPARED_RUNS}", "mlflow.note.content": _links(found),
+        "kind": "compare", "synthetic": str(comparison.synthetic).lower(),
+        "compared_runs": ids if len(ids) <= _MOST_TAG else f"see {COMPARED_RUNS}", "mlflow.note.content": _links(comparison),
     }  # fmt: skip
     title = f"compare {_short(names)} {' '.join(splits)}"
     with start_run(store, group, title, tags, system_metrics=False) as run:
         run.log_params(
             {
-                "experiments": _short(names), "splits": " ".join(splits), "dataset": found.dataset, "metric": " ".join(found.metrics),
-                "compared": len(runs), "common_images": int(found.table["common_images"].iloc[0]),
+                "experiments": _short(names), "splits": " ".join(splits), "dataset": comparison.dataset,
+                "metric": " ".join(comparison.metrics), "compared": len(runs),
+                "common_images": int(comparison.table["common_images"].iloc[0]),
             }
         )  # fmt: skip
-        for path in write_files(found, run.folder):
+        for path in write_files(comparison, run.folder):
             run.log_file(str(path.relative_to(run.folder)))
         if out is not None:
             shutil.copytree(run.folder, out, dirs_exist_ok=True)
-    for sheet in sheets(found):
+    for sheet in sheets(comparison):
         console.print(make_table(sheet.title, sheet.columns, sheet.rows, sheet.caption))
-    if bands := warnings(found):
+    if bands := warnings(comparison):
         warn(console, "before these figures are used", "\n".join(bands))
     where = f"{run.record.info.artifact_uri if out is None else out}/{COMPARISON_PAGE}"
     console.print(f"run {run.run_id} in {group}\n{where}", markup=False)
     return run.run_id
 
 
-def _links(found: Comparison) -> str:
-    """Return the run's description: links to the compared runs, as the UI of MLflow reads them."""
+def _links(comparison: Comparison) -> str:
+    """Return links to the compared runs for the UI of MLflow."""
     lines = [
-        f"- [{cell.experiment} {cell.split} s{run.seed}](#/experiments/{run.experiment_id}/runs/{run.run_id})"
-        for cell in found.cells
-        for run in cell.runs
+        f"- [{entry.experiment} {entry.split} s{run.seed}](#/experiments/{run.experiment_id}/runs/{run.run_id})"
+        for entry in comparison.entries
+        for run in entry.runs
     ]
     more = len(lines) - _MOST_LINKS
     rest = f"\n- and {more} more: {COMPARED_RUNS}" if more > 0 else ""
@@ -181,42 +192,38 @@ def _short(names: Sequence[str]) -> str:
 
 
 def make_parser() -> ArgumentParser:
-    """Return the parser of compare's flags."""
+    """Return the parser of the flags of compare."""
     parser = build_parser(
-        program("compare"), "Finished runs side by side. Any --KEY VALUE keeps to runs whose config has that value."
+        program("compare"), "Compare finished runs. --KEY VALUE selects runs by a value of their config."
     )
     parser.usage = "%(prog)s --experiments A B … [--splits 80:20 …] [--dataset NAME] [--KEY VALUE …]"
     parser.add_argument("--experiments", type=str, nargs="+", metavar="NAME", help="names or paths of experiments")
+    parser.add_argument("--splits", type=str, nargs="+", help="splits (default 80:20); fold:*/5 pools five folds")
+    parser.add_argument("--dataset", type=str, help="data set of the runs (default demo)")
+    parser.add_argument("--metric", type=str, nargs="+", help="metrics (default balanced_accuracy, for masks jaccard)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="training seeds (default: all existing ones)")
     parser.add_argument(
-        "--splits", type=str, nargs="+", metavar="SPLIT", help="default 80:20; fold:*/5 pools five folds"
+        "--runs", type=str, nargs="+", metavar="RUN_ID", help="explicit runs, which replace those found"
     )
-    parser.add_argument("--dataset", type=str, help="the data set of the runs (default demo)")
-    parser.add_argument(
-        "--metric", type=str, nargs="+", help="default balanced_accuracy, of masks jaccard; tests are of each"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", help="training seeds (default: all that are there)")
-    parser.add_argument(
-        "--runs", type=str, nargs="+", metavar="RUN_ID", help="runs given by hand; they go before those found"
-    )
-    parser.add_argument("--run_missing", action="store_true", help="train what is not there yet, one after the other")
-    parser.add_argument("--out", type=str, metavar="DIR", help="a folder that gets page, tables and figures too")
+    parser.add_argument("--run_missing", action="store_true", help="train missing runs, one after the other")
+    parser.add_argument("--out", type=str, metavar="DIR", help="additional folder for page, tables and figures")
     return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
     flags, own = parse_flags(make_parser(), ["--run_missing" if flag == "--run-missing" else flag for flag in argv])
     if own.get("experiment") or own.get("list"):
-        raise ConfigError("compare takes --experiments A B …; python -m skincancer.fit --list names them.")
+        raise ConfigError("--experiment and --list are not flags of compare; use --experiments A B … (see fit --list).")
     uri = flags.pop("tracking.uri", None)
     dataset = flags.pop("data.dataset", None)
     if dataset and own.get("dataset") not in (None, dataset):
-        raise ConfigError(f"--dataset {own['dataset']} and --data.dataset {dataset} contradict each other; give one.")
+        raise ConfigError(f"--dataset {own['dataset']} and --data.dataset {dataset} contradict each other; use one.")
     for key, instead in _INSTEAD.items():
         if key in flags:
-            raise ConfigError(f"--{key} is given; compare takes {instead}.")
+            raise ConfigError(f"--{key} is not a flag of compare; use {instead}.")
     if not own.get("experiments") and not own.get("runs"):
         raise ConfigError(
-            f"give --experiments NAME …, of {', '.join(list_experiments())}, or paths; or --runs RUN_ID …"
+            f"--experiments is missing; use paths or names of {', '.join(list_experiments())}; or use --runs RUN_ID …"
         )
     request = Request(
         experiments=tuple(dict.fromkeys(own.get("experiments") or ())), splits=tuple(dict.fromkeys(own.get("splits") or ("80:20",))),
@@ -228,7 +235,7 @@ def _verb(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; return the exit code."""
+    """Run the command line and return the exit code."""
     return run_verb(_verb, argv)
 
 

@@ -1,4 +1,7 @@
-"""A finished run on other data, or on another part of its own: `python -m skincancer.evaluate --run RUN_ID --data.dataset NAME`."""
+"""Evaluate a finished run on other data, or on another subset.
+
+`python -m skincancer.evaluate --run RUN_ID --data.dataset NAME`
+"""
 
 from __future__ import annotations
 
@@ -32,25 +35,24 @@ def evaluate(
     near_duplicates: str = "exclude",
     uri: str | None = None,
 ) -> str:
-    """Evaluate a finished run, or an ensemble of classifiers, without any training; return the id of the new MLflow run.
+    """Evaluate a finished run, or an ensemble, and return the new run id.
 
-    The data come to the model by the run's own recipe (size, resize, cleaning, crop, views). Images that a run was trained or chosen on are
-    left out: by their pixels, as near-duplicates, and where the data set is the same by id and lesion.
+    Images are preprocessed as in training. Training and validation images of the runs are excluded: the same pixels, near-duplicates
+    and, for the same data set, the same ids and lesions.
 
     Args:
-        runs: ids of finished fits, folders of their artifacts, or registered models; of several the probabilities are averaged.
-        data: dotted keys of the data section, such as {"data.dataset": "ph2"}; what is not given is the first run's.
-        part: all images, or the test part of the split.
-        mapping: target class to classes of the run and of the data (`class_mapping.map_classes`); None finds one by the names.
-        prevalence: share of positives where a threshold would be used; None for that of the images.
-        near_duplicates: exclude images that are nearly the same picture as one that a run was trained or chosen on, or keep them; they are
-            counted either way.
-        uri: the tracking store.
+        runs: ids of finished fits, folders of their artifacts, or registered models. Probabilities of several runs are averaged.
+        data: dotted keys of the data section, such as {"data.dataset": "ph2"}. Defaults are the values of the first run.
+        part: all images, or the test set of the split.
+        mapping: target class to classes of the run and of the data (`class_mapping.map_classes`). None for a mapping by names.
+        prevalence: share of positives in the target population. None for that of the images.
+        near_duplicates: exclude or keep near-duplicates of training and validation images. They are counted in both cases.
+        uri: MLflow store.
 
     Raises:
-        ConfigError: something was asked wrongly, or the classes cannot be mapped.
-        DataError: the data cannot be used, or all of it has been seen.
-        RunError: a run is unknown, unfinished, of another kind, or lacks files.
+        ConfigError: an argument is invalid, or the classes cannot be mapped.
+        DataError: the data cannot be used, or the runs have used all images.
+        RunError: a run is unknown, not finished, of another kind, or lacks files.
         WeightsError: a checkpoint cannot be used.
     """
     _check(runs, data, part, prevalence, near_duplicates)
@@ -67,10 +69,10 @@ def evaluate(
     tasks = {run.task for run in finished}
     if len(finished) > 1 and tasks != {"classification"}:
         raise RunError(
-            f"several runs are an ensemble of classifiers; the tasks of these are {', '.join(sorted(tasks))}. Evaluate them one by one."
+            f"--run names {len(finished)} runs of the tasks {', '.join(sorted(tasks))}; expected classifiers. Evaluate them one by one."
         )
     if mapping is not None and tasks == {"segmentation"}:
-        raise ConfigError("--map is for classes, and a segmenter has none. Leave it out.")
+        raise ConfigError("--map is for classes, and a segmenter has none; remove --map.")
     with progress_bars(console) as bars:
         evaluation = prepare_evaluation(finished, data, part == "all", mapping, store, bars, near_duplicates == "keep")
     recorder = EvaluationRecorder(evaluation, store, console, prevalence)
@@ -78,12 +80,12 @@ def evaluate(
     for title, text in evaluation.notes:
         warn(console, title, text)
     with recorder.start() as run:
-        found = [
-            predict_test(*one, progress_bar=is_live(make_console()))
-            for one in zip(evaluation.runs, evaluation.experiments, evaluation.data, strict=True)
+        results = [
+            predict_test(*item, progress_bar=is_live(console))
+            for item in zip(evaluation.runs, evaluation.experiments, evaluation.data, strict=True)
         ]
-        predictions = mapped_predictions(evaluation, [predicted for _, predicted in found])
-        recorder.finish(run, predictions, found[0][0])
+        predictions = mapped_predictions(evaluation, [predicted for _, predicted in results])
+        recorder.finish(run, predictions, results[0][0])
     recorder.report()
     return recorder.run_id
 
@@ -92,49 +94,47 @@ def _check(
     runs: Sequence[str], data: Mapping[str, Any], part: str, prevalence: float | None, near_duplicates: str
 ) -> None:
     if not runs:
-        raise ConfigError(
-            "give --run RUN_ID, the run of a finished fit (or several: an ensemble), and --data.dataset NAME."
-        )
-    twice = [run for number, run in enumerate(runs) if run in runs[:number]]
-    if twice:
-        raise ConfigError(f"--run names {twice[0]} twice; an ensemble needs different runs.")
+        raise ConfigError("--run is missing; use --run with ids of finished fits, and --data.dataset NAME.")
+    repeated = [run for number, run in enumerate(runs) if run in runs[:number]]
+    if repeated:
+        raise ConfigError(f"--run names {repeated[0]} twice; use different runs for an ensemble.")
     if part not in PARTS:
-        raise ConfigError(f"--part is {part!r}; choose one of {', '.join(PARTS)}.")
+        raise ConfigError(f"--part is {part!r}; use one of {', '.join(PARTS)}.")
     if near_duplicates not in NEAR_DUPLICATES:
-        raise ConfigError(f"--near-duplicates is {near_duplicates!r}; choose one of {', '.join(NEAR_DUPLICATES)}.")
+        raise ConfigError(f"--near-duplicates is {near_duplicates!r}; use one of {', '.join(NEAR_DUPLICATES)}.")
     if part == "all":
         for key in ("data.split", "data.split_seed", "data.leaks"):
             if key in data:
-                raise ConfigError(f"--{key} goes with --part test; --part all takes every image.")
+                raise ConfigError(
+                    f"--{key} requires --part test, because --part all uses every image; remove one of them."
+                )
     if prevalence is not None and not 0 < prevalence < 1:
-        raise ConfigError(f"--prevalence is {prevalence}; it is a share, above 0 and below 1, such as 0.1.")
+        raise ConfigError(f"--prevalence is {prevalence}; expected a share above 0 and below 1, such as 0.1.")
 
 
 def make_parser() -> ArgumentParser:
-    """Return the parser of evaluate's flags."""
+    """Return the parser of the flags of evaluate."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(
         prog=program("evaluate"),
         usage="%(prog)s --run RUN_ID [RUN_ID …] --data.dataset NAME [--part all|test] [--data.KEY VALUE …]",
-        description="A finished run on other data: external validation, operating point, calibration, subgroups. What is not said of the "
-        "data is as the run had it; data.size, resize, clean, crop and crop_margin always are.",
+        description="Evaluate a finished run on other data: external validation, operating point, calibration, subgroups. Data keys "
+        "default to the values of the run; data.size, resize, clean, crop and crop_margin cannot be changed.",
         exit_on_error=False, allow_abbrev=False, default_env=False,
     )  # fmt: skip
     parser.add_argument(
-        "--run", type=str, nargs="+", metavar="RUN_ID", help="a finished fit or NAME@ALIAS; several: their ensemble"
-    )
-    parser.add_argument("--part", type=str, metavar="all|test", help="every image (default), or the split's test part")
-    parser.add_argument(
-        "--map", type=str, nargs="+", metavar="TARGET=CLASS+CLASS", help="classes to compare in, or a YAML file of them"
+        "--run", type=str, nargs="+", metavar="RUN_ID", help="a finished fit or NAME@ALIAS; several form an ensemble"
     )
     parser.add_argument(
-        "--prevalence", type=float, metavar="0.1", help="of the positive class (default: of the images themselves)"
+        "--part", type=str, metavar="all|test", help="every image (default), or the test set of the split"
     )
     parser.add_argument(
-        "--near_duplicates", type=str, metavar="exclude|keep", help="nearly the same pictures as the run was trained on"
+        "--map", type=str, nargs="+", metavar="TARGET=CLASS+CLASS", help="common classes, or a YAML file of them"
     )
-    parser.add_argument("--tracking.uri", type=str, metavar="URI", help="the tracking store of the runs")
+    parser.add_argument("--prevalence", type=float, metavar="0.1", help="share of positives (default: of the images)")
+    parser.add_argument("--near_duplicates", type=str, metavar="exclude|keep", help="copies of training images")
+    parser.add_argument("--tracking.uri", type=str, metavar="URI", help="MLflow tracking store of the runs")
     add_plugin_flag(parser)
     parser.add_class_arguments(DataConfig, "data", fail_untyped=True)
     return parser
@@ -146,16 +146,16 @@ def _verb(argv: Sequence[str]) -> None:
     argv = [re.sub(r"^--near-duplicates(?==|$)", "--near_duplicates", flag) for flag in argv]
     flags, own = parse_flags(make_parser(), argv)
     uri = flags.pop("tracking.uri", None)
-    given = own.get("map")
+    words = own.get("map")
     with signals_as_interrupts():
         evaluate(
-            own.get("run") or [], flags, part=own.get("part") or "all", mapping=parse_map(given) if given else None,
+            own.get("run") or [], flags, part=own.get("part") or "all", mapping=parse_map(words) if words else None,
             prevalence=own.get("prevalence"), near_duplicates=own.get("near_duplicates") or "exclude", uri=uri,
         )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; return the exit code."""
+    """Run the command line and return the exit code."""
     return run_verb(_verb, argv)
 
 

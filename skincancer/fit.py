@@ -76,7 +76,7 @@ def fit(
 
     store = RunStore(experiment.tracking.uri)
     client = store.client
-    if resume and not target and (before := registry.wanted(client, resume)):
+    if resume and not target and (before := registry.stored_target(client, resume)):
         target = registry.parse_target(before)
     if target:
         registry.check_registry(client)

@@ -1,4 +1,7 @@
-"""A finished run on image files: `python -m skincancer.predict --run RUN PATH… --out DIR`; classes in a table, masks, overlays."""
+"""Predict classes and masks of image files with a finished run.
+
+`python -m skincancer.predict --run RUN PATH… --out DIR` writes a table, masks and overlays.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +19,26 @@ from skincancer.system.files import check_folder
 from skincancer.system.interrupts import signals_as_interrupts
 
 if TYPE_CHECKING:
-    from skincancer.inference.predictor import Answerer
-
+    from skincancer.inference.predictor import Predictor
 
 FORMATS = ("full", "isic")
-SHOWN = 20  # bad files that are named at the end; the table names all
+# Number of unreadable files in the error message.
+SHOWN = 20
 
 
 @dataclass
-class Predicted:
-    """What predict did: how many images it was given, and how many of them could not be used, with what was wrong with the first ones.
+class PredictResult:
+    """Counts of the images of a call of `predict`.
 
-    `lost` counts answers on images in whose masks there is no lesion, and `measured` says that features were to be measured there.
+    Attributes:
+        bad: number of unreadable images; `errors` describes the first of them.
+        empty: number of images with an empty mask.
+        measured: whether the input of the model is features measured in masks.
     """
 
     images: int = 0
     bad: int = 0
-    lost: int = 0
+    empty: int = 0
     measured: bool = False
     errors: list[str] = field(default_factory=list)
 
@@ -46,140 +52,146 @@ def predict(
     masks: str | None = None,
     uri: str | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Predicted:
-    """Write what a finished run says of image files: a row an image as they come, in the same memory for any number of images.
+) -> PredictResult:
+    """Write the predictions of a finished run for image files.
 
-    `full` writes `predictions.csv`: image_id, file; of a classifier prediction, truth and correct (where folders are named after
-    classes), p_<class>…; of a segmenter width, height, lesion_share; of a run on crops or hand-made features masks (whose; empty where
-    they show no lesion); error. A segmenter also writes `masks/<image id>_segmentation.png`,
-    0 and 255, of the image's own size as its EXIF orientation shows it, and `overlays/`. Of the run's own test images they are the
-    masks and the probabilities that its metrics were taken from. `isic` writes what the challenges take: of a segmenter masks
-    alone, of a classifier of their seven classes `predictions.csv` as ISIC 2018 Task 3 has it.
+    The memory does not grow with the number of images. The format `full` writes `predictions.csv` with one row per image: image_id,
+    file, error; for a classifier prediction, p_<class>…, and truth and correct (if folders are named after classes); for a segmenter
+    width, height, lesion_share; for a run on crops or hand-crafted features masks (the mask source, empty without a lesion). A
+    segmenter also writes `overlays/` and `masks/<image id>_segmentation.png`, 0 and 255, of the original size after EXIF rotation.
+    For test images of the run, masks and probabilities are those of the test metrics. The format `isic` writes the files of the ISIC
+    challenges: only masks for a segmenter, `predictions.csv` of ISIC 2018 Task 3 for a classifier of its seven classes.
 
     Args:
-        run: id of a finished run, a folder of its artifacts, or a registered model (NAME@ALIAS, models:/NAME/VERSION).
-        paths: images, folders or patterns: see `data.image_files.find_images`.
-        out: folder.
+        run: run id, folder of artifacts, or registered model (NAME@ALIAS, models:/NAME/VERSION).
+        paths: images, folders or patterns (`inference.image_files.find_images`).
+        out: folder, created if needed.
         format: full or isic.
-        masks: of a run on crops or hand-made features: whose masks, otsu or run:RUN; None for the run's own way.
-        uri: tracking store of the run.
-        progress: called with (done, total).
+        masks: mask source for runs on crops or hand-crafted features, otsu or run:RUN. None for the source of the training images.
+        uri: MLflow store of the run.
+        progress: callback with the numbers of finished and of all images.
 
     Raises:
-        ConfigError: no such format, it or `masks` does not fit the run, or `out` cannot be written.
-        DataError: no image, a path that does not exist, or two images of one id.
-        RunError: no such run, or writing failed (the disk is full).
-        WeightsError: the run's checkpoint cannot be used.
+        ConfigError: the format is unknown or, like `masks`, does not fit the run, or `out` cannot be written.
+        DataError: there is no image, a path does not exist, or two images have the same id.
+        RunError: the run is unknown, or writing failed (for example, the disk is full).
+        WeightsError: the checkpoint of the run cannot be used.
     """
     if format not in FORMATS:
-        raise ConfigError(f"--format is {format!r}; choose one of {', '.join(FORMATS)}.")
+        raise ConfigError(f"--format is {format!r}; use one of {', '.join(FORMATS)}.")
     images = find_images(paths, without=(out / "masks", out / "overlays"))
     check_folder(out, "--out")
-    from skincancer.inference.predictor import load_answerer
+    from skincancer.inference.predictor import load_predictor
     from skincancer.runs.store import RunStore
 
-    return write_answers(load_answerer(run, RunStore(uri), masks), images, out, format, progress)
+    return write_outputs(load_predictor(run, RunStore(uri), masks), images, out, format, progress)
 
 
-def write_answers(
-    answerer: Answerer, images: Sequence[tuple[str, str]], out: Path, format: str = "full",
+def write_outputs(
+    predictor: Predictor, images: Sequence[tuple[str, str]], out: Path, format: str = "full",
     progress: Callable[[int, int], None] | None = None,
-) -> Predicted:  # fmt: skip
-    """Write answers on images, each an id and a file, into a folder that is there: see `predict`."""
+) -> PredictResult:  # fmt: skip
+    """Write the predictions for images (id and file) into an existing folder."""
     from skincancer.imaging.crop import EMPTY
-    from skincancer.inference.output_files import AnswerTable, write_mask
-    from skincancer.inference.predictor import Answer, closing_pool, in_order, room_for
+    from skincancer.inference.output_files import PredictionTable, write_mask
+    from skincancer.inference.predictor import Prediction, map_in_order, memory_lock, thread_pool
 
-    model, said = answerer.model, Predicted(measured=answerer.measures)
-    table = AnswerTable(model, images, format, answerer.preprocessing.crop is not None or answerer.measures)
+    model, result = predictor.model, PredictResult(measured=predictor.measures)
+    table = PredictionTable(model, images, format, predictor.preprocessing.crop is not None or predictor.measures)
 
-    def write(given: tuple[tuple[str, str], Answer]) -> tuple[tuple[str, str], Answer, float]:
-        (image_id, file), answer = given
-        if answer.error or not model.segments:
-            return (image_id, file), answer, 0.0
-        with room_for(answer.view.width * answer.view.height):
-            share = write_mask(answerer.mask(answer), Path(file), image_id, out, format)
-        return (image_id, file), answer, share
+    def write(item: tuple[tuple[str, str], Prediction]) -> tuple[tuple[str, str], Prediction, float]:
+        (image_id, file), prediction = item
+        if prediction.error or not model.segments:
+            return (image_id, file), prediction, 0.0
+        with memory_lock(prediction.view.width * prediction.view.height):
+            share = write_mask(predictor.mask(prediction), Path(file), image_id, out, format)
+        return (image_id, file), prediction, share
 
     try:
-        with table.opened(out) as rows, closing_pool() as pool:
-            answered = zip(images, answerer.answers(Path(file) for _, file in images), strict=True)
-            # rows alone are written in no time; masks are worked on beside the model
-            written = in_order(pool, write, answered, model.batch_size) if model.segments else map(write, answered)
-            for image, answer, share in written:
-                rows.write(*image, answer, share)
-                said.images += 1
-                said.lost += answer.masks == EMPTY
-                if answer.error:
-                    said.bad += 1
-                    said.errors += [f"{image[1]} {answer.error}"] if said.bad <= SHOWN else []
+        with table.opened(out) as rows, thread_pool() as pool:
+            predicted = zip(images, predictor.predict(Path(file) for _, file in images), strict=True)
+            # Masks take long to write, so threads write them while the model predicts the next images.
+            written = (
+                map_in_order(pool, write, predicted, model.batch_size) if model.segments else map(write, predicted)
+            )
+            for image, prediction, share in written:
+                rows.write(*image, prediction, share)
+                result.images += 1
+                result.empty += prediction.masks == EMPTY
+                if prediction.error:
+                    result.bad += 1
+                    result.errors += [f"{image[1]} {prediction.error}"] if result.bad <= SHOWN else []
                 if progress:
-                    progress(said.images, len(images))
+                    progress(result.images, len(images))
     except OSError as error:
-        raise RunError(f"stopped after {said.images} of {len(images)} images: {error}") from error
-    return said
+        raise RunError(f"stopped after {result.images} of {len(images)} images: {error}") from error
+    return result
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of predict's flags."""
+    """Return the parser of the flags of predict."""
     parser = argparse.ArgumentParser(
         prog=program("predict"), description=__doc__, allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders of images, or quoted patterns")
     parser.add_argument(
-        "--run", metavar="RUN", help="a finished run's id, a folder of its artifacts, or a registered model NAME@ALIAS"
+        "--run", metavar="RUN", help="id of a finished run, folder of its artifacts, or registered model NAME@ALIAS"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the table, masks and overlays go")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the table, masks and overlays")
     parser.add_argument(
-        "--format", default="full", metavar="full|isic", help="isic: masks or the table as the challenges take them"
-    )
+        "--format", default="full", metavar="full|isic", help="isic: masks or table in the format of the ISIC challenges",
+    )  # fmt: skip
     parser.add_argument(
         "--masks",
         metavar="otsu|run:RUN",
-        help="of a run on crops or hand-made features: whose masks cut the images, or are measured in (default: the run's own way)",
+        help="mask source for runs trained on crops or hand-crafted features (default: as in training)",
     )
-    parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of the run")
+    parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="MLflow tracking store of the run")
     return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
     try:
-        given, unknown = make_parser().parse_known_args(list(argv))
+        flags, unknown = make_parser().parse_known_args(list(argv))
     except argparse.ArgumentError as error:
         raise ConfigError(f"command line: {error}") from error
     if unknown:
         raise ConfigError(
             f"command line: {unknown[0]} is not a known flag. Flags: --run --out --format --masks --tracking.uri."
         )
-    if not given.run or not given.out:
-        raise ConfigError("give --run RUN and --out DIR, and images, folders or patterns.")
+    if not flags.run or not flags.out:
+        raise ConfigError("--run or --out is missing; use --run RUN --out DIR and images, folders or patterns.")
     console = make_console()
     with signals_as_interrupts(), progress_bars(console) as bars:
-        said = predict(
-            given.run, given.paths, given.out, format=given.format, masks=given.masks, uri=given.uri,
+        result = predict(
+            flags.run, flags.paths, flags.out, format=flags.format, masks=flags.masks, uri=flags.uri,
             progress=bars("predicting"),
         )  # fmt: skip
-    console.print(f"{said.images - said.bad} images answered, in {given.out}", markup=False)
-    if said.lost:
-        made = (
-            "nothing could be measured in them, and the answer is that for an image like the median of the training images"
-            if said.measured
-            else "they were shown to the model whole"
+    console.print(f"{result.images - result.bad} images answered, in {flags.out}", markup=False)
+    if result.empty:
+        consequence = (
+            "their features were replaced by the medians of the training images"
+            if result.measured
+            else "the model predicted the whole image"
         )
-        where = "; column masks is empty there" if given.format == "full" else ""
-        warn(console, "no lesion found", f"in {said.lost} of the images the mask shows no lesion: {made}{where}.")
-    if said.bad:
-        table = "predictions.csv names all" if given.format == "full" else "--format full names all"
-        more = f"\n  … and {said.bad - SHOWN} more; {table}" if said.bad > SHOWN else ""
+        column = "; column masks is empty there" if flags.format == "full" else ""
+        warn(
+            console,
+            "no lesion found",
+            f"the mask contains no lesion in {result.empty} of the images: {consequence}{column}.",
+        )
+    if result.bad:
+        table = "predictions.csv names all" if flags.format == "full" else "use --format full for all"
+        more = f"\n  … and {result.bad - SHOWN} more; {table}" if result.bad > SHOWN else ""
         raise RunError(
-            f"{said.bad} of {said.images} images could not be read and have no answer:\n  "
-            + "\n  ".join(said.errors)
+            f"{result.bad} of {result.images} images could not be read and have no prediction:\n  "
+            + "\n  ".join(result.errors)
             + more
         )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; return the exit code."""
+    """Run the command line and return the exit code."""
     return run_verb(_verb, argv)
 
 

@@ -1,4 +1,4 @@
-"""The MLflow UI on the project's store: `python -m skincancer.ui`; each of its experiments gets a view with the columns that matter."""
+"""MLflow UI with a saved view for each experiment: `python -m skincancer.ui`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
-VIEW = "skincancer"  # the key of the saved view
-# MLflow's UI keeps saved views as tags of an experiment; it opens one by this key in the address
+# Key of the saved view. MLflow stores views as tags of an experiment, and opens the view of the key in the address.
+VIEW = "skincancer"
 _VIEW_TAG, _KIND_TAG = f"mlflow.sharedViewState.{VIEW}", "mlflow.experimentKind"
 _PARAMS = {
     "classification": ("experiment", "split", "seed", "balance", "backbone", "weights", "size"),
@@ -30,21 +30,21 @@ _PARAMS["joint"] = _PARAMS["segmentation"]
 
 
 def save_views(client: MlflowClient) -> dict[str, str]:
-    """Give every experiment of the project a saved view, unless it has one (yours, if you changed it); return name to id.
+    """Save a view in every experiment without one, and return experiment ids.
 
-    Its table has split, seed, balance and backbone as columns to sort and group by, and the test metrics.
+    The table of the view has columns for params such as split, seed and backbone, and for test metrics.
     """
-    found = {}
+    ids = {}
     for experiment in client.search_experiments():
         task = experiment.name.rpartition("-")[2]
         if task not in _PARAMS:
             continue
-        found[experiment.name] = experiment.experiment_id
+        ids[experiment.name] = experiment.experiment_id
         tags = {_KIND_TAG: "custom_model_development", _VIEW_TAG: _view(task)}
         for name, value in tags.items():
             if name not in experiment.tags:
                 client.set_experiment_tag(experiment.experiment_id, name, value)
-    return found
+    return ids
 
 
 def _view(task: str) -> str:
@@ -54,22 +54,16 @@ def _view(task: str) -> str:
     columns += [f"metrics.`{name}`" for name in (*metrics, f"best/{default}")]
     state = {"selectedColumns": columns, "orderByKey": "attributes.start_time", "orderByAsc": False}
     now = int(time.time() * 1000)
-    return json.dumps(
-        {
-            "name": "skincancer: what was run, and how good it is",
-            "createdAt": now,
-            "updatedAt": now,
-            "state": json.dumps(state),
-        }
-    )
+    name = "skincancer: runs and their performance"
+    return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
 
 
 def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:
-    """Serve the MLflow UI until it is stopped; return the server's exit code.
+    """Serve the MLflow UI until it is stopped, and return its exit code.
 
     Args:
-        uri: tracking URI; None takes $MLFLOW_TRACKING_URI, then the project's store.
-        host: address to listen on; the UI has no password, so other hosts are for you to allow.
+        uri: MLflow store. None for $MLFLOW_TRACKING_URI or else the store of the project.
+        host: address to listen on. The UI has no password.
         port: port to listen on.
 
     Raises:
@@ -83,23 +77,13 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
 
     store = RunStore(uri)
     if store.uri.startswith(("http:", "https:")):
-        raise RunError(f"{store} is a server: open it in a browser.")
+        raise RunError(f"{store} is already a server; open it in a browser.")
     views = save_views(store.client)
     database = sqlite_path(store.uri)
+    # One worker suffices for one person, and each takes seconds to start.
     command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        store.uri,
-        "--host",
-        host,
-        "--port",
-        str(port),
-        "--workers",  # for one person; each takes seconds to start
-        "1",
-    ]
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", host, "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
     if database:
         command += ["--default-artifact-root", (database.parent / "artifacts").as_uri()]
     print(f"MLflow on {store}: http://{host}:{port} (Ctrl-C stops it)")
@@ -108,10 +92,10 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
             f"  {name}: http://{host}:{port}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
         )
     sys.stdout.flush()
-    # no jobs of language models here: the server need not start processes for them
+    # The server would start processes for jobs of language models, which are not used here.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with signals_as_interrupts():
-        # it has workers, which are to end with it
+        # The new session allows to end the server together with its workers.
         server = subprocess.Popen(command, start_new_session=True, env=environment)
         try:
             return server.wait()
@@ -122,9 +106,9 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of ui's flags."""
+    """Return the parser of the flags of ui."""
     parser = argparse.ArgumentParser(
-        prog=program("ui"), description="The MLflow UI on the project's store.", allow_abbrev=False
+        prog=program("ui"), description="Open the MLflow UI on the store of the project.", allow_abbrev=False
     )
     parser.add_argument(
         "--tracking.uri", dest="uri", help="MLflow tracking URI; default $MLFLOW_TRACKING_URI, then mlruns/mlflow.db"
@@ -142,7 +126,7 @@ def _verb(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and serve; return the exit code."""
+    """Run the command line and return the exit code."""
     return run_verb(_verb, argv)
 
 

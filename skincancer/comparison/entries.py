@@ -1,4 +1,4 @@
-"""What is compared, and whether it can be: cells of experiment × split, what forbids to pair them, what makes figures hard to compare."""
+"""Entries of a comparison (experiment × split), and differences between their runs."""
 
 from __future__ import annotations
 
@@ -9,28 +9,22 @@ from typing import Any
 
 import pandas as pd
 
-from skincancer.comparison.predictions import ClassScores, Scores, pool
+from skincancer.comparison.predictions import ClassScores, Scores, pool_folds
 from skincancer.errors import RunError
 
-# params and tags that make figures hard to compare where they differ, and how they are called
+# Params that make figures hard to compare if they differ, with their names in warnings.
 WATCHED = {
     "dataset": "data set", "target": "target", "split_seed": "split seed", "size": "image size", "resize": "resize", "clean": "cleaning",
     "weights": "first weights", "crop": "crop", "masks": "masks of crops or features", "leaks": "handling of leaks",
     "dropped_images": "images left out",
 }  # fmt: skip
-UNNAMED = {"clean": "none"}  # what it means that an older run lacks a param
+# Meaning of a param that older runs lack.
+UNNAMED = {"clean": "none"}
+# Params in which the runs of one entry may differ.
 OWN_PARAMS = (
-    "seed",
-    "split",
-    "devices",
-    "ranks",
-    "train_images",
-    "val_images",
-    "test_images",
-    "segmenter_saw_test_images",
-    "leaking_lesions",
-)
-# params that make a method, by the keys of the config that they come from
+    "seed", "split", "devices", "ranks", "train_images", "val_images", "test_images", "segmenter_saw_test_images", "leaking_lesions",
+)  # fmt: skip
+# Params that define a method, with their keys of the config.
 METHOD = {
     "backbone": "model.backbone", "architecture": "model.architecture", "balance": "data.balance", "size": "data.size",
     "batch_size": "data.batch_size", "max_epochs": "trainer.max_epochs", "lr": "model.optimizer.lr", "optimizer": "model.optimizer.name",
@@ -40,10 +34,11 @@ WATCHED_TAGS = {"index_hash": "index of images", "groups_hash": "groups of lesio
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One experiment at one split. With `fold:*/k` each seed's k runs are pooled into one set of predictions.
+class Entry:
+    """One experiment at one split. The folds of `fold:*/k` are pooled per seed.
 
-    `shipped` is what the experiment itself says on these data, in dotted keys; empty where that is not known.
+    Attributes:
+        shipped: values of the experiment file in dotted keys, empty if the file is unknown.
     """
 
     experiment: str
@@ -53,37 +48,37 @@ class Cell:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds, sorted."""
+        """Sorted seeds of the runs."""
         return sorted({run.seed for run in self.runs})
 
     @cached_property
     def scores(self) -> list[Scores]:
-        """The predictions of each seed.
+        """Test predictions of each seed.
 
         Raises:
-            RunError: a fold is missing, or folds are of different splits.
+            RunError: a fold is missing, or the folds belong to different splits.
         """
         if not self.split.startswith("fold:*/"):
             return [run.scores for run in self.runs]
         folds, pooled = int(self.split.rpartition("/")[2]), []
         for seed in self.seeds:
-            parts = [run for run in self.runs if run.seed == seed]
-            if len(parts) != folds:
-                there = ", ".join(sorted(run.params.get("split", "?") for run in parts))
+            folded = [run for run in self.runs if run.seed == seed]
+            if len(folded) != folds:
+                present = ", ".join(sorted(run.params.get("split", "?") for run in folded))
                 raise RunError(
-                    f"{self.experiment}, seed {seed}: {len(parts)} of {folds} folds are there ({there}); train the others "
-                    "(--run-missing), or leave the seed out (--seeds)."
+                    f"{self.experiment}, seed {seed}: {len(folded)} of {folds} folds are there ({present}); train the others "
+                    "(--run-missing), or use other seeds (--seeds)."
                 )
             try:
-                pooled.append(pool([run.scores for run in parts]))
+                pooled.append(pool_folds([run.scores for run in folded]))
             except ValueError as error:
                 raise RunError(f"{self.experiment}, {self.split}, seed {seed}: {error}") from error
         return pooled
 
 
-def obstacle(cells: Iterable[Cell]) -> str:
-    """Say why runs cannot be paired image by image; "" where they can."""
-    runs = [run for cell in cells for run in cell.runs]
+def pairing_obstacle(entries: Iterable[Entry]) -> str:
+    """Return the reason why runs cannot be paired by image, "" if they can."""
+    runs = [run for entry in entries for run in entry.runs]
     if len({run.classes for run in runs}) > 1:
         return "their classes differ"
     for name in ("dataset", "target", "split_seed"):
@@ -94,65 +89,65 @@ def obstacle(cells: Iterable[Cell]) -> str:
     return ""
 
 
-def departures(cell: Cell) -> str:
-    """Say in what a cell's runs are not what their experiment says, "" where they are, or where it is not known what that says."""
-    found = []
+def find_deviations(entry: Entry) -> str:
+    """List params of an entry that deviate from the experiment file, if known."""
+    deviations = []
     for param, key in METHOD.items():
-        if key not in cell.shipped:
+        if key not in entry.shipped:
             continue
-        values = dict.fromkeys(run.params[param] for run in cell.runs if param in run.params)
-        if others := [value for value in values if value != str(cell.shipped[key])]:
-            found.append(f"{param} {', '.join(others)} instead of {cell.shipped[key]}")
-    return "; ".join(found)
+        values = dict.fromkeys(run.params[param] for run in entry.runs if param in run.params)
+        if others := [value for value in values if value != str(entry.shipped[key])]:
+            deviations.append(f"{param} {', '.join(others)} instead of {entry.shipped[key]}")
+    return "; ".join(deviations)
 
 
-def find_differences(cells: Sequence[Cell]) -> list[str]:
-    """Say, a line each, wherever compared runs differ in what makes their figures hard to compare, or from their experiments."""
+def find_differences(entries: Sequence[Entry]) -> list[str]:
+    """List the differences between runs, and from their experiments, that limit a comparison."""
     changed: dict[str, list[str]] = {}
-    for cell in cells:
-        if said := departures(cell):
-            changed.setdefault(f"{cell.experiment} is not as its file says: {said}", []).append(cell.split)
-    lines = [f"{said} ({', '.join(splits)})" for said, splits in changed.items()]
-    runs = [(f"{cell.experiment} {cell.split} s{run.seed}", run) for cell in cells for run in cell.runs]
+    for entry in entries:
+        if deviations := find_deviations(entry):
+            changed.setdefault(f"{entry.experiment} deviates from its file: {deviations}", []).append(entry.split)
+    lines = [f"{text} ({', '.join(splits)})" for text, splits in changed.items()]
+    runs = [(f"{entry.experiment} {entry.split} s{run.seed}", run) for entry in entries for run in entry.runs]
     facts = [(label, [run.params.get(name, UNNAMED.get(name)) for _, run in runs]) for name, label in WATCHED.items()]
     facts += [(label, [run.tags.get(name) for _, run in runs]) for name, label in WATCHED_TAGS.items()]
     facts.append(("classes", [" ".join(run.classes) for _, run in runs]))
-    for label, found in facts:
+    for label, facts_of_runs in facts:
         values: dict[str, list[str]] = {}
-        for (name, _), value in zip(runs, found, strict=True):
-            # a run that takes no masks differs in its method, which its name says
+        for (name, _), value in zip(runs, facts_of_runs, strict=True):
+            # A run without masks is of another method, which the names of the experiments show.
             if value or label != WATCHED["masks"]:
                 values.setdefault(value or "(none)", []).append(name)
         if len(values) > 1:
-            said = "; ".join(f"{value}: {_few(names)}" for value, names in values.items())
-            lines.append(f"{label} differs: {said}")
-    saw = [name for name, run in runs if run.params.get("segmenter_saw_test_images", "0") != "0"]
-    if saw:
-        lines.append(f"the segmenter behind the crops had seen test images: {_few(saw)}")
-    return lines + _mixed_cells(cells) + _missing_classes(cells)
+            text = "; ".join(f"{value}: {_few(names)}" for value, names in values.items())
+            lines.append(f"{label} differs: {text}")
+    leaking = [name for name, run in runs if run.params.get("segmenter_saw_test_images", "0") != "0"]
+    if leaking:
+        lines.append(f"the segmenter of the masks was trained on test images: {_few(leaking)}")
+    return lines + _mixed_entries(entries) + _missing_classes(entries)
 
 
-def _mixed_cells(cells: Sequence[Cell]) -> list[str]:
-    """Say where the runs of one cell differ by more than seed and fold, so that their mean is of no one method."""
+def _mixed_entries(entries: Sequence[Entry]) -> list[str]:
+    """List entries with runs that differ by more than seed and fold."""
     lines = []
-    for cell in cells:
-        names = dict.fromkeys(name for run in cell.runs for name in run.params if name not in OWN_PARAMS)
+    for entry in entries:
+        names = dict.fromkeys(name for run in entry.runs for name in run.params if name not in OWN_PARAMS)
         for name in names:
-            values = dict.fromkeys(str(run.params.get(name, "(none)")) for run in cell.runs)
+            values = dict.fromkeys(str(run.params.get(name, "(none)")) for run in entry.runs)
             if len(values) > 1 and name not in WATCHED:
-                lines.append(f"{cell.experiment} {cell.split}: its runs differ in {name}: {', '.join(values)}")
+                lines.append(f"{entry.experiment} {entry.split}: its runs differ in {name}: {', '.join(values)}")
     return lines
 
 
-def _missing_classes(cells: Sequence[Cell]) -> list[str]:
+def _missing_classes(entries: Sequence[Entry]) -> list[str]:
     lines = []
-    for cell in cells:
-        for scores in cell.scores:
+    for entry in entries:
+        for scores in entry.scores:
             if isinstance(scores, ClassScores):
                 absent = [name for number, name in enumerate(scores.classes) if not (scores.stratum == number).any()]
                 if absent:
                     lines.append(
-                        f"{cell.experiment} {cell.split}: no test image of {', '.join(absent)}; averages over classes leave it out"
+                        f"{entry.experiment} {entry.split}: no test image of {', '.join(absent)}; averages over classes exclude it"
                     )
                     break
     return lines
@@ -164,17 +159,13 @@ def _few(names: Sequence[str], most: int = 6) -> str:
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A finished fit as it was read back.
+    """Finished fit with its test predictions.
 
     Attributes:
-        run_id: MLflow's.
-        experiment_id: MLflow's, of the group that the run is in.
-        params: of the run.
-        tags: of the run.
-        metrics: the last value of each.
-        classes: in their order; none for a segmenter.
-        scores: its predictions for its own test images.
-        epochs: a row an epoch; none of a classical classifier.
+        run_id, experiment_id: ids in MLflow.
+        metrics: last value of each metric.
+        classes: class names in label order, empty for a segmenter.
+        epochs: one row per epoch, empty for a classical classifier.
     """
 
     run_id: str
@@ -188,5 +179,5 @@ class ComparedRun:
 
     @property
     def seed(self) -> int:
-        """The seed of its training."""
+        """Seed of the training."""
         return int(self.params.get("seed", "0"))

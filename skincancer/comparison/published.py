@@ -1,4 +1,4 @@
-"""The figures of published studies, from `published.yaml`, beside ours; nothing in them is corrected."""
+"""Published figures from `published.yaml`, uncorrected, next to those of a comparison."""
 
 from __future__ import annotations
 
@@ -17,38 +17,40 @@ COLUMNS = [
 OTHER_DATA = "other data"
 
 
-def published_table(cells: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return the published figures of the splits of a comparison, ours beside them where the experiment is among those compared.
+def published_table(entries: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return published figures of the splits of a comparison, next to ours.
 
-    Figures of other experiments are listed where ours are of the study's data, so that a stand-in can be read beside them.
+    Figures of an experiment that is not compared are listed if the comparison uses the data set of the study.
 
     Args:
-        cells: as `comparison.cells_table` makes it, of one or more metrics.
-        dataset: the catalog's name of the data that ours are of.
+        entries: table of `tables.entries_table`, of one or more metrics.
+        dataset: data set of the comparison.
 
     Returns:
-        The columns of `COLUMNS`; published values are fractions. `published_low` and `published_high` are Wilson's 95 % interval where
-        the number of images is known; `data` is `other data` where ours are not the study's; `remark` says how many images theirs were,
-        and in what ours depart from the experiment. Empty where no study has such a figure.
+        Table with the columns `COLUMNS`. `published` is a fraction, `published_low` and `published_high` are its Wilson 95 % interval
+        if the number of images is known. `data` is `other data` if ours is not the data set of the study. `remark` contains the
+        published number of images and the deviations of our runs from the experiment file.
     """
-    ours = {(row["experiment"], row["split"], row["metric"]): row for row in cells.to_dict("records")}
+    ours = {(row["experiment"], row["split"], row["metric"]): row for row in entries.to_dict("records")}
     rows = []
     for study in _studies():
         for figure in study["figures"]:
             place = (figure["experiment"], str(figure["split"]), figure["metric"])
-            known = place in ours
-            if not known and (dataset not in study["data"] or figure["split"] not in set(cells["split"])):
+            compared = place in ours
+            if not compared and (dataset not in study["data"] or figure["split"] not in set(entries["split"])):
                 continue
-            mine = ours[place] if known else {**dict.fromkeys(("value", "low", "high"), float("nan")), "departures": ""}
+            our = (
+                ours[place] if compared else {**dict.fromkeys(("value", "low", "high"), float("nan")), "departures": ""}
+            )
             remarks = [f"{figure['correct']} of {figure['of']} images" if "of" in figure else ""]
-            remarks.append(f"ours: {mine['departures']}" if mine["departures"] else "")
+            remarks.append(f"ours: {our['departures']}" if our["departures"] else "")
             low = high = float("nan")
             if "of" in figure:
                 interval = stats.binomtest(figure["correct"], figure["of"]).proportion_ci(method="wilson")
                 low, high = float(interval.low), float(interval.high)
             rows.append(
                 [
-                    study["name"], *place, figure["value"] / 100, low, high, mine["value"], mine["low"], mine["high"],
+                    study["name"], *place, figure["value"] / 100, low, high, our["value"], our["low"], our["high"],
                     dataset if dataset in study["data"] else OTHER_DATA,
                     "; ".join(filter(None, remarks)),
                 ]
@@ -56,20 +58,20 @@ def published_table(cells: pd.DataFrame, dataset: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def published_metrics(cells: Iterable[tuple[str, str]]) -> set[str]:
-    """Return the metrics that studies have published of these experiments at these splits."""
-    places = set(cells)
+def published_metrics(entries: Iterable[tuple[str, str]]) -> set[str]:
+    """Return the published metrics of these experiments and splits."""
+    places = set(entries)
     return {
         f["metric"] for study in _studies() for f in study["figures"] if (f["experiment"], str(f["split"])) in places
     }
 
 
 def protocols(names: Iterable[str]) -> list[str]:
-    """Return source, protocol and contradictions of studies, a line each."""
-    wanted = set(names)
+    """Return one line per study: source, protocol and contradictions."""
+    requests = set(names)
     lines = []
     for study in _studies():
-        if study["name"] in wanted:
+        if study["name"] in requests:
             parts = [study["source"], f"protocol: {study['protocol']}", study.get("contradictions", "")]
             lines.append(f"{study['name']}: " + "; ".join(part for part in parts if part))
     return lines

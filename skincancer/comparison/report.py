@@ -1,4 +1,4 @@
-"""A comparison as a person reads it: tables for the terminal and the page, CSV and LaTeX for the paper."""
+"""Report of a comparison: tables, page, CSV and LaTeX files."""
 
 from __future__ import annotations
 
@@ -18,24 +18,22 @@ from skincancer.visualization.html import Picture, Section, Table, Text, write_p
 from skincancer.visualization.style import save
 
 _CAPTIONS = {
-    "intervals": "Each method at each split: the metric, and its 95 % interval over lesions.",
+    "intervals": "The metric of each method at each split, with its 95 % interval over lesions.",
     "roc": "ROC curves on each run's own test images: mean over classes and seeds.",
-    "calibration": "Accuracy against confidence on each run's own test images; a dot's area is its share of the images.",
+    "calibration": "Accuracy against confidence on each run's own test images; the area of a dot is its share of the images.",
     "learning_curves": "Validation during training, against the training images seen: equal epochs are not equal work.",
-    "training_size": "The metric against the size of the training part.",
+    "training_size": "The metric against the size of the training set.",
 }
-
-
 _HOW_TO_READ = (
-    "Intervals cover the sampling of test lesions; not the spread of training, which several seeds show, and not another clinic's "
-    "images. Common images are those that every compared run was tested on: only there are all figures of a table of the same images. "
+    "Intervals cover the sampling of test lesions. They do not cover the variation of training, which several seeds show, nor images of "
+    "another clinic. All runs were tested on the common images: only there, all figures of a table use the same images. "
     "A test between experiments asks whether these trained models differ on such lesions."
 )
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of texts."""
+    """Table of texts."""
 
     title: str
     columns: Sequence[str]
@@ -43,37 +41,33 @@ class Sheet:
     caption: str = ""
 
 
-def sheets(found: Comparison) -> list[Sheet]:
-    """Return the tables of a comparison: experiment × split, details, tests between experiments, published figures."""
-    shown = []
-    for metric in found.metrics:
-        table = found.table[found.table["metric"] == metric]
-        shown.append(_matrix(table, metric))
-        shown.append(_details(table, metric))
-        if len(found.pairs):
-            shown.append(_pairs(found.pairs[found.pairs["metric"] == metric], metric))
-    if "mcnemar_p" in found.pairs:
-        shown.append(_tests(found.pairs[found.pairs["metric"] == found.metrics[0]]))
-    if len(found.published):
-        shown.append(_published(found.published))
-    return shown
+def sheets(comparison: Comparison) -> list[Sheet]:
+    """Return the tables of metrics, runs, tests and published figures."""
+    tables = []
+    for metric in comparison.metrics:
+        table = comparison.table[comparison.table["metric"] == metric]
+        tables.append(_matrix(table, metric))
+        tables.append(_details(table, metric))
+        if len(comparison.pairs):
+            tables.append(_pairs(comparison.pairs[comparison.pairs["metric"] == metric], metric))
+    if "mcnemar_p" in comparison.pairs:
+        tables.append(_tests(comparison.pairs[comparison.pairs["metric"] == comparison.metrics[0]]))
+    if len(comparison.published):
+        tables.append(_published(comparison.published))
+    return tables
 
 
 def _matrix(table: pd.DataFrame, metric: str) -> Sheet:
     splits = list(dict.fromkeys(table["split"]))
     texts = {
-        (row["experiment"], row["split"]): spread(row["value"], row["low"], row["high"], row["sd"])
+        (row["experiment"], row["split"]): format_estimate(row["value"], row["low"], row["high"], row["sd"])
         for row in table.to_dict("records")
     }
     rows = [[name, *(texts.get((name, split), "–") for split in splits)] for name in dict.fromkeys(table["experiment"])]
-    several = (
-        "mean ± sd over seeds; "
-        if table["sd"].notna().any()
-        else "one seed each: the spread of training is not covered; "
-    )
+    seeds = "mean ± sd over seeds" if table["sd"].notna().any() else "one seed each, without the variation of training"
     return Sheet(
         f"{_plain(metric)}, each run on its own test images", ["experiment", *splits], rows,
-        f"{several}95 % intervals: bootstrap over lesions within classes, {RESAMPLES:,} resamples",
+        f"{seeds}; 95 % intervals: bootstrap over lesions within classes, {RESAMPLES:,} resamples",
     )  # fmt: skip
 
 
@@ -81,26 +75,20 @@ def _details(table: pd.DataFrame, metric: str) -> Sheet:
     n_common = int(table["common_images"].iloc[0])
     on_common = f"{_plain(metric)} on {n_common:,} common images"
     columns = [
-        "experiment",
-        "split",
-        "seeds",
-        "test images",
-        "lesions",
-        on_common,
-        "training images",
-        "steps",
-        "images seen",
-    ]
+        "experiment", "split", "seeds", "test images", "lesions", on_common, "training images", "steps", "images seen",
+    ]  # fmt: skip
     rows = []
     for row in table.to_dict("records"):
         common = (
-            spread(row["common_value"], row["common_low"], row["common_high"], row["common_sd"]) if n_common else "–"
+            format_estimate(row["common_value"], row["common_low"], row["common_high"], row["common_sd"])
+            if n_common
+            else "–"
         )
         work = [_count(row[name]) for name in ("train_images", "optimizer_steps", "images_seen")]
         counts = [f"{row['n_images']:,}", f"{row['n_lesions']:,}"]
         rows.append([row["experiment"], row["split"], row["seeds"], *counts, common, *work])
     return Sheet(
-        "runs", columns, rows, "equal epochs are not equal work: compare steps and images seen (means over runs)"
+        "runs", columns, rows, "equal epochs are not equal work; compare steps and images seen (means over runs)"
     )
 
 
@@ -109,11 +97,11 @@ def _pairs(table: pd.DataFrame, metric: str) -> Sheet:
     rows = [
         [
             row["split"], row["first"], row["second"], f"{row['n_images']:,}", f"{row['n_lesions']:,}",
-            signed(row["difference"], row["low"], row["high"]), p_value(row["p"]), p_value(row["p_holm"]),
+            format_difference(row["difference"], row["low"], row["high"]), format_p(row["p"]), format_p(row["p_holm"]),
         ]
         for row in table.to_dict("records")
     ]  # fmt: skip
-    caption = f"first minus second on the same images: paired bootstrap over lesions; Holm's correction over the {len(rows)} rows"
+    caption = f"first minus second on the same images; paired bootstrap over lesions; Holm's correction over the {len(rows)} rows"
     return Sheet("experiments against each other", columns, rows, caption)
 
 
@@ -124,15 +112,15 @@ def _tests(table: pd.DataFrame) -> Sheet:
     rows = [
         [
             row["split"], row["first"], row["second"], f"{row['first_only']:.0f} : {row['second_only']:.0f}",
-            p_value(row["mcnemar_p"]), p_value(row["mcnemar_holm"]), signed(row["auroc_difference"], np.nan, np.nan),
-            p_value(row["delong_p"]), p_value(row["delong_holm"]),
+            format_p(row["mcnemar_p"]), format_p(row["mcnemar_holm"]), format_difference(row["auroc_difference"], np.nan, np.nan),
+            format_p(row["delong_p"]), format_p(row["delong_holm"]),
         ]
         for row in table.to_dict("records")
     ]  # fmt: skip
     seeds = ", ".join(dict.fromkeys(str(seed) for seed in table["seed"]))
     caption = (
-        "right alone: lesions of which one has more images right than the other, McNemar's counts (exact test under 25); DeLong's test "
-        f"takes lesions as clusters; both of the models of seed {seeds}; Holm's correction over the {len(rows)} rows"
+        "right alone: lesions with more correct images in one than in the other, McNemar's counts (exact test under 25); DeLong's test "
+        f"has lesions as clusters; both use the models of seed {seeds}; Holm's correction over the {len(rows)} rows"
     )
     return Sheet("McNemar's and DeLong's tests", columns, rows, caption)
 
@@ -144,7 +132,7 @@ def _published(table: pd.DataFrame) -> Sheet:
         published = f"{row['published']:.3f}" + (
             f" ({row['published_low']:.3f}–{row['published_high']:.3f})" if known else ""
         )
-        ours = spread(row["ours"], row["low"], row["high"], np.nan) if np.isfinite(row["ours"]) else "–"
+        ours = format_estimate(row["ours"], row["low"], row["high"], np.nan) if np.isfinite(row["ours"]) else "–"
         rows.append(
             [
                 row["study"],
@@ -161,23 +149,23 @@ def _published(table: pd.DataFrame) -> Sheet:
     return Sheet("published figures", columns, rows, " · ".join(protocols(dict.fromkeys(table["study"]))))
 
 
-def spread(value: float, low: float, high: float, sd: float) -> str:
-    """Write a metric with its standard deviation and interval, where it has them."""
+def format_estimate(value: float, low: float, high: float, sd: float) -> str:
+    """Format a metric with its standard deviation and interval, if finite."""
     if not np.isfinite(value):
         return "–"
     text = f"{value:.3f}" + (f" ± {sd:.3f}" if np.isfinite(sd) else "")
     return text + (f" ({low:.3f}–{high:.3f})" if np.isfinite(low) else "")
 
 
-def signed(value: float, low: float, high: float) -> str:
-    """Write a difference with its interval."""
+def format_difference(value: float, low: float, high: float) -> str:
+    """Format a difference with its interval."""
     if not np.isfinite(value):
         return "–"
     return f"{value:+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else "")
 
 
-def p_value(p: float) -> str:
-    """Write a p-value: three digits, or that it is smaller."""
+def format_p(p: float) -> str:
+    """Format a p-value with three digits, or as <0.001."""
     return "–" if not np.isfinite(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -189,62 +177,60 @@ def _plain(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def warnings(found: Comparison) -> list[str]:
-    """Return what nobody may overlook."""
-    bands = [SYNTHETIC_WARNING] if found.synthetic else []
-    if found.obstacle:
-        bands.append(
-            f"Nothing could be paired: {found.obstacle}. The figures stand side by side, but no test was made."
-        )
-    return bands + [f"Hard to compare: {line}." for line in found.differences]
+def warnings(comparison: Comparison) -> list[str]:
+    """Return the warnings that the page and the terminal show first."""
+    bands = [SYNTHETIC_WARNING] if comparison.synthetic else []
+    if comparison.obstacle:
+        bands.append(f"Nothing could be paired: {comparison.obstacle}. The figures are listed without tests.")
+    return bands + [f"Hard to compare: {line}." for line in comparison.differences]
 
 
-def write_files(found: Comparison, folder: Path) -> list[Path]:
-    """Write the page, tables as CSV and LaTeX, the list of runs, and the figures into a folder; return their paths."""
+def write_files(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write page, tables and figures into a folder, and return their paths."""
     (folder / artifacts.FIGURES).mkdir(parents=True, exist_ok=True)
-    title = " against ".join(dict.fromkeys(cell.experiment for cell in found.cells))
-    title = title if len(title) <= 90 else f"{len({cell.experiment for cell in found.cells})} experiments"
-    note = SYNTHETIC_NOTE if found.synthetic else ""
-    first = found.table[found.table["metric"] == found.metrics[0]]
-    drawn = figures.draw_all(found.cells, first, found.metrics[0], title=f"{title} · {found.dataset}", note=note)
-    pictures = []
-    for name, figure in drawn.items():
+    title = " against ".join(dict.fromkeys(entry.experiment for entry in comparison.entries))
+    title = title if len(title) <= 90 else f"{len({entry.experiment for entry in comparison.entries})} experiments"
+    note = SYNTHETIC_NOTE if comparison.synthetic else ""
+    first = comparison.table[comparison.table["metric"] == comparison.metrics[0]]
+    plots = figures.draw_all(
+        comparison.entries, first, comparison.metrics[0], title=f"{title} · {comparison.dataset}", note=note
+    )
+    images = []
+    for name, figure in plots.items():
         path = save(figure, folder / artifacts.figure_file(name))
-        pictures.append(Picture(path, alt=f"{name.replace('_', ' ')} of the compared runs", caption=_CAPTIONS[name]))
-    found.table.to_csv(folder / artifacts.COMPARISON_TABLE, index=False, float_format="%.9g")
-    found.pairs.to_csv(folder / artifacts.COMPARISON_TESTS, index=False, float_format="%.9g")
-    found.published.to_csv(folder / artifacts.COMPARISON_PUBLISHED, index=False, float_format="%.9g")
+        images.append(Picture(path, alt=f"{name.replace('_', ' ')} of the compared runs", caption=_CAPTIONS[name]))
+    comparison.table.to_csv(folder / artifacts.COMPARISON_TABLE, index=False, float_format="%.9g")
+    comparison.pairs.to_csv(folder / artifacts.COMPARISON_TESTS, index=False, float_format="%.9g")
+    comparison.published.to_csv(folder / artifacts.COMPARISON_PUBLISHED, index=False, float_format="%.9g")
     runs = pd.DataFrame(
-        {"experiment": cell.experiment, "split": run.params.get("split"), "seed": run.seed, "run_id": run.run_id}
-        for cell in found.cells
-        for run in cell.runs
+        {"experiment": entry.experiment, "split": run.params.get("split"), "seed": run.seed, "run_id": run.run_id}
+        for entry in comparison.entries
+        for run in entry.runs
     )
     runs.to_csv(folder / artifacts.COMPARED_RUNS, index=False)
-    (folder / artifacts.COMPARISON_LATEX).write_text(_latex(found), encoding="utf-8")
+    (folder / artifacts.COMPARISON_LATEX).write_text(_latex(comparison), encoding="utf-8")
     ids = [[str(value) for value in row] for row in runs.itertuples(index=False)]
     sections = [
-        Section("Results", [Table(sheet.title, sheet.columns, sheet.rows, sheet.caption) for sheet in sheets(found)]),
-        Section("Figures", pictures),
+        Section(
+            "Results", [Table(sheet.title, sheet.columns, sheet.rows, sheet.caption) for sheet in sheets(comparison)]
+        ),
+        Section("Figures", images),
         Section("How to read this", [Text(_HOW_TO_READ)]),
         Section("Runs", [Table("", ["experiment", "split", "seed", "run"], ids)]),
     ]
-    metrics = ", ".join(_plain(metric) for metric in found.metrics)
+    metrics = ", ".join(_plain(metric) for metric in comparison.metrics)
     footer = "Made by skincancer: research software, not a medical device."
     write_page(
-        folder / artifacts.COMPARISON_PAGE,
-        f"Comparison: {title}",
-        f"{found.dataset}, {metrics}",
-        sections,
-        warnings(found),
+        folder / artifacts.COMPARISON_PAGE, f"Comparison: {title}", f"{comparison.dataset}, {metrics}", sections, warnings(comparison),
         footer,
-    )
+    )  # fmt: skip
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _latex(found: Comparison) -> str:
-    """Return every table as LaTeX (booktabs), texts escaped."""
+def _latex(comparison: Comparison) -> str:
+    """Return all tables as LaTeX (booktabs)."""
     parts = ["% \\usepackage{booktabs}"]
-    for sheet in sheets(found):
+    for sheet in sheets(comparison):
         frame = pd.DataFrame([list(row) for row in sheet.rows], columns=list(sheet.columns))
         escaped = [str(text).translate(_LATEX) for text in (sheet.title, sheet.caption)]
         frame.columns = [str(name).translate(_LATEX) for name in frame.columns]

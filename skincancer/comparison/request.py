@@ -1,4 +1,4 @@
-"""Runs that a comparison asks for."""
+"""Requests for a comparison: experiments, splits, metrics and explicit runs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare.
+    """Request for a comparison.
 
-    Args:
+    Attributes:
         experiments: names or paths.
-        splits: as `data.split`; `fold:*/k` stands for all k folds, pooled.
-        dataset: the catalog's name.
-        metrics: tests and figures are of the first; none takes the task's own.
-        seeds: those to take; None takes all that are there (and, of what is to be trained, the experiment's own).
-        runs: ids of runs given by hand: they go before those found, or are all if there are no experiments.
-        flags: dotted keys that the runs' configs must have, and that missing ones are trained with.
-        uri: the tracking store.
+        splits: values of `data.split`; `fold:*/k` means all k folds, pooled.
+        metrics: metrics of the tables, the first also for tests and figures. Empty for the default of the task.
+        seeds: seeds to compare. None for all existing seeds (to train missing runs: the seed of the experiment).
+        runs: explicit run ids. They replace runs of the search, or are all runs if there are no experiments.
+        flags: dotted keys that the configs must have, also used to train missing runs.
+        uri: MLflow store.
     """
 
     experiments: tuple[str, ...] = ()
@@ -45,34 +44,39 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One cell of the table: an experiment as it resolves at a split."""
+class EntryRequest:
+    """Requested entry: an experiment resolved at a split.
 
-    given: str  # name or path, for fit
+    Attributes:
+        path: name or path of the experiment.
+        shipped: experiment without the flags of the request.
+    """
+
+    path: str
     split: str
     experiment: Experiment
-    shipped: Experiment  # without the request's flags
+    shipped: Experiment
 
 
-def resolve_entry(name: str, split: str, request: Request) -> Wanted:
-    """Resolve an experiment at a split (of folds at the first), which checks all that can be known without data."""
-    places = {"data.dataset": request.dataset, "data.split": split.replace("fold:*/", "fold:0/")}
-    experiment, _ = resolve(name, {**request.flags, **places})
-    shipped, _ = resolve(name, places)
-    return Wanted(name, split, experiment, shipped)
+def resolve_entry(name: str, split: str, request: Request) -> EntryRequest:
+    """Resolve an experiment at a split, which also checks its keys."""
+    data = {"data.dataset": request.dataset, "data.split": split.replace("fold:*/", "fold:0/")}
+    experiment, _ = resolve(name, {**request.flags, **data})
+    shipped, _ = resolve(name, data)
+    return EntryRequest(name, split, experiment, shipped)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Check that all metrics are known and of one kind, of masks or of classes."""
+    """Check that all metrics are known, and all of masks or of classes."""
     masks = (*MASK_METRICS, *PREFIXED_METRICS)
     for metric in metrics:
         if metric not in (*METRICS, *CUSTOM_METRICS, *masks) and not metric.startswith("recall/"):
             allowed = (*METRICS, *CUSTOM_METRICS, "recall/CLASS", *masks)
-            raise ConfigError(f"--metric is {metric!r}; choose from {', '.join(allowed)}.{nearest(metric, allowed)}")
+            raise ConfigError(f"--metric is {metric!r}; use one of {', '.join(allowed)}.{nearest(metric, allowed)}")
     if len({is_mask_metric(metric) for metric in metrics}) > 1:
         raise ConfigError(
-            f"--metric {' '.join(metrics)}: some are of masks and some of classes; compare them in two calls (a joint run "
-            "takes both; its masks' metrics begin with mask_)."
+            f"--metric {' '.join(metrics)}: some are of masks and some of classes; use two calls (a joint run has "
+            "both, its mask metrics begin with mask_)."
         )
 
 
@@ -81,31 +85,32 @@ def default_metrics(tasks: Sequence[str]) -> tuple[str]:
     defaults = list(dict.fromkeys(DEFAULT_METRICS[task] for task in tasks))
     if len(defaults) != 1:
         raise ConfigError(
-            f"the tasks are {', '.join(dict.fromkeys(tasks))}, which have no metric in common. Compare runs of one kind, or give --metric: "
-            "of classes, or of masks."
+            f"the tasks are {', '.join(dict.fromkeys(tasks))}, which have no metric in common. Use runs of one kind, or --metric "
+            "with metrics of classes or of masks."
         )
     return (defaults[0],)
 
 
-def run_query(cell: Wanted, request: Request) -> Query:
+def run_query(entry: EntryRequest, request: Request) -> Query:
     """Return the search for the runs of one entry."""
     from skincancer.runs.search import Query
 
-    data = cell.experiment.data
-    params = {"target": data.target, "split_seed": str(data.split_seed), "task": cell.experiment.task}
-    own = flatten(cell.experiment.to_dict())
-    # Places of files and of runs are no part of a method, and modules of plugins are places too.
-    places = ("data.root", "plugins")
-    settings = {key: own[key] for key in request.flags if key not in places and not key.startswith("tracking.")}
-    return Query(cell.experiment.name, cell.split, params, settings, request.seeds)
+    data = entry.experiment.data
+    params = {"target": data.target, "split_seed": str(data.split_seed), "task": entry.experiment.task}
+    values = flatten(entry.experiment.to_dict())
+    # Locations of files, runs and plugins do not define a method.
+    locations = ("data.root", "plugins")
+    settings = {key: values[key] for key in request.flags if key not in locations and not key.startswith("tracking.")}
+    return Query(entry.experiment.name, entry.split, params, settings, request.seeds)
 
 
 def experiment_values(shipped: Experiment) -> dict[str, Any]:
-    """Return what an experiment says, in dotted keys, as the params of its runs have it."""
-    said = flatten(shipped.to_dict()) | {"model.backbone": shipped.model.learner}
+    """Return the values of an experiment in dotted keys, like params of runs."""
+    values = flatten(shipped.to_dict()) | {"model.backbone": shipped.model.learner}
     if shipped.model.is_hand_made:
-        del said["data.size"]  # features are measured at a size of their own
-    return said
+        # Hand-crafted features are measured at a size of their own.
+        del values["data.size"]
+    return values
 
 
 def split_and_seed(run: MlflowRun) -> tuple[str, int]:
@@ -116,7 +121,7 @@ def split_and_seed(run: MlflowRun) -> tuple[str, int]:
 def group_runs(
     runs: Sequence[MlflowRun], places: Mapping[tuple[str, str], Any]
 ) -> dict[tuple[str, str], list[MlflowRun]]:
-    """Group runs given by hand by experiment and split; those that differ by neither, nor by seed, are told apart by their ids."""
+    """Group explicit runs by experiment and split. Ids distinguish runs of the same seed."""
     named = Counter((run.data.params["experiment"], *split_and_seed(run)) for run in runs)
     grouped: dict[tuple[str, str], list[MlflowRun]] = {}
     for run in runs:

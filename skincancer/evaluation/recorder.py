@@ -1,4 +1,4 @@
-"""What an evaluation writes down and prints: a run of its own, by the contract of a fit's, that names the evaluated runs."""
+"""Recorder of an evaluation: MLflow run, files, report and console output."""
 
 from __future__ import annotations
 
@@ -39,24 +39,25 @@ from skincancer.visualization.classification import reliability_change
 from skincancer.visualization.style import save
 from skincancer.visualization.tables import intervals_table
 
-EVALUATED, EVALUATED_BY = "evaluated_run", "evaluated_by"  # tags: of the evaluation, and of each run that it evaluated
+# Tags of the evaluation and of the evaluated runs.
+EVALUATED, EVALUATED_BY = "evaluated_run", "evaluated_by"
 POINT = f"at_{SENSITIVITY * 100:.0f}_sensitivity"
 
 
 class EvaluationRecorder:
-    """Writes one evaluation down, and tells the user about it.
+    """Recorder of one evaluation.
 
     Args:
-        evaluation: prepared.
+        evaluation: prepared evaluation.
         store: MLflow store.
-        console: of the terminal.
-        prevalence: share of positives where a threshold would be used; None for that of the evaluated images.
+        console: console for tables and warnings.
+        prevalence: share of positives in the target population. None for that of the evaluated images.
     """
 
     def __init__(self, evaluation: Evaluation, store: RunStore, console: Console, prevalence: float | None) -> None:
         self.evaluation, self.store, self.console, self.prevalence = evaluation, store, console, prevalence
         self.experiment = evaluation.experiments[0]
-        # the outcome counts and measures in the classes compared
+        # The metrics use the compared classes.
         self.data = dataclasses.replace(evaluation.data[0], classes=evaluation.classes)
         self.outcome = OUTCOMES[self.experiment.task](self.data)
         self.positive = tuple(evaluation.mappings[0].positive) if evaluation.mappings else ()
@@ -68,17 +69,18 @@ class EvaluationRecorder:
         ensemble = f"ensemble of {len(evaluation.runs)}, " if len(evaluation.runs) > 1 else ""
         self.title = f"{ensemble}{self.name} · {self.data.entry.name} · {self.split}"
         self.note = SYNTHETIC_NOTE if self.data.entry.synthetic else ""
-        self.tables: list[tuple[str, str, pd.DataFrame]] = []  # title, caption, metrics with intervals
+        # Title, caption, and metrics with intervals.
+        self.tables: list[tuple[str, str, pd.DataFrame]] = []
         self.validation: Validation | None = None
         self.run_id, self.folder = "", Path()
 
     def announce(self) -> None:
-        """Print what is about to be evaluated on what."""
+        """Print the evaluated images, excluded images and warnings."""
         evaluation, data = self.evaluation, self.data
         rows = data.rows("test")
         self.console.print(
             Text(
-                f"{data.entry.title}, {'every image' if evaluation.whole else f'test part of {self.split}'}: {len(rows)} images of "
+                f"{data.entry.title}, {'every image' if evaluation.whole else f'test set of {self.split}'}: {len(rows)} images of "
                 f"{rows['lesion_id'].nunique()} lesions"
             )
         )
@@ -98,55 +100,55 @@ class EvaluationRecorder:
         if similar and evaluation.keeps_similar:
             warn(
                 self.console, "near-duplicates of training images are evaluated",
-                f"{similar} images are nearly the same picture as one that the run was trained or chosen on; they are kept, as asked.",
+                f"{similar} images are near-duplicates of training or validation images of the run; they are kept as requested.",
             )  # fmt: skip
-        unlike = [run.name for run in evaluation.runs if run.fingerprints is None]
-        if unlike:
+        without = [run.name for run in evaluation.runs if run.fingerprints is None]
+        if without:
             warn(
                 self.console, "near-duplicates cannot be found",
-                f"run {', '.join(unlike)} has no {artifacts.FINGERPRINTS_FILE}: copies of images that it was trained on, in another "
-                "encoding, size or position, are not found and not left out.",
+                f"run {', '.join(without)} has no {artifacts.FINGERPRINTS_FILE}: copies of its training images in another encoding, size "
+                "or position are not excluded.",
             )  # fmt: skip
-        blind = [run.name for run in evaluation.runs if not run.has_digests]
-        if blind:
+        without = [run.name for run in evaluation.runs if not run.has_digests]
+        if without:
             warn(
                 self.console, "pixels cannot be compared",
-                f"run {', '.join(blind)} holds no {artifacts.DIGESTS_FILE}: of images that it was trained on, those are left out that "
-                "have the same id or lesion in the same data set (or in the ISIC archive); copies under other names are not found.",
+                f"run {', '.join(without)} has no {artifacts.DIGESTS_FILE}: training images are excluded if they have the same id "
+                "or lesion in the same data set (or in the ISIC archive), but copies under other names are not.",
             )  # fmt: skip
         if self.experiment.data.crop:
-            shown = describe_crops(data.store.table, dataclasses.replace(self.experiment.data, masks=self._masks()))
-            self.console.print(Text(f"images cropped to the lesion: {shown}"))
+            crops = describe_crops(data.store.table, dataclasses.replace(self.experiment.data, masks=self._masks()))
+            self.console.print(Text(f"images cropped to the lesion: {crops}"))
         if data.features:
-            self._tell_features(data.features)
+            self._print_features(data.features)
         if data.segmenter_saw:
             warn(
-                self.console, "the segmenter has seen these images",
-                f"{data.segmenter_saw} of them are of lesions that the segmenter behind their masks was trained or chosen on: these "
-                "are better than those of new images.",
+                self.console, "the segmenter was trained on these images",
+                f"{data.segmenter_saw} of them show lesions of the training or validation set of the segmenter: their masks are better "
+                "than those of new images.",
             )  # fmt: skip
 
-    def _tell_features(self, features: FeatureTable) -> None:
-        """Say in whose masks the features were measured, loudly where the run has learned from other masks."""
+    def _print_features(self, features: FeatureTable) -> None:
+        """Print the mask sources of the features, and warn if they differ from training."""
         settings = dataclasses.replace(self.experiment.data, masks=self._masks())
         self.console.print(
             Text(f"measured in: {describe_masks(features.table, settings, 'nothing could be measured')}")
         )
-        here = set(features.table.loc[features.table["error"] == "", "masks"]) - {EMPTY}
-        learned = self.evaluation.runs[0].mask_sources - {EMPTY}
-        if {bool(segmenter_run(name)) or name for name in here} != {
-            bool(segmenter_run(name)) or name for name in learned
-        }:
+        sources = set(features.table.loc[features.table["error"] == "", "masks"]) - {EMPTY}
+        training_sources = self.evaluation.runs[0].mask_sources - {EMPTY}
+        # All segmenters count as one source.
+        kinds = [{bool(segmenter_run(name)) or name for name in names} for names in (sources, training_sources)]
+        if kinds[0] != kinds[1]:
             warn(
                 self.console, "measured in other masks",
-                f"the run learned from features measured in masks of {', '.join(sorted(learned))}, and here they are of "
-                f"{', '.join(sorted(here))}: part of any difference to its own test figures is that of the masks.",
+                f"the run was trained on features measured in masks of {', '.join(sorted(training_sources))}, but here they are of "
+                f"{', '.join(sorted(sources))}: the masks cause some of the difference to its own test metrics.",
             )  # fmt: skip
         if empty := features.describe_empty(self.data.index["role"]):
             warn(self.console, "empty masks", empty)
 
     def _masks(self) -> str:
-        """Return whose masks were taken: of a run's own copy of a segmenter, the name that the run knows it by."""
+        """Return the mask source, for the run's copy of a segmenter its original name."""
         run, masks = self.evaluation.runs[0], self.experiment.data.masks
         return str(run.settings["data.masks"]) if run.segmenter and masks == f"{RUN}{run.segmenter}" else masks
 
@@ -155,7 +157,7 @@ class EvaluationRecorder:
 
     @contextlib.contextmanager
     def start(self) -> Iterator[RunWriter]:
-        """Start the run and log all that is known before predicting; at the end, tag the evaluated runs."""
+        """Start the run, log params and data, and finally tag the evaluated runs."""
         evaluation, data = self.evaluation, self.data
         tags = {
             "kind": "evaluate",
@@ -228,32 +230,32 @@ class EvaluationRecorder:
                 client.set_tag(run_id, EVALUATED_BY, " ".join([*before, self.run_id]))
 
     def finish(self, run: RunWriter, predictions: Any, task: Any) -> None:
-        """Write the predictions; compute metrics, intervals, operating point, calibration and figures from the tables; log everything.
+        """Write predictions, metrics, intervals, operating point, calibration, figures and report.
 
         Args:
-            run: started.
-            predictions: in the classes compared (`external.mapped_predictions`).
-            task: the first run's, for its masks.
+            run: started run.
+            predictions: predictions in the compared classes (`external.mapped_predictions`).
+            task: task of the first run, for its masks.
         """
         write_predictions(self.outcome.table(predictions), run.folder / artifacts.predictions_file("test"))
         intervals = self.outcome.test(run.folder)
-        found = [(artifacts.INTERVALS_FILE, intervals)]
+        tables = [(artifacts.INTERVALS_FILE, intervals)]
         metrics = _values(intervals)
         tested = pd.read_csv(run.folder / artifacts.predictions_file("test"), usecols=["lesion_id"], dtype=str)
         caption = f"{len(tested)} images, {tested['lesion_id'].nunique()} lesions; intervals: bootstrap over lesions, 2,000 resamples"
         self.tables.append((f"test: {self.title}", caption, intervals))
-        drawn = list(self.outcome.figures(run.folder, task, f"{self.title} · test", self.note))
+        figures = list(self.outcome.figures(run.folder, task, f"{self.title} · test", self.note))
         if self.data.classes:
             self.validation = self._keep_validation(run)
-            for name, table, values in (self._operate(run), *self._calibrate(run, drawn)):
+            for name, table, values in (self._operate(run), *self._calibrate(run, figures)):
                 if len(table):
-                    found.append((name, table))
+                    tables.append((name, table))
                 metrics |= values
             if subgroups := write_subgroups(run.folder):
                 run.log_file(subgroups.name)
-        for name, figure in drawn:
+        for name, figure in figures:
             save(figure, run.figure_path(name))
-        for name, table in found:
+        for name, table in tables:
             run.write_table(name, table)
         run.log_results(metrics)
         for name in (artifacts.PREDICTIONS, artifacts.FIGURES):
@@ -262,19 +264,23 @@ class EvaluationRecorder:
         run.log_file(artifacts.REPORT_FILE)
 
     def _keep_validation(self, run: RunWriter) -> Validation | None:
-        """Write the validation predictions in the classes compared: what threshold and temperature are chosen on."""
-        found, why = mapped_validation(self.evaluation)
-        if found is None:
+        """Write the validation predictions in the compared classes, for threshold and temperature."""
+        validation, reason = mapped_validation(self.evaluation)
+        if validation is None:
             warn(
                 self.console, "no operating point and no temperature",
-                f"both are chosen on validation, and {why}.",
+                f"both are selected on validation images, and {reason}.",
             )  # fmt: skip
             return None
         table = predictions_table(
-            found.rows, found.label, found.logits.astype(np.float32), found.probability, self.data.classes
+            validation.rows,
+            validation.label,
+            validation.logits.astype(np.float32),
+            validation.probability,
+            self.data.classes,
         )
         write_predictions(table, run.folder / artifacts.predictions_file("val"))
-        return found
+        return validation
 
     def _test(self, run: RunWriter) -> tuple[pd.DataFrame, Any, Any]:
         table, label, probability = read_predictions(run.folder / artifacts.predictions_file("test"), self.data.classes)
@@ -282,24 +288,24 @@ class EvaluationRecorder:
         return table[known], label[known], probability[known]
 
     def _operate(self, run: RunWriter) -> tuple[str, pd.DataFrame, dict[str, float]]:
-        """Choose a threshold on validation and measure it on test."""
+        """Select a threshold on validation images and evaluate it on test images."""
         name, nothing = artifacts.OPERATING_POINTS_FILE, pd.DataFrame()
-        found, classes = self.validation, self.data.classes
-        if found is None:
+        validation, classes = self.validation, self.data.classes
+        if validation is None:
             return name, nothing, {}
-        positions = [number for number, one in enumerate(classes) if one in self.positive]
-        chosen = np.isin(found.label, positions)
-        if not self.positive or not chosen.any():
-            why = "validation has no image of them" if self.positive else "which classes are malignant is not known"
-            self.console.print(Text(f"no operating point: {why} (--data.malignant or --map say more)"))
+        positions = [number for number, name in enumerate(classes) if name in self.positive]
+        is_positive = np.isin(validation.label, positions)
+        if not self.positive or not is_positive.any():
+            reason = "validation has no positive image" if self.positive else "the malignant classes are unknown"
+            self.console.print(Text(f"no operating point: {reason} (use --data.malignant or --map)"))
             return name, nothing, {}
-        if chosen.sum() < FEW_POSITIVES:
+        if is_positive.sum() < FEW_POSITIVES:
             warn(
                 self.console, "a threshold from few images",
-                f"validation has {chosen.sum()} images of {' + '.join(self.positive)}: a threshold for {SENSITIVITY:.0%} sensitivity "
-                "that is chosen on so few may have quite another on other images.",
+                f"the threshold for {SENSITIVITY:.0%} sensitivity was selected on only {is_positive.sum()} validation images of "
+                f"{' + '.join(self.positive)}; its sensitivity on new images is uncertain.",
             )  # fmt: skip
-        threshold = sensitivity_threshold(chosen, found.probability[:, positions].sum(axis=1))
+        threshold = sensitivity_threshold(is_positive, validation.probability[:, positions].sum(axis=1))
         table, label, probability = self._test(run)
         truth = np.isin(label, positions)
         measured = operating_point(
@@ -311,15 +317,12 @@ class EvaluationRecorder:
             {"positive": " + ".join(self.positive), "prevalence": f"{prevalence:.6g}", "prevalence_source": source}
         )
         head: dict[str, Any] = {
-            "point": f"{SENSITIVITY:.0%} sensitivity on validation",
-            "positive": " + ".join(self.positive),
-            "threshold": threshold,
-            "prevalence": prevalence,
-            "prevalence_source": source,
-        }
-        title = f"operating point: {SENSITIVITY:.0%} sensitivity on validation ({chosen.sum()} positive images of {len(chosen)})"
+            "point": f"{SENSITIVITY:.0%} sensitivity on validation", "positive": " + ".join(self.positive), "threshold": threshold,
+            "prevalence": prevalence, "prevalence_source": source,
+        }  # fmt: skip
+        title = f"operating point: {SENSITIVITY:.0%} sensitivity on validation ({is_positive.sum()} positive images of {len(is_positive)})"
         caption = (
-            f"{head['positive']} is called from a probability of {threshold:.4f}; PPV, NPV and the number needed to biopsy at a "
+            f"{head['positive']} is predicted from a probability of {threshold:.4f}; PPV, NPV and the number needed to biopsy at a "
             f"prevalence of {prevalence:.1%} ({source})"
         )
         self.tables.append((title, caption, measured))
@@ -327,13 +330,13 @@ class EvaluationRecorder:
         return name, measured.assign(**head)[[*head, *measured.columns]], {f"threshold_{POINT}": threshold, **values}
 
     def _calibrate(
-        self, run: RunWriter, drawn: list[tuple[str, Any]]
+        self, run: RunWriter, figures: list[tuple[str, Any]]
     ) -> list[tuple[str, pd.DataFrame, dict[str, float]]]:
-        """Fit a temperature on validation and measure calibration on test, before and after."""
-        found, classes = self.validation, self.data.classes
-        if found is None or not len(found.label):
+        """Fit a temperature on validation images and evaluate it on test images."""
+        validation, classes = self.validation, self.data.classes
+        if validation is None or not len(validation.label):
             return []
-        temperature = calibration.fit_temperature(found.label, found.logits)
+        temperature = calibration.fit_temperature(validation.label, validation.logits)
         table, label, before = self._test(run)
         logits = table[[f"logit_{name}" for name in classes]].to_numpy(dtype=np.float64)
         after = calibration.scale(logits, temperature)
@@ -341,15 +344,16 @@ class EvaluationRecorder:
         figure = reliability_change(
             label, before, after, classes, title=f"{self.title} · temperature {temperature:.3g}", note=self.note
         )
-        drawn.append(("temperature", figure))
-        shown = measured.assign(metric=measured["metric"] + " " + measured["stage"])
-        bound = ", a bound of the search" if temperature in calibration.TEMPERATURES else ""
+        figures.append(("temperature", figure))
+        rows = measured.assign(metric=measured["metric"] + " " + measured["stage"])
+        bound = ", a limit of the search" if temperature in calibration.TEMPERATURES else ""
         caption = "fitted on validation; ece: 15 bins; brier: sum over classes, 0 to 2; nll: natural logarithm"
-        self.tables.append((f"calibration: temperature {temperature:.4g}{bound}", caption, shown))
+        self.tables.append((f"calibration: temperature {temperature:.4g}{bound}", caption, rows))
         after_rows = measured[measured["stage"] == "after"]
         values = _values(after_rows, "_after_temperature")
         before_rows = measured[measured["stage"] == "before"]
-        values |= _values(before_rows[before_rows["metric"] != "ece"])  # which is a metric already
+        # The test metrics already contain the ece.
+        values |= _values(before_rows[before_rows["metric"] != "ece"])
         values["temperature"] = temperature
         return [(artifacts.CALIBRATION_FILE, measured.assign(temperature=temperature), values)]
 
@@ -361,6 +365,6 @@ class EvaluationRecorder:
 
 
 def _values(table: pd.DataFrame, suffix: str = "") -> dict[str, float]:
-    """Return the metrics of a table with intervals, as the run logs them."""
+    """Return the metrics of a table with intervals, by their MLflow names."""
     names = [f"test/{name}{suffix}" for name in table["metric"]]
     return dict(zip(names, table["value"].astype(float).tolist(), strict=True))

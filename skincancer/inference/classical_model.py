@@ -1,4 +1,4 @@
-"""A finished run's classical classifier, with the face that `models.trained.TrainedModel` gives a network."""
+"""Classical classifier of a finished run, with the interface of `inference.model.TrainedModel`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skincancer.data.prepare import PreparedData
 from skincancer.errors import RunError, WeightsError
 from skincancer.imaging.features.families import learned_names
 from skincancer.imaging.preprocessing import Preprocessing
-from skincancer.inference.outputs import Answers
+from skincancer.inference.outputs import ModelOutput
 from skincancer.models.classical import load_pipeline
 from skincancer.models.deep_features import DeepFeatures, deep_table, kept_backbone
 from skincancer.models.tasks.classification import Predictions
@@ -25,28 +25,30 @@ from skincancer.runs.finished import FinishedRun
 from skincancer.schema import DEEP, Experiment
 from skincancer.system.paths import cache_folder
 
-_FEWEST = 1e-12  # a probability that nine digits write, and whose logarithm is finite
+# A smaller probability is a zero in the files of nine digits. Its logarithm is finite.
+_LOWEST = 1e-12
+# Raise this number whenever a backbone computes other features.
+DEEP_FORMAT = 1
+DEEP_FILE = "features.npy"
 
 
 class ClassicalModel:
-    """A classical classifier from a finished run.
+    """Classical classifier of a finished run.
 
     Attributes:
-        settings: the run's config.yaml.
+        settings: config.yaml of the run.
         classes: names in the order of the probabilities.
-        segments: False.
-        families: of the hand-made features that it takes; none of one that takes images.
-        columns: names of these features, in order.
-        preprocessing: from an image file to the square of a backbone. Hand-crafted features need its cleaning steps only.
-        batch_size: images at once.
-        digest: of the files.
+        families: families of hand-crafted features, empty for a classifier on deep features.
+        columns: names of the features, in order.
+        preprocessing: steps from an image file to the input of a backbone. Hand-crafted features need its cleaning steps only.
+        digest: SHA-256 of the files.
 
     Args:
-        folder: holds the files (`artifacts.model_files`).
+        folder: folder with the files of the model (`artifacts.model_files`).
 
     Raises:
         ConfigError: the config cannot be read.
-        WeightsError: the checkpoint is none, or holds unknown types, or was fitted on other features.
+        WeightsError: the checkpoint is damaged, holds unknown types, or was fitted on other features.
     """
 
     segments = False
@@ -72,92 +74,75 @@ class ClassicalModel:
         self.columns = learned_names(self.families) if self.families else fitted
         if fitted != self.columns or len(self.pipeline.classes_) != len(self.classes):
             raise WeightsError(
-                f"{folder / CLASSICAL_CHECKPOINT}: fitted on {len(fitted)} features and {len(self.pipeline.classes_)} classes; this "
-                f"version measures {len(self.columns)} of {', '.join(self.families)}, and {CLASSES_FILE} names {len(self.classes)}. "
-                "Use the version that the run was made by (environment.txt), or fit again."
+                f"{folder / CLASSICAL_CHECKPOINT} was fitted on {len(fitted)} features and {len(self.pipeline.classes_)} classes; this "
+                f"version computes {len(self.columns)} features of {', '.join(self.families)}, and {CLASSES_FILE} names "
+                f"{len(self.classes)} classes. Use the version that made the run (environment.txt), or fit again."
             )
 
-    def answer(self, inputs: npt.NDArray[Any]) -> Answers:
-        """Answer on a batch.
+    def predict(self, inputs: npt.NDArray[Any]) -> ModelOutput:
+        """Predict a batch.
 
         Args:
-            inputs: hand-made features, float32 (B, F), in the order of `columns`; of a model on deep features squares, uint8
-                (B, S, S, 3) RGB.
+            inputs: hand-crafted features, float32 (B, F), in the order of `columns`. For deep features, preprocessed images,
+                uint8 (B, S, S, 3) RGB.
         """
         if self.backbone is None:
-            return self.answer_features(pd.DataFrame(inputs, columns=self.columns))
-        return self.answer_features(self.backbone.measure(inputs, np.arange(len(inputs)), self.batch_size))
+            return self.predict_features(pd.DataFrame(inputs, columns=self.columns))
+        return self.predict_features(self.backbone.measure(inputs, np.arange(len(inputs)), self.batch_size))
 
-    def answer_features(self, features: pd.DataFrame) -> Answers:
-        """Answer on features, a row an image; logits are the logarithms of the probabilities."""
+    def predict_features(self, features: pd.DataFrame) -> ModelOutput:
+        """Predict from features, one row per image. Logits are logarithms of probabilities."""
         probability = np.asarray(self.pipeline.predict_proba(features), dtype=np.float64)
-        return Answers(None, np.log(probability.clip(_FEWEST, 1)).astype(np.float32), probability)
+        return ModelOutput(None, np.log(probability.clip(_LOWEST, 1)).astype(np.float32), probability)
 
 
-DEEP_FORMAT = 1  # raised whenever a backbone gives other numbers
-DEEP_FILE = "features.npy"
-
-
-def measure_deep(
+def compute_deep_features(
     backbone: DeepFeatures, data: PreparedData, batch_size: int, progress: ProgressBar | None
 ) -> pd.DataFrame:
-    """Return the features of every image of the store, kept beside it: trials of a sweep differ in what learns from them alone."""
+    """Return the deep features of all images, cached for later trials of a sweep."""
     recipe = f"{data.store.folder.name} {backbone.digest()} {backbone.device.type} {DEEP_FORMAT}"
     folder = cache_folder() / "features" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
 
     def build(building: Path) -> None:
         rows = np.arange(len(data.index), dtype=np.int64)
-        report = progress("asking the backbone") if progress else None
+        report = progress("computing deep features") if progress else None
         np.save(building / DEEP_FILE, backbone.measure(data.store.images, rows, batch_size, report).to_numpy())
 
-    build_once(folder, data.root, build, f"the backbone's features of {len(data.index)} images are kept there")
+    build_once(folder, data.root, build, f"the deep features of {len(data.index)} images are kept there")
     return deep_table(np.load(folder / DEEP_FILE))
 
 
-def predict_part(model: ClassicalModel, data: PreparedData, features: pd.DataFrame, role: str) -> Predictions:
-    """Predict the images of one role.
+def predict_subset(model: ClassicalModel, data: PreparedData, features: pd.DataFrame, role: str) -> Predictions:
+    """Predict the images of one role (train, val or test).
 
-    Args:
-        model: fitted.
-        data: prepared.
-        features: a row an image of the data.
-        role: train, val or test.
+    `features` has one row per row of `data.index`.
 
     Raises:
-        RunError: the model gives NaN.
+        RunError: the model returns NaN.
     """
     rows = np.flatnonzero((data.index["role"] == role).to_numpy()).astype(np.int64)
-    said = model.answer_features(features.iloc[rows])
-    assert said.logits is not None
-    assert said.probability is not None
-    _check_finite(said.probability, role)
+    output = model.predict_features(features.iloc[rows])
+    assert output.logits is not None
+    assert output.probability is not None
+    if count := int((~np.isfinite(output.probability).all(axis=1)).sum()):
+        raise RunError(f"the classifier returns NaN for {count} {role} images; use other features or hyper-parameters.")
     label = data.index["label"].to_numpy(np.int64)[rows]
-    return Predictions(rows, label, said.logits, said.probability, float("nan"))
+    return Predictions(rows, label, output.logits, output.probability, float("nan"))
 
 
-def _check_finite(probability: npt.NDArray[np.float64], role: str) -> None:
-    wrong = int((~np.isfinite(probability).all(axis=1)).sum())
-    if wrong:
-        raise RunError(f"the classifier gives NaN on {wrong} {role} images; choose other features or hyper-parameters.")
-
-
-def predict_other(
+def predict_test_set(
     model: ClassicalModel, experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None
 ) -> Predictions:
-    """Predict the test images of data that a finished run's model has not been fitted on.
+    """Predict the test images of data that the model was not fitted on.
 
-    Args:
-        model: of the run.
-        experiment: the run's, on these data.
-        data: prepared.
-        progress: makes progress callbacks by title.
+    `experiment` is that of the run, with these data.
 
     Raises:
-        RunError: the model gives NaN.
+        RunError: the model returns NaN.
     """
     if model.backbone is None:
-        assert data.features is not None, "they were asked for"
+        assert data.features is not None, "prepare_data computed them"
         features = data.features.columns(model.families)
     else:
-        features = measure_deep(model.backbone, data, experiment.data.batch_size, progress)
-    return predict_part(model, data, features, "test")
+        features = compute_deep_features(model.backbone, data, experiment.data.batch_size, progress)
+    return predict_subset(model, data, features, "test")

@@ -1,4 +1,4 @@
-"""A finished run's model on images of its own size: the one way from a run to answers, for predict, crops, serving and evaluate."""
+"""Models of finished runs, and masks predicted by a segmenter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from skincancer.errors import RunError
 from skincancer.imaging.preprocessing import Preprocessing, View
 from skincancer.imaging.types import Mask
 from skincancer.inference.classical_model import ClassicalModel
-from skincancer.inference.outputs import Answers
+from skincancer.inference.outputs import ModelOutput
 from skincancer.metrics.mask_scorer import MaskRecipe
 from skincancer.models.factory import load_task
 from skincancer.models.tasks.segmentation import Segmenting
@@ -36,22 +36,24 @@ _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class TrainedModel:
-    """A model from a finished run, on the best device; on a CPU the process keeps freed memory from then on (`allocator`).
+    """Network of a finished run, on the GPU if there is one.
+
+    On a CPU the process keeps freed memory from then on (`hardware.keep_freed_memory`).
 
     Attributes:
-        settings: the run's config.yaml.
-        classes: names in the order of the probabilities; of a segmenter none.
-        segments: whether it gives masks.
-        preprocessing: from an image file to the model's square, without a crop.
-        batch_size: that of the run's own test: another may round otherwise in the last digit.
-        digest: of the weights and of what turns their answer into a mask.
+        settings: config.yaml of the run.
+        classes: names in the order of the probabilities, empty for a segmenter.
+        segments: whether the model predicts masks.
+        preprocessing: steps from an image file to the input, without a crop.
+        batch_size: batch size of the run's own test. Another size may change the last digit.
+        digest: SHA-256 of the weights and of the config, which together determine a mask.
 
     Args:
-        folder: holds config.yaml and checkpoints/best.ckpt.
+        folder: folder with config.yaml and checkpoints/best.ckpt.
 
     Raises:
-        ConfigError: the config cannot be read, or names steps of cleaning that there are not.
-        WeightsError: no checkpoint of a run, or one that would have to be unpickled.
+        ConfigError: the config cannot be read, or names unknown cleaning steps.
+        WeightsError: the checkpoint is not of a run, or would have to be unpickled.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,18 +69,18 @@ class TrainedModel:
         self.batch_size = int(self.settings["data"]["batch_size"])
         self._half = _HALF.get(str(self.settings["trainer"]["precision"]))
 
-    def answer(self, squares: npt.NDArray[np.uint8]) -> Answers:
-        """Answer on a batch, with the run's precision and views (`model.tta`).
+    def predict(self, squares: npt.NDArray[np.uint8]) -> ModelOutput:
+        """Predict a batch with the precision and test-time augmentation of the run.
 
         Args:
-            squares: uint8 (B, S, S, 3), RGB, preprocessed images.
+            squares: preprocessed images, uint8 (B, S, S, 3) RGB.
         """
         task = self.task
         image = torch.from_numpy(squares).permute(0, 3, 1, 2).to(task.device).float().div_(255)
         with torch.inference_mode(), torch.autocast(task.device.type, dtype=self._half, enabled=self._half is not None):
             lesion, logits = task.predict(image)
         logits = None if logits is None else logits.float().cpu()
-        return Answers(
+        return ModelOutput(
             None if lesion is None else lesion.float().cpu().numpy()[:, 0],
             None if logits is None else logits.numpy(),
             None if logits is None else torch.softmax(logits.double(), dim=1).numpy(),
@@ -99,7 +101,7 @@ AnyModel = TrainedModel | ClassicalModel
 
 
 def load_model(folder: Path) -> AnyModel:
-    """Load the model whose files lie in a folder (`artifacts.model_files`).
+    """Load a model from a folder with its files (`artifacts.model_files`).
 
     Raises:
         ConfigError: the config cannot be read.
@@ -109,15 +111,11 @@ def load_model(folder: Path) -> AnyModel:
 
 
 def load_trained(run: str, store: RunStore) -> AnyModel:
-    """Load the model of a finished run.
-
-    Args:
-        run: run id, folder of artifacts, or registered model.
-        store: MLflow store.
+    """Load the model of a run id, folder of artifacts, or registered model.
 
     Raises:
-        RunError: no such run, or one that did not finish.
-        WeightsError: its checkpoint cannot be used.
+        RunError: the run is unknown or not finished.
+        WeightsError: the checkpoint cannot be used.
     """
     # The variable keeps the downloaded files until the model is loaded.
     finished = FinishedRun(run, store)
@@ -125,29 +123,25 @@ def load_trained(run: str, store: RunStore) -> AnyModel:
 
 
 def load_segmenter(run: str, store: RunStore, purpose: str) -> TrainedModel:
-    """Load a finished run's model, which must give masks.
+    """Load the model of a finished run, which must predict masks.
 
-    Args:
-        run: as `load_trained`.
-        store: MLflow store.
-        purpose: what asks for it, for the error.
+    `purpose` is the key or flag that names the run, for the error.
 
     Raises:
-        RunError: as `load_trained`, or not a segmenter's.
+        RunError: the run is unknown, not finished, or of another task.
     """
     model = load_trained(run, store)
     if not isinstance(model, TrainedModel) or not model.segments:
         raise RunError(
-            f"{purpose}: the task of run {run} is {model.settings['task']}; give a run of task segmentation or joint."
+            f"{purpose}: the task of run {run} is {model.settings['task']}; use a run of task segmentation or joint."
         )
     return model
 
 
 class SegmenterMasks:
-    """Masks that a finished run's segmenter predicts.
+    """Masks predicted by the segmenter of a finished run.
 
     Args:
-        segmenter: of the run.
         split: split.csv of the run.
     """
 
@@ -169,16 +163,16 @@ class SegmenterMasks:
         Returns:
             One entry per row of the index, None where the image cannot be read.
         """
-        segmenter, own = self.segmenter, self.segmenter.preprocessing
-        bar = progress(f"preparing the images at {own.size} px for the segmenter") if progress else None
-        store = open_store(index, root, cache_folder(), own, progress=bar, jobs=jobs)
+        segmenter, preprocessing = self.segmenter, self.segmenter.preprocessing
+        bar = progress(f"preparing the images at {preprocessing.size} px for the segmenter") if progress else None
+        store = open_store(index, root, cache_folder(), preprocessing, progress=bar, jobs=jobs)
         report = progress("segmenting") if progress else None
         views = store.views
         results: list[Path | Made | None] = [None] * len(index)
         good = np.flatnonzero(store.table["error"].to_numpy() == "")
         for start in range(0, len(good), segmenter.batch_size):
             rows = good[start : start + segmenter.batch_size]
-            lesions = segmenter.answer(store.images[rows]).lesion
+            lesions = segmenter.predict(store.images[rows]).lesion
             assert lesions is not None
             for row, lesion in zip(rows, lesions, strict=True):
                 results[row] = use(segmenter.mask(lesion, views[row]))
@@ -194,9 +188,7 @@ class SegmenterMasks:
 def mask_source(config: DataConfig, store: RunStore | None = None) -> MaskSource:
     """Return the mask source that `data.masks` names, with the segmenter loaded.
 
-    Args:
-        config: data section of an experiment.
-        store: MLflow store of the segmenter (default: the store of this project).
+    `store` contains the run of the segmenter (None for the default store).
 
     Raises:
         RunError: the run is unknown, not finished, of another task, or lacks one of `artifacts.SEGMENTER_FILES`.

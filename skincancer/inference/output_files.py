@@ -1,4 +1,4 @@
-"""What predict writes: a table with a row an image, appended as answers come, and masks with overlays."""
+"""Files that predict writes: a table with one row per image, masks and overlays."""
 
 from __future__ import annotations
 
@@ -16,52 +16,51 @@ from skincancer.imaging.decode import read_image
 from skincancer.imaging.overlay import draw_overlay
 from skincancer.imaging.types import Mask
 from skincancer.inference.model import AnyModel
-from skincancer.inference.predictor import Answer
+from skincancer.inference.predictor import Prediction
 from skincancer.metrics.prediction_files import DIGITS
 
 TABLE = "predictions.csv"
 TASK3 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")  # columns of ISIC 2018 Task 3
 
 
-class AnswerTable:
-    """The table of answers of a run on images.
+class PredictionTable:
+    """Table of predictions, appended row by row.
 
     Args:
-        model: the run's.
-        images: id and file of each; the folder of a file may be named after its class.
-        format: full, or isic: the table of ISIC 2018 Task 3; of a segmenter none.
-        masks: images are cut by masks, or measured in them: a column says by whose.
+        images: id and file of each image. The folder of a file may be named after the class of the image.
+        format: full, or isic for the table of ISIC 2018 Task 3 (no table for a segmenter).
+        masks: whether images are cropped to masks or measured in them. The table then has a column with the mask source.
 
     Raises:
-        ConfigError: isic, and the classes are others.
+        ConfigError: the format is isic and the classes are not those of ISIC 2018 Task 3.
     """
 
     def __init__(self, model: AnyModel, images: Sequence[tuple[str, str]], format: str, masks: bool = False) -> None:
         self.classes, self.isic, self.segments = model.classes, format == "isic", model.segments
         self._truths = {name.casefold(): name for name in self.classes}
         if self.isic:
-            given = {name.upper(): number for number, name in enumerate(self.classes)}
-            if self.classes and set(given) != set(TASK3):
+            positions = {name.upper(): number for number, name in enumerate(self.classes)}
+            if self.classes and set(positions) != set(TASK3):
                 raise ConfigError(
-                    f"--format isic is the table of ISIC 2018 Task 3, of the classes {', '.join(TASK3)}; the classes of this "
+                    f"--format isic is the table of ISIC 2018 Task 3 with the classes {', '.join(TASK3)}; the classes of this "
                     f"run are {', '.join(self.classes)}. Use --format full."
                 )
-            self._order = [given[name] for name in TASK3] if self.classes else []
+            self._order = [positions[name] for name in TASK3] if self.classes else []
             self.columns = ["image", *TASK3] if self.classes else []
             return
-        told = bool(self.classes) and any(self._truth(file) for _, file in images)
+        has_truth = bool(self.classes) and any(self._truth(file) for _, file in images)
         self.columns = [
-            "image_id", "file", *(["prediction"] if self.classes else []), *(["truth", "correct"] if told else []),
+            "image_id", "file", *(["prediction"] if self.classes else []), *(["truth", "correct"] if has_truth else []),
             *(f"p_{name}" for name in self.classes), *(["width", "height", "lesion_share"] if model.segments else []),
             *(["masks"] if masks else []), "error",
         ]  # fmt: skip
 
     @contextlib.contextmanager
-    def opened(self, out: Path) -> Iterator[AnswerTable]:
-        """Open `predictions.csv` in a folder for `write`; where there is no table, make none."""
+    def opened(self, out: Path) -> Iterator[PredictionTable]:
+        """Open `predictions.csv` in a folder for `write`, unless the format has no table."""
         with contextlib.ExitStack() as stack:
             if self.columns:
-                # a name that is no text in UTF-8 is written with escapes
+                # A file name that is not valid UTF-8 is written with escapes.
                 file: IO[str] = stack.enter_context(
                     open(out / TABLE, "w", encoding="utf-8", errors="backslashreplace", newline="")
                 )
@@ -71,27 +70,31 @@ class AnswerTable:
                 self._writer.writeheader()
             yield self
 
-    def write(self, image_id: str, file: str, answer: Answer, lesion_share: float) -> None:
-        """Append the row of an image; in the format isic one without an answer has none."""
+    def write(self, image_id: str, file: str, prediction: Prediction, lesion_share: float) -> None:
+        """Append the row of an image (in the format isic only of readable images)."""
         if not self.columns:
             return
         if self.isic:
-            if answer.probability is not None:
-                # the scorer takes a column of whole numbers for text: #: with a point, always
-                shown = [f"{answer.probability[number]:#.9g}" for number in self._order]
-                self._writer.writerow({"image": image_id, **dict(zip(TASK3, shown, strict=True))})
+            if prediction.probability is not None:
+                # "#" keeps the decimal point: the official scorer reads a column of whole numbers as text.
+                values = [f"{prediction.probability[number]:#.9g}" for number in self._order]
+                self._writer.writerow({"image": image_id, **dict(zip(TASK3, values, strict=True))})
             return
-        row: dict[str, str | int] = {"image_id": image_id, "file": file, "masks": answer.masks}
-        if answer.error:
-            row["error"] = f"{file} {answer.error}"
+        row: dict[str, str | int] = {"image_id": image_id, "file": file, "masks": prediction.masks}
+        if prediction.error:
+            row["error"] = f"{file} {prediction.error}"
         elif self.segments:
-            row |= {"width": answer.view.width, "height": answer.view.height, "lesion_share": DIGITS % lesion_share}
+            row |= {
+                "width": prediction.view.width,
+                "height": prediction.view.height,
+                "lesion_share": DIGITS % lesion_share,
+            }
         truth = self._truth(file)
         row["truth"] = truth
-        if answer.probability is not None:
-            row["prediction"] = self.classes[int(answer.probability.argmax())]
+        if prediction.probability is not None:
+            row["prediction"] = self.classes[int(prediction.probability.argmax())]
             row["correct"] = str(row["prediction"] == truth).upper() if truth else ""
-            row |= {f"p_{name}": DIGITS % p for name, p in zip(self.classes, answer.probability, strict=True)}
+            row |= {f"p_{name}": DIGITS % p for name, p in zip(self.classes, prediction.probability, strict=True)}
         self._writer.writerow(row)
 
     def _truth(self, file: str) -> str:
@@ -99,14 +102,9 @@ class AnswerTable:
 
 
 def write_mask(mask: Mask, file: Path, image_id: str, out: Path, format: str) -> float:
-    """Write the mask of an image file, and in the format full an overlay; return the share of the image that is lesion.
+    """Write a mask, and an overlay for the format full.
 
-    Args:
-        mask: bool (height, width) of the image's size.
-        file: the image.
-        image_id: names what is written; it may hold folders.
-        out: folder.
-        format: full or isic.
+    Return the share of lesion pixels. `mask` is bool (H, W), of the original size of the image. `image_id` may contain folders.
     """
     path = (out if format == "isic" else out / "masks") / f"{image_id}_segmentation.png"
     path.parent.mkdir(parents=True, exist_ok=True)

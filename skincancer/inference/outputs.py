@@ -1,4 +1,4 @@
-"""What a finished run's model says, whatever kind of model it is."""
+"""Output of a trained model, the same for networks and classical classifiers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model says of a batch of B images; None what its task does not say.
+class ModelOutput:
+    """Output for a batch of B images, None where the task has none.
 
-    `lesion` float32 (B, S, S), probabilities of a pixel to be lesion; `logits` float32 (B, C) and `probability` float64 (B, C) of
-    the classes.
+    Attributes:
+        lesion: float32 (B, S, S), probability of each pixel to be lesion.
+        logits, probability: float32 and float64 (B, C), of the C classes.
     """
 
     lesion: npt.NDArray[np.float32] | None

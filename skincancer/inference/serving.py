@@ -1,6 +1,6 @@
-r"""The model that a run logs to MLflow: code, not a pickle, over a folder of the run's own files.
+r"""Model that a run logs to MLflow: code and files, no pickle.
 
-MLflow runs this file when the model is loaded; the package has to be installed there. `mlflow models serve` answers with it:
+MLflow runs this file when it loads the model, which needs the package installed. `mlflow models serve` then serves it:
 
     curl localhost:5000/invocations -H 'Content-Type: application/json' \
       -d '{"dataframe_split": {"columns": ["image"], "data": [["<base64>"]]}}'
@@ -30,7 +30,7 @@ from PIL import Image
 
 from skincancer.errors import ConfigError, SkinCancerError
 from skincancer.imaging.decode import ImageFile
-from skincancer.inference.predictor import Answer, Answerer, load_answerer
+from skincancer.inference.predictor import Prediction, Predictor, load_predictor
 from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import (
     BACKBONE_FILE,
@@ -49,112 +49,114 @@ LONGEST_PATH = 4096
 
 
 class Model(PythonModel):
-    """Images to probabilities, masks, or both.
+    """Model from images to probabilities, masks, or both.
 
-    Takes a table with one column `image`: the bytes of an image file, their base64 text, or a path that the serving machine can read.
-    Gives a row an image: of a classifier `prediction`, the class, and `p_<class>`, float64; of a segmenter `mask`, bytes of a PNG of
-    the image's own size, 0 and 255 (base64 in JSON answers); of a joint model all of them. Images are brought to the model's size, and
-    cut to their lesions where the training images were, as `python -m skincancer.predict` does it.
+    The input is a table with one column `image`: the bytes of an image file, their base64 text, or a path on the serving machine.
+    The output has one row per image. A classifier returns `prediction` (the class) and `p_<class>`, float64. A segmenter returns
+    `mask`, bytes of a PNG of the image's own size, 0 and 255 (base64 in JSON). A joint model returns both. Images are preprocessed
+    and cropped as by `python -m skincancer.predict`.
 
-    A run on crops, or on hand-made features, takes the parameter `masks`: otsu takes those by Otsu's threshold; empty for the run's own
-    way. A run on true masks has none, so it needs to be told.
+    Runs on crops or hand-crafted features have the parameter `masks`: otsu for Otsu's threshold, empty for the mask source of the
+    training images. Runs on true masks need the parameter.
     """
 
     def load_context(self, context: Any) -> None:
-        """Read the run's files."""
+        """Load the model from the files of the run."""
         self.folder = str(context.artifacts["run"])
-        self.answerers: dict[str, Answerer] = {}
+        self.predictors: dict[str, Predictor] = {}
         load_plugins(FinishedRun(self.folder).config.get("plugins", ()))
         try:
-            self.answerers[""] = load_answerer(self.folder)
-        except ConfigError as error:  # on true masks: a request may say by which others
-            self.untold = str(error)
+            self.predictors[""] = load_predictor(self.folder)
+        except ConfigError as error:
+            # The run was trained with true masks, so each request has to name another mask source.
+            self.needs_masks = str(error)
 
-    def predict(
-        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> pd.DataFrame:  # what MLflow gives it has passed the signature
-        """Return a row an image.
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Return one row per image. MLflow has already checked the input against the signature.
 
         Raises:
-            MlflowException: an image cannot be read; says which row, and why.
+            MlflowException: an image cannot be read. The message contains the row and the reason.
         """
-        answerer = self._answerer(str((params or {}).get("masks") or ""))
+        predictor = self._predictor(str((params or {}).get("masks") or ""))
         files = [_file(row, value) for row, value in enumerate(model_input[COLUMN])]
-        rows = [self._row(answerer, row, answer) for row, answer in enumerate(answerer.answers(files))]
-        return pd.DataFrame(rows, columns=columns(answerer.model.classes, answerer.model.segments))
+        rows = [self._row(predictor, row, prediction) for row, prediction in enumerate(predictor.predict(files))]
+        return pd.DataFrame(rows, columns=columns(predictor.model.classes, predictor.model.segments))
 
-    def _answerer(self, masks: str) -> Answerer:
+    def _predictor(self, masks: str) -> Predictor:
         if masks not in ("", "otsu"):
-            raise MlflowException.invalid_parameter_value(f"masks is {masks!r}; give otsu, or nothing.")
-        if masks not in self.answerers:
+            raise MlflowException.invalid_parameter_value(f"masks is {masks!r}; expected otsu or empty.")
+        if masks not in self.predictors:
             if not masks:
-                raise MlflowException.invalid_parameter_value(f"{self.untold} Here: the parameter masks, otsu.")
+                raise MlflowException.invalid_parameter_value(
+                    f"{self.needs_masks} In a request, set the parameter masks to otsu."
+                )
             try:
-                self.answerers[masks] = load_answerer(self.folder, masks=masks)
+                self.predictors[masks] = load_predictor(self.folder, masks=masks)
             except SkinCancerError as error:
                 raise MlflowException.invalid_parameter_value(str(error)) from error
-        return self.answerers[masks]
+        return self.predictors[masks]
 
     @staticmethod
-    def _row(answerer: Answerer, row: int, answer: Answer) -> dict[str, Any]:
-        if answer.error:
-            raise MlflowException.invalid_parameter_value(f"{COLUMN} of row {row} {answer.error}")
-        said: dict[str, Any] = {}
-        if answer.probability is not None:
-            classes = answerer.model.classes
-            said["prediction"] = classes[int(answer.probability.argmax())]
-            said |= {f"p_{name}": float(p) for name, p in zip(classes, answer.probability, strict=True)}
-        if answer.lesion is not None:
+    def _row(predictor: Predictor, row: int, prediction: Prediction) -> dict[str, Any]:
+        if prediction.error:
+            raise MlflowException.invalid_parameter_value(f"{COLUMN} of row {row} {prediction.error}")
+        values: dict[str, Any] = {}
+        if prediction.probability is not None:
+            classes = predictor.model.classes
+            values["prediction"] = classes[int(prediction.probability.argmax())]
+            values |= {f"p_{name}": float(p) for name, p in zip(classes, prediction.probability, strict=True)}
+        if prediction.lesion is not None:
             stream = io.BytesIO()
-            Image.fromarray(answerer.mask(answer).astype(np.uint8) * 255).save(stream, "png", optimize=True)
-            said["mask"] = stream.getvalue()
-        return said
+            Image.fromarray(predictor.mask(prediction).astype(np.uint8) * 255).save(stream, "png", optimize=True)
+            values["mask"] = stream.getvalue()
+        return values
 
 
 def _file(row: int, value: Any) -> ImageFile:
-    """Return the bytes or the path that a cell holds."""
+    """Return the bytes or the path in a cell of the table."""
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str) and len(value) <= LONGEST_PATH and "\0" not in value and os.path.isfile(value):
         return Path(value)
     try:
         text = value.partition("base64,")[2] if value.startswith("data:") else value
-        return base64.b64decode("".join(text.split()), validate=True)  # encoders break lines
+        # Some encoders insert line breaks.
+        return base64.b64decode("".join(text.split()), validate=True)
     except (AttributeError, TypeError, ValueError, binascii.Error) as error:
-        shown = f"{value[:40]!r}" if isinstance(value, str) else type(value).__name__
+        text = f"{value[:40]!r}" if isinstance(value, str) else type(value).__name__
         raise MlflowException.invalid_parameter_value(
-            f"{COLUMN} of row {row} is {shown}: give an image file's bytes, their base64 text, or a path of an image on this machine."
+            f"{COLUMN} of row {row} is {text}; use the bytes of an image file, their base64 text, or a path of an image on this machine."
         ) from error
 
 
 def columns(classes: Sequence[str], segments: bool) -> list[str]:
-    """Return the columns of an answer."""
+    """Return the columns of the output."""
     of_classes = ["prediction", *(f"p_{name}" for name in classes)] if classes else []
     return [*of_classes, *(["mask"] if segments else [])]
 
 
 def signature(classes: Sequence[str], segments: bool, takes_masks: bool) -> ModelSignature:
-    """Return what the model takes and gives.
+    """Return the signature of the model.
 
     Args:
-        classes: of a segmenter none.
-        segments: it gives masks.
-        takes_masks: of a run on crops or hand-made features, which can be told whose masks to take.
+        classes: class names, empty for a segmenter.
+        segments: whether the model predicts masks.
+        takes_masks: whether the run has the parameter `masks` (trained on crops or hand-crafted features).
     """
     kinds = {"prediction": "string", "mask": "binary"}
-    given = Schema([ColSpec(kinds.get(name, "double"), name) for name in columns(classes, segments)])
-    # MLflow leaves a column of texts alone: bytes pass, and base64 is not decoded behind our back
+    outputs = Schema([ColSpec(kinds.get(name, "double"), name) for name in columns(classes, segments)])
+    # Bytes also pass as a string column, and MLflow does not decode base64 in one.
     images = Schema([ColSpec("string", COLUMN)])
     if not takes_masks:
-        return ModelSignature(images, given)
-    return ModelSignature(images, given, ParamSchema([ParamSpec("masks", "string", "")]))
+        return ModelSignature(images, outputs)
+    return ModelSignature(images, outputs, ParamSchema([ParamSpec("masks", "string", "")]))
 
 
 def input_example(takes_masks: bool = False) -> pd.DataFrame | tuple[pd.DataFrame, dict[str, str]]:
-    """Return a grey image, not a real one: the data may be under a licence that the run's readers do not hold.
+    """Return a grey image, because the licence may forbid to publish a real one.
 
     Args:
-        takes_masks: with the parameter that a run on true masks needs.
+        takes_masks: whether to add the parameter that a run on true masks needs.
     """
     stream = io.BytesIO()
     Image.new("RGB", (64, 48), (128, 128, 128)).save(stream, "png")
@@ -165,13 +167,10 @@ def input_example(takes_masks: bool = False) -> pd.DataFrame | tuple[pd.DataFram
 def log_model(run: Path, signature: ModelSignature, requirements: list[str]) -> ModelInfo:
     """Log the model `model` to the active run.
 
-    Args:
-        run: a folder with the run's files; of these the model takes what answers need.
-        signature: as `signature` makes it.
-        requirements: for pip.
+    `run` is a folder with the files of a run. The model contains the files that predictions need.
     """
-    own = (*MODEL_FILES, CLASSICAL_CHECKPOINT, BACKBONE_FILE, CLASSES_FILE, CROPS_FILE, MASKS_FILE)
-    names = [*own, *(f"{SEGMENTER}/{name}" for name in MODEL_FILES)]
+    files = (*MODEL_FILES, CLASSICAL_CHECKPOINT, BACKBONE_FILE, CLASSES_FILE, CROPS_FILE, MASKS_FILE)
+    names = [*files, *(f"{SEGMENTER}/{name}" for name in MODEL_FILES)]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / LOGGED_RUN
         for name in names:

@@ -1,4 +1,4 @@
-"""What a classifier got most wrong, and where it looked: `errors.csv`, `attention.csv`, a sheet of the worst errors with Grad-CAM."""
+"""Error analysis of a classifier: `errors.csv`, `attention.csv` and a sheet with Grad-CAM."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ from skincancer.models.tasks.joint import JointTask
 from skincancer.runs.artifacts import ATTENTION_FILE, ERRORS_FILE, FIGURES, figure_file, predictions_file
 from skincancer.visualization.style import new_figure, save
 
-SAMPLE = 64  # test images that the share of attention is measured on
+# Number of test images for the share of attention.
+SAMPLE = 64
 SHOWN_ERRORS = 12
 ATTENTION_COLUMNS = ["image_id", "lesion_id", "class", "sample", "attention_in_mask", "mask_share"]
 
 _COLUMNS = 3
-_SIDE = 240  # px of an image on the sheet
+# Side of an image on the sheet in pixels.
+_SIDE = 240
 _HEAT = matplotlib.colormaps["viridis"]
 
 
@@ -47,14 +49,14 @@ def worst_errors(
     """Return the wrong predictions, the highest loss first.
 
     Args:
-        table: (N rows) image_id, lesion_id, as `read_predictions` gives it, as are `label` and `probability`.
-        label: int64 (N,), −1 where absent: never wrong.
-        probability: (N, C).
-        classes: C names.
+        table: image_id and lesion_id, N rows.
+        label: int64 (N,), −1 for unlabelled images, which are never wrong.
+        probability: float64 (N, C).
+        classes: C class names.
 
     Returns:
-        image_id lesion_id label prediction p_label p_prediction loss; the loss is the cross-entropy −ln p_label, without class
-        weights or smoothing.
+        image_id lesion_id label prediction p_label p_prediction loss. The loss is the cross-entropy −ln p_label, without class weights
+        and label smoothing.
     """
     guess = probability.argmax(axis=1)
     wrong = np.flatnonzero((label >= 0) & (guess != label))
@@ -75,21 +77,23 @@ def worst_errors(
 
 
 def choose_sample(image_ids: Sequence[str], count: int, seed: int = 0) -> list[str]:
-    """Choose images by the rank of sha256 of `seed:image_id`: of nested sets of images the same ones wherever they are in it."""
+    """Sample images by the rank of the SHA-256 of `seed:image_id`, independent of other images."""
     return sorted(image_ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())[:count]
 
 
 def attention_shares(
     maps: npt.NDArray[np.float32], masks: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return what share of each map lies inside its mask, and the mask's share of the image, which an even map would reach.
+    """Return the shares of maps inside their masks, and of mask areas.
+
+    A uniform map would reach the area share.
 
     Args:
-        maps: (B, H, W), values of at least 0.
+        maps: (B, H, W), non-negative.
         masks: (B, H, W).
 
     Returns:
-        (B,) shares in [0, 1], NaN of a map that is 0 everywhere; (B,) shares.
+        (B,) shares in [0, 1], NaN for a map of zeros, and (B,) area shares.
     """
     inside = np.where(masks, maps, 0).sum(axis=(1, 2), dtype=np.float64)
     total = maps.sum(axis=(1, 2), dtype=np.float64)
@@ -98,12 +102,9 @@ def attention_shares(
 
 
 def attention_means(attention: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of `attention_in_mask` and `mask_share` over the sample of `attention.csv`, with intervals over lesions.
+    """Return the means of the shares over the sample of `attention.csv`, with intervals.
 
-    The worst errors are left out: they are no sample. Of images without a map neither counts.
-
-    Returns:
-        As `bootstrap_means`; no row where the sample holds no image with a map and a mask.
+    The worst errors and images without a map are excluded. The table is that of `bootstrap_means`, empty if no image remains.
     """
     columns = ["attention_in_mask", "mask_share"]
     sample = attention[attention["sample"] & attention[columns].notna().all(axis=1)]
@@ -113,13 +114,20 @@ def attention_means(attention: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_attention(path: Path) -> pd.DataFrame:
-    """Read `attention.csv` back."""
+    """Read `attention.csv`."""
     return read_table(path, "image_id", "lesion_id", "class")
 
 
 @dataclass(frozen=True)
-class Explained:
-    """One image of the sheet: uint8 (S, S, 3), its map float32 (S, S), its true mask where there is one, lines to stand under it."""
+class ErrorExample:
+    """Image of the sheet.
+
+    Attributes:
+        image: uint8 (S, S, 3).
+        map: Grad-CAM map, float32 (S, S).
+        mask: true mask, bool (S, S), or None.
+        lines: text below the image.
+    """
 
     image: npt.NDArray[np.uint8]
     map: npt.NDArray[np.float32]
@@ -127,14 +135,14 @@ class Explained:
     lines: Sequence[str]
 
 
-def attention_sheet(cases: Sequence[Explained], *, title: str = "", note: str = "") -> Figure:
-    """Draw each image, and beside it its Grad-CAM map over it, with the contour of the true mask.
+def attention_sheet(cases: Sequence[ErrorExample], *, title: str = "", note: str = "") -> Figure:
+    """Draw images next to Grad-CAM overlays with contours of true masks.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: `cases` is empty.
     """
     if not cases:
-        raise ValueError("there is no image to draw; give at least one case")
+        raise ValueError("cases is empty; expected at least one image")
     columns = min(_COLUMNS, len(cases))
     rows = -(-len(cases) // columns)
     lines = max(len(case.lines) for case in cases)
@@ -145,26 +153,26 @@ def attention_sheet(cases: Sequence[Explained], *, title: str = "", note: str = 
         if number < len(cases):
             case = cases[number]
             axes.imshow(_pair(case))
-            shown = "\n".join(textwrap.shorten(line, 48, placeholder="…") for line in case.lines)
-            axes.set_xlabel(shown.replace("$", r"\$"), fontsize=8)
+            text = "\n".join(textwrap.shorten(line, 48, placeholder="…") for line in case.lines)
+            axes.set_xlabel(text.replace("$", r"\$"), fontsize=8)
     return figure
 
 
-def _pair(case: Explained) -> npt.NDArray[np.uint8]:
-    """Return an image and its overlay side by side, uint8 (H, 2 H + gap, 3)."""
+def _pair(case: ErrorExample) -> npt.NDArray[np.uint8]:
+    """Return an image next to its overlay, uint8 (H, 2 H + gap, 3)."""
     image = np.asarray(Image.fromarray(case.image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
     heat = np.asarray(Image.fromarray(case.map).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)).clip(0, 1)
-    # what the class has no support from stays as it is
+    # Pixels without support for the class keep their colour.
     weight = 0.65 * heat[..., None]
-    shown = (image * (1 - weight) + 255 * _HEAT(heat)[..., :3] * weight).astype(np.uint8)
+    overlay = (image * (1 - weight) + 255 * _HEAT(heat)[..., :3] * weight).astype(np.uint8)
     if case.mask is not None:
         mask = np.asarray(Image.fromarray(case.mask).resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
-        shown = draw_overlay(shown, mask, np.zeros_like(mask))
-    return np.hstack([image, np.full((_SIDE, 8, 3), 255, np.uint8), shown])
+        overlay = draw_overlay(overlay, mask, np.zeros_like(mask))
+    return np.hstack([image, np.full((_SIDE, 8, 3), 255, np.uint8), overlay])
 
 
 def write_errors(folder: Path, classes: Sequence[str]) -> pd.DataFrame:
-    """Write `errors.csv` into a run's folder, from its `predictions/test.csv`; return it."""
+    """Write `errors.csv` of the test predictions in a run folder, and return the table."""
     errors = worst_errors(*read_predictions(folder / predictions_file("test"), classes), classes)
     errors.to_csv(folder / ERRORS_FILE, index=False, float_format=DIGITS)
     return errors
@@ -174,42 +182,42 @@ def explain_run(
     folder: Path, data: PreparedData, task: ClassificationTask | JointTask, *, resize: str, batch_size: int,
     title: str = "", note: str = "", sample: int = SAMPLE,
 ) -> str:  # fmt: skip
-    """Write `errors.csv`, `attention.csv` where images have true masks, and `figures/errors.png` into a run's folder.
+    """Write `errors.csv`, `attention.csv` and `figures/errors.png` into a run folder.
 
-    Maps are those of the predicted class: of the errors with the highest loss, and of a sample of the test images with a mask.
+    Maps belong to the predicted class, and are computed for the errors with the highest loss and for a sample of the test images with
+    a true mask. Without true masks there is no `attention.csv`. Problems are returned and never raised, because a finished training
+    must not fail here.
 
     Args:
-        folder: with `predictions/test.csv`.
-        data: what the run was tested on.
-        task: with the run's weights.
-        resize: of the store.
-        batch_size: images at once.
-        title: of the sheet.
-        note: at its bottom.
-        sample: how many images the share of attention is measured on; 0 for none.
-
-    What goes wrong here is told and never raised: pictures must not cost a training that is done.
+        folder: run folder with `predictions/test.csv`.
+        data: data with the test images.
+        task: task with the weights of the run.
+        resize: resize mode of the store.
+        batch_size: number of images per batch.
+        title: title of the sheet.
+        note: text at the bottom of the sheet.
+        sample: number of images for the share of attention, 0 for none.
 
     Returns:
-        Why maps, or masks, are missing; "" where none is.
+        The reason why maps or masks are missing, "" if none is.
     """
     errors = write_errors(folder, data.classes)
     table, _, probability = read_predictions(folder / predictions_file("test"), data.classes)
-    shown = errors.head(SHOWN_ERRORS)
-
+    worst = errors.head(SHOWN_ERRORS)
     row_of = pd.Series(range(len(data.index)), index=data.index["image_id"])
     known = table["image_id"][data.index["mask"].notna().to_numpy()[row_of[table["image_id"]]]]
     sampled = choose_sample(known.to_list(), sample)
-    wanted = list(dict.fromkeys([*shown["image_id"], *sampled]))
-    if not wanted:
+    image_ids = list(dict.fromkeys([*worst["image_id"], *sampled]))
+    if not image_ids:
         return ""
     guess = pd.Series(probability.argmax(axis=1), index=table["image_id"])
-    rows, labels = np.asarray(row_of[wanted], dtype=np.int64), np.asarray(guess[wanted], dtype=np.int64)
+    rows, labels = np.asarray(row_of[image_ids], dtype=np.int64), np.asarray(guess[image_ids], dtype=np.int64)
     try:
         maps = _maps(task, data.store.images, rows, labels, batch_size)
     except RunError as error:
         return f"no Grad-CAM maps: {error}"
-    except Exception as error:  # whatever a backbone, or the memory of the device, makes of it
+    except Exception as error:
+        # Backbones and full GPU memory raise errors of many types.
         return f"no Grad-CAM maps: {type(error).__name__}: {error}"
     masks, bad = _square_masks(data, rows, resize)
     if sampled and any(mask is not None for mask in masks):
@@ -217,18 +225,18 @@ def explain_run(
             folder / ATTENTION_FILE, index=False, float_format=DIGITS
         )
     cases = [
-        Explained(data.store.images[row], values, mask, _lines(error))
-        for row, values, mask, error in zip(rows, maps.values, masks, shown.to_dict("records"), strict=False)
+        ErrorExample(data.store.images[row], values, mask, _lines(error))
+        for row, values, mask, error in zip(rows, maps.values, masks, worst.to_dict("records"), strict=False)
     ]
     if cases:
         coarse = f"Grad-CAM of the predicted class, from {maps.cells[0]} × {maps.cells[1]} cells"
-        contour = "; blue: the true mask" if any(case.mask is not None for case in cases) else ""
+        contour = "; blue: true mask" if any(case.mask is not None for case in cases) else ""
         notes = f"{coarse}{contour}" + (f"; {note}" if note else "")
         (folder / FIGURES).mkdir(exist_ok=True)
         save(attention_sheet(cases, title=title, note=notes), folder / figure_file("errors"))
     if not bad:
         return ""
-    return f"the share of attention is without {len(bad)} images whose true masks cannot be used, such as {bad[0]}"
+    return f"the share of attention excludes {len(bad)} images with unusable true masks, such as {bad[0]}"
 
 
 def _lines(error: dict[Any, Any]) -> list[str]:
@@ -245,14 +253,14 @@ def _maps(
 ) -> Maps:  # fmt: skip
     parts = []
     for start in range(0, len(rows), batch_size):
-        some = slice(start, start + batch_size)
-        image = torch.from_numpy(np.array(images[rows[some]])).permute(0, 3, 1, 2).float() / 255
-        parts.append(grad_cam(task, image, labels[some].tolist()))
+        batch = slice(start, start + batch_size)
+        image = torch.from_numpy(np.array(images[rows[batch]])).permute(0, 3, 1, 2).float() / 255
+        parts.append(grad_cam(task, image, labels[batch].tolist()))
     return Maps(np.concatenate([part.values for part in parts]), parts[0].cells)
 
 
 def _square_masks(data: PreparedData, rows: npt.NDArray[np.int64], resize: str) -> tuple[list[Mask | None], list[str]]:
-    """Return the true masks of images as `_square_mask` does, None for those that cannot be used, and what is wrong with these."""
+    """Return the true masks of images (None if unusable), and the errors."""
     masks: list[Mask | None] = []
     bad = []
     for row in rows:
@@ -265,10 +273,10 @@ def _square_masks(data: PreparedData, rows: npt.NDArray[np.int64], resize: str) 
 
 
 def _square_mask(data: PreparedData, row: int, resize: str) -> Mask | None:
-    """Return the true mask of an image as the network would see it, bool (S, S); None where there is none.
+    """Return a true mask at the input size, bool (S, S), or None.
 
     Raises:
-        BadImage: it cannot be read, or is of another size than its image.
+        BadImage: the mask cannot be read, or its size differs from the image.
     """
     name = data.index["mask"].iloc[row]
     if name is None or pd.isna(name):
@@ -286,12 +294,12 @@ def _attention_table(
     data: PreparedData, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], maps: npt.NDArray[np.float32],
     masks: Sequence[Mask | None], sampled: Sequence[str],
 ) -> pd.DataFrame:  # fmt: skip
-    """Return a row for each image with a mask, in the columns ATTENTION_COLUMNS; `sample` says whether it is of the sample."""
+    """Return one row per image with a mask, with the columns ATTENTION_COLUMNS."""
     has_mask = [number for number, mask in enumerate(masks) if mask is not None]
     shares, mask_shares = attention_shares(maps[has_mask], np.stack([mask for mask in masks if mask is not None]))
-    chosen = data.index.iloc[rows[has_mask]]
+    images = data.index.iloc[rows[has_mask]]
     columns = [
-        chosen["image_id"], chosen["lesion_id"], np.array(data.classes)[labels[has_mask]],
-        chosen["image_id"].isin(set(sampled)), shares, mask_shares,
+        images["image_id"], images["lesion_id"], np.array(data.classes)[labels[has_mask]],
+        images["image_id"].isin(set(sampled)), shares, mask_shares,
     ]  # fmt: skip
     return pd.DataFrame({name: np.asarray(column) for name, column in zip(ATTENTION_COLUMNS, columns, strict=True)})

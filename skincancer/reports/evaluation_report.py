@@ -1,4 +1,4 @@
-"""`report.html` of an evaluation: what was evaluated on what, what was left out, and how good it is there."""
+"""`report.html` of an evaluation."""
 
 from __future__ import annotations
 
@@ -24,21 +24,18 @@ def write_evaluation_report(
     tables: Sequence[tuple[str, str, pd.DataFrame]],
     notes: Sequence[tuple[str, str]],
 ) -> Path:
-    """Write `report.html` into the folder of an evaluation's artifacts.
+    """Write `report.html` into the folder of an evaluation, and return its path.
 
     Args:
-        folder: with figures/, and subgroups.csv where there are any.
-        run: the evaluation's own: its params and tags.
-        title: of the page.
-        entry: the data that the run was evaluated on.
-        tables: title, caption, and rows of `metric value low high`.
-        notes: title and text of what nobody may overlook.
-
-    Returns:
-        The file.
+        folder: folder with figures/ and, if computed, subgroups.csv.
+        run: MLflow run of the evaluation.
+        title: title of the page.
+        entry: catalog entry of the evaluated data.
+        tables: title, caption, and table with the columns metric, value, low, high.
+        notes: title and text of each warning.
     """
     files = FinishedRun(folder, record=run)
-    asked = [[name.replace("_", " "), value] for name, value in sorted(run.data.params.items())]
+    params = [[name.replace("_", " "), value] for name, value in sorted(run.data.params.items())]
     evaluated = run.data.tags.get("evaluated_run", "")
     results = [
         Table(
@@ -56,7 +53,7 @@ def write_evaluation_report(
         )
         for head, caption, table in tables
     ]
-    pictures = [
+    figures = [
         Picture(path, f"{path.stem.replace('_', ' ')} of the evaluation", path.stem.replace("_", " "))
         for path in sorted((folder / FIGURES).glob("*.png"))
     ]
@@ -64,8 +61,8 @@ def write_evaluation_report(
     bands += [f"{head}: {text}" for head, text in notes]
     sections = [
         Section("Results", results),
-        Section("What was evaluated", [Table("", ["what", "value"], [["evaluated run", evaluated], *asked])]),
-        Section("Figures", pictures),
+        Section("What was evaluated", [Table("", ["what", "value"], [["evaluated run", evaluated], *params])]),
+        Section("Figures", figures),
         fit_report.subgroups_section(files),
         run_description.environment_section(files),
         run_description.licence_section(entry),

@@ -1,4 +1,4 @@
-"""`report.html` of a fit: what was trained on what, how well it does, what it gets wrong, how to repeat it; from the run's files alone."""
+"""`report.html` of a fit, from the files of the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skincancer.metrics.names import MASK_PREFIXES
 from skincancer.reports import run_description
 from skincancer.reports.error_analysis import SHOWN_ERRORS, attention_means, choose_sample, read_attention
 from skincancer.reports.run_description import count
-from skincancer.reports.thumbnails import Thumbnails, picture, thumbnail_cells
+from skincancer.reports.thumbnails import Thumbnails, embed_figure, thumbnail_cells
 from skincancer.runs import artifacts
 from skincancer.runs.finished import FinishedRun
 from skincancer.schema import TASKS
@@ -25,19 +25,15 @@ NO_DEVICE = "Research software. No medical device: not for diagnosis, and not fo
 
 
 def write_report(folder: Path, run: MlflowRun, thumbnails: Thumbnails) -> Path:
-    """Write `report.html` into the folder of a run's artifacts.
+    """Write `report.html` into the folder of a run, and return its path.
 
     Args:
-        folder: with config.yaml, classes.json, split.csv and predictions/test.csv; every other file that is there has its place in
-            the report, and what is not there has none.
-        run: its params, tags, metrics and start.
-        thumbnails: of the test images (`thumbnails.store_thumbnails`).
-
-    Returns:
-        The file.
+        folder: folder with config.yaml, classes.json, split.csv and predictions/test.csv. All other files are optional.
+        run: MLflow run with params, tags, metrics and start time.
+        thumbnails: thumbnails of the test images (`thumbnails.store_thumbnails`).
 
     Raises:
-        RunError: one of the four is missing.
+        RunError: a required file is missing.
     """
     files = FinishedRun(folder, record=run)
     config = files.config
@@ -46,17 +42,11 @@ def write_report(folder: Path, run: MlflowRun, thumbnails: Thumbnails) -> Path:
     description = config.get("description") or ""
     subtitle = f"{description + '. ' if description else ''}Run {run.info.run_id}, {start:%d %B %Y, %H:%M} UTC."
     sections = [
-        results_section(files),
-        run_description.data_section(files),
-        run_description.training_section(files),
-        *figure_sections(files),
-        subgroups_section(files),
-        errors_section(files, thumbnails),
-        predictions_section(files, thumbnails),
-        run_description.configuration_section(files),
-        run_description.environment_section(files),
+        results_section(files), run_description.data_section(files), run_description.training_section(files), *figure_sections(files),
+        subgroups_section(files), errors_section(files, thumbnails), predictions_section(files, thumbnails),
+        run_description.configuration_section(files), run_description.environment_section(files),
         run_description.licence_section(files.dataset),
-    ]
+    ]  # fmt: skip
     return write_page(
         folder / artifacts.REPORT_FILE, title, subtitle, sections, run_description.warnings(files), NO_DEVICE
     )
@@ -65,14 +55,14 @@ def write_report(folder: Path, run: MlflowRun, thumbnails: Thumbnails) -> Path:
 SHOWN_PREDICTIONS = 30
 FIGURES = {
     "Classes": {
-        "confusion_matrix": "Which class is taken for which.",
-        "roc": "Sensitivity, and the false alarms that it costs.",
-        "precision_recall": "Precision against recall; the ticks at the right edge are what chance would reach.",
+        "confusion_matrix": "Which classes are confused.",
+        "roc": "Sensitivity against the rate of false alarms.",
+        "precision_recall": "Precision against recall; ticks at the right edge: precision of random guessing.",
     },
-    "Calibration": {"reliability": "How often predictions made with a given confidence are right."},
+    "Calibration": {"reliability": "Accuracy of the predictions at each confidence."},
     "Masks": {
-        "jaccard_histogram": "How much the masks of the test images overlap with the true ones.",
-        "overlays": "The best, median and worst test images, with the contours of truth and prediction.",
+        "jaccard_histogram": "Overlap of the predicted masks of the test images with the true ones.",
+        "overlays": "The best, median and worst test images, with contours of true and predicted masks.",
     },
 }
 ATTENTION = {
@@ -83,15 +73,15 @@ SCORES = ("jaccard", "dice", "sensitivity", "specificity", "hd95")
 
 
 def results_section(run: FinishedRun) -> Section:
-    """The metrics of the test part."""
+    """Return the section on test metrics."""
     intervals = run.table(artifacts.INTERVALS_FILE, "metric")
     if intervals is None:
         return Section("Results")
     images, lesions = count(run.predictions("test"))
     caption = (
         f"{images:,} images of {lesions:,} lesions. Intervals: bootstrap over lesions, {intervals['n_resamples'].max():,} "
-        "resamples. They cover the choice of the test lesions; not that of the training images or seeds, and not another "
-        "clinic's images."
+        "resamples. They cover the sampling of test lesions, but not that of training images or seeds, nor images of another "
+        "clinic."
     )
     if TASKS[run.task].has_masks:
         caption += " Metrics of masks are means over images at their original size; hd95 in pixels."
@@ -112,35 +102,35 @@ def _number(value: float) -> str | None:
 
 
 def interval(low: float, high: float) -> str | None:
-    """Write the bounds of an interval, where it has some."""
+    """Format an interval, None if it is undefined."""
     return None if np.isnan(low) or np.isnan(high) else f"{low:.3f} – {high:.3f}"
 
 
 def figure_sections(run: FinishedRun) -> list[Section]:
-    """Confusion, ROC, precision-recall, calibration, masks: those that the run has."""
+    """Return the sections of all figures that the run has."""
     return [
-        Section(title, [part for name, caption in figures.items() for part in picture(run.folder, name, caption)])
+        Section(title, [part for name, caption in figures.items() for part in embed_figure(run.folder, name, caption)])
         for title, figures in FIGURES.items()
     ]
 
 
 def subgroups_section(run: FinishedRun) -> Section:
-    """Metrics by age, sex, site and so on, where they were computed."""
+    """Return the section on metrics by age, sex, site and other attributes."""
     table = run.table(artifacts.SUBGROUPS_FILE)
     if table is None or table.empty:
         return Section("Subgroups")
     if {"metric", "value", "low", "high"} <= set(table):
-        table = _row_a_group(table)
+        table = _pivot_groups(table)
     rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     caption = (
-        "In brackets 95 % intervals. Groups of few lesions are named and not measured. A group may differ from another in the "
-        "lesions that it has as much as in how the model sees them."
+        "In brackets: 95 % intervals. Groups of few lesions are listed without metrics. Groups may differ in their lesions as "
+        "much as in the performance of the model on them."
     )
     return Section("Subgroups", [Table("", [str(name).replace("_", " ") for name in table], rows, caption)])
 
 
-def _row_a_group(table: pd.DataFrame) -> pd.DataFrame:
-    """Turn a row a group and metric into a row a group, with a column a metric."""
+def _pivot_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per group and one column per metric."""
     keys = [str(name) for name in table if name not in ("metric", "value", "low", "high")]
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in table.astype(object).where(table.notna(), None).to_dict("records"):
@@ -154,21 +144,21 @@ def _row_a_group(table: pd.DataFrame) -> pd.DataFrame:
 def _cell(value: Any) -> Cell:
     if value is None or pd.isna(value):
         return None
-    # pandas makes floats of counts that are missing somewhere
+    # pandas converts a column of counts to float if a count is missing.
     return int(value) if isinstance(value, float) and value.is_integer() and value > 1 else value
 
 
 def errors_section(run: FinishedRun, thumbnails: Thumbnails) -> Section:
-    """The errors with the highest loss, with Grad-CAM; where the model looks; the worst masks."""
+    """Return the section on the worst errors, attention and the worst masks."""
     parts: list[Part] = []
     test = run.predictions("test")
     errors = run.table(artifacts.ERRORS_FILE, "image_id", "lesion_id", "label", "prediction")
     if errors is not None:
         labelled = int((test["label"] != "").sum())
-        parts.append(Text(f"{len(errors):,} of {labelled:,} test images are taken for another class."))
+        parts.append(Text(f"{len(errors):,} of {labelled:,} test images are assigned to a wrong class."))
     if errors is not None and len(errors):
-        caption = "The errors with the highest loss: the image as the network sees it, and Grad-CAM over it."
-        parts += picture(run.folder, "errors", caption)
+        caption = "The errors with the highest loss: the input of the network, with a Grad-CAM overlay."
+        parts += embed_figure(run.folder, "errors", caption)
         worst = errors.head(SHOWN_ERRORS)
         cells = thumbnail_cells(thumbnails, worst["image_id"].tolist())
         rows: list[list[Cell]] = []
@@ -178,13 +168,13 @@ def errors_section(run: FinishedRun, thumbnails: Thumbnails) -> Section:
                 [thumbnail, row["image_id"], row["label"], p_label, row["prediction"], p_prediction, row["loss"]]
             )
         columns = ["", "image", "truth", "its probability", "prediction", "its probability", "loss"]
-        parts.append(Table("Errors with the highest loss", columns, rows, f"All of them: {artifacts.ERRORS_FILE}."))
+        parts.append(Table("Errors with the highest loss", columns, rows, f"Complete list: {artifacts.ERRORS_FILE}."))
     parts += _attention(run)
     worst_jaccard = f"{MASK_PREFIXES[run.task]}jaccard"
     if TASKS[run.task].has_masks:
         known = test.dropna(subset=worst_jaccard).sort_values(worst_jaccard, kind="stable")
         caption = (
-            f"All of them: {artifacts.predictions_file('test')}. The contours of the worst are in the figure above."
+            f"Complete list: {artifacts.predictions_file('test')}. The figure above shows contours of the worst masks."
         )
         parts.append(_scores(run, thumbnails, known.head(SHOWN_ERRORS), "Masks with the lowest Jaccard", caption))
     return Section("Errors", parts)
@@ -197,10 +187,10 @@ def _attention(run: FinishedRun) -> list[Part]:
     attention = read_attention(path)
     means = attention_means(attention)
     if means.empty:
-        return [Text("There are no Grad-CAM maps: the last features are of too few cells for one.")]
+        return [Text("There are no Grad-CAM maps: the last feature map has too few cells.")]
     caption = (
-        f"Means over {int(attention['sample'].sum())} test images drawn at random, of the Grad-CAM map of the predicted class. "
-        f"A map without preference has the second share inside the mask. Each image: {artifacts.ATTENTION_FILE}."
+        f"Means over {int(attention['sample'].sum())} test images sampled at random, for the Grad-CAM map of the predicted class. "
+        f"A uniform map has the second share inside the mask. Each image: {artifacts.ATTENTION_FILE}."
     )
     return [
         Table("Where the model looks", ["share", "mean", "95 % interval"], _with_intervals(means, ATTENTION), caption)
@@ -208,11 +198,11 @@ def _attention(run: FinishedRun) -> list[Part]:
 
 
 def predictions_section(run: FinishedRun, thumbnails: Thumbnails) -> Section:
-    """A sample of the test images."""
+    """Return the section with a sample of the test images."""
     test = run.predictions("test")
     chosen = choose_sample(test["image_id"].tolist(), SHOWN_PREDICTIONS)
     sample = test.set_index("image_id", drop=False).loc[chosen]
-    caption = f"{len(sample)} of {len(test):,} test images, drawn at random. All of them: {artifacts.predictions_file('test')}."
+    caption = f"{len(sample)} of {len(test):,} test images, sampled at random. Complete list: {artifacts.predictions_file('test')}."
     if not TASKS[run.task].has_classes:
         return Section("Predictions", [_scores(run, thumbnails, sample, "", caption)])
     mask = ["mask_jaccard"] if "mask_jaccard" in sample else []
@@ -235,13 +225,9 @@ def _probability(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0005 else "<0.001"
 
 
-def _mask_prefix(run: FinishedRun) -> str:
-    return "mask_" if run.task == "joint" else ""
-
-
 def _scores(run: FinishedRun, thumbnails: Thumbnails, table: pd.DataFrame, title: str, caption: str) -> Table:
-    """Return a table of images with the scores of their masks."""
-    prefix = _mask_prefix(run)
+    """Return a table of images with their mask metrics."""
+    prefix = MASK_PREFIXES[run.task]
     names: Sequence[str] = [name for name in SCORES if prefix + name in table]
     image_ids = table["image_id"].tolist()
     rows: list[list[Cell]] = [

@@ -1,4 +1,4 @@
-"""The part of a report on what was done: data, split, leaks, training, configuration, environment, licence."""
+"""Description of a run for its report: data, split, leaks, training, configuration, environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skincancer.data.prepare import ROLES
 from skincancer.data.splits import VALIDATION_PERCENT, parse_split
 from skincancer.imaging.cleaning.steps import STEPS
 from skincancer.imaging.features.families import WORKING_SIDE
-from skincancer.reports.thumbnails import picture
+from skincancer.reports.thumbnails import embed_figure
 from skincancer.runs import artifacts
 from skincancer.runs.finished import FinishedRun
 from skincancer.schema import DEEP, OF_CLASSIFIERS, DataConfig, Experiment, flatten
@@ -23,15 +23,15 @@ from skincancer.visualization.html import Cell, Code, Part, Section, Table, Text
 
 BALANCE_AT_ONCE = {
     "none": "every image",
-    "undersample": "of every class as many images as the rarest has, drawn once",
-    "oversample": "images of the rarer classes repeatedly, until every class has as many as the largest",
-    "class_weights": "every image; those of rarer classes count more",
+    "undersample": "from every class as many images as the rarest class has, sampled once",
+    "oversample": "images of rarer classes repeatedly, until all classes have as many as the largest",
+    "class_weights": "every image, with larger weights for rarer classes",
 }
 BALANCE = {
-    "none": "every image once an epoch",
-    "undersample": "each epoch draws of every class as many images as the rarest has",
-    "oversample": "each epoch shows images of the rarer classes repeatedly, until every class has as many as the largest",
-    "class_weights": "every image once an epoch; the loss counts rarer classes more",
+    "none": "every image once per epoch",
+    "undersample": "each epoch samples from every class as many images as the rarest class has",
+    "oversample": "each epoch repeats images of rarer classes, until all classes have as many as the largest",
+    "class_weights": "every image once per epoch; the loss has larger weights for rarer classes",
 }
 VERSIONS = (
     "torch", "torchvision", "pytorch-lightning", "timm", "segmentation-models-pytorch", "kornia", "mlflow", "numpy",
@@ -45,28 +45,28 @@ def count(table: pd.DataFrame) -> tuple[int, int]:
 
 
 def warnings(run: FinishedRun) -> list[str]:
-    """Return what nobody may overlook."""
-    found = []
+    """Return the warnings at the top of the report."""
+    texts = []
     if run.dataset.synthetic or run.tags.get("synthetic") == "true":
-        found.append(SYNTHETIC_WARNING)
+        texts.append(SYNTHETIC_WARNING)
     if run.params.get("weights") == "random":
-        found.append("RANDOM FIRST WEIGHTS: this is not transfer learning.")
-    saw = int(run.params.get("segmenter_saw_test_images", 0))
-    if saw:
-        found.append(
-            f"THE SEGMENTER HAS SEEN TEST IMAGES: {saw:,} test images are of lesions that the segmenter behind the crops "
-            "was trained or chosen on. Their crops are better than those of new images."
+        texts.append("RANDOM FIRST WEIGHTS: this is not transfer learning.")
+    leaking = int(run.params.get("segmenter_saw_test_images", 0))
+    if leaking:
+        texts.append(
+            f"THE SEGMENTER WAS TRAINED ON TEST IMAGES: {leaking:,} test images show lesions of its training or validation set. "
+            "Their masks are better than those of new images."
         )
     shared = shared_lesions(run.split)
     if shared:
-        found.append(
-            f"LEAKING LESIONS: {shared:,} lesions have images in more than one of train, validation and test. The test is "
-            "easier than new lesions are."
+        texts.append(
+            f"LEAKING LESIONS: {shared:,} lesions have images in more than one of training, validation and test set. "
+            "The test set is easier than new lesions."
         )
     expected, tested = int((run.split["role"] == "test").sum()), len(run.predictions("test"))
     if tested != expected:
-        found.append(f"PART OF THE TEST: {tested:,} of {expected:,} test images were evaluated.")
-    return found
+        texts.append(f"PART OF THE TEST: {tested:,} of {expected:,} test images were evaluated.")
+    return texts
 
 
 def shared_lesions(split: pd.DataFrame) -> int:
@@ -75,28 +75,28 @@ def shared_lesions(split: pd.DataFrame) -> int:
 
 
 def split_in_words(split: str, seed: int) -> str:
-    """Say what a `data.split` does."""
+    """Describe a value of `data.split`."""
     rule = parse_split(split)
     if rule.kind == "official":
         return (
-            "Split: the publisher's own parts; where there is no labelled validation part, a tenth of the lesions of their "
-            "training part validates."
+            "Split: the publisher's own subsets. Without a labelled validation set, it consists of a tenth of the lesions of the "
+            "training set."
         )
     ranked = f"Lesions are ranked within each diagnosis by a hash of their id and the split seed, {seed}"
     if rule.kind == "fold":
         return (
-            f"Split: fold {rule.fold} of {rule.folds} (counted from 0). {ranked}; every {rule.folds}th is in the test, and a "
-            "tenth of the rest validates. All images of a lesion are on one side."
+            f"Split: fold {rule.fold} of {rule.folds} (counted from 0). {ranked}. Every {rule.folds}th lesion is in the test "
+            "set, and a tenth of the others in the validation set. All images of a lesion are in one subset."
         )
     train = 100 - VALIDATION_PERCENT - rule.test
     return (
-        f"Split {split}: {rule.test} % of the lesions are the test, {VALIDATION_PERCENT} % validate, {train} % train. {ranked}. "
-        "All images of a lesion are on one side, and larger test parts hold the smaller ones."
+        f"Split {split}: {rule.test} % of the lesions are in the test set, {VALIDATION_PERCENT} % in the validation set, {train} % in "
+        f"the training set. {ranked}. All images of a lesion are in one subset, and larger test sets contain the smaller ones."
     )
 
 
 def data_section(run: FinishedRun) -> Section:
-    """What was trained on what."""
+    """Return the section on the data of a run."""
     settings = run.config["data"]
     label = run.split["label"].astype(int)
     groups = {name: label == number for number, name in enumerate(run.classes)}
@@ -104,23 +104,23 @@ def data_section(run: FinishedRun) -> Section:
         groups["(no label)"] = label < 0
     groups["all"] = run.split["role"] != ""
     counts: list[list[Cell]] = [
-        [name, *(number for role in ROLES for number in count(run.split[chosen & (run.split["role"] == role)]))]
-        for name, chosen in groups.items()
+        [name, *(number for role in ROLES for number in count(run.split[rows & (run.split["role"] == role)]))]
+        for name, rows in groups.items()
     ]
     columns = ["class", *(f"{role} {what}" for role in ROLES for what in ("images", "lesions"))]
     size = settings["size"]
-    seen = f"the network sees {size} × {size} px (resize: {settings['resize']})"
+    inputs = f"the input of the network has {size} × {size} px (resize: {settings['resize']})"
     if "masks" in run.params and not run.is_network:
-        seen = f"features are measured on whole images of {WORKING_SIDE} px (the longest side)"
+        inputs = f"features are measured on whole images of {WORKING_SIDE} px (the longest side)"
     parts: list[Part] = [
-        Text(f"{run.dataset.title}; {seen}.{_cleaned(run)}{_crops(run)}"),
+        Text(f"{run.dataset.title}; {inputs}.{_cleaned(run)}{_crops(run)}"),
         Table("Images and lesions of each role", columns, counts),
         Text(split_in_words(settings["split"], int(settings["split_seed"]))),
     ]
     balance = BALANCE if run.is_network else BALANCE_AT_ONCE
     if run.classes:
         parts.append(
-            Text(f"Balance of the training part: {balance.get(settings['balance'], '')} ({settings['balance']}).")
+            Text(f"Balance of the training set: {balance.get(settings['balance'], '')} ({settings['balance']}).")
         )
     parts.append(Table("Leaks", ["checked", "found"], _leaks(run)))
     masks = {role: run.params[f"{role}_masks"] for role in ROLES if f"{role}_masks" in run.params}
@@ -131,9 +131,9 @@ def data_section(run: FinishedRun) -> Section:
     dropped = run.table(artifacts.DROPPED_FILE, "image_id", "reason")
     if dropped is not None and len(dropped):
         reasons = dropped["reason"].str.slice(0, 120).value_counts()
-        rows: list[list[Cell]] = [[str(reason), int(number)] for reason, number in reasons.head(10).items()]
+        reason_rows: list[list[Cell]] = [[str(reason), int(number)] for reason, number in reasons.head(10).items()]
         more = f"and {len(reasons) - 10} other reasons: {artifacts.DROPPED_FILE}" if len(reasons) > 10 else ""
-        parts.append(Table("Images that take no part", ["reason", "images"], rows, more))
+        parts.append(Table("Images that are left out", ["reason", "images"], reason_rows, more))
     return Section("Data", parts)
 
 
@@ -158,25 +158,27 @@ def _leaks(run: FinishedRun) -> list[list[Cell]]:
     images, lesions = count(run.split)
     shared = f"{shared_lesions(run.split):,} of {lesions:,}"
     if images == lesions:
-        shared = (
-            "cannot be known: every image has a lesion of its own here, as where the data set does not name lesions"
-        )
+        shared = "unknown: every image has its own lesion, as in data sets without lesion ids"
     rows: list[list[Cell]] = [[f"lesions with images in more than one role ({artifacts.SPLIT_FILE})", shared]]
     if settings["split"] == "official":
         lesions_between = run.params.get("leaking_lesions", "")
-        rows.append(["lesions in two of the publisher's parts", f"{lesions_between} (data.leaks: {settings['leaks']})"])
+        rows.append(
+            ["lesions in two of the publisher's subsets", f"{lesions_between} (data.leaks: {settings['leaks']})"]
+        )
     if settings["groups"]:
-        rows.append(["lesions found to be the same", f"merged by {Path(settings['groups']).name}"])
+        rows.append(["lesions with duplicate images", f"merged by {Path(settings['groups']).name}"])
     if "segmenter_saw_test_images" in run.params:
-        rows.append(["test images that the segmenter behind the crops knew", run.params["segmenter_saw_test_images"]])
+        rows.append(
+            ["test images of lesions that the segmenter was trained on", run.params["segmenter_saw_test_images"]]
+        )
     audit = run.folder / artifacts.AUDIT_FILE
-    told = audit.read_text(encoding="utf-8").strip() if audit.is_file() else "no audit of these files (prepare --audit)"
-    rows.append(["copies under other lesion ids, by the last audit", told])
+    verdict = audit.read_text(encoding="utf-8").strip() if audit.is_file() else "no audit (use prepare --audit)"
+    rows.append(["copies under other lesion ids, by the last audit", verdict])
     return rows
 
 
 def training_section(run: FinishedRun) -> Section:
-    """What was trained, how, and for how long."""
+    """Return the section on the training."""
     if not run.is_network:
         return _fitting_section(run)
     model, optimizer = run.config["model"], run.config["model"]["optimizer"]
@@ -185,61 +187,54 @@ def training_section(run: FinishedRun) -> Section:
     network = model["backbone"]
     rows: list[list[Cell]] = [
         ["network", f"{model['architecture']}, encoder {network}" if model["architecture"] else network],
-        ["first weights", run.params.get("weights")],
-        ["frozen", str(model["freeze"])],
-        ["loss", run.params.get("loss")],
+        ["first weights", run.params.get("weights")], ["frozen", str(model["freeze"])], ["loss", run.params.get("loss")],
         ["optimiser", f"{optimizer['name']}, learning rate {optimizer['lr']:g}, {model['schedule']['name']} schedule"],
-        ["batch size", str(run.config["data"]["batch_size"])],
-        ["augmentation", run.config["augment"]["policy"]],
+        ["batch size", str(run.config["data"]["batch_size"])], ["augmentation", run.config["augment"]["policy"]],
         ["epochs", f"{0 if epochs is None else len(epochs)}{best} by {run.config['training']['monitor']}"],
         ["test-time augmentation", model["tta"]],
-    ]
+    ]  # fmt: skip
     rows += [[text, f"{run.metrics[name]:,.0f}"] for name, text in WORK.items() if name in run.metrics]
     if "threshold" in run.metrics:
-        chosen = ", chosen on the validation part" if model["mask"]["threshold"] == "auto" else ""
-        rows.append(["threshold of masks", f"{run.metrics['threshold']:.2f}{chosen}"])
-    curves = picture(
-        run.folder,
-        "learning_curves",
-        f"Loss and validation metrics of each epoch. All numbers: {artifacts.EPOCHS_FILE}.",
-    )
+        origin = ", selected on the validation set" if model["mask"]["threshold"] == "auto" else ""
+        rows.append(["threshold of masks", f"{run.metrics['threshold']:.2f}{origin}"])
+    caption = f"Loss and validation metrics of each epoch. All numbers: {artifacts.EPOCHS_FILE}."
+    curves = embed_figure(run.folder, "learning_curves", caption)
     return Section("Training", [Table("", ["what", "value"], rows), *curves])
 
 
 def _fitting_section(run: FinishedRun) -> Section:
-    """What was fitted on which features, and whose masks these were measured in."""
+    """Return the section on the fit of a classical classifier."""
     model = run.config["model"]
-    own = [key for key, owner in OF_CLASSIFIERS.items() if owner == model["classifier"]]
+    keys = [key for key, owner in OF_CLASSIFIERS.items() if owner == model["classifier"]]
     rows: list[list[Cell]] = [["classifier", model["classifier"].replace("_", " ")]]
-    rows += [[key, str(model["classical"][key])] for key in own]
+    rows += [[key, str(model["classical"][key])] for key in keys]
     rows.append(["features", run.params.get("features")])
     if run.params.get("weights", "none") != "none":
-        rows.append(["weights of the backbone, which is frozen", run.params["weights"]])
-    whose = {
-        "truth": "true masks",
-        "otsu": "masks by Otsu's threshold",
-        "run": "a segmenter's masks",
-        "empty": "empty masks",
-    }
+        rows.append(["weights of the frozen backbone", run.params["weights"]])
+    sources = {
+        "truth": "true masks", "otsu": "masks by Otsu's threshold", "run": "masks of a segmenter", "empty": "empty masks",
+    }  # fmt: skip
     measured = [
         f"{int(run.params[f'masks_{name}']):,} images in {text}"
-        for name, text in whose.items()
+        for name, text in sources.items()
         if f"masks_{name}" in run.params
     ]
     if measured:
         rows.append(["measured", f"{', '.join(measured)} (data.masks: {run.params.get('masks')})"])
     if DEEP in model["classical"]["features"]:
-        rows.append(["scale", "centred on the training images, else as the backbone gives them"])
+        rows.append(["scale", "centred on the training images, otherwise unchanged"])
     else:
-        rows.append(["missing values", "medians of the training images; all features standardised by these"])
+        rows.append(
+            ["missing values", "replaced by medians of the training images, which also standardise all features"]
+        )
     return Section("Training", [Table("", ["what", "value"], rows)])
 
 
 def configuration_section(run: FinishedRun) -> Section:
-    """What differs from the defaults, then everything."""
+    """Return the section on the configuration: differences from the defaults, then all keys."""
     defaults = flatten(Experiment().to_dict())
     rows: list[list[Cell]] = [
-        [key, _shown(value), _shown(defaults.get(key))]
+        [key, _text(value), _text(defaults.get(key))]
         for key, value in flatten(run.config).items()
         if value != defaults.get(key) and key not in ("name", "description")
     ]
@@ -248,18 +243,18 @@ def configuration_section(run: FinishedRun) -> Section:
         dump_yaml(run.config),
     )
     return Section(
-        "Configuration", [Table("What differs from the defaults", ["key", "value", "default"], rows), complete]
+        "Configuration", [Table("Differences from the defaults", ["key", "value", "default"], rows), complete]
     )
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, (list, dict, bool)):
         return json.dumps(value, ensure_ascii=False)
     return "" if value is None else str(value)
 
 
 def environment_section(run: FinishedRun) -> Section:
-    """Code, device, versions, digests."""
+    """Return the section on code, device, versions and digests."""
     changes = {"true": ", WITH CHANGES THAT ARE NOT COMMITTED", "false": ", without changes"}
     commit = run.tags.get("git_commit") or "none: not run from a git checkout"
     rows: list[list[Cell]] = [
@@ -281,7 +276,7 @@ def environment_section(run: FinishedRun) -> Section:
 
 
 def licence_section(entry: Dataset) -> Section:
-    """Of the data."""
-    licence = entry.licence or "not known to this software; ask whoever gave you the images"
+    """Return the section on the licence of the data."""
+    licence = entry.licence or "unknown; ask the provider of the images"
     cite = [Text(f"Cite: {entry.citation}.")] if entry.citation else []
     return Section("Data licence and citation", [Text(f"Licence of the images: {licence}."), *cite])

@@ -1,4 +1,4 @@
-"""What a task's runs write down and print: tables of predictions, test metrics with intervals, figures."""
+"""Outputs of a task: tables of predictions, test metrics with intervals, figures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from skincancer.data.index import image_root
@@ -30,35 +31,40 @@ from skincancer.schema import ModelConfig
 from skincancer.visualization.classification import FIGURES
 from skincancer.visualization.segmentation import Case, choose_cases, jaccard_histogram, overlay_sheet
 
-SHOWN_CASES = 3  # best, median and worst, each
+# Number of best, of median and of worst images.
+SHOWN_CASES = 3
 
 
 class Outcome(Protocol):
-    """One task's part of a run's record. Tables lie in `predictions/{val,test}.csv` of a folder."""
+    """Outputs of one task, from the tables `predictions/{val,test}.csv` of a folder.
 
-    classes: tuple[str, ...]  # to count images by
+    Attributes:
+        classes: class names to count images by.
+    """
+
+    classes: tuple[str, ...]
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
-        """Return the params that other tasks have not."""
+        """Return the params of this task only."""
 
     def chosen(self, task: Any) -> dict[str, float]:
-        """Return what was chosen on the validation part beside the epoch."""
+        """Return values selected on the validation set, except the epoch."""
 
     def table(self, predictions: Any) -> pd.DataFrame:
-        """Return the table of predictions of a part."""
+        """Return the table of predictions of a subset."""
 
     def best(self, folder: Path) -> dict[str, float]:
-        """Return the metrics of the best checkpoint on the validation part."""
+        """Return the validation metrics of the best checkpoint."""
 
     def test(self, folder: Path) -> pd.DataFrame:
         """Return the test metrics with intervals: metric value low high n_resamples."""
 
     def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
-        """Yield the figures of the test part, by name."""
+        """Yield the names and figures of the test set."""
 
 
 class ClassificationOutcome:
-    """Classes: probabilities, confusion, ROC, reliability; images without a label have a row in the table and count nowhere else."""
+    """Outputs of classification. Unlabelled images are in the table, but not in metrics."""
 
     def __init__(self, data: PreparedData) -> None:
         self.data, self.classes = data, data.classes
@@ -68,18 +74,16 @@ class ClassificationOutcome:
         return {"loss": model.loss.name, "dropout": model.dropout}
 
     def chosen(self, task: ClassificationTask) -> dict[str, float]:
-        """Return nothing."""
+        """Return no values."""
         return {}
 
     def table(self, predictions: Predictions) -> pd.DataFrame:
         """Return image_id lesion_id label prediction p_<class>… logit_<class>…."""
         rows = self.data.index.iloc[predictions.index]
-        return predictions_table(
-            rows, predictions.label, predictions.logits, predictions.probability, self.data.classes
-        )
+        return predictions_table(rows, predictions.label, predictions.logits, predictions.probability, self.classes)
 
     def best(self, folder: Path) -> dict[str, float]:
-        """Return the metrics of the best checkpoint on the validation part."""
+        """Return the validation metrics of the best checkpoint."""
         _, label, probability = self._labelled(folder, "val")
         return classification_metrics(label, probability, self.classes)
 
@@ -101,18 +105,18 @@ class ClassificationOutcome:
 
 
 class SegmentationOutcome:
-    """Masks: scores of every image with a mask at its original size, overlays of the best, median and worst.
+    """Outputs of segmentation, for images with a true mask at their original size.
 
     Args:
-        data: prepared.
-        prefix: of the metrics' names.
+        data: prepared data.
+        prefix: prefix of the names of metrics.
     """
 
     def __init__(self, data: PreparedData, prefix: str = "") -> None:
         self.data, self.prefix, self.classes = data, prefix, tuple[str, ...]()
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
-        """Return architecture, the sum of losses, and how masks are cleaned."""
+        """Return architecture, losses and mask cleaning."""
         masks = " + ".join(f"{weight:g} {name}" for name, weight in model.loss.masks.items())
         return {
             "architecture": model.architecture,
@@ -131,7 +135,7 @@ class SegmentationOutcome:
         return pd.concat([rows, predictions.table.add_prefix(self.prefix)], axis=1)
 
     def best(self, folder: Path) -> dict[str, float]:
-        """Return the metrics of the best checkpoint on the validation part."""
+        """Return the validation metrics of the best checkpoint."""
         return mean_metrics(read_scores(folder / predictions_file("val")), self.prefix)
 
     def test(self, folder: Path) -> pd.DataFrame:
@@ -140,7 +144,7 @@ class SegmentationOutcome:
         return bootstrap_means(table, [self.prefix + name for name in MASK_METRICS], table["lesion_id"].to_numpy())
 
     def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
-        """Yield the histogram of the Jaccard, and overlays."""
+        """Yield the histogram of the Jaccard index and overlays."""
         scores = read_scores(folder / predictions_file("test")).set_index("image_id")
         jaccard = scores[f"{self.prefix}jaccard"].dropna()
         yield "jaccard_histogram", jaccard_histogram(jaccard.to_numpy(), title=title, note=note)
@@ -152,14 +156,10 @@ class SegmentationOutcome:
         yield "overlays", overlay_sheet(cases, title=title, note=note)
 
     def _case(self, task: SegmentationTask | JointTask, image_id: str, jaccard: float) -> Case:
-        import torch
-
         assert task.scorer is not None
         row = int(np.flatnonzero(self.data.index["image_id"].to_numpy() == image_id)[0])
-        image = (
-            torch.from_numpy(np.array(self.data.store.images[row][None])).permute(0, 3, 1, 2).to(task.device).float()
-            / 255
-        )
+        pixels = torch.from_numpy(np.array(self.data.store.images[row][None]))
+        image = pixels.permute(0, 3, 1, 2).to(task.device).float() / 255
         with torch.inference_mode():
             square = task.eval().predict(image)[0][0, 0].cpu().numpy()
         original = np.asarray(read_image(image_root(self.data.root) / self.data.index["image"].iloc[row]))
@@ -167,14 +167,14 @@ class SegmentationOutcome:
 
 
 class JointOutcome:
-    """Both, of one table: columns, metrics and params of classes as they are, those of masks as `mask_<metric>`."""
+    """Outputs of both tasks in one table. Metrics of masks are called `mask_<metric>`."""
 
     def __init__(self, data: PreparedData) -> None:
         self.data, self.classes = data, data.classes
         self.of_classes, self.of_masks = ClassificationOutcome(data), SegmentationOutcome(data, MASK_PREFIX)
 
     def params(self, model: ModelConfig) -> dict[str, Any]:
-        """Return those of both, the whole sum of losses, and of how many images of each role the mask and the label are known."""
+        """Return the params of both tasks, and counts of masks and labels."""
         of_classes, of_masks = self.of_classes.params(model), self.of_masks.params(model)
         counts: dict[str, int] = {}
         for role in ROLES:
@@ -189,13 +189,13 @@ class JointOutcome:
         return {"threshold": task.threshold}
 
     def table(self, predictions: JointPredictions) -> pd.DataFrame:
-        """Return the table of the classes, and every mask metric; the label is empty, and metrics are, where there is none."""
+        """Return the table of classes with all mask metrics, empty without label or mask."""
         return self.of_classes.table(predictions.classes).merge(
             self.of_masks.table(predictions.masks).drop(columns="lesion_id"), on="image_id", validate="1:1"
         )
 
     def best(self, folder: Path) -> dict[str, float]:
-        """Return the metrics of the best checkpoint on the validation part."""
+        """Return the validation metrics of the best checkpoint."""
         return {**self.of_classes.best(folder), **self.of_masks.best(folder)}
 
     def test(self, folder: Path) -> pd.DataFrame:
@@ -203,7 +203,7 @@ class JointOutcome:
         return pd.concat([self.of_classes.test(folder), self.of_masks.test(folder)], ignore_index=True)
 
     def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
-        """Yield the figures of both."""
+        """Yield the figures of both tasks."""
         yield from self.of_classes.figures(folder, task, title, note)
         yield from self.of_masks.figures(folder, task, title, note)
 
@@ -216,14 +216,9 @@ OUTCOMES: dict[str, type[ClassificationOutcome | SegmentationOutcome | JointOutc
 
 
 def write_subgroups(folder: Path, smallest: int = SMALLEST) -> Path | None:
-    """Write subgroups.csv into the folder of a run that has test predictions.
+    """Write subgroups.csv of the test predictions into a run folder.
 
-    Args:
-        folder: of the run's files.
-        smallest: groups of fewer lesions are listed without metrics.
-
-    Returns:
-        The file. None if no test image has any of the attributes.
+    Groups of fewer than `smallest` lesions are listed without metrics. Returns the path, or None if no test image has attributes.
     """
     run = FinishedRun(folder)
     table, label, probability = read_predictions(run.file(predictions_file("test")), run.classes)

@@ -13,10 +13,11 @@ from skincancer.data.prepare import PreparedData
 from skincancer.runs.artifacts import figure_file
 from skincancer.visualization.html import Cell, Part, Picture
 
-THUMBNAIL = 72  # px on a page
-_LARGE = 250_000  # bytes; larger figures contain photographs and are embedded as JPEG
-
-# Map image ids to RGB images uint8 (H, W, 3). Unknown ids are left out.
+# Width on a page in pixels.
+THUMBNAIL = 72
+# Figures with more bytes contain images and are embedded as JPEG.
+_LARGE = 250_000
+# Functions that map known image ids to RGB images, uint8 (H, W, 3).
 Thumbnails = Callable[[Sequence[str]], Mapping[str, npt.NDArray[np.uint8]]]
 
 
@@ -33,22 +34,15 @@ def store_thumbnails(data: PreparedData) -> Thumbnails:
 
 
 def thumbnail_cells(thumbnails: Thumbnails, image_ids: Sequence[str]) -> list[Cell]:
-    """Return one table cell per image: its thumbnail, or None where the image is unknown."""
-    pictures = thumbnails(image_ids)
+    """Return the thumbnail of each image as a table cell, None for unknown images."""
+    images = thumbnails(image_ids)
     return [
-        Picture(pictures[name], f"thumbnail of {name}", width=THUMBNAIL) if name in pictures else None
-        for name in image_ids
+        Picture(images[name], f"thumbnail of {name}", width=THUMBNAIL) if name in images else None for name in image_ids
     ]
 
 
-def picture(folder: Path, name: str, caption: str) -> list[Part]:
-    """Return a figure of a run for a page, nothing where the run has no such figure.
-
-    Args:
-        folder: of the run's files.
-        name: of the figure.
-        caption: text below the figure.
-    """
+def embed_figure(folder: Path, name: str, caption: str) -> list[Part]:
+    """Return a figure of a run for a page, empty without the figure."""
     path = folder / figure_file(name)
     if not path.is_file():
         return []

@@ -14,13 +14,14 @@ CLASSES_FILE = "classes.json"
 SPLIT_FILE = "split.csv"
 DROPPED_FILE = "dropped.csv"
 ENVIRONMENT_FILE = "environment.txt"
-AUDIT_FILE = "audit.txt"  # the verdict of the last audit of the data
+# Verdict of the last audit of the data.
+AUDIT_FILE = "audit.txt"
 CROPS_FILE = "crops.csv"
-MASKS_FILE = "masks.csv"  # mask source of the hand-crafted features of each image
+# Mask source of the hand-crafted features of each image.
+MASKS_FILE = "masks.csv"
 DIGESTS_FILE = "digests.csv"
 FINGERPRINTS_FILE = "fingerprints.npz"
 NEAR_DUPLICATES_FILE = "near_duplicates.csv"
-
 EPOCHS_FILE = "epochs.csv"
 INTERVALS_FILE = "intervals.csv"
 SUBGROUPS_FILE = "subgroups.csv"
@@ -29,20 +30,23 @@ CALIBRATION_FILE = "calibration.csv"
 ERRORS_FILE = "errors.csv"
 ATTENTION_FILE = "attention.csv"
 REPORT_FILE = "report.html"
-PREDICTIONS = "predictions"  # folder of `predictions_file`
-FIGURES = "figures"  # folder of `figure_file`
-
+PREDICTIONS = "predictions"
+FIGURES = "figures"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = f"{CHECKPOINTS}/last.ckpt"
 BEST_CHECKPOINT = f"{CHECKPOINTS}/best.ckpt"
 CLASSICAL_CHECKPOINT = f"{CHECKPOINTS}/best.skops"
-BACKBONE_FILE = f"{CHECKPOINTS}/backbone.safetensors"  # of a classical classifier on deep features
-MODEL_FILES = (CONFIG_FILE, BEST_CHECKPOINT)  # all files that a network is rebuilt from
-SEGMENTER = "segmenter"  # folder with the run's copy of the segmenter behind its crops or features
+# Backbone of a classical classifier on deep features.
+BACKBONE_FILE = f"{CHECKPOINTS}/backbone.safetensors"
+# All files that a network is rebuilt from.
+MODEL_FILES = (CONFIG_FILE, BEST_CHECKPOINT)
+# Folder with the copy of the segmenter that predicted the masks of a run.
+SEGMENTER = "segmenter"
 SEGMENTER_FILES = (*MODEL_FILES, SPLIT_FILE)
-LOGGED_RUN = "run"  # folder of a logged model with the files of its run
-
-BEST_FILE = "best.yaml"  # experiment of the best trial of a sweep
+# Folder of a logged model with the files of its run.
+LOGGED_RUN = "run"
+# Experiment of the best trial of a sweep.
+BEST_FILE = "best.yaml"
 TRIALS_FILE = "trials.csv"
 COMPARISON_PAGE = "compare.html"
 COMPARISON_TABLE = "compare.csv"
@@ -63,11 +67,7 @@ def figure_file(name: str) -> str:
 
 
 def model_files(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of all files that a model is rebuilt from, config.yaml first.
-
-    Args:
-        config: content of config.yaml.
-    """
+    """Return the names of the files of a model, config.yaml and checkpoint first."""
     model = config.get("model") or {}
     if model.get("classifier", "network") == "network":
         return MODEL_FILES
@@ -81,11 +81,9 @@ def classes_json(classes: Sequence[str], malignant: Sequence[str]) -> str:
 
 
 def config_to_keep(experiment: Experiment, **changes: Any) -> dict[str, Any]:
-    """Return the content of config.yaml: the experiment without the password of its store.
+    """Return the content of config.yaml, without the password of the store.
 
-    Args:
-        experiment: resolved.
-        changes: top-level keys to replace.
+    `changes` are top-level keys to replace.
     """
     content = {**experiment.to_dict(), **changes}
     if uri := content["tracking"]["uri"]:

@@ -1,4 +1,4 @@
-"""The images of a run as inputs of it in MLflow, by digest."""
+"""Images of a run as its inputs in MLflow, identified by a digest."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def log_dataset(data: PreparedData, role: str, split: str) -> None:
-    """Log the images of one role as an input of the active run, by a digest of the index and their ids."""
+    """Log the images of one role as an input of the active run."""
     ids = "\n".join(data.rows(role)["image_id"])
-    # 16 hex digits, as MLflow's dataset digests go
+    # Dataset digests of MLflow have 16 hex digits.
     digest = hashlib.sha256(f"{data.index_hash}\n{role}\n{ids}".encode()).hexdigest()[:16]
     source = _FolderSource(str(data.root))
-    dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` abstract and uses it so itself
-        source, name=f"{data.entry.name} {split} {role}", digest=digest
-    )
+    # MLflow declares `profile` abstract, but creates such objects itself.
+    dataset = MetaDataset(source, name=f"{data.entry.name} {split} {role}", digest=digest)  # type: ignore[abstract]
     with uninterrupted():
         mlflow.log_input(dataset, context=CONTEXTS[role])
 
 
 class _FolderSource(DatasetSource):
-    """Where the images lie: a folder of this machine; MLflow's own local source would try to read it."""
+    """Folder of the images. The local source of MLflow would read the files."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -51,17 +50,17 @@ class _FolderSource(DatasetSource):
         return cls(str(raw_source))
 
     def to_dict(self) -> dict[str, str]:
-        """Return primitives."""
+        """Return the folder as a dict."""
         return {"folder": self.folder}
 
     @classmethod
     def from_dict(cls, source_dict: dict[str, str]) -> _FolderSource:
-        """Rebuild from primitives."""
+        """Create a source from the dict of `to_dict`."""
         return cls(source_dict["folder"])
 
 
 def data_tags(data: PreparedData) -> dict[str, str]:
-    """Return the tags that say which images, roles and lesions a run is of, and whether they are drawn."""
+    """Return tags that identify the images, roles and lesions of a run."""
     return {
         "split_hash": data.split_hash, "index_hash": data.index_hash, "groups_hash": data.groups_hash,
         "synthetic": str(data.entry.synthetic).lower(),

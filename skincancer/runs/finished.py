@@ -1,4 +1,4 @@
-"""Finished runs: read a run's files, and its record in MLflow."""
+"""Files and MLflow record of a finished run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ from skincancer.system.yaml_files import load_yaml
 class Validation:
     """Predictions of a run for its labelled validation images.
 
-    `rows` (N rows): image_id, lesion_id; `label` int64 (N,); `logits` and `probability` float64 (N, C), in the run's classes.
+    Attributes:
+        rows: image_id and lesion_id, N rows.
+        label: int64 (N,).
+        logits, probability: float64 (N, C), of the classes of the run.
     """
 
     rows: pd.DataFrame
@@ -47,22 +50,22 @@ class Validation:
 
 
 class FinishedRun:
-    """Read the files and the MLflow record of a run.
+    """Reader of the files and the MLflow record of a run.
 
-    Files of a run in MLflow are downloaded when they are first asked for, into a temporary folder that is deleted together with this
-    object. A registered model outlives its run: its files come from the model, and only the missing ones from the run.
+    Files of a run in MLflow are downloaded at their first use into a temporary folder, which is deleted together with this object.
+    Files of a registered model come from the model, and only missing ones from the run, which may have been deleted.
 
     Attributes:
-        name: the run as the user gave it.
+        name: the argument `run`.
         folder: local folder of the files that are already on this machine.
 
     Args:
         run: run id, folder of artifacts, or registered model (NAME@ALIAS, models:/NAME@ALIAS, models:/NAME/VERSION).
-        store: MLflow store of the run. None takes the default store, which a folder does not need.
-        record: the run in MLflow, where it has been read before. It may still be running.
+        store: MLflow store of the run. None for the default store, which a folder does not need.
+        record: the run in MLflow, if the caller has read it. The run may still be running.
 
     Raises:
-        RunError: no such run or model, or the run is deleted or not FINISHED.
+        RunError: the run or model is unknown, deleted or not FINISHED.
     """
 
     def __init__(self, run: str | Path, store: RunStore | None = None, record: MlflowRun | None = None) -> None:
@@ -82,7 +85,7 @@ class FinishedRun:
 
     @property
     def id(self) -> str:
-        """MLflow's run id. "" for a folder, and for a registered model that names no run."""
+        """Run id in MLflow, "" for a folder or a registered model without run."""
         if self._record is not None:
             return str(self._record.info.run_id)
         return str(self._version.run_id or "") if self._version else ""
@@ -92,11 +95,11 @@ class FinishedRun:
         """The run in MLflow.
 
         Raises:
-            RunError: the run was given as a folder, or was deleted after its model had been registered.
+            RunError: the run is a folder, or was deleted after its model had been registered.
         """
         if self._record is None:
             if not self.id:
-                raise RunError(f"{self.name} is not a run in MLflow; give a run id for its params, tags and metrics.")
+                raise RunError(f"{self.name} is not a run in MLflow; use a run id, which has params, tags and metrics.")
             self._record = self._store.finished(self.id)
         return self._record
 
@@ -125,15 +128,15 @@ class FinishedRun:
         return Path(name).name in self._names[parent]
 
     def file(self, name: str) -> Path:
-        """Return the local path of a file of the run, downloading the file first where needed.
+        """Return the local path of a file of the run, downloaded if needed.
 
         Raises:
-            RunError: the run has no such file, or its artifacts cannot be reached.
+            RunError: the file is missing, or the artifacts of the run cannot be reached.
         """
         path = self.folder / name
         if not path.is_file():
             if self.is_folder:
-                raise RunError(f"{self.name}: the folder has no {name}; give a run's id, or a folder of its artifacts.")
+                raise RunError(f"{self.name}: the folder has no {name}; use a run id, or a folder of all artifacts.")
             path.parent.mkdir(parents=True, exist_ok=True)
             if self._version:
                 self._download_registered(name, path.parent)
@@ -142,12 +145,7 @@ class FinishedRun:
         return path
 
     def table(self, name: str, *texts: str) -> pd.DataFrame | None:
-        """Read a CSV file of the run, None if the run has no such file.
-
-        Args:
-            name: of the file.
-            texts: columns to read as text (`read_table`).
-        """
+        """Read a CSV file of the run with text columns `texts`, None if missing."""
         return read_table(self.file(name), *texts) if self.has(name) else None
 
     @cached_property
@@ -157,7 +155,7 @@ class FinishedRun:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The config in dotted keys, with defaults for keys that are newer than the run."""
+        """Config in dotted keys, with defaults for keys that are newer than the run."""
         return {**flatten(Experiment().to_dict()), **flatten(self.config)}
 
     @property
@@ -193,7 +191,7 @@ class FinishedRun:
 
     @cached_property
     def split(self) -> pd.DataFrame:
-        """Images with a role, from split.csv, every column as text; `pixels` where the run has digests."""
+        """Images with a role, from split.csv, as text, with `pixels` if digests exist."""
         with self._reading():
             split = pd.read_csv(self.file(artifacts.SPLIT_FILE), dtype=str, keep_default_na=False)
             if self.has_digests:
@@ -223,7 +221,7 @@ class FinishedRun:
 
     @cached_property
     def segmenter(self) -> Path | None:
-        """Folder of the run's copy of the segmenter behind its crops or features, None if the run has none."""
+        """Folder with the copy of the segmenter, None if there is none."""
         if not self.has(artifacts.SEGMENTER):
             return None
         for name in artifacts.SEGMENTER_FILES:
@@ -231,11 +229,7 @@ class FinishedRun:
         return self.folder / artifacts.SEGMENTER
 
     def predictions(self, part: str) -> pd.DataFrame:
-        """Read the table of predictions of a subset.
-
-        Args:
-            part: val or test.
-        """
+        """Read the table of predictions of a subset, val or test."""
         texts = () if self.task == "segmentation" else ("label", "prediction")
         return read_table(self.file(artifacts.predictions_file(part)), "image_id", "lesion_id", *texts)
 
@@ -244,7 +238,7 @@ class FinishedRun:
         """Predictions for the labelled validation images, None for a segmenter.
 
         Raises:
-            RunError: the table is malformed, or holds logits that are not finite.
+            RunError: the table is malformed, or logits are not finite.
         """
         if self.task == "segmentation":
             return None
@@ -258,7 +252,7 @@ class FinishedRun:
             first = ", ".join(table["image_id"][wrong].head(3))
             raise RunError(
                 f"run {self.name}: in {artifacts.predictions_file('val')} the logits of {int(wrong.sum())} images ({first} …) are not "
-                "finite; the file was changed."
+                "finite, so the file was changed; use another run."
             )
         known = label >= 0
         names = table.loc[known, ["image_id", "lesion_id"]].reset_index(drop=True)
@@ -322,12 +316,12 @@ class FinishedRun:
             client.download_artifacts(run_id, name, str(folder))
         except (MlflowException, OSError) as error:
             try:
-                gone = not client.list_artifacts(run_id)
+                missing = not client.list_artifacts(run_id)
             except (MlflowException, OSError):
-                gone = True
-            if gone:
+                missing = True
+            if missing:
                 raise RunError(
-                    f"run {run_id} in {self._store}: its artifacts are gone, or cannot be reached from here "
+                    f"run {run_id} in {self._store}: its artifacts were deleted, or cannot be reached from here "
                     f"({client.get_run(run_id).info.artifact_uri}): {hide(error)}"
                 ) from error
             raise RunError(f"run {run_id} in {self._store} has no artifact {name!r}: {hide(error)}") from error
@@ -339,9 +333,8 @@ class FinishedRun:
         except (MlflowException, OSError) as error:
             if not self.id:
                 assert self._version is not None
-                raise RunError(
-                    f"models:/{self._version.name}/{self._version.version} in {self._store} has no {name}, and names no run: {hide(error)}"
-                ) from error
+                model = f"models:/{self._version.name}/{self._version.version} in {self._store}"
+                raise RunError(f"{model} has neither {name} nor a run with it: {hide(error)}") from error
             self._store.finished(self.id)
             self._download(name, folder)
 
@@ -351,7 +344,7 @@ def weights_file(weights: str, store: RunStore) -> Iterator[Path | None]:
     """Yield the local checkpoint of `run:RUN_ID`, None for other values of `model.weights`.
 
     Raises:
-        RunError: no such finished run, or the run has no network.
+        RunError: the run is unknown or not finished, or has no network.
     """
     # The variable keeps the downloaded file until the block ends.
     run = FinishedRun(weights.removeprefix("run:"), store) if weights.startswith("run:") else None

@@ -1,4 +1,4 @@
-"""Life of a run: start, write, end, resume, and close runs whose process has exited.
+"""Life of a run: start, write, end, resume, and close stale runs.
 
 Only this module ends a run: FINISHED after the last artifact, FAILED with the reason, or KILLED on SIGINT and SIGTERM.
 """
@@ -49,11 +49,10 @@ STATE_TAG = "trial_state"
 
 
 def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[str]:
-    """Close runs whose process is gone, as KILLED, and return their ids.
+    """Close stale runs as KILLED, and return their ids.
 
-    Args:
-        client: an open store.
-        older_than_hours: also close runs of other hosts or boots whose last heartbeat is older than this; None leaves them.
+    A run is stale if its process has exited. With `older_than_hours`, runs of other hosts or boots with an older heartbeat are stale
+    as well.
     """
     closed = []
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -67,7 +66,7 @@ def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[st
             break
     for run in running:
         alive = owner_alive(run.data.tags)
-        reason = "its process is gone"
+        reason = "its process exited"
         if alive is None and older_than_hours is not None:
             silent = silent_seconds(run) / 3600
             alive = silent < older_than_hours
@@ -80,14 +79,14 @@ def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[st
 
 
 def close_lost(client: MlflowClient, run_id: str, reason: str) -> None:
-    """Write down that a run FAILED whose writing process is gone, unless its end is written already."""
+    """Close a run as FAILED after its process exited, if still open."""
     if client.get_run(run_id).info.status == "RUNNING":
         client.set_tag(run_id, "status_reason", reason)
         client.set_terminated(run_id, "FAILED")
 
 
 def silent_seconds(run: MlflowRun) -> float:
-    """Return how long ago a run's owner gave its last sign of life."""
+    """Return the seconds since the last heartbeat of a run."""
     heartbeat = run.data.tags.get("heartbeat")
     last = datetime.fromisoformat(heartbeat).timestamp() if heartbeat else run.info.start_time / 1000
     return time.time() - last
@@ -108,11 +107,11 @@ class RunWriter:
 
     @property
     def record(self) -> MlflowRun:
-        """The run as MLflow has it now."""
+        """Current state of the run in MLflow."""
         return self.store.client.get_run(self.run_id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log params that the run does not have yet: MLflow refuses to change a param."""
+        """Log new params. MLflow refuses to change an existing param."""
         with uninterrupted():
             known = self.record.data.params
             new = [Param(name, str(value)) for name, value in params.items() if name not in known]
@@ -126,7 +125,7 @@ class RunWriter:
             self.store.client.log_batch(self.run_id, metrics=batch)
 
     def log_results(self, metrics: Mapping[str, float]) -> None:
-        """Log final metrics without those that are undefined."""
+        """Log final metrics that are defined."""
         self.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -135,11 +134,7 @@ class RunWriter:
             self.store.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def log_file(self, name: str) -> None:
-        """Log a file of the working folder under its own name.
-
-        Args:
-            name: path relative to the working folder.
-        """
+        """Log a file, named by its path relative to the working folder."""
         parent = str(Path(name).parent)
         with uninterrupted():
             self.store.client.log_artifact(self.run_id, str(self.folder / name), None if parent == "." else parent)
@@ -167,7 +162,7 @@ class RunWriter:
         self.write_text(CLASSES_FILE, classes_json(classes, malignant))
 
     def figure_path(self, name: str) -> Path:
-        """Return the local path that a figure is to be saved at. `log_folder(FIGURES)` logs all figures."""
+        """Return the local path of a figure. `log_folder(FIGURES)` logs all figures."""
         (self.folder / FIGURES).mkdir(exist_ok=True)
         return self.folder / figure_file(name)
 
@@ -193,7 +188,7 @@ def start_run(
     resume: str | None = None,
     keep: bool = True,
 ) -> Iterator[RunWriter]:
-    """Start or resume a run, and record how the run ended when the block ends.
+    """Start or resume a run, and record its end.
 
     The end is FINISHED; FAILED, with the error as tag `status_reason`, if the block raised; KILLED if it was interrupted.
 
@@ -253,41 +248,41 @@ def _end(run: RunWriter | None, status: str, reason: str, keep: bool) -> None:
 
 
 def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
-    """Return the run that `--resume` names, or say why it cannot be gone on with.
+    """Return the run that `--resume` names.
 
     Raises:
-        RunError: unknown, already finished, or owned by a process that lives or may live.
+        RunError: the run is unknown, of another kind, FINISHED, without a working folder, or its process may still be alive.
     """
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise RunError(f"--resume {run_id}: there is no such run in {shown(client.tracking_uri)}") from error
-    if run.info.status == "FINISHED":
-        raise RunError(f"--resume {run_id}: this run is FINISHED; there is nothing to go on with")
-    if run.data.tags.get("kind") not in ("fit", "trial"):
         raise RunError(
-            f"--resume {run_id}: this run is of kind {run.data.tags.get('kind')!r}; only fits can be resumed"
-        )
+            f"--resume {run_id}: there is no such run in {shown(client.tracking_uri)}; use another id."
+        ) from error
+    if run.info.status == "FINISHED":
+        raise RunError(f"--resume {run_id}: this run is FINISHED; start a new run instead.")
+    if run.data.tags.get("kind") not in ("fit", "trial"):
+        raise RunError(f"--resume {run_id}: this run is of kind {run.data.tags.get('kind')!r}; use the run of a fit.")
     if run.info.status == "RUNNING":
         alive = owner_alive(run.data.tags)
         owner = f"process {run.data.tags.get('pid')} on {run.data.tags.get('host')}"
         if alive:
-            raise RunError(f"--resume {run_id}: this run is still being written by {owner}; stop it first")
+            raise RunError(f"--resume {run_id}: this run is still being written by {owner}; stop the process first.")
         if alive is None:
             raise RunError(
                 f"--resume {run_id}: this run is RUNNING, owned by {owner}, which cannot be seen from here. If that "
-                "process is gone, close the run with `python -m skincancer.fit --reap --older-than 0h` and resume then."
+                "process has exited, close the run with `python -m skincancer.fit --reap --older-than 0h`, then resume."
             )
     folder = run.data.tags.get("work_folder", "")
     if not Path(folder).is_dir():
         raise RunError(
-            f"--resume {run_id}: its working folder {folder or '(none)'} is not on this machine; resume where it ran"
+            f"--resume {run_id}: its working folder {folder or '(none)'} is not on this machine; resume on the machine of the run."
         )
     return run
 
 
 def has_checkpoint(client: MlflowClient, run_id: str | None) -> bool:
-    """Say whether a run to resume has a resume point: none before its first epoch has ended, and none for a new run."""
+    """Return whether a run to resume has finished at least one epoch."""
     if run_id is None:
         return False
     folder = client.get_run(run_id).data.tags.get("work_folder", "")
@@ -297,15 +292,13 @@ def has_checkpoint(client: MlflowClient, run_id: str | None) -> bool:
 def reap_runs(store: RunStore, older_than: str | None) -> None:
     """Close stale runs and print their ids.
 
-    Args:
-        store: MLflow store.
-        older_than: also close runs of other hosts without a heartbeat for so long, such as 24h.
+    `older_than` is a duration such as 24h, see `reap`.
     """
     hours = None
     if older_than is not None:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", older_than)
         if not match:
-            raise ConfigError(f"--older-than is {older_than!r}; give hours or days, such as 24h or 2d.")
+            raise ConfigError(f"--older-than is {older_than!r}; expected hours or days, such as 24h or 2d.")
         hours = float(match[1]) * (24 if match[2] == "d" else 1)
     console = make_console()
     closed = reap(store.client, hours)

@@ -1,6 +1,6 @@
-"""The model registry: a finished run's model under a name and an alias, and back from the name to the model.
+"""MLflow model registry: register the models of finished runs, and find them.
 
-MLflow is imported only where it is used, so that a wrong name is told at once.
+MLflow is imported inside functions, so that a wrong name is reported at once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 MODELS = "models:/"
-ALIAS = "candidate"  # whoever compares candidates names the champion
+ALIAS = "candidate"
 REGISTER_TAG = "register"
 
 
 class Target(NamedTuple):
-    """A name in the registry, and the alias that its newest version gets."""
+    """Name in the registry, and alias of its newest version."""
 
     name: str
     alias: str
@@ -32,31 +32,31 @@ class Target(NamedTuple):
 
 
 def parse_target(text: str) -> Target:
-    """Read `NAME` or `NAME@ALIAS`.
+    """Parse `NAME` or `NAME@ALIAS`.
 
     Raises:
-        ConfigError: MLflow does not take such a name or alias.
+        ConfigError: MLflow refuses such a name or alias.
     """
     name, at, alias = text.partition("@")
     if not name.strip() or name != name.strip() or re.search(r"[/:\\]|^\.+$", name):
         raise ConfigError(
-            f"--register is {text!r}; give a name without '/', '\\' and ':', such as lesions or lesions@{ALIAS}."
+            f"--register is {text!r}; use a name without '/', '\\' and ':', such as lesions or lesions@{ALIAS}."
         )
     if not at:
         return Target(name, ALIAS)
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"(?i)latest|v\d+", alias):
         raise ConfigError(
-            f"--register is {text!r}; an alias has letters, digits, '_' and '-', and is not latest or v1, v2 …, which MLflow keeps "
-            f"for itself. The default is {ALIAS}."
+            f"--register is {text!r}; use an alias of letters, digits, '_' and '-', other than latest and v1, v2 …, which MLflow "
+            f"reserves. The default is {ALIAS}."
         )
     return Target(name, alias)
 
 
 def check_registry(client: MlflowClient) -> None:
-    """Find out before a run whether the store can register its model.
+    """Check before a run that the store can register its model.
 
     Raises:
-        RunError: it has no registry.
+        RunError: the store has no registry.
     """
     from mlflow.exceptions import MlflowException
 
@@ -64,27 +64,30 @@ def check_registry(client: MlflowClient) -> None:
         client.search_registered_models(max_results=1)
     except MlflowException as error:
         raise RunError(
-            f"--register: the store {shown(client.tracking_uri)} has no model registry: {hide(error)}. Leave --register out, or "
+            f"--register: the store {shown(client.tracking_uri)} has no model registry: {hide(error)}. Remove --register, or "
             "use another store."
         ) from error
 
 
-def wanted(client: MlflowClient, run_id: str) -> str | None:
-    """Return what a run that is resumed was started with as `--register`."""
+def stored_target(client: MlflowClient, run_id: str) -> str | None:
+    """Return the value of `--register` that a run was started with."""
     return client.get_run(run_id).data.tags.get(REGISTER_TAG)
 
 
 def register(client: MlflowClient, run_id: str, target: Target) -> str:
-    """Register the model of a finished run as the newest version of a name, and give it the alias; return the version.
+    """Register the model of a finished run under a name and alias.
+
+    Returns:
+        The new version.
 
     Raises:
-        RunError: the registry refused; the run itself is whole.
+        RunError: the registry refused the model. The run itself is complete.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         outputs = client.get_run(run_id).outputs
-        assert outputs is not None, "a run that finished has logged its model"
+        assert outputs is not None, "a finished run has logged its model"
         model_id = outputs.model_outputs[-1].model_id
         if not client.search_registered_models(f"name = '{target.name.replace(chr(39), chr(39) * 2)}'"):
             client.create_registered_model(target.name)
@@ -95,22 +98,22 @@ def register(client: MlflowClient, run_id: str, target: Target) -> str:
         client.set_tag(run_id, "registered_version", version)
     except (MlflowException, OSError) as error:
         raise RunError(
-            f"run {run_id} is finished and whole, but its model could not be registered as {target}: {hide(error)}. Register it from the "
+            f"run {run_id} is finished and complete, but its model could not be registered as {target}: {hide(error)}. Register it in the "
             "MLflow UI (python -m skincancer.ui)."
         ) from error
     return version
 
 
 def is_registered(run: str) -> bool:
-    """Say whether a text names a registered model rather than a run."""
+    """Return whether a text names a registered model and not a run."""
     return run.startswith(MODELS) or "@" in run
 
 
 def find_version(client: MlflowClient, model: str) -> ModelVersion:
-    """Return the version of a registered model: NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION.
+    """Return a registered version by NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION.
 
     Raises:
-        RunError: no such model, alias or version; says which there are.
+        RunError: the model, alias or version is unknown. The message lists the aliases.
     """
     from mlflow.exceptions import MlflowException
 
@@ -120,14 +123,18 @@ def find_version(client: MlflowClient, model: str) -> ModelVersion:
     if not alias:
         name, _, number = text.partition("/")
     if not name or not (alias or number.isdigit()):
-        raise RunError(f"{model}: give a registered model as NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION.")
+        raise RunError(
+            f"{model}: expected a registered model as NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION."
+        )
     try:
         registered = client.get_registered_model(name)
     except MlflowException as error:
-        raise RunError(f"{model}: there is no registered model {name!r} in {shown(client.tracking_uri)}") from error
+        raise RunError(
+            f"{model}: there is no registered model {name!r} in {shown(client.tracking_uri)}; use another name or --tracking.uri."
+        ) from error
     try:
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
         aliases = ", ".join(f"{key} (version {value})" for key, value in sorted(registered.aliases.items())) or "none"
-        what = f"alias {alias!r}" if alias else f"version {number}"
-        raise RunError(f"{model}: the registered model {name!r} has no {what}; its aliases: {aliases}.") from error
+        missing = f"alias {alias!r}" if alias else f"version {number}"
+        raise RunError(f"{model}: the registered model {name!r} has no {missing}; its aliases: {aliases}.") from error

@@ -13,20 +13,20 @@ from skincancer.errors import RunError
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.store import RunStore
 
-PAGE = 200  # runs asked for at once
+# Number of runs per request.
+PAGE = 200
 _FOLD = re.compile(r"fold:\*/(\d+)")
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which fits one cell of a comparison is made of.
+    """Conditions on the fits of one entry of a comparison.
 
     Args:
-        experiment: its name, as in the param.
-        split: as in the param; `fold:*/k` stands for all k folds.
-        params: what else the params must be.
-        settings: dotted keys of the config that must have these values.
-        seeds: those wanted; None takes every seed that is there.
+        experiment, split: values of these params; the split `fold:*/k` means all k folds.
+        params: required values of other params.
+        settings: required values of dotted keys of the config.
+        seeds: seeds to use. None for all seeds.
     """
 
     experiment: str
@@ -36,48 +36,44 @@ class Query:
     seeds: tuple[int, ...] | None = None
 
     def splits(self) -> list[str]:
-        """Return the splits of the runs themselves."""
+        """Return the splits of the single runs."""
         folds = _FOLD.fullmatch(self.split)
         return [f"fold:{i}/{folds[1]}" for i in range(int(folds[1]))] if folds else [self.split]
 
 
 def find_runs(store: RunStore, dataset: str, query: Query) -> list[MlflowRun]:
-    """Return the FINISHED fits of a query, the newest of each seed (and fold), by seed.
+    """Return the FINISHED fits of a query, the newest per seed and fold.
 
-    Args:
-        store: MLflow store.
-        dataset: the MLflow experiments that are searched are `<dataset>-<task>`.
-        query: conditions on the runs.
+    The names of the searched MLflow experiments are `<dataset>-<task>`.
     """
-    alike = store.client.search_experiments(filter_string=f"name LIKE '{dataset}-%'")
-    groups = [
-        group.experiment_id for group in alike if group.name.startswith(f"{dataset}-")
-    ]  # _ stands for any character
-    found: dict[tuple[str, str], MlflowRun] = {}
+    similar = store.client.search_experiments(filter_string=f"name LIKE '{dataset}-%'")
+    # "_" in a LIKE pattern matches any character, so compare again.
+    groups = [group.experiment_id for group in similar if group.name.startswith(f"{dataset}-")]
+    runs: dict[tuple[str, str], MlflowRun] = {}
     for split in query.splits():
-        wanted = {"experiment": query.experiment, "split": split, "dataset": dataset, **query.params}
-        conditions = [f"params.`{name}` = {_quoted(value)}" for name, value in wanted.items()]
+        params = {"experiment": query.experiment, "split": split, "dataset": dataset, **query.params}
+        conditions = [f"params.`{name}` = {_quoted(value)}" for name, value in params.items()]
         for run in _search(store, groups, ["tags.kind = 'fit'", "attributes.status = 'FINISHED'", *conditions]):
             key = (split, run.data.params.get("seed", "0"))
-            asked = query.seeds is None or int(key[1]) in query.seeds
-            if asked and key not in found and _has(store, run, query.settings):
-                found[key] = run
-    return [found[key] for key in sorted(found, key=lambda key: (int(key[1]), key[0]))]
+            has_seed = query.seeds is None or int(key[1]) in query.seeds
+            if has_seed and key not in runs and _has(store, run, query.settings):
+                runs[key] = run
+    return [runs[key] for key in sorted(runs, key=lambda key: (int(key[1]), key[0]))]
 
 
 def runs_by_id(store: RunStore, run_ids: Sequence[str]) -> list[MlflowRun]:
     """Return fits by their ids.
 
     Raises:
-        RunError: unknown, deleted, not FINISHED, no fit, or given twice.
+        RunError: a run is unknown, deleted, not FINISHED, not a fit, or named twice.
     """
     if len(set(run_ids)) != len(run_ids):
-        raise RunError(f"--runs {' '.join(run_ids)}: a run is given twice")
+        raise RunError(f"--runs {' '.join(run_ids)} names a run twice; use each run once.")
     runs = [store.finished(run_id) for run_id in run_ids]
     for run in runs:
         kind = run.data.tags.get("kind")
         if kind not in ("fit", "trial"):
-            raise RunError(f"run {run.info.run_id} is of kind {kind!r}; compare takes fits.")
+            raise RunError(f"run {run.info.run_id} is of kind {kind!r}; use runs of fits.")
     return runs
 
 
@@ -88,7 +84,7 @@ def search_runs(store: RunStore, conditions: Sequence[str]) -> Iterator[MlflowRu
 
 
 def _search(store: RunStore, groups: Sequence[str], conditions: Sequence[str]) -> Iterator[MlflowRun]:
-    """Yield runs, the newest first; none where there is no such MLflow experiment."""
+    """Yield runs, the newest first."""
     token: str | None = None
     while groups:
         page = store.client.search_runs(
@@ -101,19 +97,17 @@ def _search(store: RunStore, groups: Sequence[str], conditions: Sequence[str]) -
 
 
 def _quoted(value: str) -> str:
-    """Quote a value for MLflow's filter language, which knows no escapes."""
+    """Quote a value for the filter language of MLflow, which has no escapes."""
     if "'" not in value:
         return f"'{value}'"
     if '"' not in value:
         return f'"{value}"'
-    raise RunError(
-        f"{value!r} holds both kinds of quotes, so that no run can be searched by it; rename the experiment."
-    )
+    raise RunError(f"{value!r} contains both kinds of quotes, which MLflow cannot search for; rename the experiment.")
 
 
 def _has(store: RunStore, run: MlflowRun, settings: Mapping[str, Any]) -> bool:
     """Return whether the config of a run has these values."""
     if not settings:
         return True
-    own = FinishedRun(run.info.run_id, store, run).settings
-    return all(own.get(key) == value for key, value in settings.items())
+    values = FinishedRun(run.info.run_id, store, run).settings
+    return all(values.get(key) == value for key, value in settings.items())

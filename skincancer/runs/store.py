@@ -1,4 +1,4 @@
-"""MLflow store."""
+"""MLflow tracking store."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from skincancer.system.paths import sqlite_path, sweeps_folder, tracking_uri, wo
 
 
 class RunStore:
-    """MLflow store with its client and its local folders, opened at the first use of `client`.
+    """MLflow store with its local folders, opened at the first use of `client`.
 
     Args:
-        uri: as `--tracking.uri`. None takes $MLFLOW_TRACKING_URI, then the project's `mlruns/mlflow.db`.
+        uri: value of `--tracking.uri`. None for $MLFLOW_TRACKING_URI or else `mlruns/mlflow.db` of the project.
     """
 
     def __init__(self, uri: str | None = None) -> None:
@@ -44,7 +44,7 @@ class RunStore:
         return connect(self.uri)
 
     def open(self) -> RunStore:
-        """Open the store before any costly work, so that errors are reported early, and return the store."""
+        """Open the store early, before costly work, and return the store."""
         assert self.client is not None
         return self
 
@@ -67,10 +67,12 @@ class RunStore:
         try:
             run = self.client.get_run(run_id)
         except MlflowException as error:
-            raise RunError(f"run {run_id}: there is no such run in {self}") from error
+            raise RunError(
+                f"run {run_id}: there is no such run in {self}; use another id or --tracking.uri."
+            ) from error
         if run.info.lifecycle_stage == "deleted":
             raise RunError(
-                f"run {run_id} in {self} is deleted; bring it back (mlflow runs restore --run-id {run_id}), or use another run."
+                f"run {run_id} in {self} is deleted; restore it (mlflow runs restore --run-id {run_id}), or use another run."
             )
         if run.info.status != "FINISHED":
             raise RunError(
@@ -79,7 +81,9 @@ class RunStore:
         return run
 
     def experiment_id(self, name: str) -> str:
-        """Return the id of the MLflow experiment `name`, creating it with artifacts next to a SQLite database.
+        """Return the id of an MLflow experiment, which is created if missing.
+
+        The artifacts of a new experiment are stored next to a SQLite database.
 
         Raises:
             RunError: the experiment is deleted.
@@ -100,7 +104,7 @@ class RunStore:
 
 
 def connect(uri: str | None) -> MlflowClient:
-    """Open the tracking store, creating a local SQLite file where there is none, and return a client.
+    """Open the tracking store and return a client. A missing SQLite file is created.
 
     Raises:
         RunError: the store cannot be opened.

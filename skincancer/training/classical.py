@@ -12,7 +12,7 @@ from skincancer.data.cache import ProgressBar
 from skincancer.data.feature_table import FeatureTable
 from skincancer.data.prepare import PreparedData
 from skincancer.errors import DataError
-from skincancer.inference.classical_model import ClassicalModel, measure_deep
+from skincancer.inference.classical_model import ClassicalModel, compute_deep_features
 from skincancer.models.classical import fit_pipeline, save_pipeline
 from skincancer.models.deep_features import DeepFeatures, first_backbone
 from skincancer.models.weights import LoadedWeights
@@ -53,7 +53,8 @@ def find_inputs(
         assert data.features is not None, "they were asked for"
         return ClassicalInputs(data.features.columns(experiment.model.classical.features), data.features)
     backbone, loaded = first_backbone(experiment, checkpoint)
-    return ClassicalInputs(measure_deep(backbone, data, experiment.data.batch_size, progress), None, backbone, loaded)
+    features = compute_deep_features(backbone, data, experiment.data.batch_size, progress)
+    return ClassicalInputs(features, None, backbone, loaded)
 
 
 def _check_lesions(experiment: Experiment, data: PreparedData) -> None:

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.prepare import PreparedData
 from skincancer.errors import ConfigError
-from skincancer.inference.classical_model import predict_part
+from skincancer.inference.classical_model import predict_subset
 from skincancer.metrics.names import monitor_mode
 from skincancer.metrics.segmentation import ThresholdSearch
 from skincancer.models.factory import build_scorer, build_task
@@ -228,7 +228,7 @@ def fit_classical(
         run.set_tags(tags)
         model = fit_classifier(experiment, data, inputs, recorder.folder)
         for part in ("val",) if recorder.trial else ("val", "test"):
-            recorder.keep(part, predict_part(model, data, inputs.features, part))
+            recorder.keep(part, predict_subset(model, data, inputs.features, part))
         if recorder.trial:
             recorder.finish_trial(run, None)
         else:

@@ -13,7 +13,7 @@ from synthetic_runs import CLASSES, class_predictions, finished_fit, mask_predic
 from skincancer import compare
 from skincancer.comparison import published, tables
 from skincancer.comparison import request as request_module
-from skincancer.comparison.entries import Cell
+from skincancer.comparison.entries import Entry
 from skincancer.comparison.load import load_run
 from skincancer.comparison.predictions import ClassScores
 from skincancer.errors import ConfigError, RunError
@@ -72,8 +72,8 @@ def test_a_table_of_two_experiments_and_three_splits(store, quiet, tmp_path, cap
     assert first["difference"] == pytest.approx(balanced(kept[A, "70:30"]) - balanced(kept[B, "70:30"]), abs=1e-8)
     assert first["low"] <= first["difference"] <= first["high"]
     assert first["n_images"] == 300
-    by_hand = np.maximum.accumulate(np.sort(pairs["p"][:3]) * [3, 2, 1]).clip(max=1)
-    assert np.sort(pairs["p_holm"][:3]) == pytest.approx(by_hand)
+    expected = np.maximum.accumulate(np.sort(pairs["p"][:3]) * [3, 2, 1]).clip(max=1)
+    assert np.sort(pairs["p_holm"][:3]) == pytest.approx(expected)
 
     beside = pd.read_csv(found / "compare_published.csv")
     assert list(beside["published"]) == pytest.approx([0.912, 0.877, 0.828, 0.830, 0.809, 0.816])
@@ -100,7 +100,7 @@ def test_a_table_of_two_experiments_and_three_splits(store, quiet, tmp_path, cap
 
 def load(experiment, split="80:20", metric="balanced_accuracy"):
     query = Query(experiment, split, {}, {})
-    return Cell(
+    return Entry(
         experiment,
         split,
         tuple(load_run(RunStore(None), run, metric) for run in find_runs(RunStore(None), "demo", query)),
@@ -114,7 +114,7 @@ def test_seeds_are_summarised_and_paired_by_their_means(store):
             scores[name, seed] = class_predictions(100 * seed + len(name), 300, strength)
             finished_fit(name, scores[name, seed], seed=seed)
     cells = [load(A), load(B)]
-    table = tables.cells_table(cells, "balanced_accuracy", tables.Resamples(200)).set_index("experiment")
+    table = tables.entries_table(cells, "balanced_accuracy", tables.Resamples(200)).set_index("experiment")
     values = [balanced(scores[A, seed]) for seed in (0, 1, 2)]
     assert table.loc[A, "value"] == pytest.approx(np.mean(values), abs=1e-8)
     assert table.loc[A, "sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-8)
@@ -134,7 +134,7 @@ def test_folds_are_pooled_out_of_fold(store):
     whole = class_predictions(3, 300, 1.2)
     for fold in range(3):
         finished_fit(A, whole[fold::3], split=f"fold:{fold}/3")
-    table = tables.cells_table([load(A, "fold:*/3")], "balanced_accuracy", tables.Resamples(100))
+    table = tables.entries_table([load(A, "fold:*/3")], "balanced_accuracy", tables.Resamples(100))
     assert table["value"][0] == pytest.approx(balanced(whole), abs=1e-8)
     assert table["n_images"][0] == 300
     assert np.isnan(table["sd"][0])  # folds are no seeds
@@ -270,7 +270,7 @@ def test_runs_given_by_hand_must_be_finished_fits(store):
     client.set_tag(running, "kind", "sweep")
     with pytest.raises(RunError, match="of kind 'sweep'"):
         runs_by_id(RunStore(None), [running])
-    with pytest.raises(RunError, match="given twice"):
+    with pytest.raises(RunError, match="names a run twice"):
         runs_by_id(RunStore(None), [running, running])
 
 
@@ -286,15 +286,15 @@ def test_a_deleted_run_is_not_found_and_not_taken(store, quiet):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give --experiments"),
+        ([], "use --experiments"),
         (["--experiments", "densnet169_undersample"], "Did you mean 'densenet169_undersample'"),
         (["--experiments", A, "--splits", "80:30"], "do not add up to 100"),
         (["--experiments", A, "--metric", "balanced_acuracy"], "Did you mean 'balanced_accuracy'"),
         (["--experiments", A, "--metric", "accuracy", "jaccard"], "some are of masks and some of classes"),
-        (["--experiments", A, "--data.split", "70:30"], "compare takes --splits"),
+        (["--experiments", A, "--data.split", "70:30"], "is not a flag of compare; use --splits"),
         (["--experiments", A, "--data.siez", "70"], "data.siez is not a known flag"),
         (["--experiments", A, "--dataset", "ham1000"], "Did you mean 'ham10000'"),
-        (["--experiment", A], "compare takes --experiments"),
+        (["--experiment", A], "are not flags of compare; use --experiments"),
         (["--experiments", A], "no finished run of densenet169_undersample 80:20 on demo"),
     ],
 )
@@ -306,7 +306,7 @@ def test_wrong_questions_get_one_clear_error(store, capsys, arguments, said):
 def test_what_is_missing_is_told_and_the_rest_compared(store, capsys):
     finished_fit(A, class_predictions(1, 60, 1.0))
     assert compare.main(["--experiments", A, B, "--splits", "80:20", "70:30"]) == 0
-    assert f"left out: {A} 70:30, {B} 80:20, {B} 70:30" in capsys.readouterr().out
+    assert f"{A} 70:30, {B} 80:20, {B} 70:30 are left out" in capsys.readouterr().out
 
 
 def test_missing_runs_are_trained_with_the_flags_and_once(store, monkeypatch, quiet, tmp_path):
@@ -479,9 +479,7 @@ def test_difference_of_a_model_and_itself_is_nothing_and_changes_sign_with_the_o
 def test_difference_of_an_unknown_metric_is_refused():
     label = np.array([0, 1, 0, 1])
     p = two_classes(label, np.array([True, True, False, True]))
-    with pytest.raises(
-        ValueError, match=r"metric is 'acuracy', which is unknown; known are accuracy, balanced_accuracy"
-    ):
+    with pytest.raises(ValueError, match=r"metric is 'acuracy'; expected one of accuracy, balanced_accuracy"):
         model_difference("acuracy", label, p, p, ["a", "b", "c", "d"])
 
 
@@ -520,10 +518,10 @@ def test_runs_that_are_not_what_their_experiment_says_are_told(store, capsys, tm
     )
     finished_fit(B, class_predictions(2, 60, 1.0), params={"backbone": "resnet50", "balance": "oversample"})
     run_id = compare.compare(request_module.Request((A, B), metrics=("accuracy",)))
-    said = f"{A} is not as its file says: backbone resnet18 instead of densenet169 (80:20)"
+    said = f"{A} deviates from its file: backbone resnet18 instead of densenet169 (80:20)"
     text = capsys.readouterr().out
     assert said in text
-    assert f"{B} is not" not in text
+    assert f"{B} deviates" not in text
     table = pd.read_csv(files(run_id, tmp_path) / "compare_published.csv", keep_default_na=False)
     assert list(table["remark"]) == ["ours: backbone resnet18 instead of densenet169", ""]
 
@@ -539,9 +537,9 @@ def test_classical_runs_as_shipped_raise_no_alarm(store, capsys):
         finished_fit(name, class_predictions(number, 60, 1.0), params=params)
     compare.compare(request_module.Request(tuple(made), metrics=("accuracy",)))
     text = capsys.readouterr().out
-    assert "knn_features is not as its file says: backbone svm instead of knn" in text
-    assert "svm_features is not" not in text
-    assert "svm_deep is not" not in text
+    assert "knn_features deviates from its file: backbone svm instead of knn" in text
+    assert "svm_features deviates" not in text
+    assert "svm_deep deviates" not in text
     assert "masks of crops or features differs" not in text
 
 

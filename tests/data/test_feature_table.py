@@ -161,8 +161,8 @@ def test_masks_of_a_segmenter(few):
             self.digest, self.preprocessing, self.batch_size = "0123", Preprocessing(32, "stretch"), 4
             self.settings = {"data": {"dataset": "demo"}}
 
-        def answer(self, squares):
-            return type("Answers", (), {"lesion": np.ones((len(squares), 32, 32), dtype=np.float32)})
+        def predict(self, squares):
+            return type("ModelOutput", (), {"lesion": np.ones((len(squares), 32, 32), dtype=np.float32)})
 
         def mask(self, lesion, view):
             return np.arange(view.width)[None].repeat(view.height, axis=0) < view.width // 2

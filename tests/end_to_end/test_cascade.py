@@ -215,7 +215,7 @@ def test_folder_without_its_split_is_refused_before_any_work(segmenter, tiny_dem
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(Path(connect(None).download_artifacts(segmenter, name)), tmp_path / name)
     error = refused(capsys, f"--data.root={tiny_demo}", f"--data.masks=run:{tmp_path}")
-    assert "the folder has no split.csv; give a run's id, or a folder of its artifacts" in error
+    assert "the folder has no split.csv; use a run id, or a folder of all artifacts" in error
 
 
 def test_whose_masks_cropped_is_told(tiny_demo, tmp_path, capsys):
@@ -255,7 +255,7 @@ def test_crops_by_a_classifier_are_refused(store, tiny_demo, capsys):
     classifier = only_run().info.run_id
     error = refused(capsys, f"--data.root={tiny_demo}", f"--data.masks=run:{classifier}")
     assert f"data.masks run:{classifier}: the task of run {classifier} is classification" in error
-    assert "give a run of task segmentation or joint" in error
+    assert "use a run of task segmentation or joint" in error
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from skincancer.data.index import load_index
 from skincancer.errors import ConfigError, RunError, WeightsError
 from skincancer.inference.classical_model import ClassicalModel
 from skincancer.inference.model import load_segmenter, load_trained
-from skincancer.inference.predictor import load_answerer
+from skincancer.inference.predictor import load_predictor
 from skincancer.inference.serving import Model, input_example
 from skincancer.metrics.prediction_files import read_predictions
 from skincancer.models.deep_features import DeepFeatures
@@ -89,7 +89,7 @@ def test_report_says_what_was_fitted(artifacts):
         "features are measured on whole images of 256 px",
     ):
         assert text in page
-    for text in ("learning rate", "the network sees", "Grad-CAM over it", "epochs"):
+    for text in ("learning rate", "the input of the network", "with a Grad-CAM overlay", "epochs"):
         assert text not in page.split("Configuration</h2>")[0]
 
 
@@ -109,7 +109,7 @@ def test_predict_asks_whose_masks_and_answers_as_the_fit_did(run, artifacts, tin
         for source, said_before in (("truth", test.loc[name]), ("otsu", table.loc[name].filter(like="p_"))):
             found = measure(tiny_demo / image, tiny_demo / mask, source, families=model.families)
             features = np.array([[found[column] for column in model.columns]], dtype=np.float32)
-            assert model.answer(features).probability[0] == pytest.approx(said_before.to_numpy(float), abs=1e-6)
+            assert model.predict(features).probability[0] == pytest.approx(said_before.to_numpy(float), abs=1e-6)
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_predict_of_files_that_show_nothing(run, tmp_path):
     black, bad = tmp_path / "black.png", tmp_path / "bad.png"
     Image.new("RGB", (1, 1)).save(black)
     bad.write_bytes(b"no image")
-    answers = list(load_answerer(run.info.run_id, masks="otsu").answers([black, bad]))
+    answers = list(load_predictor(run.info.run_id, masks="otsu").predict([black, bad]))
     assert answers[0].probability.sum() == pytest.approx(1), "no lesion: every feature is the training images' median"
     assert answers[1].error == "is not an image"
     assert [answer.masks for answer in answers] == ["empty", ""]
@@ -143,7 +143,7 @@ def test_predict_tells_of_images_in_which_nothing_could_be_measured(run, tiny_de
     assert predict_verb.main([*arguments, str(tmp_path / "black.png"), str(some)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "no lesion found" in printed
-    assert "in 1 of the images the mask shows no lesion: nothing could be measured in them" in printed
+    assert "the mask contains no lesion in 1 of the images: their features were replaced by the medians" in printed
     said = pd.read_csv(tmp_path / "out/predictions.csv", keep_default_na=False).set_index("image_id")
     assert said["masks"].to_dict() == {"black": "empty", some.stem: "otsu"}
     assert predict_verb.main([*arguments, str(some)]) == 0
@@ -166,7 +166,7 @@ def test_evaluate_says_whose_masks_were_measured_in(run, tiny_demo, capsys):
         evaluate.evaluate([run.info.run_id], flags, part="test")
         printed = " ".join(capsys.readouterr().out.split())
         assert f"measured in: {len(list((tiny_demo / 'images').iterdir()))} by" in printed
-        told = "the run learned from features measured in masks of truth, and here they are of otsu" in printed
+        told = "the run was trained on features measured in masks of truth, but here they are of otsu" in printed
         assert told is differs
 
 
@@ -216,7 +216,7 @@ def test_model_of_other_features_is_refused(run, artifacts, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(config.read_text().replace("    - lbp\n", "    - glcm\n"))
     with pytest.raises(
-        WeightsError, match=r"fitted on \d+ features and 7 classes; this version measures \d+ of abcd, glcm"
+        WeightsError, match=r"fitted on \d+ features and 7 classes; this version computes \d+ features of abcd, glcm"
     ):
         ClassicalModel(tmp_path)
 
@@ -261,12 +261,12 @@ def test_deep_features_come_with_their_backbone(tiny_demo, store, monkeypatch):
     # the weights were drawn at random, so none but those that the run kept give the same answers
     test = pd.read_csv(folder / "predictions/test.csv").set_index("image_id")
     files = {path.stem: path for path in (tiny_demo / "images").iterdir()}
-    answers = load_answerer(run.info.run_id).answers([files[name] for name in test.index])
+    answers = load_predictor(run.info.run_id).predict([files[name] for name in test.index])
     answered = np.stack([answer.probability for answer in answers])
     assert answered == pytest.approx(test.filter(like="p_").to_numpy(), abs=1e-6)
     (folder / BACKBONE_FILE).write_bytes(b"no weights")
     with pytest.raises(WeightsError, match=r"backbone.safetensors: these are not the weights of test_efficientnet"):
-        load_answerer(str(folder))
+        load_predictor(str(folder))
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def test_a_segmenter_sees_images_cleaned_by_its_own_config(tiny_demo):
     class Segmenter:
         digest, preprocessing, batch_size = "0123", Preprocessing(16, "stretch", ("frame", "contrast")), 8
 
-        def answer(self, squares):
+        def predict(self, squares):
             seen.append(squares)
             return dataclasses.make_dataclass("Said", ["lesion"])(np.ones(squares.shape[:3], np.float32))
 

@@ -155,9 +155,9 @@ def test_predict_says_what_it_could_not_read_and_does_the_rest(run, tiny_demo, t
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "no image was given"),
+        ([], "no image is named"),
         (["/nowhere/a.jpg"], "/nowhere/a.jpg does not exist"),
-        (["--format", "png", "."], "--format is 'png'; choose one of full, isic"),
+        (["--format", "png", "."], "--format is 'png'; use one of full, isic"),
         (["--fromat", "isic"], "--fromat is not a known flag"),
         (["--run", "0123", "x.jpg"], "x.jpg does not exist"),
     ],

@@ -55,7 +55,7 @@ def test_a_subset_is_compared_in_the_runs_classes_and_not_renormalised():
     p = softmax(np.random.default_rng(0).normal(size=(5, 7)), axis=1)
     assert mapping.probability(p) is p
     assert mapping.data_label(np.array([0, 1])).tolist() == [4, 5]
-    assert "Nothing is renormalised" in mapping.describe()
+    assert "Probabilities are not renormalised" in mapping.describe()
 
 
 def test_given_binary_melanoma():
@@ -86,12 +86,12 @@ def test_what_cannot_be_mapped_shows_both_class_sets():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"melanoma": ["mel"], "other": ["nv"]}, "says nothing of akiec, bcc, bkl, df, vasc, atypical_nevus, common_nevus"),
-        ({"melanoma": ["mell"], "other": ["*"]}, "'mell' is no class of either. Did you mean 'mel'"),
-        ({"melanoma": ["mel"], "other": ["mel", "*"]}, "gives 'mel' to 'melanoma' and to 'other'"),
+        ({"melanoma": ["mel"], "other": ["nv"]}, "does not contain akiec, bcc, bkl, df, vasc, atypical_nevus, common_nevus"),
+        ({"melanoma": ["mell"], "other": ["*"]}, "'mell' is not a class of the run or data set. Did you mean 'mel'"),
+        ({"melanoma": ["mel"], "other": ["mel", "*"]}, "assigns 'mel' to 'melanoma' and to 'other'"),
         ({"melanoma": ["*"]}, "names 1 target"),
-        ({"melanoma": ["mel", "*"], "other": ["*"]}, r"gives \* to melanoma and to other"),
-        ({"melanoma": ["melanoma"], "other": ["*"]}, "--map melanoma: none of the run's classes belongs to it"),
+        ({"melanoma": ["mel", "*"], "other": ["*"]}, r"assigns \* to melanoma and to other"),
+        ({"melanoma": ["melanoma"], "other": ["*"]}, "--map melanoma contains no class of the run"),
     ],
 )  # fmt: skip
 def test_a_given_mapping_that_does_not_fit(given, message):
@@ -105,9 +105,9 @@ def test_parse_map(tmp_path):
     (tmp_path / "map.yaml").write_text("melanoma: [mel, melanoma]\nother: '*'\n")
     assert parse_map([str(tmp_path / "map.yaml")]) == expected
     for words, message in (
-        (["melanoma"], "give TARGET=CLASS"),
+        (["melanoma"], "expected TARGET=CLASS"),
         (["a=b", "a=c"], "'a' twice"),
-        (["a=b++c"], "must be names of classes"),
+        (["a=b++c"], "expected a list of class names"),
         ([str(tmp_path / "none.yaml")], "cannot be read as YAML"),
     ):
         with pytest.raises(ConfigError, match=message):

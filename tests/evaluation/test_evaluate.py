@@ -287,7 +287,7 @@ def test_data_of_one_class_leave_what_cannot_be_told_undefined(run, artifacts, t
     assert set(found.data.params["mapping_kind"].split()) == {"subset"}
     p = [f"p_{name}" for name in HAM10000_CLASSES]
     np.testing.assert_allclose(table_of(folder)[p], melanomas[p], atol=1e-6)
-    assert "Nothing is renormalised" in capsys.readouterr().out
+    assert "Probabilities are not renormalised" in capsys.readouterr().out
     message = refused(capsys, 2, f"--run={run.info.run_id}", *argv, "--part=test")
     assert "expected at least 2" in message, "a split needs more"
 
@@ -313,7 +313,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(run, artifacts, tmp_path, caps
     assert (folder / "configs/1.yaml").is_file()
     printed = capsys.readouterr().out
     assert "pixels cannot be compared" in printed
-    assert f"run {twin} holds no digests.csv" in printed
+    assert f"run {twin} has no digests.csv" in printed
 
 
 @pytest.mark.parametrize(
@@ -340,12 +340,12 @@ def test_how_an_evaluation_ends(run, monkeypatch, error, status, code):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "give --run RUN_ID"),
+        ([], "--run is missing"),
         (["--run=a", "--part=val"], "--part is 'val'; choose one of all, test"),
         (["--run=a", "--data.split=70:30"], "--data.split goes with --part test"),
-        (["--run=a", "--prevalence=10"], "--prevalence is 10.0; it is a share"),
+        (["--run=a", "--prevalence=10"], "--prevalence is 10.0; expected a share"),
         (["--run", "a", "a"], "--run names a twice"),
-        (["--run=a", "--map", "melanoma"], "--map melanoma: give TARGET=CLASS+CLASS"),
+        (["--run=a", "--map", "melanoma"], "--map is melanoma; expected TARGET=CLASS+CLASS"),
         (["--run=a", "--data.sise=3"], "--data.sise is not a known flag. Did you mean '--data.size'"),
         (["--run=a", "--model.tta=d4"], "--model.tta is not a known flag"),
     ],
@@ -380,7 +380,7 @@ def test_runs_that_cannot_be_evaluated(run, capsys, tmp_path):
 
 def test_the_runs_recipe_is_its_own(run, capsys):
     message = refused(capsys, 2, f"--run={run.info.run_id}", "--data.size=64")
-    assert "--data.size: an evaluation takes the run's own, 32" in message
+    assert "--data.size is fixed by the run to 32" in message
 
 
 def test_classes_that_cannot_be_mapped_show_both_sets(run, capsys, tmp_path, tiny_demo):
@@ -391,7 +391,7 @@ def test_classes_that_cannot_be_mapped_show_both_sets(run, capsys, tmp_path, tin
     message = refused(capsys, 2, *argv)
     for text in ("akiec, bcc, bkl, df, mel, nv, vasc", "melanocytic, other", "--map"):
         assert text in message
-    assert "says nothing of other" in refused(
+    assert "does not contain other" in refused(
         capsys, 2, *argv, "--map", "melanocytic=mel+nv", "rest=akiec+bcc+bkl+df+vasc"
     )
 

@@ -25,7 +25,7 @@ from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, DataError
 from skincancer.inference.image_files import find_images
 from skincancer.inference.model import mask_source
-from skincancer.inference.predictor import in_order, load_answerer
+from skincancer.inference.predictor import load_predictor, map_in_order
 from skincancer.runs.store import connect
 from skincancer.schema import DataConfig
 
@@ -158,15 +158,15 @@ def test_patterns_are_searched(tmp_path):
     assert found("[ab]") == ["a/1.jpg", "a/2.png", "b/1.jpg", "b/c/3.jpg"]
     assert found("a/1.jpg", "a", "b/../a/1.jpg") == ["a/1.jpg", "a/2.png"], "each once"
     assert [row.image_id for row in find_images([tmp_path / "a/1.jpg", tmp_path / "a"])] == ["1", "2"]
-    with pytest.raises(DataError, match=r"nothing matches .*\*\.gif, or no image does"):
+    with pytest.raises(DataError, match=r"no image matches .*\*\.gif"):
         found("*/*.gif")
-    with pytest.raises(DataError, match="have the same image id 1; give one of them"):
+    with pytest.raises(DataError, match="have the same image id 1; use only one of them"):
         found("a/1.jpg", "b/1.jpg")
     (tmp_path / "a/1.png").write_bytes(b"named alone")
-    with pytest.raises(DataError, match="have the same image id 1; give one of them"):
+    with pytest.raises(DataError, match="have the same image id 1; use only one of them"):
         found("a")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="contains no image"):
         found("empty")
 
 
@@ -212,7 +212,7 @@ def test_bad_files_are_named_and_the_rest_is_written(folder, image, tmp_path, ca
         shutil.copy(image, pictures / f"good{number}.jpg")
     assert say(folder, tmp_path / "out", pictures) == 1
     error = error_of(capsys)
-    assert "5 of 15 images could not be read and have no answer" in error
+    assert "5 of 15 images could not be read and have no prediction" in error
     assert f"{pictures}/empty.jpg is empty (0 bytes)" in error
     assert f"{pictures}/text.jpg is not an image" in error
     assert f"{pictures}/bomb.png is too large: Image size (400000000 pixels) exceeds limit" in error
@@ -250,11 +250,11 @@ def test_files_are_read_as_they_are_wanted(folder, image):
             begun += 1
             yield image
 
-    answerer = load_answerer(str(folder))
-    answers = answerer.answers(files())
+    predictor = load_predictor(str(folder))
+    answers = predictor.predict(files())
     next(answers)
     answers.close()
-    assert begun <= 4 * answerer.model.batch_size
+    assert begun <= 4 * predictor.model.batch_size
 
 
 def test_answers_come_in_order():
@@ -263,7 +263,9 @@ def test_answers_come_in_order():
 
     with ThreadPoolExecutor(4) as pool:
         waits = [0.02, 0.0, 0.01, 0.0, 0.0, 0.03, 0.0]
-        assert list(in_order(pool, lambda item: sleep(item[1]) or item[0], list(enumerate(waits)), 3)) == list(range(7))
+        assert list(map_in_order(pool, lambda item: sleep(item[1]) or item[0], list(enumerate(waits)), 3)) == list(
+            range(7)
+        )
 
 
 def test_isic_table_is_read_by_the_official_scorer(folder, tiny_demo, index, tmp_path, monkeypatch):
@@ -348,7 +350,7 @@ def test_images_are_cut_as_the_training_images_were(folder, segmenter, tiny_demo
     if source == "run":  # as a run keeps it
         shutil.move(segmenter, place / "segmenter")
     files = [tiny_demo / path for path in data.index["image"]]
-    answers = list(load_answerer(str(place)).answers(files))
+    answers = list(load_predictor(str(place)).predict(files))
     for number, answer in enumerate(answers):
         assert np.array_equal(answer.pixels, data.store.images[number])
         assert answer.view[:2] == tuple(data.index.loc[number, ["width", "height"]])
@@ -363,7 +365,7 @@ def test_run_on_true_masks_wants_to_be_told(folder, segmenter, image, tmp_path, 
     (place / "crops.csv").write_text("image_id,left,top,right,bottom,masks\na,0,0,9,9,truth\nb,0,0,9,9,otsu\n")
     assert say(place, tmp_path / "out", image) == 2
     error = error_of(capsys)
-    assert f"was trained on images cut by their true masks (data.masks {masks})" in error
+    assert f"was trained on images cropped to their true masks (data.masks {masks})" in error
     assert "--masks run:RUN of a segmenter, or --masks otsu" in error
     for name, given in (("otsu", "otsu"), ("run", f"run:{segmenter}")):
         assert say(place, tmp_path / name, "--masks", given, image) == 0
@@ -382,14 +384,14 @@ def test_auto_masks_that_were_all_otsus_are_otsus(folder, image, tmp_path):
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        ("otsu", "--masks is otsu; it is for runs on crops"),
-        ("mine", "--masks is 'mine'; give otsu, or run:RUN"),
-        ("run:", "--masks is 'run:'; give otsu, or run:RUN"),
+        ("otsu", "--masks is otsu, but .* was trained on whole images; use it for runs on crops"),
+        ("mine", "--masks is 'mine'; expected otsu, or run:RUN"),
+        ("run:", "--masks is 'run:'; expected otsu, or run:RUN"),
     ],
 )
 def test_masks_that_mean_nothing_are_refused(folder, masks, message):
     with pytest.raises(ConfigError, match=message):
-        load_answerer(str(folder), masks=masks)
+        load_predictor(str(folder), masks=masks)
 
 
 def test_masks_of_a_classifier_are_refused(folder, image, tmp_path, capsys):
@@ -402,7 +404,7 @@ def test_deleted_run_is_refused(run, image, tmp_path, capsys):
     connect(None).delete_run(run.info.run_id)
     try:
         assert say(run.info.run_id, tmp_path / "out", image) == 1
-        assert f"run {run.info.run_id} in {os.environ['MLFLOW_TRACKING_URI']} is deleted; bring it back" in error_of(
+        assert f"run {run.info.run_id} in {os.environ['MLFLOW_TRACKING_URI']} is deleted; restore it" in error_of(
             capsys
         )
     finally:
@@ -412,7 +414,7 @@ def test_deleted_run_is_refused(run, image, tmp_path, capsys):
 def test_run_without_artifacts_is_refused(store, image, tmp_path, capsys):
     client = connect(None)
     for names, message in (
-        ([], "its artifacts are gone"),
+        ([], "its artifacts were deleted"),
         (["config.yaml"], "has no artifact 'checkpoints/best.ckpt'"),
     ):
         made = client.create_run(client.create_experiment(f"some {len(names)}", (tmp_path / "gone").as_uri()))
@@ -439,7 +441,7 @@ def test_registered_model_is_as_good_as_its_run(run, image, tmp_path, capsys):
         ("lesions@champion", "has no alias 'champion'; its aliases: candidate (version 1)"),
         ("models:/lesions/7", "has no version 7"),
         ("lesion@candidate", "there is no registered model 'lesion' in"),
-        ("models:/lesions", "give a registered model as NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/lesions", "expected a registered model as NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION"),
     ):
         assert say(name, tmp_path / "out", image) == 1
         assert message in error_of(capsys)

@@ -27,8 +27,8 @@ from skincancer.config.resolve import resolve
 from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, RunError
 from skincancer.inference import serving
-from skincancer.inference.predictor import load_answerer
-from skincancer.runs.registry import parse_target, register, wanted
+from skincancer.inference.predictor import load_predictor
+from skincancer.runs.registry import parse_target, register, stored_target
 from skincancer.runs.store import connect
 from skincancer.system.yaml_files import dump_yaml, load_yaml
 
@@ -145,7 +145,7 @@ def test_classifier_and_segmenter_give_their_own(paths, tmp_path):
     found = load(run, tmp_path / "a").predict(images(*map(str, paths)))
     assert list(found.columns) == ["prediction", "p_benign", "p_malignant"]
     assert (found["p_benign"] + found["p_malignant"]).tolist() == pytest.approx([1, 1, 1])
-    answers = list(load_answerer(str(run)).answers(paths))
+    answers = list(load_predictor(str(run)).predict(paths))
     np.testing.assert_allclose(found[["p_benign", "p_malignant"]], [answer.probability for answer in answers])
     run = make_run(tmp_path / "segmenter", "unet_resnet34")
     found = load(run, tmp_path / "b").predict(images(*map(str, paths)))
@@ -164,18 +164,18 @@ def test_cropped_run_carries_what_it_cuts_by(paths, tmp_path, source):
     for path in tmp_path.glob("cropped/**/*.ckpt"):
         path.unlink()  # the model needs nothing of the run any more
     found = model.predict(images(*map(str, paths)))
-    answers = list(load_answerer(str(tmp_path / "model/artifacts/cropped")).answers(paths))
+    answers = list(load_predictor(str(tmp_path / "model/artifacts/cropped")).predict(paths))
     np.testing.assert_allclose(found["p_malignant"], [answer.probability[1] for answer in answers])
     by_otsu = model.predict(images(*map(str, paths)), params={"masks": "otsu"})
     assert (by_otsu["p_malignant"] == found["p_malignant"]).all() == (source == "otsu")
-    with pytest.raises(MlflowException, match="masks is 'run:else'; give otsu, or nothing"):
+    with pytest.raises(MlflowException, match="masks is 'run:else'; expected otsu or empty"):
         model.predict(images(str(paths[0])), params={"masks": "run:else"})
 
 
 def test_run_on_true_masks_wants_to_be_told(paths, tmp_path):
     run = make_run(tmp_path / "cropped", "resnet50", **{"data.crop": True, "data.masks": "truth"})
     model = load(run, tmp_path / "model")
-    with pytest.raises(MlflowException, match="was trained on images cut by their true masks"):
+    with pytest.raises(MlflowException, match="was trained on images cropped to their true masks"):
         model.predict(images(str(paths[0])))
     assert len(model.predict(images(str(paths[0])), params={"masks": "otsu"})) == 1
 
@@ -185,7 +185,7 @@ def test_run_on_true_masks_wants_to_be_told(paths, tmp_path):
     [
         (
             "/nowhere/a.jpg",
-            "image of row 1 is '/nowhere/a.jpg': give an image file's bytes, their base64 text, or a path",
+            "image of row 1 is '/nowhere/a.jpg'; use the bytes of an image file, their base64 text, or a path",
         ),
         (base64.b64encode(b"no image").decode(), "image of row 1 is not an image"),
         (b"", r"image of row 1 is empty \(0 bytes\)"),
@@ -251,7 +251,7 @@ def test_registry_that_refuses_leaves_the_run_whole(run, monkeypatch):
 
     monkeypatch.setattr("mlflow.tracking.MlflowClient.create_model_version", refuse)
     with pytest.raises(
-        RunError, match=r"is finished and whole, but its model could not be registered as a@b: not today"
+        RunError, match=r"is finished and complete, but its model could not be registered as a@b: not today"
     ):
         register(connect(None), run.info.run_id, parse_target("a@b"))
     assert connect(None).get_run(run.info.run_id).info.status == "FINISHED"
@@ -262,7 +262,7 @@ def test_resumed_run_keeps_what_it_was_started_with(store):
     experiment = client.create_experiment("some")
     for tags, expected_text in (({"register": "lesions@champion"}, "lesions@champion"), ({}, None)):
         made = client.create_run(experiment, tags=tags)
-        assert wanted(client, made.info.run_id) == expected_text
+        assert stored_target(client, made.info.run_id) == expected_text
 
 
 @pytest.mark.parametrize(

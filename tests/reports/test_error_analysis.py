@@ -358,10 +358,10 @@ def test_a_backbone_that_breaks_costs_the_maps_alone(prepared, tmp_path, monkeyp
 
 
 def test_nothing_is_read_from_texts_of_the_sheet(tmp_path):
-    case = error_analysis.Explained(
+    case = error_analysis.ErrorExample(
         np.full((8, 8, 3), 200, np.uint8), np.eye(8, dtype=np.float32), None, ["$\\frac{<script>$ name", "x" * 300]
     )
     figure = error_analysis.attention_sheet([case, case], title="$\\frac$", note="$")
     style.save(figure, tmp_path / "sheet.png")
-    with pytest.raises(ValueError, match="no image to draw"):
+    with pytest.raises(ValueError, match="cases is empty"):
         error_analysis.attention_sheet([])

@@ -192,7 +192,7 @@ def test_worst_masks_come_first(write_run):
     listed = [row[1] for row in rows if len(row) == 7 and row[0] in ("", "–") and row[1] != "image"]
     assert listed[:12] == test["image_id"].head(12).tolist()
     assert len(listed) == 12 + 30
-    assert ["threshold of masks", "0.35, chosen on the validation part"] in rows
+    assert ["threshold of masks", "0.35, selected on the validation set"] in rows
 
 
 def bands(page):
@@ -217,8 +217,8 @@ def test_bands_say_what_nobody_may_overlook(write_run):
         "70 of 76 test images",
     ):
         assert text in shown
-    assert ["lesions in two of the publisher's parts", "3 (data.leaks: allow)"] in page.rows()
-    assert ["test images that the segmenter behind the crops knew", "17"] in page.rows()
+    assert ["lesions in two of the publisher's subsets", "3 (data.leaks: allow)"] in page.rows()
+    assert ["test images of lesions that the segmenter was trained on", "17"] in page.rows()
 
 
 def test_unknown_lesions_are_not_called_clean(write_run):
@@ -226,7 +226,7 @@ def test_unknown_lesions_are_not_called_clean(write_run):
     split = pd.read_csv(folder / "split.csv", keep_default_na=False)
     split.assign(lesion_id=split["image_id"]).to_csv(folder / "split.csv", index=False)
     text = " ".join(read(write_report(folder, run, thumbnails)).texts)
-    assert "cannot be known: every image has a lesion of its own here" in text
+    assert "unknown: every image has its own lesion" in text
 
 
 def test_what_is_not_there_has_no_section(write_run):
@@ -254,9 +254,17 @@ def test_what_is_not_there_has_no_section(write_run):
 @pytest.mark.parametrize(
     ("split", "words"),
     [
-        ("70:30", ("30 % of the lesions are the test", "10 % validate", "60 % train", "seed, 5")),
+        (
+            "70:30",
+            (
+                "30 % of the lesions are in the test set",
+                "10 % in the validation set",
+                "60 % in the training set",
+                "seed, 5",
+            ),
+        ),
         ("fold:1/4", ("fold 1 of 4", "every 4th", "seed, 5")),
-        ("official", ("the publisher's own parts",)),
+        ("official", ("the publisher's own subsets",)),
     ],
 )
 def test_the_rule_of_the_split_in_words(write_run, split, words):

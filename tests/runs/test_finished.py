@@ -66,11 +66,9 @@ def test_a_folder_needs_no_store(tmp_path, monkeypatch):
     assert run.validation is None
     assert np.isfinite(run.predictions("test")["jaccard"]).all()
     assert run.folder == tmp_path
-    with pytest.raises(
-        RunError, match=r"the folder has no intervals\.csv; give a run's id, or a folder of its artifacts"
-    ):
+    with pytest.raises(RunError, match=r"the folder has no intervals\.csv; use a run id, or a folder of all artifacts"):
         _ = run.intervals
-    with pytest.raises(RunError, match="is not a run in MLflow; give a run id"):
+    with pytest.raises(RunError, match="is not a run in MLflow; use a run id"):
         _ = run.metrics
     (tmp_path / "classes.json").write_text("{")
     with pytest.raises(RunError, match=r"its files cannot be read: JSONDecodeError"):

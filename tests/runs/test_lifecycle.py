@@ -256,7 +256,7 @@ def test_reaped_is_only_what_is_known_to_be_dead(store):
     assert set(reap(client)) == {dead, recycled}
     for run_id in (alive, elsewhere, rebooted):
         assert client.get_run(run_id).info.status == "RUNNING"
-    assert status(client, dead) == ("KILLED", "reaped: its process is gone")
+    assert status(client, dead) == ("KILLED", "reaped: its process exited")
 
 
 def test_a_process_that_died_and_was_not_waited_for_owns_nothing():
