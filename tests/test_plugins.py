@@ -160,7 +160,9 @@ def test_without_its_plugin_a_run_says_what_is_missing(clinic, tiny_demo, store,
     forget("clinic_parts")
     clinic.unlink()
     capsys.readouterr()
-    missing = "plugin clinic_parts: there is no module clinic_parts. Start the command in the folder that holds it, or install"
+    missing = (
+        "plugin clinic_parts: there is no module clinic_parts. Run the command in the folder of the module, or install"
+    )
     assert missing in error_of(
         capsys, predict.main, "--run", run.info.run_id, "--out", str(tmp_path / "a"), str(tiny_demo)
     )
@@ -227,7 +229,7 @@ def test_prepare_knows_the_data_set_of_a_plugin(clinic, tiny_demo, store, capsys
 
 def test_a_plugin_that_is_not_there(write_plugin, tmp_path, capsys):
     message = error_of(capsys, fit.main, EXPERIMENT, "--plugin=my_prats", "--dry_run")
-    assert message.startswith("error: plugin my_prats: there is no module my_prats. Start the command in the folder")
+    assert message.startswith("error: plugin my_prats: there is no module my_prats. Run the command in the folder")
 
 
 @pytest.mark.parametrize(
@@ -370,7 +372,7 @@ def test_installed_plugins_are_loaded_and_recorded_where_they_are_used(installed
 def test_a_broken_installed_plugin_is_named_with_how_to_leave_it_out(installed, capsys):
     shown = error_of(capsys, fit.main, EXPERIMENT, "--dry_run")
     assert "plugin bad_package cannot be imported: RuntimeError: built for another version (" in shown
-    assert "It is the entry point bad of an installed package. Leave it out with --plugin no:bad." in shown
+    assert "It is the entry point bad of an installed package. Exclude it with --plugin no:bad." in shown
 
 
 def test_help_of_the_front_door_loads_no_plugin(installed):
