@@ -47,7 +47,7 @@ class PreparedData:
             `height` of the original (px). If an audit or `data.quality` measured the quality, also the columns of `imaging.quality`
             and `quality_flags` (violated rules, separated by "; ").
         dropped: images without a role: image_id, reason.
-        segmenter_saw: number of test images on which the segmenter of crops or features was trained or selected.
+        segmenter_saw: number of test images that overlap with the images of the segmenter of crops or features (`data.overlap`).
         flagged: number of images left out by `data.quality`.
         features: hand-crafted features of every image, None if not requested.
     """
