@@ -119,11 +119,9 @@ class SegmentationOutcome:
         """Return architecture, losses and mask cleaning."""
         masks = " + ".join(f"{weight:g} {name}" for name, weight in model.loss.masks.items())
         return {
-            "architecture": model.architecture,
-            "loss": "own" if model.architecture in OWN_LOSSES else masks,
-            "largest_component": model.mask.largest_component,
-            "fill_holes": model.mask.fill_holes,
-        }
+            "architecture": model.architecture, "loss": "own" if model.architecture in OWN_LOSSES else masks,
+            "largest_component": model.mask.largest_component, "fill_holes": model.mask.fill_holes,
+        }  # fmt: skip
 
     def chosen(self, task: SegmentationTask) -> dict[str, float]:
         """Return the threshold."""
@@ -209,10 +207,8 @@ class JointOutcome:
 
 
 OUTCOMES: dict[str, type[ClassificationOutcome | SegmentationOutcome | JointOutcome]] = {
-    "classification": ClassificationOutcome,
-    "segmentation": SegmentationOutcome,
-    "joint": JointOutcome,
-}
+    "classification": ClassificationOutcome, "segmentation": SegmentationOutcome, "joint": JointOutcome,
+}  # fmt: skip
 
 
 def write_subgroups(folder: Path, smallest: int = SMALLEST) -> Path | None:
