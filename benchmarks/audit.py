@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from skincancer.audit.findings import COPIES
 from skincancer.data.index import image_root, load_index
-from skincancer.data.prepare import locate
+from skincancer.data.prepare import locate_dataset
 from skincancer.imaging.decode import read_image
 from skincancer.schema import DataConfig
 
@@ -74,7 +74,7 @@ EDITS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
 
 def make_data(dataset: str, root: str | None, count: int, planted: int, folder: Path) -> pd.DataFrame:
     """Make a `csv` data set of so many images and the planted copies; return image_id, lesion_id, original and edit ("" where none)."""
-    entry, place = locate(DataConfig(dataset=dataset, root=root))
+    entry, place = locate_dataset(DataConfig(dataset=dataset, root=root))
     index, _ = load_index(entry, place)
     if count > len(index):
         raise SystemExit(f"--counts {count}: {dataset} has {len(index)} images")

@@ -26,7 +26,7 @@ from skimage.filters import sato
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer.data.index import image_root, load_index
-from skincancer.data.prepare import locate
+from skincancer.data.prepare import locate_dataset
 from skincancer.data.readers.demo_drawing import CLASSES, draw_lesion
 from skincancer.imaging.cleaning.hair import black_hat, dull_razor
 from skincancer.imaging.decode import read_image
@@ -80,7 +80,7 @@ def bare_images(given: argparse.Namespace) -> list[np.ndarray]:
         names = [name for name in CLASSES if name != "bcc"]  # its vessels are as thin and long as hair
         lesions = [draw_lesion(names[number % len(names)], rng)[0] for number in range(given.images)]
         return [np.asarray(lesion.resize(size, Image.Resampling.BICUBIC)) for lesion in lesions]
-    entry, root = locate(DataConfig(dataset=given.dataset, root=given.root))
+    entry, root = locate_dataset(DataConfig(dataset=given.dataset, root=given.root))
     names = load_index(entry, root)[0]["image"]
     chosen = np.random.default_rng(0).permutation(len(names))[: given.among]
     scored = []

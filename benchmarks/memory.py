@@ -27,7 +27,7 @@ from side_by_side import machine, spread
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from skincancer.data.index import image_root, load_index
-from skincancer.data.prepare import locate
+from skincancer.data.prepare import locate_dataset
 from skincancer.schema import DataConfig
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ TRAINING = "RssAnon until tested"
 
 def write_table(dataset: str, root: str | None, count: int, folder: Path) -> None:
     """Make a `csv` data set of so many images, which lie where they are: the folder holds a link to them."""
-    entry, place = locate(DataConfig(dataset=dataset, root=root))
+    entry, place = locate_dataset(DataConfig(dataset=dataset, root=root))
     index, _ = load_index(entry, place)
     folder.mkdir()
     (folder / "images").symlink_to(image_root(place).absolute(), target_is_directory=True)

@@ -112,10 +112,10 @@ def main() -> None:
         peak(*given.peak)
         return
     if given.folder is None:
-        from skincancer.data.prepare import locate
+        from skincancer.data.prepare import locate_dataset
         from skincancer.schema import DataConfig
 
-        given.folder = locate(DataConfig())[1] / "images"
+        given.folder = locate_dataset(DataConfig())[1] / "images"
     with tempfile.TemporaryDirectory() as place:
         make_run(Path(place) / "run", given.backbone, given.size, given.batch)
         if given.rounds:

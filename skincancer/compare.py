@@ -48,14 +48,17 @@ _MOST_TAG = 7000
 
 def compare(
     request: Request, *, run_missing: bool = False, out: Path | None = None, console: Console | None = None
-) -> str:
-    """Compare finished fits, log the comparison as a run, and return its id.
+) -> tuple[str, Comparison]:
+    """Compare finished fits, print the comparison and log it as a run.
 
     Args:
         request: experiments, splits, metrics and runs to compare.
         run_missing: whether to train missing runs, one after the other, each in its own process.
         out: additional folder for the files.
         console: console for the tables.
+
+    Returns:
+        The id of the logged run, and the comparison.
 
     Raises:
         ConfigError: an experiment, split, metric or key is unknown.
@@ -87,7 +90,7 @@ def compare(
         entries = collect_entries(store, requests, explicit_runs, request, metrics, console, bars("reading runs"))
     dataset = request.dataset if requests else entries[0].runs[0].params["dataset"]
     comparison = compare_entries(entries, metrics, dataset)
-    return _log(store, comparison, out, console)
+    return _log(store, comparison, out, console), comparison
 
 
 def _train_missing(store: RunStore, requests: Sequence[EntryRequest], request: Request, console: Console) -> None:

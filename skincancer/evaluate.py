@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from skincancer.config.cli import add_plugin_flag, parse_flags
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema import DataConfig
-from skincancer.system.console import make_console, program, progress_bars, run_verb, warn
+from skincancer.system.console import is_live, make_console, program, progress_bars, run_verb, warn
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts
 
@@ -81,7 +81,7 @@ def evaluate(
         warn(console, title, text)
     with recorder.start() as run:
         results = [
-            predict_test(*item, progress_bar=sys.stdout.isatty())
+            predict_test(*item, progress_bar=is_live(console))
             for item in zip(evaluation.runs, evaluation.experiments, evaluation.data, strict=True)
         ]
         predictions = mapped_predictions(evaluation, [predicted for _, predicted in results])

@@ -12,7 +12,6 @@ from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.config.resolve import resolve
 from skincancer.errors import ConfigError, RunError
-from skincancer.models.compatibility import check_network
 from skincancer.runs import registry
 from skincancer.runs.artifacts import config_to_keep
 from skincancer.schema import Experiment
@@ -54,6 +53,9 @@ def fit(
             f"--resume {resume}: {experiment.model.classifier} is fitted at once and has no point to go on from. Start a new run: "
             f"python -m skincancer.fit --experiment {experiment.name} …"
         )
+    # The check loads torch.
+    from skincancer.models.compatibility import check_network
+
     check_network(experiment)
     # These load Lightning, pandas and MLflow: a command line with a mistake is refused before.
     from skincancer.data.datamodule import check_shares
@@ -85,7 +87,7 @@ def fit(
             mask_source(experiment.data, store),
             bars,
             task=experiment.task,
-            hand_made=experiment.model.is_hand_made,
+            hand_crafted=experiment.model.is_hand_made,
         )
     if network:
         ranks = count_ranks(experiment.trainer)

@@ -28,9 +28,9 @@ EXCLUDED = "no:"
 # The modules are imported when a part is registered, so that this module imports nothing of the rooms above it.
 _KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "reader": ("skincancer.data.catalog", "DATASETS", ("root",)),
-    "backbone": ("skincancer.models.backbones", "BACKBONES", ("size",)),
-    "loss": ("skincancer.models.losses", "LOSSES", ("logits", "label", "weight")),
-    "mask loss": ("skincancer.models.losses", "MASK_LOSSES", ("logits", "mask", "has_mask")),
+    "backbone": ("skincancer.models.names", "BACKBONES", ("size",)),
+    "loss": ("skincancer.models.names", "LOSSES", ("logits", "label", "weight")),
+    "mask loss": ("skincancer.models.names", "MASK_LOSSES", ("logits", "mask", "has_mask")),
     "metric": ("skincancer.metrics.custom", "CUSTOM_METRICS", ("label", "probability", "weight")),
     "augmentation": ("skincancer.imaging.augmentation_policies", "AUGMENTATIONS", ("image", "mask", "generator")),
     "callback": ("skincancer.plugins", "CALLBACKS", ()),

@@ -92,7 +92,7 @@ def sweep(request: Request, console: Console | None = None) -> str:
     with progress_bars(console) as bars:
         data = prepare_data(
             experiment.data, mask_source(experiment.data, store), bars, task=experiment.task,
-            hand_made=experiment.model.is_hand_made,
+            hand_crafted=experiment.model.is_hand_made,
         )  # fmt: skip
     for closed in reap(store.client):
         console.print(f"closed run {closed} as KILLED: its process exited")

@@ -86,10 +86,10 @@ def test_show_crop_writes_a_sheet_of_boxes_beside_crops(tiny_demo, tmp_path):
     ("arguments", "told"),
     [
         (["hma10000"], "Did you mean 'ham10000'?"),
-        ([], "give the name of a data set"),
-        (["demo", "--show", "clear"], "it can show: augment, crop, clean"),
-        (["demo", "--show", "crop"], "--show crop shows what --data.crop true cuts out"),
-        (["demo", "--out", "x.png"], "--out goes with --show"),
+        ([], "the name of the data set is missing; expected one of demo"),
+        (["demo", "--show", "clear"], "expected one of augment, crop, clean"),
+        (["demo", "--show", "crop"], "--show crop requires crops. Use --data.crop true"),
+        (["demo", "--out", "x.png"], "--out requires --show"),
         (["demo", "--data.sise", "3"], "Did you mean '--data.size'?"),
     ],
 )

@@ -12,7 +12,7 @@ from skincancer.data.cache import ProgressBar
 from skincancer.data.catalog import Dataset
 from skincancer.data.file_facts import Examination, examine
 from skincancer.data.index import image_root, load_index
-from skincancer.data.prepare import locate
+from skincancer.data.prepare import locate_dataset
 from skincancer.errors import ConfigError, DataError
 from skincancer.schema import DataConfig
 from skincancer.system.paths import cache_folder
@@ -48,7 +48,7 @@ def load(config: DataConfig, progress: ProgressBar | None = None) -> Located:
     Raises:
         DataError: data are missing or have another layout.
     """
-    entry, root = locate(config, progress)
+    entry, root = locate_dataset(config, progress)
     return Located(entry, root, *load_index(entry, root))
 
 

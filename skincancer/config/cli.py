@@ -29,7 +29,7 @@ def _inside(section: str) -> str:
 
 
 def _allowed(key: str) -> str:
-    """Say which keys stand where the unknown one was written."""
+    """List the keys of the section of an unknown key."""
     section = key
     while "." in section:
         section = section.rsplit(".", 1)[0]
@@ -39,7 +39,7 @@ def _allowed(key: str) -> str:
 
 
 def build_parser(prog: str, description: str) -> ArgumentParser:
-    """Return a parser that takes `--experiment` and every key of the schema as a dotted flag."""
+    """Return a parser of `--experiment` and of all keys as dotted flags."""
     parser = ArgumentParser(
         prog=prog,
         usage="%(prog)s --experiment NAME [--KEY VALUE …]",
@@ -48,15 +48,17 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
         allow_abbrev=False,
         default_env=False,
     )
-    parser.add_argument("--experiment", type=str, help="a shipped experiment's name (--list) or a path to a YAML file")
-    parser.add_argument("--list", action="store_true", help="list the shipped experiments and stop")
+    parser.add_argument(
+        "--experiment", type=str, help="name of a shipped experiment (see --list) or path to a YAML file"
+    )
+    parser.add_argument("--list", action="store_true", help="list the shipped experiments and exit")
     add_plugin_flag(parser)
     parser.add_class_arguments(Experiment, None, fail_untyped=True)
     return parser
 
 
 def add_plugin_flag(parser: ArgumentParser) -> None:
-    """Add `--plugin`, which `parse_flags` loads."""
+    """Add `--plugin`. `parse_flags` loads the plugins."""
     parser.add_argument(
         "--plugin", type=str, action="append", metavar="MODULE", help="import a module that registers parts of your own"
     )
@@ -69,7 +71,7 @@ _TYPE_NAMES = (
 
 
 def explain_error(error: Exception, source: str, flags: Sequence[str] = ()) -> ConfigError:
-    """Turn the parser's error into: where, key, value, what is allowed, nearest match."""
+    """Return an error with source, key, value, allowed values and nearest match."""
     text = str(error)
     unknown = re.match(r"unrecognized arguments: (.*)", text, re.S)
     if unknown:
@@ -79,12 +81,12 @@ def explain_error(error: Exception, source: str, flags: Sequence[str] = ()) -> C
         return ConfigError(f"{source}: {key} is not a known flag.{nearest(key, known)} {_allowed(key.lstrip('-'))}")
     wrong = re.match(r'Parser key "([\w.]+)":\s*(.*)', text, re.S)
     if wrong:
-        given = re.findall(r"(?:Got|Given) value: (.*)", wrong[2])
+        values = re.findall(r"(?:Got|Given) value: (.*)", wrong[2])
         expected = re.findall(r"Expected an? (.*?)(?:\. Got value|$)", wrong[2], re.M) or [wrong[2]]
         allowed = " or ".join(dict.fromkeys(expected))
         for pattern, plain in _TYPE_NAMES:
             allowed = re.sub(pattern, plain, allowed)
-        value = given[-1].strip().removesuffix("." if "Given value" in wrong[2] else "") if given else ""
+        value = values[-1].strip().removesuffix("." if "Given value" in wrong[2] else "") if values else ""
         choices = re.findall(r"'([^']+)'", allowed)
         hint = f" Write a list as [{value}]." if allowed.startswith("list") else nearest(value, choices)
         return ConfigError(f"{source}: {wrong[1]} is {value!r}; it must be {allowed}.{hint}")
@@ -92,20 +94,20 @@ def explain_error(error: Exception, source: str, flags: Sequence[str] = ()) -> C
 
 
 def parse_layer(parser: ArgumentParser, flat: Mapping[str, Any], source: str) -> None:
-    """Check keys and types of one file's values, so that an error names the file that holds it."""
+    """Check keys and types of the values of one file. Errors name the file."""
     _check_keys(flat, source)
     for key, value in flat.items():
         parse_value(parser, key, value, source)
 
 
 def parse_value(parser: ArgumentParser, key: str, value: Any, source: str) -> Any:
-    """Return a value as its key's type has it.
+    """Return a value in the type of its key.
 
     Raises:
-        ConfigError: it has another type.
+        ConfigError: the value has another type.
     """
     if value is None and key not in MAY_BE_NULL:
-        raise ConfigError(f"{source}: {key} is null; give a value, or leave the key out.")
+        raise ConfigError(f"{source}: {key} is null; set a value, or leave the key out.")
     try:
         return parser.parse_object(unflatten({key: value}), defaults=False, env=False)[key]
     except ArgumentError as error:
@@ -113,7 +115,10 @@ def parse_value(parser: ArgumentParser, key: str, value: Any, source: str) -> An
 
 
 def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parse the command line into (keys of the schema that were given, the verb's own flags), and load its plugins.
+    """Parse the command line, and load its plugins.
+
+    Returns:
+        Values of keys of the schema, and of the verb's own flags, without defaults.
 
     Raises:
         ConfigError: an unknown flag, a wrong type, or a plugin that fails.
@@ -122,12 +127,12 @@ def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, 
     for flag in argv:
         section = flag.split("=")[0]
         if section.startswith("--") and section[2:] in SECTIONS:
-            raise ConfigError(f"command line: {section} is a section; give its keys: {_inside(section[2:])}")
+            raise ConfigError(f"command line: {section} is a section; set its keys: {_inside(section[2:])}")
     try:
-        given = parser.parse_args(list(argv), defaults=False, env=False).as_dict()
+        values = parser.parse_args(list(argv), defaults=False, env=False).as_dict()
     except ArgumentError as error:
         raise explain_error(error, "command line", own) from error
-    flat = flatten(given)
+    flat = flatten(values)
     keys = {key: value for key, value in flat.items() if key in KEYS}
     own_flags = {key: value for key, value in flat.items() if key not in KEYS}
     if plugins := [*keys.get("plugins", []), *own_flags.pop("plugin", [])]:

@@ -12,25 +12,25 @@ from skincancer.system.yaml_files import load_yaml
 
 def list_experiments() -> dict[str, str]:
     """Return the shipped experiments: name to description."""
-    found = sorted(experiments_folder().glob("*.yaml"))
-    return {path.stem: str(load_yaml(path).get("description", "")) for path in found}
+    paths = sorted(experiments_folder().glob("*.yaml"))
+    return {path.stem: str(load_yaml(path).get("description", "")) for path in paths}
 
 
 def find_experiment(name: str) -> Path:
-    """Return the file of an experiment given by name or path.
+    """Return the file of an experiment, by name or path.
 
     Raises:
-        ConfigError: there is none; says the nearest name and all of them.
+        ConfigError: no such file. The message lists the nearest name and all names.
     """
     if name.endswith((".yaml", ".yml")) or "/" in name or os.sep in name:
         path = Path(name).expanduser()
         if path.is_file():
             return path
-        raise ConfigError(f"--experiment {name}: there is no such file (looked at {path.absolute()})")
+        raise ConfigError(f"--experiment {name}: there is no such file ({path.absolute()})")
     path = experiments_folder() / f"{name}.yaml"
     if path.is_file():
         return path
-    names = [found.stem for found in sorted(experiments_folder().glob("*.yaml"))]
+    names = [file.stem for file in sorted(experiments_folder().glob("*.yaml"))]
     raise ConfigError(
-        f"--experiment {name}: unknown.{nearest(name, names)} Choose one of {', '.join(names)}, or give a path to a YAML file."
+        f"--experiment {name}: unknown.{nearest(name, names)} Choose one of {', '.join(names)}, or use a path to a YAML file."
     )

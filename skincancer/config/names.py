@@ -1,4 +1,4 @@
-"""Names that the keys of an experiment take, from the registries."""
+"""Names that keys of an experiment take, from the registries."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from skincancer.imaging.features.families import FAMILIES
 from skincancer.imaging.quality import RULES
 from skincancer.metrics.custom import CUSTOM_METRICS
 from skincancer.metrics.names import TASK_METRICS
-from skincancer.models.losses import MASK_LOSSES
-from skincancer.models.segmenters import ARCHITECTURES
+from skincancer.models.names import ARCHITECTURES, MASK_LOSSES
 from skincancer.schema import CLASSICAL, DEEP, TYPES
 
 
 def known_names() -> dict[str, list[str]]:
-    """Return the names that each key takes, of keys that take names."""
+    """Return the allowed names of each key that takes names."""
     literals = {
         key: [str(name) for name in get_args(kind)] for key, kind in TYPES.items() if get_origin(kind) is Literal
     }

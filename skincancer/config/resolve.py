@@ -1,7 +1,7 @@
-"""Experiments: load by name or path, override by dotted flag, check before anything long starts.
+"""Resolve experiments: load by name or path, override by flags, and check.
 
-Order of values: schema defaults, the catalog entry's, the experiment file, its `study:` block (on real data only), flags.
-Nothing here imports torch, pandas or MLflow, so that a wrong key is told in a fraction of a second.
+Order of values, the last wins: schema, catalog entry, experiment file, its `study:` block (for real data only), flags. The module
+does not import torch, pandas or MLflow, so that a wrong key is reported in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, UnusedKey
 from skincancer.imaging import augmentation_policies
 from skincancer.metrics.names import default_monitor
-from skincancer.models.backbones import SMALLEST_SIZE
+from skincancer.models.names import SMALLEST_SIZE
 from skincancer.plugins import load_plugins, used_plugins
 from skincancer.schema import KEYS, RUN, TYPES, Experiment, flatten, segmenter_run, unflatten
 from skincancer.system.yaml_files import load_yaml
@@ -32,20 +32,20 @@ def resolve(
     parser: ArgumentParser | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> tuple[Experiment, list[str]]:
-    """Resolve an experiment: defaults, catalog, file, study, flags; then check it.
+    """Resolve and check an experiment.
 
     Args:
         experiment: name or path; None starts from the defaults.
-        flags: dotted keys that go before everything else.
-        parser: as `build_parser` makes it.
-        base: the complete config of a run (dotted keys) to start from instead of a file, as `--resume` does. What it holds of things
-            that it does not use are the defaults of its day, and those of today take their place.
+        flags: values of dotted keys from the command line.
+        parser: parser of `build_parser`.
+        base: complete config of a run (dotted keys) that replaces the file, as for `--resume`. Today's defaults replace values of
+            the config that have no effect.
 
     Returns:
-        The experiment, and notes to print (which study values apply, a size that was raised).
+        The experiment, and notes to print (applied study values, a raised image size).
 
     Raises:
-        ConfigError: anything wrong that can be known without torch.
+        ConfigError: any error that can be detected without torch.
     """
     path = find_experiment(experiment) if experiment else None
     parser = parser or build_parser("skincancer", "")
@@ -54,34 +54,31 @@ def resolve(
 
 
 def _without_unused(base: Mapping[str, Any], parser: ArgumentParser) -> dict[str, Any]:
-    left = dict(base)
+    used = dict(base)
     while True:
         try:
-            resolve_content(None, unflatten(left), {}, parser)
+            resolve_content(None, unflatten(used), {}, parser)
         except UnusedKey as error:
-            if error.key in left:
-                del left[error.key]
+            if error.key in used:
+                del used[error.key]
                 continue
-        except ConfigError:  # told when all of it is resolved
+        except ConfigError:  # the caller resolves again, and reports the error
             pass
-        return left
+        return used
 
 
 def resolve_content(
-    name: str | None,
-    content: Mapping[str, Any],
-    flags: Mapping[str, Any],
-    parser: ArgumentParser | None = None,
+    name: str | None, content: Mapping[str, Any], flags: Mapping[str, Any], parser: ArgumentParser | None = None,
     source: str = "config",
-) -> tuple[Experiment, list[str]]:
-    """Resolve what an experiment file holds, as `resolve` does.
+) -> tuple[Experiment, list[str]]:  # fmt: skip
+    """Resolve the content of an experiment file, as `resolve` does.
 
     Args:
-        name: the experiment's, where the content gives none.
-        content: of the file.
-        flags: dotted keys that go before everything else.
-        parser: as `build_parser` makes it.
-        source: what errors call the content.
+        name: name of the experiment if the content has none.
+        content: parsed YAML.
+        flags: values of dotted keys from the command line.
+        parser: parser of `build_parser`.
+        source: name of the content in errors.
     """
     parser = parser or build_parser("skincancer", "")
     content = dict(content)
@@ -106,19 +103,20 @@ def resolve_content(
             notes.append("study values apply: " + ", ".join(f"{key} {value}" for key, value in applied.items()))
     else:
         from_study = {}
-    given = {**from_file, **from_study, **flags, "plugins": plugins}
+    chosen = {**from_file, **from_study, **flags, "plugins": plugins}
     defaults = dict(entry.defaults)
-    if given.get("model.classifier", "network") != "network":  # what nobody chose is nothing to refuse
+    # Defaults of a data set must not be rejected as unused keys.
+    if chosen.get("model.classifier", "network") != "network":
         defaults = {key: value for key, value in defaults.items() if key not in OF_NETWORKS}
-    merged = {**defaults, **given}
+    merged = {**defaults, **chosen}
 
     backbone = merged.get("model.backbone", Experiment().model.backbone)
     smallest = SMALLEST_SIZE.get(str(backbone).split(".")[0], 1)
     size = merged.get("data.size", Experiment().data.size)
     if isinstance(size, int) and 0 < size < smallest:
-        if "data.size" in {**from_file, **from_study, **flags}:
+        if "data.size" in chosen:
             raise ConfigError(
-                f"data.size is {size}; {backbone} takes images of at least {smallest} px. Give --data.size {smallest} or more."
+                f"data.size is {size}; {backbone} takes images of at least {smallest} px. Use --data.size {smallest} or more."
             )
         merged["data.size"] = smallest
         notes.append(f"data.size raised from {size} to {smallest}: the smallest that {backbone} takes")
@@ -148,7 +146,7 @@ def resolve_content(
         resolved = dataclasses.replace(resolved, training=training)
     if resolved.model.is_hand_made and "data.size" in flags:
         notes.append(
-            f"data.size {resolved.data.size} is of pictures to look at: hand-made features have a size of their own"
+            f"data.size {resolved.data.size} applies to previews only: hand-crafted features use a fixed image size"
         )
     try:
         check_experiment(resolved, TYPES)
@@ -165,7 +163,7 @@ def resolve_content(
 
 
 def _origin(message: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Say which layer set the key that a message is about; "" where it is a default."""
+    """Return the source of the key of a message, or "" for a default."""
     key = next((word.strip(":") for word in message.split() if word.strip(":") in KEYS), None)
     return next((f"{source}: " for source, values in layers if key in values), "")
 
@@ -175,7 +173,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 def absolute_run(masks: str) -> str:
-    """Make the folder of `run:FOLDER` absolute; an id, or another source of masks, stays."""
+    """Make the folder of `run:FOLDER` absolute, and keep all other mask sources."""
     run = segmenter_run(masks)
     folder = Path(run).expanduser()
     return f"{RUN}{folder.absolute()}" if run and folder.is_dir() else masks

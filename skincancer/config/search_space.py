@@ -1,7 +1,7 @@
-"""The space of a sweep: what a `search:` block may hold, its values as Optuna draws them, and its grid.
+"""Search space of a sweep: check of the `search:` block, Optuna's distributions, grid.
 
-A key's space is `{low, high}` of numbers, with `log: true` or `step` where wanted, or `{choices: [a, b, …]}`. Numbers are whole
-where the key of the schema is. Nothing here imports Optuna before `distributions` is called.
+The space of a key is `{low, high}` of numbers, optionally with `log: true` or `step`, or `{choices: [a, b, …]}`. Numbers are whole if
+the key takes whole numbers only. Only `distributions` imports Optuna.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
 
 Space = Mapping[str, Mapping[str, Any]]
 
-# what a trial must share with every other trial of its sweep: a better value of these is no better method
+# Keys that all trials of a sweep share, because other values change the comparison and not the method.
 FIXED = (
     "name", "description", "task", "search", "plugins", "data.dataset", "data.split", "data.split_seed", "data.groups", "data.leaks",
     "data.target", "data.malignant", "data.skip_bad", "data.quality", "data.quality_rules",
     "training.monitor", "trainer.devices", "trainer.strategy", "trainer.num_nodes",
     "trainer.limit_val_batches", "trainer.limit_test_batches",
 )  # fmt: skip
-# keys that say where, not what: each machine of a sweep may have its own
+# Keys of the machine, which may differ between the workers of a sweep.
 PLACE_KEYS = ("data.root", "data.workers", "tracking.uri", "tracking.system_metrics", "trainer.accelerator")
 LARGEST_GRID = 10_000
 SAMPLERS, PRUNERS = ("tpe", "random", "grid"), ("median", "hyperband", "none")
-_RANGE = "{low, high} with log or step where wanted, or {choices}"
+_RANGE = "{low, high}, optionally with log or step, or {choices}"
 
 
 def check_search(search: Space, types: Mapping[str, Any]) -> None:
-    """Check a `search:` block by itself: keys, ranges, and choices.
+    """Check keys, ranges and choices of a `search:` block.
 
     Args:
-        search: dotted key to its space.
-        types: every dotted key of the schema, and its type.
+        search: space of each dotted key.
+        types: type of each dotted key of the schema.
 
     Raises:
-        ConfigError: says which key, what was given and what is allowed.
+        ConfigError: names the key, the value and the allowed values.
     """
     for key, space in search.items():
         if key not in types:
             raise ConfigError(f"search: {key} is not a known key.{nearest(key, types)}")
         if key in (*FIXED, *PLACE_KEYS):
             raise ConfigError(
-                f"search: {key} cannot be searched: trials are compared with each other, and it says on what or by what. "
-                "Give it on the command line, and sweep each value by itself."
+                f"search: {key} cannot be searched: it defines the data, metric or machine of the comparison of trials. "
+                "Set it on the command line, and run one sweep per value."
             )
         if set(space) == {"choices"}:
             _check_choices(key, space["choices"])
@@ -95,12 +95,15 @@ def _check_range(key: str, space: Mapping[str, Any], kind: Any) -> None:
 
 
 def is_of(kind: Any, wanted: type) -> bool:
-    """Say whether a key's type takes values of type `wanted`."""
+    """Return whether the type of a key includes `wanted`."""
     return kind is wanted or wanted in get_args(kind)
 
 
 def is_whole(space: Mapping[str, Any], kind: Any) -> bool:
-    """Say whether a range is of whole numbers: its key takes nothing else, or takes them too and the range is written in them."""
+    """Return whether a range has whole numbers.
+
+    The key takes whole numbers only, or takes both and the range is written in whole numbers.
+    """
     written = all(isinstance(space[name], int) for name in ("low", "high", "step") if space.get(name) is not None)
     return is_of(kind, int) and (written or not is_of(kind, float))
 
@@ -109,28 +112,30 @@ def distributions(search: Space, types: Mapping[str, Any]) -> dict[str, BaseDist
     """Return Optuna's distribution of each key of a checked space."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    found: dict[str, BaseDistribution] = {}
+    result: dict[str, BaseDistribution] = {}
     for key, space in search.items():
         if "choices" in space:
-            found[key] = CategoricalDistribution(tuple(space["choices"]))
+            result[key] = CategoricalDistribution(tuple(space["choices"]))
             continue
         low, high, log, step = space["low"], space["high"], bool(space.get("log")), space.get("step")
         if is_whole(space, types[key]):
-            found[key] = IntDistribution(int(low), int(high), log=log, step=int(step or 1))
+            result[key] = IntDistribution(int(low), int(high), log=log, step=int(step or 1))
         else:
-            found[key] = FloatDistribution(float(low), float(high), log=log, step=None if step is None else float(step))
-    return found
+            result[key] = FloatDistribution(
+                float(low), float(high), log=log, step=None if step is None else float(step)
+            )
+    return result
 
 
 def ends_of(space: Mapping[str, Any], kind: Any) -> list[Any]:
-    """Return the values that show whether a space fits its key, as trials have them: every choice, or both ends."""
+    """Return the values to check: all choices, or both ends of a range."""
     if "choices" in space:
         return list(space["choices"])
     return [(int if is_whole(space, kind) else float)(space[name]) for name in ("low", "high")]
 
 
 def grid(search: Space, types: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return every point of a space, the last key's values changing fastest.
+    """Return every point of a space. The values of the last key change fastest.
 
     Raises:
         ConfigError: a range without steps, or too many points.
@@ -143,12 +148,12 @@ def grid(search: Space, types: Mapping[str, Any]) -> list[dict[str, Any]]:
         step = space.get("step")
         if (step is None and not is_whole(space, types[key])) or space.get("log"):
             raise ConfigError(
-                f"--sampler grid: {key} is {dict(space)!r}, which has no steps. Give choices or a step, or another sampler."
+                f"--sampler grid: {key} is {dict(space)!r}, which has no steps. Use choices or a step, or another --sampler."
             )
         count = round((space["high"] - space["low"]) / (step or 1)) + 1
         values.append([space["low"] + number * (step or 1) for number in range(count)])
     if (count := math.prod(map(len, values))) > LARGEST_GRID:
         raise ConfigError(
-            f"--sampler grid: the space has {count:,} points; at most {LARGEST_GRID:,} are queued. Give fewer choices, or --sampler random."
+            f"--sampler grid: the space has {count:,} points; at most {LARGEST_GRID:,} are queued. Use fewer choices, or --sampler random."
         )
     return [dict(zip(search, point, strict=True)) for point in itertools.product(*values)]

@@ -1,4 +1,4 @@
-"""Checks of a resolved experiment that need neither data nor torch: ranges, names, and choices that contradict each other."""
+"""Checks of a resolved experiment, without data and torch: names, ranges, contradictions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ from skincancer.imaging.cleaning.steps import check_clean
 from skincancer.imaging.features.families import FAMILIES
 from skincancer.metrics.custom import custom_metrics
 from skincancer.metrics.names import TASK_METRICS
-from skincancer.models.losses import LOSSES, mask_loss
-from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
-from skincancer.models.segmenters import OWN_LOSSES, SMALLEST_BATCH, check_architecture
+from skincancer.models.names import (
+    LOSSES,
+    OPTIMIZERS,
+    OWN_LOSSES,
+    SCHEDULES,
+    SMALLEST_BATCH,
+    check_architecture,
+    check_mask_losses,
+)
 from skincancer.schema import DEEP, TASKS, Experiment, flatten, segmenter_run
 
 NAMES: dict[str, Iterable[str]] = {
@@ -58,7 +64,7 @@ RANGES: dict[str, Callable[[Any], bool]] = {
 
 
 class Requirement(NamedTuple):
-    """A key that has an effect only if another key has one of some values."""
+    """Key that needs one of the values of another key."""
 
     key: str
     other: str
@@ -68,7 +74,7 @@ class Requirement(NamedTuple):
 def _rules(
     section: Any, prefix: str = "", inherited: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every dotted key with its rules; keys inherit `only_with` of their section."""
+    """Yield every dotted key with its rules. Keys inherit `only_with` of their section."""
     hints = get_type_hints(section)
     for option in fields(section):
         name, hint = f"{prefix}{option.name}", hints[option.name]
@@ -88,26 +94,26 @@ REQUIREMENTS = sorted(
 OF_NETWORKS = {requirement.key for requirement in REQUIREMENTS if requirement.values == ("network",)}
 
 
-def _one_of(key: str, given: str, allowed: Iterable[str]) -> None:
+def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:
     names = list(allowed)
-    if given not in names:
-        raise ConfigError(f"{key} is {given!r}; choose one of {', '.join(names)}.{nearest(given, names)}")
+    if value not in names:
+        raise ConfigError(f"{key} is {value!r}; choose one of {', '.join(names)}.{nearest(value, names)}")
 
 
-def _require(holds: bool, key: str, given: object, allowed: str) -> None:
+def _require(holds: bool, key: str, value: object, allowed: str) -> None:
     if not holds:
-        raise ConfigError(f"{key} is {given!r}; it must be {allowed}.")
+        raise ConfigError(f"{key} is {value!r}; it must be {allowed}.")
 
 
 def check_experiment(experiment: Experiment, types: Mapping[str, Any]) -> None:
     """Check a resolved experiment.
 
     Args:
-        experiment: the experiment.
+        experiment: resolved experiment.
         types: type of every dotted key, for the search space.
 
     Raises:
-        ConfigError: names the key, the value, what is allowed, and what to do.
+        ConfigError: names the key, the value, the allowed values and a remedy.
     """
     values = flatten(experiment.to_dict())
     for key, names in NAMES.items():
@@ -128,10 +134,10 @@ def check_experiment(experiment: Experiment, types: Mapping[str, Any]) -> None:
 
 
 def check_masks(masks: str) -> None:
-    """Check what `data.masks` says.
+    """Check that `data.masks` names a mask source.
 
     Raises:
-        ConfigError: it names no source of masks.
+        ConfigError: unknown mask source.
     """
     _require(
         masks in MASK_SOURCES or bool(segmenter_run(masks)), "data.masks", masks,
@@ -151,11 +157,11 @@ def _check_unused(experiment: Experiment, values: Mapping[str, Any]) -> None:
     for key, other, allowed in REQUIREMENTS:
         chosen = _names(values[other])
         if not set(allowed) & set(chosen):
-            refuse(key, *_explain(other, allowed, ", ".join(chosen)))
+            refuse(key, *_describe_choice(other, allowed, ", ".join(chosen)))
     model, loss, kind = experiment.model, experiment.model.loss, TASKS[experiment.task]
     if model.is_hand_made:
         for key in OF_BACKBONE:
-            refuse(key, "networks", f"model.classifier is {model.classifier} with hand-made features")
+            refuse(key, "networks", f"model.classifier is {model.classifier} with hand-crafted features")
     elif not experiment.data.crop:
         refuse("data.masks", "data.crop true", "data.crop is false")
     losses = [*([loss.name] if kind.has_classes else []), *(loss.masks if kind.has_masks else [])]
@@ -170,8 +176,8 @@ def _names(value: Any) -> list[str]:
     return [str(value).lower() if isinstance(value, bool) else str(value)]
 
 
-def _explain(other: str, allowed: Sequence[str], chosen: str) -> tuple[str, str]:
-    """Return the required choice and the present choice, in words."""
+def _describe_choice(other: str, allowed: Sequence[str], chosen: str) -> tuple[str, str]:
+    """Describe the required choice and the present choice."""
     if other == "task":
         return f"task {' and '.join(allowed)}", f"the task is {chosen}"
     if other == "model.classifier" and len(allowed) > 1:
@@ -207,12 +213,12 @@ def _check_classical(experiment: Experiment) -> None:
     )  # fmt: skip
     if model.is_hand_made and data.crop:
         raise ConfigError(
-            "data.crop is True; hand-made features are measured in masks of whole images. Leave it out, or use "
+            "data.crop is True; hand-crafted features are measured in masks of whole images. Leave it out, or use "
             f"--model.classical.features [{DEEP}]."
         )
     if experiment.training.monitor == "val/loss":
         raise ConfigError(
-            f"training.monitor is 'val/loss'; {model.classifier} is fitted without a loss. Give val/<metric>."
+            f"training.monitor is 'val/loss'; {model.classifier} is fitted without a loss. Use val/<metric>."
         )
     if str(trainer.devices) != "1" or trainer.num_nodes != 1:
         raise ConfigError(
@@ -243,7 +249,8 @@ def _check_model(experiment: Experiment) -> None:
         _check_segmenter(experiment)
     if model.head == "sigmoid":
         classes = 2 if experiment.data.target == "malignancy" else len(catalog_entry(experiment.data.dataset).classes)
-        if classes not in (0, 2):  # 0: the reader finds out
+        # 0 means that only the reader knows the classes.
+        if classes not in (0, 2):
             raise ConfigError(
                 f"model.head is sigmoid, which is for two classes; {experiment.data.dataset} has {classes}. "
                 "Use --data.target malignancy or --model.head softmax."
@@ -257,7 +264,7 @@ def _check_segmenter(experiment: Experiment) -> None:
     if experiment.data.batch_size < smallest:
         raise ConfigError(
             f"data.batch_size is {experiment.data.batch_size}; {model.architecture} needs at least {smallest}: its BatchNorm after "
-            "global pooling has one value an image."
+            "global pooling has one value per image. Use a larger --data.batch_size."
         )
     _require(
         model.freeze in ("none", "all"),
@@ -267,6 +274,6 @@ def _check_segmenter(experiment: Experiment) -> None:
     )
     if model.architecture in OWN_LOSSES and loss.masks != Experiment().model.loss.masks:
         raise ConfigError(
-            f"model.loss.masks is {loss.masks}; {model.architecture} learns by its own losses. Leave it out."
+            f"model.loss.masks is {loss.masks}; {model.architecture} learns by its own losses. Leave model.loss.masks out."
         )
-    mask_loss(loss.masks, asdict(loss))  # names, weights, and what single losses ask of their options
+    check_mask_losses(loss.masks, asdict(loss))

@@ -18,21 +18,23 @@ from joblib.externals.loky import get_reusable_executor
 
 from skincancer.errors import DataError
 
-SINGLE = 4  # tasks that are done without workers
-Progress = Callable[[int, int], None]
+SINGLE = 4  # Up to this number of tasks, worker processes take longer than they save.
+Progress = Callable[[int, int], None]  # Receives the numbers of finished items and of all items.
+ProgressBar = Callable[[str], Progress]  # Creates a progress callback from a title.
 
 
 def build_once(folder: Path, root: Path, build: Callable[[Path], None], needs: str) -> None:
-    """Have a folder of the cache built where it does not exist: under a lock, elsewhere, and renamed when complete.
+    """Build a folder of the cache if it does not exist.
+
+    The folder is built under a temporary name and renamed, so that a killed build leaves no folder that seems complete. A lock ensures
+    that concurrent processes build it once.
 
     Args:
-        folder: to be there afterwards.
-        root: the data set's folder, whose unreadable files are told as such.
-        build: fills an empty folder.
-        needs: how much room that takes, for the error.
+        build: function that fills an empty folder.
+        needs: sentence about the disk space that the folder takes, for the error.
 
     Raises:
-        DataError: files are gone, or the disk is full.
+        DataError: files of the data set cannot be read, the cache cannot be written, or the disk is full.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +43,9 @@ def build_once(folder: Path, root: Path, build: Callable[[Path], None], needs: s
         with FileLock(f"{folder}.lock"):
             if folder.is_dir():
                 return
-            for left in folder.parent.glob(f"{folder.name}.tmp*"):  # of a killed build: nobody else holds the lock
-                shutil.rmtree(left)
+            # The lock is held, so these folders belong to killed builds.
+            for unfinished in folder.parent.glob(f"{folder.name}.tmp*"):
+                shutil.rmtree(unfinished)
             building = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
             building.mkdir()
             try:
@@ -53,48 +56,49 @@ def build_once(folder: Path, root: Path, build: Callable[[Path], None], needs: s
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
-                f"the disk under {folder.parent.parent} is full: {needs}. Free some space, or set SKINCANCER_CACHE to another disk."
+                f"the disk under {folder.parent.parent} is full: {needs}. "
+                "Free some space, or set SKINCANCER_CACHE to a folder on another disk."
             ) from error
         if error.filename and str(error.filename).startswith(str(root)):
             raise DataError(
-                f"{error.filename} cannot be read: {error.strerror}. Make it readable and run again."
+                f"{error.filename} cannot be read: {error.strerror}. Make it readable and rerun."
             ) from error
         raise DataError(
-            f"the store under {folder.parent.parent} cannot be written: {error}. Set SKINCANCER_CACHE to a writable folder."
+            f"the cache {folder.parent.parent} cannot be written: {error}. Set SKINCANCER_CACHE to a writable folder."
         ) from error
 
 
 def in_processes(work: Callable[..., list[Any]], tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[list[Any]]:
-    """Yield `work(*task)` of every task, in order, done in worker processes where there are more than a few tasks.
+    """Yield `work(*task)` of every task, in order, from worker processes.
 
     Args:
-        work: a function of a module, so that it can be sent.
-        tasks: arguments of one call each.
-        jobs: processes; -1 for one a core.
+        work: function of a module, so that it can be pickled.
+        jobs: number of processes, -1 for one per core.
     """
-    # a pool takes a second to start: not worth it for a handful of images
     pooled = jobs != 1 and len(tasks) > SINGLE
     with Parallel(n_jobs=jobs if pooled else 1, return_as="generator") as pool:
         yield from pool(delayed(work)(*task) for task in tasks)
-    if pooled:  # idle workers would live on for minutes, and hold the run's output open
+    # Idle workers would run for minutes and keep the output of the run open.
+    if pooled:
         get_reusable_executor().shutdown(wait=True)
 
 
 def files_key(index: pd.DataFrame, root: Path, recipe: dict[str, Any], masks: bool) -> str:
-    """Return the name of what is made of the files of an index: a hash of ids, paths, file sizes and times, and the recipe.
+    """Return the cache key of files and a recipe.
+
+    The key is a hash of ids, paths, file sizes, file times and the recipe.
 
     Args:
         index: columns image_id, image, mask (paths relative to `root`).
-        root: the data set's folder.
-        recipe: what is made of them, as JSON has it.
-        masks: whether the masks are read too.
+        recipe: settings of the cached content, as JSON values.
+        masks: include the mask files.
 
     Raises:
-        DataError: files are gone.
+        DataError: files are missing.
     """
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     columns = ["image", "mask"] if masks else ["image"]
-    gone = []
+    missing = []
     for row in index[["image_id", *columns]].itertuples(index=False):
         for path in row[1:]:
             if path is None:
@@ -102,12 +106,11 @@ def files_key(index: pd.DataFrame, root: Path, recipe: dict[str, Any], masks: bo
             try:
                 stat = os.stat(root / path)
             except OSError:
-                gone.append(str(path))
+                missing.append(str(path))
                 continue
             digest.update(f"{row[0]}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    if gone:
-        raise DataError(f"{len(gone)} files of the index are not under {root}, such as {', '.join(gone[:5])}.")
+    if missing:
+        raise DataError(
+            f"{len(missing)} files of the index are missing in {root}, such as {', '.join(missing[:5])}. Restore them and rerun."
+        )
     return digest.hexdigest()[:32]
-
-
-ProgressBar = Callable[[str], Progress]  # a title to a callback (done, total)

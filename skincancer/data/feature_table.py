@@ -1,7 +1,7 @@
-"""The table of hand-made features of a data set: a row an image, built once beside the store.
+"""Table of hand-crafted features: one row per image of a data set.
 
-A table is a folder under the cache, named by its key: `features.csv` (image_id, width and height of the original in px, whose mask
-it was, error, mask_empty, and a column a feature) and `recipe.json`. It is built as stores are (`data.store`).
+A table is a folder of the cache, named by its key: `features.csv` (image_id, width and height of the original in px, masks with the mask
+source, error, mask_empty, and one column per feature) and `recipe.json`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
@@ -35,67 +34,67 @@ from skincancer.imaging.features.families import (
     image_features,
     learned_names,
 )
-from skincancer.imaging.preprocessing import clean_picture, clean_recipe
+from skincancer.imaging.preprocessing import clean_image, clean_recipe
 from skincancer.imaging.types import Mask
 from skincancer.system.paths import cache_folder
 
-FORMAT = 4  # raised whenever a feature gives other numbers
-TINY, WHOLE = 0.1, 1.2  # diameters by the picture's longer side beyond which a mask is hardly a lesion's
-CHUNK = 16  # images per task of a worker
-DIGITS = "%.9g"  # which float32 comes back from as it was
+FORMAT = 4  # Increase whenever the values of a feature change.
+TINY, WHOLE = 0.1, 1.2  # Range of plausible lesion diameters, divided by the longer side of the image.
+CHUNK = 16  # Images per task of a worker process.
+DIGITS = "%.9g"  # Enough digits to read back the same float32.
 FEATURES_FILE = "features.csv"
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """An opened table: its folder, and a row an image in the order of the index."""
+    """Open feature table with one row per image of an index."""
 
     folder: Path
     table: pd.DataFrame
 
     @property
     def file(self) -> Path:
-        """Return where the table lies, to be used elsewhere."""
+        """Path of features.csv."""
         return self.folder / FEATURES_FILE
 
     @property
     def bad(self) -> pd.DataFrame:
-        """Images that could not be measured, as they or their masks cannot be used: image_id, error."""
+        """Images with an unusable image or mask: image_id, error."""
         return self.table.loc[self.table["error"] != "", ["image_id", "error"]]
 
     def describe_empty(self, role: pd.Series) -> str:
-        """Say of how many images with a role nothing could be measured, as their masks are empty, and what becomes of them; "" of none.
+        """Count the images with an empty mask, as text, "" if none.
 
         Args:
-            role: of each image; "" of those that take no part.
+            role: role of each image. Images with the role "" do not count.
         """
         counts = role[(self.table["masks"] == EMPTY).to_numpy() & (role != "").to_numpy()].value_counts()
         if counts.empty:
             return ""
-        shown = ", ".join(f"{count} {name}" for name, count in counts.items())
+        by_role = ", ".join(f"{count} {name}" for name, count in counts.items())
         return (
-            f"{counts.sum()} images ({shown}) have a mask without any lesion, in which nothing can be measured. They are kept: the "
-            f"classifier knows them by {MASK_EMPTY}, and takes the medians of the training images for all else."
+            f"{counts.sum()} images ({by_role}) have a mask without any lesion, so no features can be measured. They are kept: the "
+            f"classifier gets {MASK_EMPTY} for these images, and the medians of the training images for all other features."
         )
 
     def describe_unlikely(self) -> str:
-        """Say how many masks are hardly those of a lesion: tiny, or from corner to corner of the picture; "" of none."""
+        """Count masks of implausible lesion size, as text, "" if none."""
         extent = self.table["abcd_diameter_by_longer_side"]
         tiny, whole = self.table["image_id"][extent < TINY], self.table["image_id"][extent > WHOLE]
-        told = [
-            f"{len(ids)} {what} (such as {ids.iloc[0]})"
-            for ids, what in (
-                (tiny, f"are narrower than {TINY:.0%} of the picture's longer side"),
-                (whole, "reach nearly from corner to corner"),
-            )
-            if len(ids)
-        ]
-        if not told:
+        kinds = (
+            (tiny, f"are narrower than {TINY:.0%} of the longer side of the image"),
+            (whole, "reach nearly from corner to corner"),
+        )
+        counts = [f"{len(ids)} {kind} (such as {ids.iloc[0]})" for ids, kind in kinds if len(ids)]
+        if not counts:
             return ""
-        return f"of the lesions in the masks, {', and '.join(told)}: their features are of whatever is there. --show structures draws some."
+        return (
+            f"of the lesions in the masks, {', and '.join(counts)}: the features may describe something other than a lesion. "
+            "Use --show structures to check examples."
+        )
 
     def columns(self, families: Sequence[str]) -> pd.DataFrame:
-        """Return what is learned from of some families, as `learned_names`: float32, NaN where it cannot be measured."""
+        """Return the columns `learned_names` of feature families, float32 with NaN."""
         return self.table[learned_names(families)]
 
 
@@ -103,23 +102,24 @@ def open_features(
     index: pd.DataFrame, root: Path, entry: Dataset, masks: MaskSource, clean: Sequence[str] = (),
     progress: ProgressBar | None = None, jobs: int = -1,
 ) -> FeatureTable:  # fmt: skip
-    """Open the feature table of a data set, and measure the features first if the cache lacks the table.
+    """Open the feature table of a data set. Build a missing one.
 
     Args:
-        index: of the data set, as in `PreparedData`. The diameter is measured in mm too where `mm_per_px` is known.
-        root: the data set's folder.
-        entry: of the catalog.
+        index: index as in `PreparedData`. With a known `mm_per_px`, the diameter is also measured in mm.
         masks: source of the masks in which features are measured.
-        clean: cleaning steps that come first.
-        progress: makes progress callbacks by title.
-        jobs: worker processes, -1 for one per core.
+        clean: names of the cleaning steps applied first.
 
     Raises:
-        DataError: images lack true masks, files are missing, or the disk is full.
+        DataError: images have no true mask, files are missing, or the disk is full.
     """
     masks, images = masks.resolve(index, entry), image_root(root)
-    own = {"format": FORMAT, "working_side": WORKING_SIDE, "families": list(FAMILIES), "masks": masks.name}
-    recipe = own | clean_recipe(clean)
+    recipe: dict[str, Any] = {
+        "format": FORMAT,
+        "working_side": WORKING_SIDE,
+        "families": list(FAMILIES),
+        "masks": masks.name,
+    }
+    recipe |= clean_recipe(clean)
     scales = [None if math.isnan(value) else value for value in index["mm_per_px"].tolist()]
     if any(scales):
         recipe["mm_per_px"] = scales
@@ -132,8 +132,8 @@ def open_features(
         chunks = [slice(start, start + CHUNK) for start in range(0, len(files), CHUNK)]
         tasks = [(files[chunk], lesions[chunk], scales[chunk], masks.name, clean) for chunk in chunks]
         rows: list[dict[str, Any]] = []
-        for measured in in_processes(_measure_chunk, tasks, jobs):
-            rows += measured
+        for chunk_rows in in_processes(_measure_chunk, tasks, jobs):
+            rows += chunk_rows
             if report:
                 report(len(rows), len(files))
         table = pd.DataFrame(rows)
@@ -153,88 +153,65 @@ def open_features(
 
 
 def measure(
-    file: ImageFile,
-    mask: Path | Mask | None,
-    source: str,
-    families: Sequence[str] = tuple(FAMILIES),
-    steps: Sequence[str] = (),
-    mm_per_px: float | None = None,
-) -> dict[str, Any]:
-    """Measure one image file: width and height (px), mask source (or `empty`), `mask_empty`, and one number per feature.
+    file: ImageFile, mask: Path | Mask | None, source: str, families: Sequence[str] = tuple(FAMILIES),
+    steps: Sequence[str] = (), mm_per_px: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return one row of the feature table for an image file.
 
-    Args:
-        file: of the image.
-        mask: as the arguments below, of `read_lesion`.
-        source: name of the mask source.
-        families: of features.
-        steps: of cleaning.
-        mm_per_px: size of a pixel.
+    Arguments are as in `read_lesion`. `families` are the families of features to measure.
 
     Raises:
-        BadImage: image or mask cannot be used, or a cleaning step failed.
+        BadImage: the image or the mask cannot be used, or a cleaning step failed.
     """
     original = read_image(file)
     lesion, source = read_lesion(original, mask, source, steps, mm_per_px)
-    measured = image_features(lesion, families)
-    masks = EMPTY if measured[MASK_EMPTY] else source
-    return {"width": original.width, "height": original.height, "masks": masks, "error": "", **measured}
+    features = image_features(lesion, families)
+    masks = EMPTY if features[MASK_EMPTY] else source
+    return {"width": original.width, "height": original.height, "masks": masks, "error": "", **features}
 
 
 def read_lesion(
-    original: Image.Image,
-    mask: Path | Mask | None,
-    source: str,
-    steps: Sequence[str] = (),
-    mm_per_px: float | None = None,
-) -> tuple[Lesion, str]:
-    """Return the lesion of an image at the working size, and the name of its mask source.
+    original: Image.Image, mask: Path | Mask | None, source: str, steps: Sequence[str] = (), mm_per_px: float | None = None
+) -> tuple[Lesion, str]:  # fmt: skip
+    """Return the lesion of an image, and its mask source.
 
     Args:
-        original: RGB.
         mask: file of the true mask, or the segmenter's mask of the original, bool (H, W).
         source: truth, otsu, auto, or the name of a segmenter.
-        steps: cleaning steps that come first. Pixels that `frame` cuts away are not measured.
-        mm_per_px: size of a pixel of the image, None if unknown.
+        steps: cleaning steps applied first. Pixels that the step `frame` removes are not measured.
+        mm_per_px: size of a pixel of the original in mm, None if unknown.
 
     Raises:
         BadImage: the mask cannot be used, or a cleaning step failed.
     """
-    picture, shown = clean_picture(original, steps)
-    lesion, source = find_mask(original, picture, shown, mask, source)
-    return bring_to_working_size(picture, lesion, mm_per_px), source
+    cleaned, box = clean_image(original, steps)
+    lesion, source = find_mask(original, cleaned, box, mask, source)
+    return bring_to_working_size(cleaned, lesion, mm_per_px), source
 
 
 def _measure_chunk(
-    files: list[Path],
-    lesions: list[Path | bytes | None],
-    scales: list[float | None],
-    source: str,
-    steps: Sequence[str],
-) -> list[dict[str, Any]]:
+    files: list[Path], lesions: list[Path | bytes | None], scales: list[float | None], source: str, steps: Sequence[str]
+) -> list[dict[str, Any]]:  # fmt: skip
     rows = []
-    unread = {
-        "width": 0,
-        "height": 0,
-        "masks": "",
-        "error": "",
-        **dict.fromkeys([MASK_EMPTY, *feature_names()], math.nan),
-    }
+    unknown = {"width": 0, "height": 0, "masks": "", "error": ""} | dict.fromkeys(
+        [MASK_EMPTY, *feature_names()], math.nan
+    )
     for image, lesion, scale in zip(files, lesions, scales, strict=True):
         mask = _unpack(lesion) if isinstance(lesion, bytes) else lesion
         try:
             rows.append(measure(image, mask, source, steps=steps, mm_per_px=scale))
         except BadImage as error:
-            rows.append({**unread, "error": f"{image} {error}"})
+            rows.append({**unknown, "error": f"{image} {error}"})
     return rows
 
 
 def _pack(mask: Mask) -> bytes:
-    """Encode a mask as PNG: the masks of ten thousand photographs would fill the memory."""
+    """Encode a mask as PNG to save memory."""
     stream = io.BytesIO()
     Image.fromarray(mask).save(stream, "png")
     return stream.getvalue()
 
 
-def _unpack(packed: bytes) -> npt.NDArray[np.bool_]:
+def _unpack(packed: bytes) -> Mask:
     with Image.open(io.BytesIO(packed)) as image:
         return np.asarray(image.convert("L")) > 0

@@ -1,6 +1,6 @@
-"""What is found out about every file of a data set once: digests, a small grey copy, how it was written, how good a photograph it is.
+"""Cached facts about image files: digests, thumbnails, encoding, image quality.
 
-Kept under the cache by the same key as a store (ids, paths, sizes and times of the files), for the audit and for `data.quality`.
+The audit and `data.quality` use the facts. The cache key contains ids, paths, sizes and times of the files, as the key of a store.
 """
 
 from __future__ import annotations
@@ -24,27 +24,32 @@ from skincancer.imaging.decode import BadImage, read_image, read_truth
 from skincancer.imaging.quality import COLUMNS as QUALITY_COLUMNS
 from skincancer.imaging.quality import flags, measure
 from skincancer.imaging.similarity import thumbnail
+from skincancer.imaging.types import RGB, Mask
 
-FORMAT = 4  # raised whenever other facts are kept, or found in another way
-SIDE = 96  # of the small grey copies, px
-CHUNK = 32  # images per task of a worker
-FRAME = 0.06  # share of a side whose outermost pixels tell the colour around a lesion
+FORMAT = 4  # Increase whenever the cached facts change.
+SIDE = 96  # Side of a thumbnail, px.
+CHUNK = 32  # Images per task of a worker process.
+FRAME = 0.06  # Width of the frame whose mean colour is measured, as a share of the shorter side.
 _TEXTS = dict.fromkeys(("image_id", "error", "file_digest", "pixel_digest", "mask_error", "mask_digest"), str)
-Lesion = npt.NDArray[np.bool_]  # (H, W): inside the mask
 
 
 @dataclass(frozen=True)
 class Examination:
-    """The facts about each image of an index, in its order.
+    """File facts of an index, in the order of the index.
 
     Attributes:
-        key: of the files; what else is kept about them is named by it.
-        table: image_id, error ("" or why the image cannot be read; then all else is empty or NaN), file_digest, pixel_digest (32 hex
-            digits), width, height (px), bytes_per_pixel, jpeg_table (mean entry of the quantisation tables: the larger the coarser;
-            0 of other formats), frame_red, frame_green, frame_blue (mean of the outermost pixels, 0–255; without those of the mask,
-            unless it takes them all), mask_error ("" or why the image's mask cannot be used), mask_digest, mask_share (0–1; empty and
-            NaN without a mask), and the columns of `skincancer.imaging.quality`.
-        thumbnails: uint8 (N, SIDE, SIDE), black where the image cannot be read.
+        key: cache key of the files.
+        table: one row per image:
+
+            - image_id, and error (reason why the image is unreadable, with all other values empty or NaN, or "").
+            - file_digest, pixel_digest: 32 hex digits.
+            - width, height (px), bytes_per_pixel.
+            - jpeg_table: mean entry of the JPEG quantisation tables (larger means coarser), 0 for other formats.
+            - frame_red, frame_green, frame_blue: mean of the outermost pixels (0–255) outside the mask, or of all outermost pixels if
+              the mask covers them.
+            - mask_error (reason why the mask is unusable, or ""), mask_digest ("" without a mask), mask_share (0–1, NaN without a mask).
+            - the columns of `skincancer.imaging.quality`.
+        thumbnails: grey copies, uint8 (N, SIDE, SIDE), black for unreadable images.
     """
 
     key: str
@@ -55,17 +60,13 @@ class Examination:
 def examine(
     index: pd.DataFrame, root: Path, cache: Path, progress: Progress | None = None, jobs: int = -1
 ) -> Examination:
-    """Examine the files of an index, or take what is kept of an earlier time.
+    """Return the file facts of an index. Compute them if not cached.
 
     Args:
         index: columns image_id, image, mask (paths relative to `root`).
-        root: the data set's folder.
-        cache: where the facts are kept.
-        progress: called with (done, total).
-        jobs: worker processes; -1 for one a core.
 
     Raises:
-        DataError: files are gone, or the cache cannot be written.
+        DataError: files are missing, or the cache cannot be written.
     """
     key = examination_key(index, root)
     folder = cache / "examinations" / key
@@ -75,10 +76,10 @@ def examine(
 
 
 def kept_examination(index: pd.DataFrame, root: Path, cache: Path) -> Examination | None:
-    """Return the facts about an index's files where they are kept of an earlier time.
+    """Return the file facts of an index if cached.
 
     Raises:
-        DataError: files are gone.
+        DataError: files are missing.
     """
     key = examination_key(index, root)
     folder = cache / "examinations" / key
@@ -91,10 +92,10 @@ def _open(key: str, folder: Path) -> Examination:
 
 
 def examination_key(index: pd.DataFrame, root: Path) -> str:
-    """Return the key of an index's files as they are now.
+    """Return the cache key of the current files of an index.
 
     Raises:
-        DataError: files are gone.
+        DataError: files are missing.
     """
     masks = bool(index["mask"].notna().any())
     return files_key(index, root, {"examination": FORMAT, "masks": masks}, masks)
@@ -116,8 +117,8 @@ def _build(index: pd.DataFrame, root: Path, building: Path, progress: Progress |
     rows: list[dict[str, Any]] = []
     thumbnails = np.zeros((len(pairs), SIDE, SIDE), np.uint8)
     for chunk in in_processes(_examine_chunk, tasks, jobs):
-        for facts, small in chunk:
-            thumbnails[len(rows)] = small
+        for facts, grey in chunk:
+            thumbnails[len(rows)] = grey
             rows.append(facts)
         if progress:
             progress(len(rows), len(pairs))
@@ -133,7 +134,7 @@ def _examine_chunk(pairs: list[tuple[Path, Path | None]]) -> list[tuple[dict[str
 
 
 def _examine_file(path: Path, mask: Path | None) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
-    """Return the facts about an image and its small grey copy, black if the image cannot be read."""
+    """Return the facts and the thumbnail of an image."""
     try:
         content = path.read_bytes()
         image = read_image(content)
@@ -144,7 +145,7 @@ def _examine_file(path: Path, mask: Path | None) -> tuple[dict[str, Any], npt.ND
     return _examine_image(content, pixels, lesion) | mask_facts, thumbnail(pixels, SIDE)
 
 
-def _examine_image(content: bytes, pixels: npt.NDArray[np.uint8], lesion: Lesion | None) -> dict[str, Any]:
+def _examine_image(content: bytes, pixels: RGB, lesion: Mask | None) -> dict[str, Any]:
     height, width = pixels.shape[:2]
     digest = hashlib.blake2b(f"{width}×{height}".encode(), digest_size=16)
     digest.update(pixels.tobytes())
@@ -164,7 +165,7 @@ def _examine_image(content: bytes, pixels: npt.NDArray[np.uint8], lesion: Lesion
     }
 
 
-def _frame(pixels: npt.NDArray[np.uint8], lesion: Lesion | None) -> list[float]:
+def _frame(pixels: RGB, lesion: Mask | None) -> list[float]:
     depth = max(1, round(FRAME * min(pixels.shape[:2])))
     edge = np.zeros(pixels.shape[:2], dtype=bool)
     edge[:depth] = edge[-depth:] = edge[:, :depth] = edge[:, -depth:] = True
@@ -173,20 +174,20 @@ def _frame(pixels: npt.NDArray[np.uint8], lesion: Lesion | None) -> list[float]:
 
 
 def _jpeg_table(content: bytes) -> float:
-    """Return the mean entry of a JPEG file's quantisation tables; 0 of other formats."""
+    """Return the mean JPEG quantisation entry, 0 for other formats."""
     with Image.open(io.BytesIO(content)) as image:
         tables: Mapping[int, list[int]] = getattr(image, "quantization", None) or {}
         entries = [entry for table in tables.values() for entry in table]
     return float(np.mean(entries)) if entries else 0.0
 
 
-def _examine_mask(path: Path, mask: Path | None, image: Image.Image) -> tuple[Lesion | None, dict[str, Any]]:
-    """Return the mask of an image, and the facts about it; None where there is none, or none that can be used."""
+def _examine_mask(path: Path, mask: Path | None, image: Image.Image) -> tuple[Mask | None, dict[str, Any]]:
+    """Return the usable mask of an image or None, and its facts."""
     none: dict[str, Any] = {"mask_error": "", "mask_digest": "", "mask_share": float("nan")}
     if mask is None:
         return None, none
     try:
-        lesion: Lesion = np.asarray(read_truth(mask, image)) > 0
+        lesion: Mask = np.asarray(read_truth(mask, image)) > 0
     except BadImage as error:
         return None, none | {"mask_error": f"{path} {error}"}
     digest = hashlib.blake2b(f"{lesion.shape}".encode(), digest_size=16)
@@ -195,15 +196,17 @@ def _examine_mask(path: Path, mask: Path | None, image: Image.Image) -> tuple[Le
 
 
 def find_flagged(examination: Examination, rules: Mapping[str, float]) -> pd.DataFrame:
-    """Return image_id, flags (names of rules, "; " between) and reason of the readable images that break a quality rule.
+    """Return the readable images that violate a quality rule.
 
     Args:
-        examination: of the index.
-        rules: threshold of each rule that counts (`data.quality_rules`).
+        rules: threshold of each rule (`data.quality_rules`).
+
+    Returns:
+        Columns image_id, flags (names of rules, separated by "; ") and reason.
     """
     readable = examination.table[examination.table["error"] == ""]
-    found = []
-    for row in readable.to_dict("records"):
-        if told := flags({str(name): value for name, value in row.items()}, rules):
-            found.append((str(row["image_id"]), "; ".join(told), "; ".join(told.values())))
-    return pd.DataFrame(found, columns=["image_id", "flags", "reason"])
+    rows = []
+    for facts in readable.to_dict("records"):
+        if reasons := flags({str(name): value for name, value in facts.items()}, rules):
+            rows.append((str(facts["image_id"]), "; ".join(reasons), "; ".join(reasons.values())))
+    return pd.DataFrame(rows, columns=["image_id", "flags", "reason"])

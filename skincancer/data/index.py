@@ -1,4 +1,4 @@
-"""Index of a data set: a pandas table with one row per image."""
+"""Index of a data set: one checked row per image."""
 
 from __future__ import annotations
 
@@ -20,58 +20,46 @@ COLUMNS = (
     "image_id", "image", "mask", "diagnosis", "lesion_id", "patient_id", "part", "age", "sex", "site", "dx_type",
     "mm_per_px",
 )  # fmt: skip
-
-# Names of the three subsets in published folders and tables.
+# Names that publishers give their subsets, as folders and in tables.
 PARTS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"
+}  # fmt: skip
+MM_PER_PX = "the size of a pixel in mm, above 0"
 UNKNOWN = ("", "unknown", "nan", "na", "none")
 
 
 def name_first(values: Iterable[object], count: int = 5) -> str:
-    """Join the first values for a message, with the number of further values."""
+    """Join the first values for a message, and count further ones."""
     texts = [str(value) for value in values]
     more = f" and {len(texts) - count} more" if len(texts) > count else ""
     return ", ".join(texts[:count]) + more
 
 
 def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...]) -> pd.DataFrame:
-    """Check and normalise the table of a reader.
+    """Check and normalise the table that a reader returns.
 
     Args:
-        table: Any columns of `COLUMNS`, at least `image_id` and `image`. Missing values are None, NaN or "".
-        dataset: Name of the data set, for messages.
-        classes: Allowed diagnoses; empty allows any.
+        table: `image_id`, `image` and any further `COLUMNS`. Missing values are None, NaN or "".
+        classes: allowed diagnoses, empty to allow any.
 
     Returns:
-        Table with exactly `COLUMNS` and a RangeIndex, sorted by `image_id`. Text columns contain str objects. If
-        unknown, `mask` and `diagnosis` are None, `lesion_id` is the image_id, and `part` (train, val or test),
-        `patient_id`, `sex`, `site` and `dx_type` are "". `age` (years) and `mm_per_px` (pixel size in the original
-        image) are float64 with NaN.
+        All `COLUMNS` with a RangeIndex, sorted by `image_id`. Text columns contain str. Unknown values are None in `mask` and `diagnosis`,
+        the image_id in `lesion_id`, and "" in `patient_id`, `sex`, `site` and `dx_type`. `part` is train, val, test or "". `age` (years)
+        and `mm_per_px` (size of an image pixel) are float64, unknown values NaN.
 
     Raises:
-        DataError: The table is empty, an id is empty or repeated, a diagnosis is not in the classes, or a subset, an age
-            or a size cannot be parsed.
-        ValueError: The reader returns a column that is not in `COLUMNS`, or lacks `image_id` or `image`.
+        DataError: the table is empty, an id is empty or not unique, a diagnosis is not one of the classes, or `part`, `age` or
+            `mm_per_px` has a wrong value.
+        ValueError: the reader returned an unknown column, or no `image_id` or `image`.
     """
     unknown = set(table.columns) - set(COLUMNS)
     if unknown or not {"image_id", "image"} <= set(table.columns):
-        raise ValueError(f"the reader of {dataset} returned the columns {list(table.columns)}; expected {COLUMNS}")
+        raise ValueError(
+            f"the reader of {dataset} returned the columns {list(table.columns)}; expected some of {COLUMNS}"
+        )
     if table.empty:
         raise DataError(f"{dataset}: no image was found")
-
-    text = {
-        name: ["" if pd.isna(value) else str(value) for value in table[name]]
-        for name in COLUMNS
-        if name in table.columns
-    }
+    text = {name: ["" if pd.isna(value) else str(value) for value in table[name]] for name in COLUMNS if name in table}
     blank = [""] * len(table)
     ids = text["image_id"]
     if "" in ids or "" in text["image"]:
@@ -81,17 +69,15 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
     if len(repeated):
         raise DataError(
             f"{dataset}: {repeated.nunique()} image ids occur more than once: {name_first(repeated.unique())}. "
-            "Every image needs a unique id; delete the copies."
+            "Every image needs a unique id. Remove the copies."
         )
-
     diagnoses = text.get("diagnosis", blank)
     for label in sorted(set(diagnoses) - {""} - set(classes)) if classes else ():
         images = [image_id for image_id, diagnosis in zip(ids, diagnoses, strict=True) if diagnosis == label]
         raise DataError(
-            f"{dataset}: the diagnosis {label!r} of {len(images)} images ({name_first(images)}) is not one of its "
-            f"classes {', '.join(classes)}.{nearest(label, classes)}"
+            f"{dataset}: the diagnosis of {len(images)} images ({name_first(images)}) is {label!r}; "
+            f"expected one of the classes {', '.join(classes)}.{nearest(label, classes)}"
         )
-
     columns: dict[str, list[str] | list[str | None] | list[float]] = {
         "image_id": ids,
         "image": text["image"],
@@ -99,30 +85,25 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
         "diagnosis": [value or None for value in diagnoses],
         "lesion_id": [lesion or own for lesion, own in zip(text.get("lesion_id", blank), ids, strict=True)],
         "part": _parts(text.get("part", blank), ids, dataset),
-        "age": _numbers(text.get("age", blank), ids, "the age", dataset, lambda years: 0 <= years <= 150, "in years"),
+        "age": _numbers(
+            text.get("age", blank), ids, "the age", dataset, lambda age: 0 <= age <= 150, "the age in years"
+        ),
         "mm_per_px": _numbers(
-            text.get("mm_per_px", blank),
-            ids,
-            "mm_per_px",
-            dataset,
-            lambda mm: 0 < mm < math.inf,
-            "the pixel size in mm, above 0",
+            text.get("mm_per_px", blank), ids, "mm_per_px", dataset, lambda mm: 0 < mm < math.inf, MM_PER_PX
         ),
     }
     columns |= {name: text.get(name, blank) for name in ("patient_id", "sex", "site", "dx_type")}
-    # Text columns have dtype object, because pandas 3 converts None to NaN in its string dtype.
+    # Text columns have dtype object, because the text type of pandas 3 would turn None into NaN.
     finished = pd.DataFrame({name: pd.Series(columns[name], dtype=object) for name in COLUMNS})
     finished = finished.astype({"age": "float64", "mm_per_px": "float64"})
     return finished.sort_values("image_id", kind="stable", ignore_index=True)
 
 
 def _parts(texts: list[str], ids: list[str], dataset: str) -> list[str]:
-    parts = []
-    for image_id, part in zip(ids, texts, strict=True):
-        if part and part.casefold() not in PARTS:
-            raise DataError(f"{dataset}: the part of image {image_id} is {part!r}; expected train, val, test or empty")
-        parts.append(PARTS[part.casefold()] if part else "")
-    return parts
+    for image_id, text in zip(ids, texts, strict=True):
+        if text and text.casefold() not in PARTS:
+            raise DataError(f"{dataset}: the part of image {image_id} is {text!r}; expected train, val, test or empty")
+    return [PARTS[text.casefold()] if text else "" for text in texts]
 
 
 def _numbers(
@@ -132,36 +113,38 @@ def _numbers(
     for image_id, text in zip(ids, texts, strict=True):
         try:
             number = math.nan if text.casefold() in UNKNOWN else float(text)
-            valid = math.isnan(number) or allowed(number)
+            fits = math.isnan(number) or allowed(number)
         except ValueError:
-            valid = False
-        if not valid:
+            fits = False
+        if not fits:
             raise DataError(f"{dataset}: {name} of image {image_id} is {text!r}; expected {expected}, or empty")
         numbers.append(number)
     return numbers
 
 
 def classes_of(table: pd.DataFrame) -> tuple[str, ...]:
-    """Return the sorted diagnoses of an index, for data sets without fixed classes."""
+    """Return the diagnoses of an index table, sorted."""
     return tuple(sorted({str(value) for value in table.get("diagnosis", ()) if not pd.isna(value) and value != ""}))
 
 
 def index_hash(index: pd.DataFrame) -> str:
-    """Return the sha256 (hex) of ids, diagnoses and lesion ids, independent of row order."""
+    """Return the sha256 of image ids, diagnoses and lesion ids.
+
+    The order of the rows does not matter.
+    """
     columns = (index["image_id"], index["diagnosis"], index["lesion_id"])
     rows = sorted([i, "" if pd.isna(d) else d, g] for i, d, g in zip(*columns, strict=True))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def load_index(dataset: Dataset, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Read a data set, and return its finished index and classes.
+    """Read the index of a data set, and its class names.
 
     Args:
-        dataset: Catalog entry.
-        root: Folder of the files, for `csv` also the table. Paths in the index are relative to `image_root(root)`.
+        root: folder of the files, or the table of `csv`. Paths of the index are relative to `image_root(root)`.
 
     Raises:
-        DataError: The files do not have the expected layout, or `finish_index` rejects the table.
+        DataError: the files have another layout than the reader expects, or `finish_index` rejects the table.
     """
     module, function = dataset.reader.split(":")
     table: pd.DataFrame = getattr(importlib.import_module(module), function)(root)
@@ -170,66 +153,59 @@ def load_index(dataset: Dataset, root: Path) -> tuple[pd.DataFrame, tuple[str, .
 
 
 def image_root(root: Path) -> Path:
-    """Return the base folder of the paths in the index."""
+    """Return the folder to which paths of the index are relative."""
     return root.parent if root.is_file() else root
 
 
 def find_root(dataset: Dataset, root: str | None, env: str | None) -> Path:
-    """Return the folder of a data set.
-
-    Searched are `root`, else `env`/<name>, else data/<name> in the working directory.
+    """Return the folder of a data set: `root`, else `env`/NAME, else data/NAME.
 
     Args:
-        dataset: Catalog entry.
-        root: Value of `--data.root`; if set, no other place is searched.
-        env: Value of the environment variable SKINCANCER_DATA.
+        root: value of `--data.root`. If set, no other folder is checked.
+        env: value of the environment variable SKINCANCER_DATA.
 
     Raises:
-        DataError: No place contains files; with all places, the download instructions and the expected layout.
+        DataError: no folder contains files. The message contains every folder, how to get the data, and the expected layout.
     """
-    searched = []
+    checked = []
     for source, place in data_places(dataset.name, root, env).items():
         if holds_files(place):
             return place
         if place.is_file() and dataset.name == "csv":
             return place
         state = "is empty" if place.is_dir() else "is a file" if place.is_file() else "does not exist"
-        searched.append(f"  {place} ({source}) {state}")
+        checked.append(f"  {place} ({source}) {state}")
     if not root and not env:
-        searched.append(f"  $SKINCANCER_DATA/{dataset.name}: SKINCANCER_DATA is not set")
+        checked.append(f"  $SKINCANCER_DATA/{dataset.name}: SKINCANCER_DATA is not set")
     command = f"python -m skincancer.prepare {dataset.name} --download" + (
         f" --data.root {shlex.quote(root)}" if root else ""
     )
-    download = f"Or download it with: {command}\n" if dataset.downloads else ""
+    download = f"Or download it: {command}\n" if dataset.downloads else ""
     raise DataError(
-        f"{dataset.title} ({dataset.name}) was not found. Searched places:\n"
-        + "\n".join(searched)
-        + f"\nSource: {dataset.how_to_get}\n{download}Expected files: {dataset.layout}."
+        f"{dataset.title} ({dataset.name}) was not found. Checked\n"
+        + "\n".join(checked)
+        + f"\nTo get it: {dataset.how_to_get}\n{download}Expected layout: {dataset.layout}."
     )
 
 
 def add_target(
     index: pd.DataFrame, dataset: Dataset, classes: tuple[str, ...], target: str, malignant: tuple[str, ...] = ()
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Add the column `label`, and return the names of its classes.
-
-    Labels are int64, and -1 without a diagnosis.
+    """Add the column `label`, int64 (N,), and return class names.
 
     Args:
-        index: Finished index.
-        dataset: Catalog entry.
-        classes: Diagnoses from `load_index`.
-        target: "diagnosis": the label is the position in `classes`. "malignancy": 0 benign, 1 malignant.
-        malignant: `data.malignant`, the malignant diagnoses; if empty, those of the catalog.
+        classes: class names from `load_index`.
+        target: "diagnosis" (the label is the position in `classes`, -1 if unknown) or "malignancy" (0 benign, 1 malignant).
+        malignant: malignant diagnoses (`data.malignant`), empty for those of the catalog.
 
     Raises:
-        ConfigError: The target or a malignant class is unknown, or no class, or every class, counts as malignant.
+        ConfigError: the target or a malignant class is unknown, or the malignant classes are all classes or unknown.
     """
     for name in malignant:
         if name not in classes:
             raise ConfigError(
-                f"data.malignant contains {name!r}, which is not a class of {dataset.name}.{nearest(name, classes)} "
-                f"Its classes are {', '.join(classes) or 'none'}."
+                f"data.malignant contains {name!r}; expected classes of {dataset.name}: {', '.join(classes) or 'none'}."
+                f"{nearest(name, classes)}"
             )
     if target == "diagnosis":
         names, labels = classes, {name: position for position, name in enumerate(classes)}
@@ -238,10 +214,12 @@ def add_target(
         if not positive:
             raise ConfigError(
                 f"data.target is malignancy, but the malignant classes of {dataset.name} are unknown. "
-                f"Set --data.malignant; its classes are {', '.join(classes) or 'none'}."
+                f"Set --data.malignant to some of its classes: {', '.join(classes) or 'none'}."
             )
         if positive >= set(classes):
-            raise ConfigError(f"data.malignant contains every class of {dataset.name}; at least one must be benign")
+            raise ConfigError(
+                f"data.malignant contains every class of {dataset.name}; expected at least one benign class. Remove one."
+            )
         names, labels = ("benign", "malignant"), {name: int(name in positive) for name in classes}
     else:
         raise ConfigError(

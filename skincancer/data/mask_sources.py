@@ -22,28 +22,28 @@ class MaskSource(Protocol):
     """Source of one lesion mask per image.
 
     Attributes:
-        name: truth, otsu, auto, or the digest of a segmenter after `run:`. Keys of stores and feature tables contain the name.
+        name: truth, otsu, auto, or `run:` with the digest of a segmenter. Keys of stores and feature tables contain the name.
     """
 
     name: str
 
     def resolve(self, index: pd.DataFrame, entry: Dataset) -> MaskSource:
-        """Return the source that all images of an index need.
+        """Return the mask source that all images of an index need.
 
         Raises:
-            DataError: images lack the masks that the source reads.
+            DataError: images have no mask file that the source reads.
         """
 
     def find(
         self, index: pd.DataFrame, root: Path, use: Callable[[Mask], Made | None], progress: ProgressBar | None, jobs: int
     ) -> Sequence[Path | Made | None]:  # fmt: skip
-        """Return the mask of each image, in the form that preprocessing takes.
+        """Return the input of preprocessing for the mask of each image.
 
-        An entry is the file of the true mask, or the result of `use` on a predicted mask, bool (H, W) of the original size. None
-        means that the mask is computed from the image, or that the prediction failed.
+        The input is the file of the true mask, or the result of `use` on a predicted mask, bool (H, W) of the original size. None
+        means that preprocessing computes the mask from the image, or that the prediction failed.
         """
 
-    def count_seen(self, index: pd.DataFrame, entry: Dataset) -> int:
+    def count_overlap(self, index: pd.DataFrame, entry: Dataset) -> int:
         """Count the test images that a segmenter was trained or selected on."""
 
 
@@ -62,13 +62,13 @@ class OtsuMasks:
         """Return None for every image."""
         return [None] * len(index)
 
-    def count_seen(self, index: pd.DataFrame, entry: Dataset) -> int:
+    def count_overlap(self, index: pd.DataFrame, entry: Dataset) -> int:
         """Return 0."""
         return 0
 
 
 class TruthOrOtsu(OtsuMasks):
-    """True masks, and masks by Otsu's threshold for images without a true mask."""
+    """True masks, otherwise masks by Otsu's threshold."""
 
     name = "auto"
 
@@ -98,7 +98,7 @@ class TruthMasks(TruthOrOtsu):
         if len(missing):
             raise DataError(
                 f"data.masks is truth, but {len(missing)} of {len(index)} images of {entry.name} have no mask, such as "
-                f"{', '.join(missing.head(3))}. Use --data.masks auto (Otsu's threshold for those), otsu, or run:RUN_ID of a segmenter."
+                f"{', '.join(missing.head(3))}. Use --data.masks auto (Otsu's threshold for these), otsu, or run:RUN_ID of a segmenter."
             )
         return self
 
@@ -115,7 +115,7 @@ def used_mask_source(named: str, sources: Iterable[str]) -> str:
     """Return the mask source that a run used.
 
     Args:
-        named: `data.masks` of the run. `auto` becomes truth or otsu if all images used the same one.
+        named: `data.masks` of the run. `auto` becomes truth or otsu if all images used the same mask source.
         sources: column `masks` of the run's crops.csv.
     """
     used = set(sources) - {EMPTY}
@@ -126,8 +126,8 @@ def describe_masks(table: pd.DataFrame, config: DataConfig, empty: str) -> str:
     """Count the images of each mask source, as text.
 
     Args:
-        table: of a store with crops, or of features: columns masks and error.
-        config: `masks` names the segmenter.
+        table: table of a store with crops or of features, with the columns masks and error.
+        config: data section. `masks` is the name of the segmenter.
         empty: consequence of an empty mask.
     """
     names = {"truth": "true masks", "otsu": "masks by Otsu's threshold", EMPTY: f"empty masks ({empty})"}
@@ -136,5 +136,5 @@ def describe_masks(table: pd.DataFrame, config: DataConfig, empty: str) -> str:
 
 
 def describe_crops(table: pd.DataFrame, config: DataConfig) -> str:
-    """Count the images that each mask source cropped, as text with the margin."""
+    """Count the crops by mask source, as text with the margin."""
     return f"{describe_masks(table, config, 'left whole')}; margin {config.crop_margin:.0%}"

@@ -1,9 +1,9 @@
-"""Which images a run has seen: by the pixels that it was given, by id, and by lesion; for what must be new to it.
+"""Overlap of new data with the images of a run.
 
-A digest is of an image as the store holds it, after resizing: a renamed copy of a file has the same one, at the same size, resizing,
-cleaning and crop. A copy that was encoded or cut anew has another; it is found by small grey copies of the images (`data.duplicates`),
-which a run keeps of those that it used, so that no training image is needed where it is evaluated. They are of whole images: parts of
-two copies that different masks cut out are too unlike.
+Images overlap by pixels, image id, lesion id or similarity. Digests are of preprocessed images, so that a renamed copy of a file has the
+same digest with the same preprocessing. Copies that were encoded or cropped again are found by thumbnails (`data.duplicates`). A run
+saves thumbnails of its images, so that its evaluation elsewhere needs no training image. Thumbnails show whole images, because crops of
+two copies by different masks are too dissimilar.
 """
 
 from __future__ import annotations
@@ -27,64 +27,56 @@ from skincancer.schema import DataConfig
 from skincancer.system.paths import cache_folder
 
 FINGERPRINT_SIDE = 36
-THUMBNAIL_SIDE = 96  # of the images that are compared with them
-USED = ("train", "val")  # what a run learned from, and what chose its best epoch
-SHARED_IDS = "ISIC_"  # an image of the ISIC archive has the same id in every data set that took it
-SHARED_LESIONS = "HAM_"  # and a lesion of HAM10000
+THUMBNAIL_SIDE = 96  # Side of thumbnails of new images, which are compared with the fingerprints.
+USED = ("train", "val")  # The validation images select the best epoch.
+SHARED_IDS = "ISIC_"  # Images of the ISIC archive have the same id in every data set.
+SHARED_LESIONS = "HAM_"  # Lesions of HAM10000 have the same id in every data set.
 REASONS = {
-    "pixels": "the same pixels as an image that the run was trained or chosen on",
-    "image": "the run was trained or chosen on this image",
-    "lesion": "the run was trained or chosen on another image of this lesion",
-    "near": "nearly the same picture as an image that the run was trained or chosen on",
+    "pixels": "same pixels as a training or validation image of the run",
+    "image": "training or validation image of the run",
+    "lesion": "same lesion as a training or validation image of the run",
+    "near": "nearly identical to a training or validation image of the run",
 }
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Small grey copies of the whole images of a run: `image_id` (M,), `thumbnails` uint8 (M, 36, 36)."""
+    """Grey thumbnails of the training and validation images of a run."""
 
-    image_id: npt.NDArray[np.str_]
-    thumbnails: npt.NDArray[np.uint8]
+    image_id: npt.NDArray[np.str_]  # (M,)
+    thumbnails: npt.NDArray[np.uint8]  # (M, 36, 36)
 
 
 def open_whole(
-    index: pd.DataFrame,
-    root: Path,
-    store: Store,
-    config: DataConfig,
-    progress: Callable[[str], Progress] | None = None,
-    jobs: int = -1,
-) -> tuple[Store, str]:
-    """Return a store that shows whole images, and how they came to its squares: a run's own, or else a small one beside it.
+    index: pd.DataFrame, root: Path, store: Store, config: DataConfig,
+    progress: Callable[[str], Progress] | None = None, jobs: int = -1,
+) -> tuple[Store, str]:  # fmt: skip
+    """Return a store of whole images, and the value of its `resize`.
+
+    The store is that of the run if its images are whole, otherwise a store of small images is opened.
 
     Args:
-        index: row i belongs to image i.
-        root: what the paths of the index are relative to.
-        store: the run's own.
-        config: that it was built by.
-        progress: makes progress callbacks by title.
-        jobs: worker processes; -1 for one a core.
+        root: folder to which paths of the index are relative.
 
     Raises:
-        DataError: files are gone, or the disk is full.
+        DataError: files are missing, or the disk is full.
     """
-    # Cleaning keeps whole images: what the step `frame` removes is black.
+    # Cleaned images count as whole, because the step `frame` removes only black borders.
     if not config.crop and config.resize != "crop":
         return store, config.resize
-    report = progress("looking at whole images") if progress else None
+    report = progress("reading whole images") if progress else None
     small = Preprocessing(THUMBNAIL_SIDE, "stretch")
     whole = open_store(index, root, cache_folder(), small, progress=report, jobs=jobs)
     return whole, "stretch"
 
 
 def write_fingerprints(path: Path, index: pd.DataFrame, store: Store, resize: str) -> None:
-    """Write small grey copies of the images that a run learns from or is chosen on.
+    """Write thumbnails of the training and validation images.
 
     Args:
-        path: the file.
-        index: with roles; row i belongs to image i.
-        store: of the images, whole (`open_whole`).
-        resize: how they came to its squares.
+        index: index with roles, in the order of the store.
+        store: store of whole images (`open_whole`).
+        resize: value of `resize` of the store.
     """
     rows = np.flatnonzero(index["role"].isin(USED).to_numpy())
     ids = index["image_id"].to_numpy()[rows].astype(str)
@@ -92,35 +84,36 @@ def write_fingerprints(path: Path, index: pd.DataFrame, store: Store, resize: st
 
 
 def read_fingerprints(path: Path) -> Fingerprints:
-    """Read what `write_fingerprints` wrote.
+    """Read a file of `write_fingerprints`.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file has another content.
     """
     try:
         with np.load(path, allow_pickle=False) as content:
-            found = Fingerprints(content["image_id"], content["thumbnails"])
+            fingerprints = Fingerprints(content["image_id"], content["thumbnails"])
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path.name} holds no fingerprints: {error}") from error
-    if found.thumbnails.ndim != 3 or found.thumbnails.dtype != np.uint8 or len(found.image_id) != len(found.thumbnails):
-        raise ValueError(f"{path.name} holds thumbnails {found.thumbnails.dtype} {found.thumbnails.shape}")
-    return found
+        raise ValueError(f"{path.name} contains no fingerprints: {error}") from error
+    thumbnails = fingerprints.thumbnails
+    if thumbnails.ndim != 3 or thumbnails.dtype != np.uint8 or len(fingerprints.image_id) != len(thumbnails):
+        raise ValueError(
+            f"{path.name} contains thumbnails {thumbnails.dtype} {thumbnails.shape}; expected uint8 (M, S, S)"
+        )
+    return fingerprints
 
 
 def find_similar(
     store: Store, rows: npt.NDArray[np.int64], resize: str, used: Fingerprints, progress: Progress | None = None
 ) -> pd.DataFrame:
-    """Find the near-duplicates of images that a run used.
+    """Find near-duplicates of training and validation images.
 
     Args:
-        store: of the images, whole, by the run's recipe (`open_whole`).
-        rows: int64 (M,) of the images asked about.
-        resize: how they came to its squares.
-        used: by the run.
-        progress: called with (done, total).
+        store: store of whole images, preprocessed as in the run (`open_whole`).
+        rows: int64 (M,), rows of the images to check.
+        resize: value of `resize` of the store.
 
     Returns:
-        A row an image of which there are any: row, like (image_id of the most similar), correlation.
+        One row per near-duplicate: row, like (image_id of the most similar image), correlation.
     """
     near = find_near(_thumbnails(store, rows, resize, THUMBNAIL_SIDE), used.thumbnails, progress=progress)
     best = near.sort_values("correlation", ascending=False, kind="stable").drop_duplicates("first").sort_values("first")
@@ -134,7 +127,10 @@ def find_similar(
 
 
 def _thumbnails(store: Store, rows: npt.NDArray[np.int64], resize: str, side: int) -> npt.NDArray[np.uint8]:
-    """Return grey copies (M, side, side) without the bars of `pad`, by which any two pictures would look alike."""
+    """Return grey thumbnails (M, side, side) of images of a store.
+
+    The black bars of `resize: pad` are cut off, because they would make all images similar.
+    """
     thumbnails, views = np.zeros((len(rows), side, side), np.uint8), store.views
     for number, row in enumerate(rows):
         left, top, right, bottom = views[row].box
@@ -144,37 +140,32 @@ def _thumbnails(store: Store, rows: npt.NDArray[np.int64], resize: str, side: in
 
 
 def pixel_digests(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[str]:
-    """Return 32 hex digits of blake2b of the pixels of some images.
-
-    Args:
-        images: uint8 (N, S, S, 3), of a store.
-        rows: int64 (M,).
-    """
+    """Return blake2b digests (32 hex digits) of rows (M,) of store images."""
     return [hashlib.blake2b(images[row].tobytes(), digest_size=16).hexdigest() for row in rows]
 
 
 def digest_table(index: pd.DataFrame, images: npt.NDArray[np.uint8]) -> pd.DataFrame:
-    """Return image_id and pixels (the digest) of every image that has a role.
+    """Return image_id and pixels (digest) of every image with a role.
 
     Args:
-        index: with roles; row i belongs to image i.
-        images: uint8 (N, S, S, 3), of the store.
+        index: index with roles, in the order of the store.
+        images: images of the store, uint8 (N, S, S, 3).
     """
     rows = np.flatnonzero(index["role"].to_numpy() != "")
     return pd.DataFrame({"image_id": index["image_id"].to_numpy()[rows], "pixels": pixel_digests(images, rows)})
 
 
-def find_seen(images: pd.DataFrame, split: pd.DataFrame, same_dataset: bool) -> npt.NDArray[np.object_]:
-    """Say of images whether a run has seen them.
+def find_overlap(images: pd.DataFrame, split: pd.DataFrame, same_dataset: bool) -> npt.NDArray[np.object_]:
+    """Return why each image overlaps with training and validation images.
 
     Args:
-        images: image_id, lesion_id, and pixels where digests are known.
-        split: of the run: image_id, lesion_id, role, and pixels where digests are known.
-        same_dataset: the run was on the same data set, so that ids and lesions can be compared; otherwise images of the ISIC archive,
-            and lesions of HAM10000, are, by their ids.
+        images: columns image_id, lesion_id, and optionally pixels (digests).
+        split: split of the run: image_id, lesion_id, role, and optionally pixels (digests).
+        same_dataset: both come from the same data set, so that all ids are comparable. Otherwise only ids of the ISIC archive and
+            lesion ids of HAM10000 are compared.
 
     Returns:
-        (N,) a key of `REASONS` each, the first that holds, or "".
+        (N,), the first matching key of `REASONS`, or "" without overlap.
     """
     used = split[split["role"].isin(USED)]
     image = images["image_id"].isin(used["image_id"])
@@ -185,19 +176,19 @@ def find_seen(images: pd.DataFrame, split: pd.DataFrame, same_dataset: bool) -> 
     pixels = pd.Series(False, index=images.index)
     if "pixels" in images and "pixels" in split:
         pixels = images["pixels"].isin(set(used["pixels"]) - {""})
-    found = np.full(len(images), "", dtype=object)
-    for reason, seen in (("lesion", lesion), ("image", image), ("pixels", pixels)):
-        found[seen.to_numpy()] = reason
-    return found
+    reasons = np.full(len(images), "", dtype=object)
+    for reason, overlaps in (("lesion", lesion), ("image", image), ("pixels", pixels)):
+        reasons[overlaps.to_numpy()] = reason
+    return reasons
 
 
-def count_seen(index: pd.DataFrame, split: pd.DataFrame, same_dataset: bool) -> int:
-    """Count the test images that a segmenter learned from, or was chosen on, or whose lesion it did.
+def count_overlap(index: pd.DataFrame, split: pd.DataFrame, same_dataset: bool) -> int:
+    """Count the test images that overlap with a segmenter's run.
 
     Args:
-        index: with roles.
-        split: of the segmenter's run: image_id, lesion_id, role.
-        same_dataset: as of `find_seen`.
+        index: index with roles.
+        split: split of the segmenter's run: image_id, lesion_id, role.
+        same_dataset: as in `find_overlap`.
     """
     test = index[index["role"] == "test"]
-    return int((find_seen(test, split, same_dataset) != "").sum())
+    return int((find_overlap(test, split, same_dataset) != "").sum())

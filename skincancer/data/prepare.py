@@ -1,4 +1,4 @@
-"""A data set made ready for a run: index, target, roles and store, in the order that keeps splits whole."""
+"""Prepare the data of a run: index, labels, roles, store and features."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from skincancer.schema import TASKS, DataConfig
 from skincancer.system.paths import cache_folder, data_folder
 
 ROLES: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+SUBSETS = {"train": "training set", "val": "validation set", "test": "test set"}
 SPLIT_COLUMNS = ("image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type")
 FLAGGED = "flagged: "
 SHOWN_REASONS = 8
@@ -39,14 +40,16 @@ SHOWN_REASONS = 8
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Everything a run needs of its data.
+    """Prepared data of a run.
 
-    `index` has a row an image of the store, in its order: the columns of the index, `label`, `role` ('' for none), `width`
-    and `height` of the original (px), and, where an audit or `data.quality` has measured it, its quality: the columns of
-    `images.quality` and `quality_flags` (the rules that it breaks, "; " between; "" for none). `dropped` names images that take
-    no part: image_id, reason. `segmenter_saw` counts test images that the segmenter behind their crops or features learned from, or
-    was chosen on; `flagged` those that `data.quality` left out. `features` are the hand-made ones of every image, where they were
-    asked for.
+    Attributes:
+        index: one row per image, in the order of the store: the columns of the index, `label`, `role` ("" for none), `width` and
+            `height` of the original (px). If an audit or `data.quality` measured the quality, also the columns of `imaging.quality`
+            and `quality_flags` (violated rules, separated by "; ").
+        dropped: images without a role: image_id, reason.
+        segmenter_saw: number of test images on which the segmenter of crops or features was trained or selected.
+        flagged: number of images left out by `data.quality`.
+        features: hand-crafted features of every image, None if not requested.
     """
 
     entry: Dataset
@@ -66,69 +69,70 @@ class PreparedData:
 
     @property
     def split_table(self) -> pd.DataFrame:
-        """Return what runs keep of the index as split.csv: `SPLIT_COLUMNS`, and the quality where it is known."""
+        """Content of split.csv: `SPLIT_COLUMNS`, and the quality if measured."""
         return self.index[[name for name in (*SPLIT_COLUMNS, *QUALITY_COLUMNS, FLAGS) if name in self.index]]
 
     @property
     def left_out(self) -> str:
-        """Say how many images take no part and why, the commonest reasons first; "" where all do."""
+        """Counts of images without a role by reason, most frequent first."""
         if self.dropped.empty:
             return ""
         path = dict(zip(self.index["image_id"], self.index["image"], strict=True))
         kinds = Counter[str]()
         for image_id, reason in zip(self.dropped["image_id"], self.dropped["reason"], strict=True):
-            told = str(reason).replace(f"{image_root(self.root) / path[image_id]} ", "")
-            # what was measured differs from image to image: dropped.csv says it
-            kinds.update(re.sub(r" \([^()]*\)", "", told).split("; ") if told.startswith(FLAGGED) else [told[:120]])
-        shown = "; ".join(f"{count} × {kind.removeprefix(FLAGGED)}" for kind, count in kinds.most_common(SHOWN_REASONS))
+            kind = str(reason).replace(f"{image_root(self.root) / path[image_id]} ", "")
+            # Measured values differ between images, so only dropped.csv contains them.
+            kinds.update(re.sub(r" \([^()]*\)", "", kind).split("; ") if kind.startswith(FLAGGED) else [kind[:120]])
+        counts = "; ".join(
+            f"{count} × {kind.removeprefix(FLAGGED)}" for kind, count in kinds.most_common(SHOWN_REASONS)
+        )
         more = f"; and {len(kinds) - SHOWN_REASONS} more reasons" if len(kinds) > SHOWN_REASONS else ""
-        return f"{len(self.dropped)} images (dropped.csv): {shown}{more}"
+        return f"{len(self.dropped)} images (dropped.csv): {counts}{more}"
 
     def rows(self, role: str) -> pd.DataFrame:
-        """Return the rows of one role."""
+        """Return the index rows of one role."""
         return self.index[self.index["role"] == role]
 
 
-def locate(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dataset, Path]:
-    """Find the folder of a data set, drawing the demo where it is not there yet.
+def locate_dataset(config: DataConfig, progress: ProgressBar | None = None) -> tuple[Dataset, Path]:
+    """Find the folder of a data set. Create a missing demo.
 
     Raises:
-        DataError: the data are missing; says how to get them.
+        DataError: the data are missing. The message explains how to get them.
     """
     entry = catalog_entry(config.dataset)
     if entry.name != "demo":
         return entry, find_root(entry, config.root, data_folder())
     root = Path(config.root) if config.root else demo.default_root(cache_folder())
-    if not (root / "metadata.csv").is_file():  # a drawn folder appears whole; one of other lesions is as good
-        demo.draw(root, progress=progress("drawing the demo") if progress else None)
+    # The demo folder is created atomically, so metadata.csv proves that it is complete. Its content does not matter.
+    if not (root / "metadata.csv").is_file():
+        demo.draw(root, progress=progress("creating the demo") if progress else None)
     return entry, root
 
 
 def prepare_data(
     config: DataConfig, masks: MaskSource | None = None, progress: ProgressBar | None = None, jobs: int = -1,
-    task: str = "classification", whole: bool = False, hand_made: bool = False,
+    task: str = "classification", whole: bool = False, hand_crafted: bool = False,
 ) -> PreparedData:  # fmt: skip
-    """Read a data set, give every image a role and a label, and open its store.
+    """Assign labels and roles to images, and open their store.
 
-    Roles are computed on the full index, before images are dropped, so that a bad file moves no other image.
+    Roles are computed on the full index, before images are dropped, so that an unreadable file changes no other image's role.
 
     Args:
-        config: the data section of an experiment.
-        masks: source of `config.masks`, needed for crops and for hand-crafted features.
-        progress: makes progress callbacks by title.
-        jobs: worker processes for building the store, -1 for one per core.
-        task: classification leaves out images without a label, segmentation images without a mask, joint images with neither.
+        masks: mask source of `config.masks`, required for crops and for hand-crafted features.
+        jobs: number of worker processes, -1 for one per core.
+        task: classification drops images without a label, segmentation images without a mask, joint images with neither.
             Segmentation and joint store masks.
-        whole: every image becomes a test image, for the evaluation of a finished run.
-        hand_made: open the table of hand-crafted features too.
+        whole: use every image as a test image, for the evaluation of a finished run.
+        hand_crafted: also open the table of hand-crafted features.
 
     Raises:
         ConfigError: the split or target does not fit the data.
-        DataError: the data are missing, laid out differently, unreadable, or leak.
-        SplitError: there are too few images to split.
+        DataError: the data are missing, have another layout, are unreadable, or leak between subsets.
+        SplitError: the data set has too few images to split.
     """
     kind = TASKS[task]
-    entry, root = locate(config, progress)
+    entry, root = locate_dataset(config, progress)
     images = image_root(root)
     index, diagnoses = load_index(entry, root)
     if kind.has_classes and index["diagnosis"].isna().all():
@@ -140,8 +144,8 @@ def prepare_data(
     if kind.has_masks and index["mask"].isna().all():
         raise DataError(f"{entry.name} in {root} has no masks, which {task} needs. To get them: {entry.how_to_get}")
     source = None
-    if config.crop or hand_made:
-        assert masks is not None, "the caller turns data.masks into a source"
+    if config.crop or hand_crafted:
+        assert masks is not None, "crops and features need a mask source"
         source = masks.resolve(index, entry)
     preprocessing = Preprocessing.from_config(asdict(config), source.name if source and config.crop else None)
     if whole:
@@ -153,12 +157,14 @@ def prepare_data(
         find_masks=partial(source.find, index, images, mask_extent, progress, jobs) if source and config.crop else None,
         progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
-    features = open_features(index, root, entry, source, config.clean, progress, jobs) if source and hand_made else None
+    features = (
+        open_features(index, root, entry, source, config.clean, progress, jobs) if source and hand_crafted else None
+    )
     bad = store.bad if features is None else pd.concat([store.bad, features.bad]).drop_duplicates("image_id")
     if len(bad) and not config.skip_bad:
         raise DataError(
             f"{len(bad)} of {len(index)} images of {entry.name} cannot be used:\n  {list_bad(bad)}\n"
-            "Replace them, or leave them out (and have them recorded) with --data.skip_bad true."
+            "Replace them, or use --data.skip_bad true to leave them out and list them in dropped.csv."
         )
     identity = index_hash(index), split_hash(index, roles)
     index = index.assign(role=roles.role, width=store.table["width"], height=store.table["height"])
@@ -182,18 +188,18 @@ def prepare_data(
         entry=entry, root=root, index=index, classes=classes, store=store, dropped=dropped,
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
-        segmenter_saw=source.count_seen(index, entry) if source else 0, flagged=flagged, features=features,
+        segmenter_saw=source.count_overlap(index, entry) if source else 0, flagged=flagged, features=features,
     )  # fmt: skip
 
 
 def _examine(
     config: DataConfig, index: pd.DataFrame, root: Path, entry: Dataset, progress: ProgressBar | None, jobs: int
 ) -> Examination | None:
-    """Return the facts about the files where they are asked for, or known already."""
+    """Return the file facts if `data.quality` needs them or if cached."""
     if config.quality == "keep":
         return kept_examination(index, image_root(root), cache_folder())
-    told = progress(f"looking at the quality of {entry.name}") if progress else None
-    return examine(index, image_root(root), cache_folder(), told, jobs)
+    report = progress(f"measuring the quality of {entry.name}") if progress else None
+    return examine(index, image_root(root), cache_folder(), report, jobs)
 
 
 def _with_quality(index: pd.DataFrame, examination: Examination, flagged: pd.DataFrame) -> pd.DataFrame:
@@ -202,7 +208,7 @@ def _with_quality(index: pd.DataFrame, examination: Examination, flagged: pd.Dat
 
 
 def list_bad(bad: pd.DataFrame) -> str:
-    """Return why images cannot be used, as lines for an indented list of twenty at most; the column is `error`."""
+    """Join up to twenty texts of the column `error` as indented lines."""
     more = [f"… and {len(bad) - 20} more"] if len(bad) > 20 else []
     return "\n  ".join([*bad["error"].head(20), *more])
 
@@ -210,13 +216,13 @@ def list_bad(bad: pd.DataFrame) -> str:
 def _dropped(index: pd.DataFrame, roles: Roles, bad: pd.DataFrame, task: str) -> pd.DataFrame:
     reasons: dict[str, str] = dict.fromkeys(index.loc[index["role"] == "", "image_id"], "no role in this split")
     unlabelled, unmasked = index["label"] < 0, index["mask"].isna()
-    lacking, reason = {
+    unusable, reason = {
         "classification": (unlabelled, "no label"),
         "segmentation": (unmasked, "no mask"),
         "joint": (unlabelled & unmasked, "no mask and no label"),
     }[task]
-    reasons |= dict.fromkeys(index.loc[lacking, "image_id"], reason)
-    reasons |= dict.fromkeys(roles.dropped, "its lesion or patient is on another side of the publisher's parts")
+    reasons |= dict.fromkeys(index.loc[unusable, "image_id"], reason)
+    reasons |= dict.fromkeys(roles.dropped, "its lesion or patient is also in another subset of the publisher")
     reasons |= dict(zip(bad["image_id"], bad["error"], strict=True))
     return pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
 
@@ -231,20 +237,20 @@ def _check_whole(index: pd.DataFrame, entry: Dataset, task: str) -> None:
 
 def _check_roles(index: pd.DataFrame, classes: tuple[str, ...] | None, masks: bool) -> None:
     for role in ROLES:
-        part = index[index["role"] == role]
-        if part.empty:
-            raise SplitError(f"the {role} part has no image; choose another --data.split.")
-        if masks and part["mask"].isna().all():
-            raise SplitError(f"the {role} part has no image with a mask; add masks, or choose another --data.split.")
+        subset = index[index["role"] == role]
+        if subset.empty:
+            raise SplitError(f"the {SUBSETS[role]} has no image. Use another --data.split.")
+        if masks and subset["mask"].isna().all():
+            raise SplitError(f"the {SUBSETS[role]} has no image with a mask. Add masks, or use another --data.split.")
         if classes is None:
             continue
-        labels = set(part.loc[part["label"] >= 0, "label"])
+        labels = set(subset.loc[subset["label"] >= 0, "label"])
         missing = [name for label, name in enumerate(classes) if label not in labels]
         if role == "train" and missing:
             raise SplitError(
-                f"the training part has no image of {', '.join(missing)}; add images, or choose another --data.split."
+                f"the training set has no image of {', '.join(missing)}. Add images, or use another --data.split."
             )
         if len(labels) < 2:
             raise SplitError(
-                f"the {role} part has images of {len(labels)} classes; at least 2 are needed. Choose another --data.split."
+                f"the {SUBSETS[role]} has images of {len(labels)} classes; expected at least 2. Use another --data.split."
             )

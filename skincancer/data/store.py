@@ -1,10 +1,11 @@
-"""The prepared store: every image decoded and resized once, into a memory-mapped array.
+"""Store of preprocessed images in memory-mapped arrays.
 
-A store is a folder under the cache, named by its key: `images.npy` uint8 (N, S, S, 3), `masks.npy` uint8 (N, S, S) in {0, 1}
-where asked for, `images.csv` (image_id, width, height, error; of what was cut also left, top, right, bottom; of crops masks),
-`recipe.json`.
-It is built in a temporary folder, under a lock, and renamed when complete: a killed build leaves nothing that looks finished,
-and two at once build one.
+A store is a folder of the cache, named by its key:
+
+- `images.npy`: uint8 (N, S, S, 3).
+- `masks.npy`: uint8 (N, S, S) in {0, 1}, if the task needs masks.
+- `images.csv`: image_id, width, height, error; if cropping or cleaning removed pixels also left, top, right, bottom; for crops also masks.
+- `recipe.json`: preprocessing of the images.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from skincancer.imaging.decode import BadImage
 from skincancer.imaging.preprocessing import Preprocessing, View
 from skincancer.imaging.types import Box
 
-FORMAT = 1  # raised whenever decoding or resizing gives other pixels
-CHUNK = 64  # images per task of a worker
+FORMAT = 1  # Increase whenever decoding or resizing changes pixels.
+CHUNK = 64  # Images per task of a worker process.
 BOX_COLUMNS = ["left", "top", "right", "bottom"]
 CROP_COLUMNS = [*BOX_COLUMNS, "masks"]
 FindMasks = Callable[[], Sequence[Path | Box | None]]
@@ -36,7 +37,7 @@ FindMasks = Callable[[], Sequence[Path | Box | None]]
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store; row i of every array belongs to row i of the index table it was built for."""
+    """Open store. Rows of arrays and table match rows of the index."""
 
     folder: Path
     images: npt.NDArray[np.uint8]
@@ -45,44 +46,30 @@ class Store:
 
     @property
     def bad(self) -> pd.DataFrame:
-        """Images that could not be read: image_id, error."""
+        """Unreadable images: image_id, error."""
         return self.table.loc[self.table["error"] != "", ["image_id", "error"]]
 
     @property
     def views(self) -> list[View]:
-        """The part of its original that each image shows."""
+        """Box of the original that each image shows."""
         sizes = self.table[["width", "height"]].to_numpy().tolist()
         if "left" not in self.table:
             return [View(width, height, (0, 0, width, height)) for width, height in sizes]
-        boxes = self.table[BOX_COLUMNS].to_numpy().tolist()
-        return [
-            View(width, height, (left, top, right, bottom))
-            for (width, height), (left, top, right, bottom) in zip(sizes, boxes, strict=True)
-        ]
+        boxes = self.table[BOX_COLUMNS].itertuples(index=False, name=None)
+        return [View(width, height, box) for (width, height), box in zip(sizes, boxes, strict=True)]
 
 
 def open_store(
-    index: pd.DataFrame,
-    root: Path,
-    cache: Path,
-    preprocessing: Preprocessing,
-    *,
-    masks: bool = False,
-    find_masks: FindMasks | None = None,
-    progress: Progress | None = None,
-    jobs: int = -1,
-) -> Store:
-    """Open the store of an index, building it first where it does not exist.
+    index: pd.DataFrame, root: Path, cache: Path, preprocessing: Preprocessing, *, masks: bool = False,
+    find_masks: FindMasks | None = None, progress: Progress | None = None, jobs: int = -1,
+) -> Store:  # fmt: skip
+    """Open the store of an index. Build a missing one.
 
     Args:
         index: columns image_id, image, mask (paths relative to `root`).
-        root: the data set's folder.
-        cache: folder of all stores.
-        preprocessing: of every image.
-        masks: store masks too, empty for an image without one. Not of crops.
-        find_masks: called once while a store of crops is built. Returns the file or the extent of each mask, None for an empty mask.
-        progress: called with (done, total) while building.
-        jobs: worker processes, -1 for one per core.
+        masks: store masks too (not for crops). An image without a mask gets an empty one.
+        find_masks: function that returns the file or the box of each mask (None if empty). Only a new store of crops calls it.
+        jobs: number of worker processes, -1 for one per core.
 
     Raises:
         DataError: files are missing, or the disk is full.
@@ -134,7 +121,10 @@ def _build(
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> int:
-    """Make an .npy file of zeros of the full size, so that a full disk shows at once; return where its data start."""
+    """Create an .npy file of zeros. Return the offset of its data.
+
+    The file gets its full size, so that a full disk raises an error before any work.
+    """
     with open(path, "wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_2_0(file, header)
@@ -145,7 +135,7 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def _write(file: int, content: bytes, offset: int) -> None:
-    """Write all of it: a single call may write less where the disk is nearly full."""
+    """Write all bytes, although one call may write fewer."""
     view = memoryview(content)
     while view:
         count = os.pwrite(file, view, offset)
@@ -156,7 +146,7 @@ def _write_chunk(
     building: Path, start: int, images: list[Path], masks: Sequence[Path | Box | None],
     offsets: dict[str, int], preprocessing: Preprocessing,
 ) -> list[tuple[Any, ...]]:  # fmt: skip
-    """Preprocess some images into their rows; return width, height, error and `CROP_COLUMNS` of each."""
+    """Preprocess images into their rows. Return width, height, error and `CROP_COLUMNS`."""
     rows: list[tuple[Any, ...]] = []
     files = {name: os.open(building / f"{name}.npy", os.O_WRONLY) for name in offsets}
     try:
@@ -167,7 +157,7 @@ def _write_chunk(
                 rows.append((0, 0, f"{image} {error}", 0, 0, 0, 0, ""))
                 continue
             rows.append((view.width, view.height, "", *view.box, source))
-            # Plain writes: a write through a memory map kills the process when the disk is full.
+            # A write through a memory map would kill the process if the disk is full.
             _write(files["images"], pixels.tobytes(), offsets["images"] + row * pixels.nbytes)
             if truth is not None:
                 _write(files["masks"], truth.tobytes(), offsets["masks"] + row * truth.nbytes)

@@ -20,8 +20,8 @@ from skincancer.data.catalog import malignant_classes
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.index import add_target, image_root, load_index
 from skincancer.data.mask_sources import used_mask_source
-from skincancer.data.overlap import find_seen, find_similar, open_whole, pixel_digests
-from skincancer.data.prepare import PreparedData, locate, prepare_data
+from skincancer.data.overlap import find_overlap, find_similar, open_whole, pixel_digests
+from skincancer.data.prepare import PreparedData, locate_dataset, prepare_data
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
 from skincancer.inference.classical_model import ClassicalModel, predict_test_set
@@ -181,7 +181,7 @@ def prepare_evaluation(
     data = tuple(
         prepare_data(
             experiment.data, mask_source(experiment.data, store), progress,
-            task=experiment.task, whole=whole, hand_made=experiment.model.is_hand_made,
+            task=experiment.task, whole=whole, hand_crafted=experiment.model.is_hand_made,
         )
         for experiment in experiments
     )  # fmt: skip
@@ -196,7 +196,7 @@ def prepare_evaluation(
             )
         if run.has_digests:
             rows = rows.assign(pixels=pixel_digests(prepared.store.images, rows.index.to_numpy()))
-        run_reasons = find_seen(rows, run.split, same_files(run, experiment))
+        run_reasons = find_overlap(rows, run.split, same_files(run, experiment))
         reasons = np.where(reasons == "", run_reasons, reasons)
         if run.fingerprints is not None:
             images = image_root(prepared.root)
@@ -241,7 +241,7 @@ def map_runs(
         RunError: the compared classes of the runs differ.
     """
     settings = experiment.data
-    entry, root = locate(settings)
+    entry, root = locate_dataset(settings)
     index, diagnoses = load_index(entry, root)
     malignant = tuple(settings.malignant)
     _, classes = add_target(index, entry, diagnoses, settings.target, malignant)

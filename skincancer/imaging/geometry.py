@@ -1,4 +1,4 @@
-"""How an image becomes the square that a network takes, and the way back: the only place that knows either."""
+"""Resize images to the square input of a network, and back."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from skincancer.imaging.types import Box
+
 
 class Mapping(NamedTuple):
-    """Which box of the original (left, top, right, bottom; px) lands on which box of the square."""
+    """Box of the original, and the matching box of the square."""
 
-    source: tuple[int, int, int, int]
-    target: tuple[int, int, int, int]
+    source: Box
+    target: Box
 
 
 def mapping(width: int, height: int, size: int, resize: str) -> Mapping:
-    """Return how an image of width × height maps onto a square of `size`.
+    """Return the boxes (px) by which an image is resized to a square.
 
     Args:
-        width: of the original, px.
-        height: of the original, px.
-        size: side of the square, px.
-        resize: stretch (all of it, aspect ratio lost), pad (all of it, black bars), crop (the centre square).
+        resize: stretch (whole image, aspect ratio lost), pad (whole image, black bars) or crop (central square).
 
     Raises:
-        ValueError: another `resize`.
+        ValueError: `resize` has another value.
     """
     whole, square = (0, 0, width, height), (0, 0, size, size)
     if resize == "stretch":
@@ -40,11 +39,14 @@ def mapping(width: int, height: int, size: int, resize: str) -> Mapping:
         inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
         left, top = (size - inner_width) // 2, (size - inner_height) // 2
         return Mapping(whole, (left, top, left + inner_width, top + inner_height))
-    raise ValueError(f"resize is {resize!r}; allowed: stretch, pad, crop")
+    raise ValueError(f"resize is {resize!r}; expected stretch, pad or crop")
 
 
 def to_square(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """Bring an image (any mode) to size × size: RGB with antialiased bilinear filtering, anything else (masks) nearest."""
+    """Resize an image to size × size px.
+
+    RGB is resized by antialiased bilinear interpolation, every other mode (masks) by the nearest pixel.
+    """
     source, target = mapping(image.width, image.height, size, resize)
     method = Image.Resampling.BILINEAR if image.mode == "RGB" else Image.Resampling.NEAREST
     inner = image.resize((target[2] - target[0], target[3] - target[1]), method, box=source)
@@ -56,21 +58,15 @@ def to_square(image: Image.Image, size: int, resize: str) -> Image.Image:
 
 
 def from_square(values: npt.NDArray[np.float32], width: int, height: int, resize: str) -> npt.NDArray[np.float32]:
-    """Bring values on the square back to the original: bilinear; 0 where `crop` never saw the image.
+    """Resize values of a square to the size of the original.
 
-    Args:
-        values: float32 (S, S), such as probabilities of a mask.
-        width: of the original, px.
-        height: of the original, px.
-        resize: as it was on the way in.
-
-    Returns:
-        float32 (height, width).
+    Values are float32 (S, S), the result is float32 (height, width). Interpolation is bilinear. Outside the central square of
+    `resize: crop`, the result is 0.
     """
     source, target = mapping(width, height, values.shape[0], resize)
     inner = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
     box = (source[2] - source[0], source[3] - source[1])
-    # cropped first: Pillow's filter would look beyond `box`, into the bars
+    # Crop first, because the filter of Pillow would read the black bars beyond `box`.
     back = np.asarray(inner.crop(target).resize(box, Image.Resampling.BILINEAR), dtype=np.float32)
     original = np.zeros((height, width), dtype=np.float32)
     original[source[1] : source[3], source[0] : source[2]] = back

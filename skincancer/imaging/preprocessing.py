@@ -1,6 +1,6 @@
-"""Preprocessing: image files to squares, and maps back to the original size.
+"""Preprocess image files to squares, and resize maps back.
 
-The store's worker processes start with this module: it imports Pillow, numpy and scipy, and OpenCV only when an image is cleaned.
+Worker processes of the store import this module first. Without cleaning it imports no OpenCV, so that they start fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from skincancer.imaging.cleaning.steps import FORMAT, CleaningError, check_clean, clean, cuts
-from skincancer.imaging.crop import EMPTY, Crop, widen
+from skincancer.imaging.crop import EMPTY, Crop, widen_box
 from skincancer.imaging.decode import BadImage, ImageFile, read_image, read_truth
 from skincancer.imaging.geometry import from_square, to_square
 from skincancer.imaging.mask_operations import mask_extent, otsu_mask
@@ -23,13 +23,7 @@ from skincancer.imaging.types import RGB, Box
 
 
 class View(NamedTuple):
-    """Part of an original image that a square shows.
-
-    Attributes:
-        width: of the original, px.
-        height: of the original, px.
-        box: part of the original, px.
-    """
+    """Size of an original (px), and the box that a square shows."""
 
     width: int
     height: int
@@ -41,9 +35,9 @@ class Square(NamedTuple):
 
     Attributes:
         pixels: uint8 (S, S, 3), RGB.
-        mask: true mask, uint8 (S, S) in {0, 1}; None of crops and of images without a mask.
-        view: part of the original that the square shows.
-        source: mask source of a crop, `EMPTY` if the mask contains no lesion; "" of whole images.
+        mask: true mask, uint8 (S, S) in {0, 1}. None for crops and for images without a mask.
+        view: box of the original that the square shows.
+        source: mask source of a crop, `EMPTY` if the mask contains no lesion, "" for whole images.
     """
 
     pixels: RGB
@@ -54,13 +48,13 @@ class Square(NamedTuple):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Steps from an image file to a square, in this order: clean, crop, resize.
+    """Steps from an image file to a square: clean, crop, resize.
 
     Args:
         size: side of the square, px.
-        resize: stretch, pad or crop.
+        resize: stretch, pad or crop, as in `imaging.geometry`.
         clean: names of cleaning steps.
-        crop: cut each image to its lesion; None to keep whole images.
+        crop: crop to the lesion, None for whole images.
     """
 
     size: int
@@ -70,11 +64,11 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, data: Mapping[str, Any], masks: str | None = None) -> Preprocessing:
-        """Read the data section of an experiment.
+        """Read the data section of an experiment, with the keys of `DataConfig`.
 
         Args:
-            data: the section, with the keys of `DataConfig`.
-            masks: name of the mask source that crops the images; None to keep whole images.
+            data: data section.
+            masks: name of the mask source of the crops, None for whole images.
 
         Raises:
             ConfigError: a cleaning step is unknown.
@@ -86,7 +80,7 @@ class Preprocessing:
 
     @property
     def shows_boxes(self) -> bool:
-        """Whether a square may show a part of the original only, apart from `resize`."""
+        """Whether cropping or cleaning may remove a part of the original."""
         return self.crop is not None or cuts(self.clean)
 
     def recipe(self) -> dict[str, Any]:
@@ -95,29 +89,29 @@ class Preprocessing:
         return {"size": self.size, "resize": self.resize, **crop, **clean_recipe(self.clean)}
 
     def apply(self, file: ImageFile, mask: Path | Box | None = None) -> Square:
-        """Preprocess one image, and its mask alike.
+        """Preprocess one image and its mask.
 
         An image with an empty mask is not cropped.
 
         Args:
-            file: of the image.
-            mask: file of the true mask, or the extent of a segmenter's mask of the original, None if that mask is empty.
+            file: image file.
+            mask: file of the true mask, or box of a segmenter's mask of the original (None if the mask is empty).
 
         Raises:
-            BadImage: a file cannot be used, the mask has another size than its image, or a cleaning step failed.
+            BadImage: a file cannot be used, mask and image differ in size, or a cleaning step failed.
         """
         original = read_image(file)
         source = self.crop.masks if self.crop else ""
         if source == "auto":
             source = "otsu" if mask is None else "truth"
         truth = read_truth(mask, original) if isinstance(mask, Path) and source in ("", "truth") else None
-        picture, frame = clean_picture(original, self.clean)
+        cleaned, frame = clean_image(original, self.clean)
         if self.crop is None:
-            inside = None if truth is None else self._resized(truth.crop(frame)) // 255
-            return Square(self._resized(picture), inside, View(*original.size, frame))
+            inside = None if truth is None else self._resize(truth.crop(frame)) // 255
+            return Square(self._resize(cleaned), inside, View(*original.size, frame))
         left, top = frame[:2]
         if source == "otsu":
-            dark = mask_extent(otsu_mask(picture))
+            dark = mask_extent(otsu_mask(cleaned))
             extent = (dark[0] + left, dark[1] + top, dark[2] + left, dark[3] + top) if dark else None
         elif truth is not None:
             # The whole mask counts, also pixels that a cleaning step cut away.
@@ -125,14 +119,14 @@ class Preprocessing:
         else:
             assert not isinstance(mask, Path)
             extent = mask
-        box = widen(extent, frame, self.crop.margin) if extent else None
-        shown = picture.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top)) if box else picture
-        return Square(self._resized(shown), None, View(*original.size, box or frame), source if box else EMPTY)
+        box = widen_box(extent, frame, self.crop.margin) if extent else None
+        crop = cleaned.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top)) if box else cleaned
+        return Square(self._resize(crop), None, View(*original.size, box or frame), source if box else EMPTY)
 
     def restore(self, probability: npt.NDArray[np.float32], view: View) -> npt.NDArray[np.float32]:
-        """Bring probabilities float32 (S, S) to the original size, float32 (height, width).
+        """Resize probabilities, float32 (S, S), to the original, float32 (height, width).
 
-        Outside the box of the view, they are 0.
+        Probabilities are 0 outside the box of the view.
         """
         left, top, right, bottom = view.box
         # Bilinear weights may sum to a little more than 1.
@@ -143,7 +137,7 @@ class Preprocessing:
         original[top:bottom, left:right] = inside
         return original
 
-    def _resized(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+    def _resize(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         return np.asarray(to_square(image, self.size, self.resize))
 
 
@@ -152,16 +146,16 @@ def clean_recipe(steps: Sequence[str]) -> dict[str, Any]:
     return {"clean": list(steps), "clean_format": FORMAT} if steps else {}
 
 
-def clean_picture(picture: Image.Image, steps: Sequence[str]) -> tuple[Image.Image, Box]:
-    """Return a cleaned image, and the box of the original that it shows.
+def clean_image(image: Image.Image, steps: Sequence[str]) -> tuple[Image.Image, Box]:
+    """Return the cleaned image, and its box of the original.
 
     Raises:
         BadImage: a step failed.
     """
     if not steps:
-        return picture, (0, 0, picture.width, picture.height)
+        return image, (0, 0, image.width, image.height)
     try:
-        pixels, box = clean(np.asarray(picture), steps)
+        pixels, box = clean(np.asarray(image), steps)
     except CleaningError as error:
         raise BadImage(str(error)) from error
     return Image.fromarray(pixels), box

@@ -1,4 +1,4 @@
-"""Array types of images and masks."""
+"""Types of images, masks and boxes."""
 
 from __future__ import annotations
 

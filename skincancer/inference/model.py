@@ -14,7 +14,7 @@ import torch
 from skincancer.data.cache import ProgressBar
 from skincancer.data.catalog import Dataset
 from skincancer.data.mask_sources import BY_NAME, Made, MaskSource
-from skincancer.data.overlap import count_seen
+from skincancer.data.overlap import count_overlap
 from skincancer.data.store import open_store
 from skincancer.errors import RunError
 from skincancer.imaging.preprocessing import Preprocessing, View
@@ -180,9 +180,9 @@ class SegmenterMasks:
                 report(start + len(rows), len(good))
         return results
 
-    def count_seen(self, index: pd.DataFrame, entry: Dataset) -> int:
+    def count_overlap(self, index: pd.DataFrame, entry: Dataset) -> int:
         """Count the test images that the segmenter was trained or selected on."""
-        return count_seen(index, self.split, self.segmenter.settings["data"]["dataset"] == entry.name)
+        return count_overlap(index, self.split, self.segmenter.settings["data"]["dataset"] == entry.name)
 
 
 def mask_source(config: DataConfig, store: RunStore | None = None) -> MaskSource:

@@ -1,11 +1,14 @@
-"""Temperature scaling: one number that makes a classifier less (or more) sure, fitted on validation, measured on test.
+"""Temperature scaling, fitted on the validation set and measured on the test set.
 
-Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2: probabilities become softmax(logits / T), T being what
-minimises the mean negative log-likelihood on validation. No prediction changes, since the order of the classes does not.
+Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2: probabilities become softmax(logits / T), where T
+minimises the mean negative log-likelihood on the validation set. Predictions do not change, because the order of the classes stays.
 
-Measures, lower being better: `ece` as in `metrics`; `brier`, the sum over the classes of the squared distance to 0 or 1, averaged
-over images, so from 0 to 2 (Brier 1950; of two classes it is twice scikit-learn's default); `nll`, the mean of −log of the true class's
-probability.
+Measures, lower is better:
+
+* `ece`: as in `classification`.
+* `brier`: squared distance to 0 or 1, summed over the classes and averaged over images, from 0 to 2 (Brier 1950). For two classes it
+  is twice scikit-learn's default.
+* `nll`: mean of −log of the probability of the true class.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from skincancer.metrics.classification import CALIBRATION_BINS, calibration_gap,
 
 Floats = npt.NDArray[np.float64]
 
-TEMPERATURES = (0.01, 100.0)  # the bounds of the search
+# Bounds of the search.
+TEMPERATURES = (0.01, 100.0)
 MEASURES = ("ece", "brier", "nll")
 STAGES = ("before", "after", "change")
 _SMALLEST = np.finfo(np.float64).tiny
@@ -32,18 +36,18 @@ _SMALLEST = np.finfo(np.float64).tiny
 def fit_temperature(label: npt.ArrayLike, logits: npt.ArrayLike) -> float:
     """Return the temperature that minimises the mean negative log-likelihood.
 
-    It has one minimum, being convex in 1/T; one that lies at a bound of `TEMPERATURES` (every image predicted right, say) is that bound.
+    The likelihood is convex in 1/T, so the minimum is unique. It may be a bound of `TEMPERATURES`, as when all predictions are correct.
 
     Args:
         label: (N,) integers in 0 … C−1.
         logits: (N, C), finite.
 
     Raises:
-        ValueError: shapes or labels are not as above.
+        ValueError: malformed labels or logits.
     """
     z = np.asarray(logits, dtype=np.float64)
     if z.ndim != 2 or not np.isfinite(z).all():
-        raise ValueError(f"logits must be finite and have shape (N, C), given {z.shape}")
+        raise ValueError(f"logits must be finite and have shape (N, C), got {z.shape}")
     y, _ = check_predictions(label, softmax(z, axis=1), [str(number) for number in range(z.shape[1])])
     z = z - z.max(axis=1, keepdims=True)
     rows = np.arange(len(y))
@@ -52,10 +56,9 @@ def fit_temperature(label: npt.ArrayLike, logits: npt.ArrayLike) -> float:
         return float(-log_softmax(z / np.exp(log_temperature), axis=1)[rows, y].mean())
 
     bounds = tuple(np.log(TEMPERATURES))
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9, "maxiter": 500})
-    # the search itself never tries a bound
-    best = min((*TEMPERATURES, float(np.exp(found.x))), key=lambda temperature: loss(np.log(temperature)))
-    return best
+    result = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9, "maxiter": 500})
+    # The search never evaluates a bound.
+    return min((*TEMPERATURES, float(np.exp(result.x))), key=lambda temperature: loss(np.log(temperature)))
 
 
 def scale(logits: npt.ArrayLike, temperature: float) -> Floats:
@@ -64,44 +67,38 @@ def scale(logits: npt.ArrayLike, temperature: float) -> Floats:
 
 
 def calibration_table(
-    label: npt.ArrayLike,
-    before: npt.ArrayLike,
-    after: npt.ArrayLike,
-    groups: Sequence[str] | npt.NDArray[np.str_],
-    classes: Sequence[str],
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Measure the calibration of the same images before and after scaling, and the change, with intervals over lesions.
+    label: npt.ArrayLike, before: npt.ArrayLike, after: npt.ArrayLike, groups: Sequence[str] | npt.NDArray[np.str_],
+    classes: Sequence[str], n_resamples: int = 2000, level: float = 0.95, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Measure calibration before and after scaling, and the change, with intervals over lesions.
 
-    Each resample of the lesions, drawn within the classes, is given to both, so the interval of the change is that of a paired
-    difference. The interval of an `ece` lies too high, as said at `statistics.bootstrap_intervals`.
+    Both stages use the same resamples, so the interval of the change is that of a paired difference. The interval of `ece` lies too
+    high (see `bootstrap_intervals`).
 
     Args:
         label: (N,) integers in 0 … C−1.
         before: probabilities (N, C), rows summing to 1.
-        after: the same, scaled.
-        groups: (N,) the lesion of each image.
+        after: scaled probabilities (N, C).
+        groups: (N,), lesion of each image.
         classes: the C class names.
-        n_resamples: how many resamples are drawn.
-        level: of the interval, between 0 and 1.
-        seed: of the draw.
+        n_resamples: number of resamples.
+        level: level of the interval, between 0 and 1.
+        seed: random seed.
 
     Returns:
-        A row a measure and stage (before, after, change): `metric stage value low high n_resamples`.
+        One row per measure and stage (before, after, change): `metric stage value low high n_resamples`.
 
     Raises:
-        ValueError: malformed predictions (see `metrics.check_predictions`), groups, n_resamples or level.
+        ValueError: malformed predictions (see `check_predictions`), groups, n_resamples or level.
     """
     y, _ = check_predictions(label, before, classes)
     weight = bootstrap_weights(groups, y, n_resamples, seed)
     once = np.ones((1, len(y)))
-    found = []
-    for given in (before, after):
-        _, p = check_predictions(y, given, classes)
-        found.append((_measured(y, p, once), _measured(y, p, weight)))
-    (first, first_resampled), (second, second_resampled) = found
+    measures = []
+    for probability in (before, after):
+        _, p = check_predictions(y, probability, classes)
+        measures.append((_measured(y, p, once), _measured(y, p, weight)))
+    (first, first_resampled), (second, second_resampled) = measures
     rows = []
     for name in MEASURES:
         stages = (

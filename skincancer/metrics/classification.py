@@ -1,24 +1,21 @@
-"""Classification metrics from a table of predictions, for one set of images or for thousands of resamples at once.
+"""Classification metrics of one set of images, or of thousands of resamples at once.
 
-`label` is int64 (N,) in 0 … C−1, `probability` float64 (N, C) in [0, 1] with rows that sum to 1, and the prediction
-is the class of highest probability (the first of equals). A weight says how often an image counts.
+`label` is int64 (N,) in 0 … C−1, and `probability` float64 (N, C) in [0, 1] with rows that sum to 1. The prediction is the class of
+highest probability, the first of equal ones. The weight of an image is the number of times that it counts.
 
-* `accuracy`: share of images predicted right.
+* `accuracy`: share of images with the correct prediction.
 * `balanced_accuracy`: mean recall over the classes present in `label`.
 * `f1_macro`: mean F1 over the classes present in `label` or in the prediction.
-* `sensitivity`, `specificity`, `precision`: for two classes those of class 1, the positive (malignant) one; for more,
-  each class against the rest, averaged over the classes present in `label`. Precision of a class never predicted is
-  0.
-* `auroc_macro`, `average_precision_macro`: for two classes those of class 1; for more, each class against the rest,
-  averaged over the classes that have both positives and negatives. Ties count as in scikit-learn; average precision
-  is the step-wise sum, without interpolation.
-* `ece`: expected calibration error of the highest probability in 15 bins of equal width, each open below and closed
-  above (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+* `sensitivity`, `specificity`, `precision`: of two classes, those of class 1, the positive (malignant) class. Of more, each class
+  against the rest, averaged over the classes present in `label`. Precision of a class without predictions is 0.
+* `auroc_macro`, `average_precision_macro`: of two classes, those of class 1. Of more, each class against the rest, averaged over the
+  classes with positives and negatives. Ties count as in scikit-learn. Average precision is the step-wise sum, without interpolation.
+* `ece`: expected calibration error of the highest probability in 15 bins of equal width, each open below and closed above (Guo et al.,
+  "On Calibration of Modern Neural Networks", ICML 2017).
 * `recall/<class>`: recall of one class.
 
-What has nothing to count is NaN: the recall of a class absent from `label`, the AUROC where only one class is
-present, and so on. Macro averages leave NaN out. The values are those of scikit-learn wherever scikit-learn has the
-metric.
+Undefined metrics are NaN, such as the recall of a class absent from `label`, or the AUROC of one class. Macro averages leave NaN out.
+All values equal those of scikit-learn if scikit-learn has the metric.
 """
 
 from __future__ import annotations
@@ -39,53 +36,48 @@ Ints = npt.NDArray[np.int64]
 
 CALIBRATION_BINS = 15
 
-_CHUNK = 2**19  # weights handled at once: 4 MiB of float64, so that memory does not grow with the number of resamples
+# Number of weights per chunk, 4 MiB of float64, so that memory does not grow with the number of resamples.
+_CHUNK = 2**19
 
 
 def classification_metrics(
     label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], weight: npt.ArrayLike | None = None
 ) -> dict[str, float]:
-    """Compute every metric once.
+    """Compute every metric of one set of images.
 
     Args:
         label: (N,) integers in 0 … C−1.
         probability: (N, C) in [0, 1], rows summing to 1.
-        classes: the C class names; with two, the second is the positive class.
-        weight: (N,) how often each image counts, not negative; once each if None.
+        classes: the C class names. The second of two is the positive class.
+        weight: (N,), count of each image, not negative; None counts each image once.
 
     Returns:
-        The names in `names.METRICS`, then `recall/<class>`; NaN where a metric is undefined.
+        Names in `names.METRICS`, metrics of plugins, then `recall/<class>`; NaN for undefined metrics.
 
     Raises:
-        ValueError: if shapes, labels, probabilities or weights are not as above.
+        ValueError: malformed labels, probabilities or weights.
     """
     rows = np.ones((1, np.size(label))) if weight is None else np.asarray(weight)[None]
     return {name: float(value[0]) for name, value in weighted_metrics(label, probability, classes, rows).items()}
 
 
 def weighted_metrics(
-    label: npt.ArrayLike,
-    probability: npt.ArrayLike,
-    classes: Sequence[str],
-    weight: npt.ArrayLike,
-    *,
-    areas: bool = True,
-) -> dict[str, Floats]:
-    """Compute every metric for each row of weights, as a bootstrap needs it.
+    label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], weight: npt.ArrayLike, *, areas: bool = True,
+) -> dict[str, Floats]:  # fmt: skip
+    """Compute every metric for each row of weights, such as bootstrap resamples.
 
     Args:
         label: (N,) integers in 0 … C−1.
         probability: (N, C) in [0, 1], rows summing to 1.
-        classes: the C class names; with two, the second is the positive class.
-        weight: (R, N), any real dtype, not negative: row r says how often each image counts in resample r.
-        areas: with AUROC and average precision, which take most of the time.
+        classes: the C class names. The second of two is the positive class.
+        weight: (R, N), count of each image in each resample, any real dtype, not negative.
+        areas: compute AUROC and average precision, which take most of the time.
 
     Returns:
-        The names in `names.METRICS` (without areas: all but those two), then `recall/<class>`, each float64 (R,); NaN where a metric is
-        undefined in a resample.
+        Metrics as in `classification_metrics`, each float64 (R,); NaN for undefined metrics of a resample.
 
     Raises:
-        ValueError: if shapes, labels, probabilities or weights are not as above.
+        ValueError: malformed labels, probabilities or weights.
     """
     y, p = check_predictions(label, probability, classes)
     w = _checked_weight(weight, len(y))
@@ -101,8 +93,9 @@ def weighted_metrics(
         rows = w[start : start + step].astype(np.float64)
         rates = _rates((rows @ cell).reshape(-1, n_classes, n_classes))
         columns = np.ascontiguousarray(rows.T) if rankings else rows
-        found = [_areas(columns, ranking) for ranking in rankings]
-        chosen = np.isfinite(rates.recall)  # classes present in the resample
+        class_areas = [_areas(columns, ranking) for ranking in rankings]
+        # Classes present in the resample.
+        chosen = np.isfinite(rates.recall)
         if n_classes == 2:
             chosen = np.broadcast_to([False, True], chosen.shape)
         values = {
@@ -110,7 +103,8 @@ def weighted_metrics(
             "balanced_accuracy": _mean(rates.recall),
             "f1_macro": _mean(rates.f1),
             **{
-                name: _mean(np.stack(area, axis=1)) for name, area in zip(AREAS, zip(*found, strict=True), strict=False)
+                name: _mean(np.stack(area, axis=1))
+                for name, area in zip(AREAS, zip(*class_areas, strict=True), strict=False)
             },
             "sensitivity": _mean(np.where(chosen, rates.recall, np.nan)),
             "specificity": _mean(np.where(chosen, rates.specificity, np.nan)),
@@ -138,42 +132,47 @@ def _custom(name: str, label: Ints, probability: Floats, weight: Floats) -> Floa
 
 
 def calibration_bin(confidence: Floats) -> Ints:
-    """Return the calibration bin 0 … 14 of confidences in [0, 1]; bin b is (b/15, (b+1)/15], the first also holds 0."""
+    """Return the calibration bins 0 … 14 of confidences in [0, 1].
+
+    Bin b is (b/15, (b+1)/15]. The first also contains 0.
+    """
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, CALIBRATION_BINS - 1)
 
 
 def calibration_gap(label: Ints, probability: Floats) -> Floats:
-    """Return (N, 15): right or wrong minus confidence, in the image's bin. The `ece` is the sum of the bins' absolute sums over N."""
+    """Return correctness (0 or 1) minus confidence, float64 (N, 15).
+
+    Each image has one value, in the column of its bin. The `ece` is the sum of the absolute sums of the bins, divided by N.
+    """
     confidence = probability.max(axis=1)
-    right = probability.argmax(axis=1) == label
-    return np.eye(CALIBRATION_BINS)[calibration_bin(confidence)] * (right - confidence)[:, None]
+    correct = probability.argmax(axis=1) == label
+    return np.eye(CALIBRATION_BINS)[calibration_bin(confidence)] * (correct - confidence)[:, None]
 
 
 def check_predictions(label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str]) -> tuple[Ints, Floats]:
-    """Return label as int64 (N,) and probability as float64 (N, C), or say what is wrong with them.
+    """Return label as int64 (N,) and probability as float64 (N, C).
 
     Raises:
-        ValueError: if shapes do not fit each other and `classes`, if labels are not integers in 0 … C−1, or if
-            probabilities are not finite, not in [0, 1] or sum to something else than 1 (to 0.01: half-precision
-            softmax is let through).
+        ValueError: shapes that do not fit, labels that are not integers in 0 … C−1, or probabilities that are not finite, not in
+            [0, 1], or do not sum to 1 (tolerance 0.01, for softmax in half precision).
     """
     y, p = np.asarray(label), np.asarray(probability, dtype=np.float64)
     n_classes = len(classes)
     if n_classes < 2 or len(set(classes)) != n_classes:
-        raise ValueError(f"classes must be two or more different names, given {list(classes)}")
+        raise ValueError(f"classes must be two or more different names, got {list(classes)}")
     if y.ndim != 1 or not len(y):
-        raise ValueError(f"label must have shape (N,) with at least one image, given {y.shape}")
+        raise ValueError(f"label must have shape (N,) with at least one image, got {y.shape}")
     if p.shape != (len(y), n_classes):
         raise ValueError(
             f"probability must have shape ({len(y)}, {n_classes}) for {len(y)} labels and {n_classes} classes, "
-            f"given {p.shape}"
+            f"got {p.shape}"
         )
     if y.dtype.kind not in "iu":
-        raise ValueError(f"label must hold integers, the positions in classes, given dtype {y.dtype}")
+        raise ValueError(f"label must hold integers, the positions in classes, got dtype {y.dtype}")
     if y.min() < 0 or y.max() >= n_classes:
         raise ValueError(
-            f"labels must lie in 0 … {n_classes - 1}, given {y.min()} … {y.max()}; leave out images without label (−1)"
+            f"labels must lie in 0 … {n_classes - 1}, got {y.min()} … {y.max()}; leave out images without label (−1)"
         )
     if not np.isfinite(p).all():
         raise ValueError(
@@ -181,7 +180,7 @@ def check_predictions(label: npt.ArrayLike, probability: npt.ArrayLike, classes:
         )
     if p.min() < -1e-6 or p.max() > 1 + 1e-6 or np.abs(p.sum(axis=1) - 1).max() > 0.01:
         raise ValueError(
-            f"probabilities must lie in [0, 1] and sum to 1 in each row, given values {p.min():.4g} … {p.max():.4g} "
+            f"probabilities must lie in [0, 1] and sum to 1 in each row, got values {p.min():.4g} … {p.max():.4g} "
             f"and sums {p.sum(axis=1).min():.4g} … {p.sum(axis=1).max():.4g}; apply softmax to logits first"
         )
     return y.astype(np.int64), p
@@ -191,7 +190,7 @@ def _checked_weight(weight: npt.ArrayLike, n_images: int) -> npt.NDArray[np.numb
     w = np.asarray(weight)
     if w.ndim != 2 or not len(w) or w.shape[1] != n_images:
         raise ValueError(
-            f"weight must have shape (R, {n_images}): a row a resample, a column an image; given {w.shape}"
+            f"weight must have shape (R, {n_images}): one row per resample, one column per image; got {w.shape}"
         )
     if w.dtype.kind not in "biuf" or not np.isfinite(w).all() or w.min() < 0:
         raise ValueError("weights must be finite numbers that are not negative")
@@ -199,19 +198,19 @@ def _checked_weight(weight: npt.ArrayLike, n_images: int) -> npt.NDArray[np.numb
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """Divide; NaN where the denominator is 0."""
+    """Divide, with NaN for denominators of 0."""
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
 
 def _mean(values: Floats) -> Floats:
-    """Average (R, C) over the classes that are not NaN; NaN where none is left (np.nanmean would warn)."""
+    """Average (R, C) over classes without NaN. np.nanmean would warn."""
     defined = np.isfinite(values)
     return _ratio(np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
 
 
 class _Rates(NamedTuple):
     accuracy: Floats  # (R,)
-    recall: Floats  # (R, C), as all below; NaN where undefined
+    recall: Floats  # (R, C), as all below; NaN if undefined
     precision: Floats
     specificity: Floats
     f1: Floats
@@ -224,7 +223,8 @@ def _rates(confusion: Floats) -> _Rates:
     wrong = confusion * (1 - np.eye(n_classes))
     missed, false_alarms = wrong.sum(axis=2), wrong.sum(axis=1)
     n_true = right + missed
-    n_other = n_true @ (1 - np.eye(n_classes))  # summed, not subtracted: exactly 0 where no other class is present
+    # A sum is exactly 0 if no other class is present. A difference is not.
+    n_other = n_true @ (1 - np.eye(n_classes))
     precision = _ratio(right, right + false_alarms)
     precision[(n_true > 0) & (right + false_alarms == 0)] = 0
     return _Rates(
@@ -237,13 +237,13 @@ def _rates(confusion: Floats) -> _Rates:
 
 
 class _Ranking(NamedTuple):
-    """Images sorted by falling score in blocks of equal scores; it does not depend on weights, so it is made once."""
+    """Images by descending score in blocks of equal scores, for all weights."""
 
     order: Ints  # (N,)
     block_start: Ints  # (B,) positions in order
     positive: Ints  # (P,) the positive images, in order
-    positive_start: Ints  # (K,) positions in positive where a block begins
-    positive_block: Ints  # (K,) the blocks that hold positives
+    positive_start: Ints  # (K,) first positions of blocks in positive
+    positive_block: Ints  # (K,) blocks with positives
 
 
 def _ranking(score: Floats, positive: npt.NDArray[np.bool_]) -> _Ranking:
@@ -256,11 +256,11 @@ def _ranking(score: Floats, positive: npt.NDArray[np.bool_]) -> _Ranking:
 
 
 def _areas(weight: Floats, ranking: _Ranking) -> tuple[Floats, Floats]:
-    """Return AUROC and average precision (R,) for weights (N, R); NaN where positives or negatives weigh nothing.
+    """Return AUROC and average precision (R,) for weights (N, R).
 
-    Only blocks that hold positives matter: AUROC is the mean, over positives, of the share of negatives ranked below
-    plus half of those that tie; average precision is the mean, over positives, of the precision at the end of their
-    block.
+    Both are NaN if all positives or all negatives have weight 0. Only blocks with positives matter. AUROC is the mean over positives
+    of the share of negatives ranked below, plus half of the ties. Average precision is the mean over positives of the precision at
+    the end of their block.
     """
     nowhere = np.full(weight.shape[1], np.nan)
     if not 0 < len(ranking.positive) < len(ranking.order):

@@ -1,4 +1,4 @@
-"""Masks of the original size from probabilities on the square, and their scores."""
+"""Masks of the original size from probabilities of the input size, and their scores."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class MaskScorer:
             raise DataError(f"the mask {path} {error}; it was good when the data were prepared.") from error
 
     def probability(self, row: int, square: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Bring probabilities float32 (S, S) of an image to its size."""
+        """Restore probabilities float32 (S, S) to the size of the image."""
         return self.recipe.preprocessing.restore(square, self._views[row])
 
     def mask(self, row: int, square: npt.NDArray[np.float32], threshold: float) -> Mask:

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 from skincancer.metrics.custom import is_lower_better
 
-AREAS = ("auroc_macro", "average_precision_macro")  # under curves
-METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "f1_macro",
-    *AREAS,
-    "sensitivity",
-    "specificity",
-    "precision",
-    "ece",
-)  # and recall/<class> for every class, in the order of the classes
-MASK_METRICS = (
-    "jaccard",
-    "dice",
-    "thresholded_jaccard",
-    "pixel_accuracy",
-    "sensitivity",
-    "specificity",
-    "hd95",
-)
+# Areas under curves.
+AREAS = ("auroc_macro", "average_precision_macro")
+# `recall/<class>` of every class follows, in the order of the classes.
+METRICS = ("accuracy", "balanced_accuracy", "f1_macro", *AREAS, "sensitivity", "specificity", "precision", "ece")
+MASK_METRICS = ("jaccard", "dice", "thresholded_jaccard", "pixel_accuracy", "sensitivity", "specificity", "hd95")
 # The joint task has metrics of both kinds, so its mask metrics and their columns have a prefix.
 MASK_PREFIX = "mask_"
 MASK_PREFIXES = {"classification": "", "segmentation": "", "joint": MASK_PREFIX}

@@ -1,4 +1,4 @@
-"""The table of predictions that every figure, interval and comparison is computed from."""
+"""Tables of predictions and scores in the files of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pandas as pd
 from skincancer.errors import DataError
 
 DIGITS = "%.9g"
-SUM_TOLERANCE = 1e-3  # of probabilities to 1: nine digits each, or half precision
+# Tolerance of the sum of probabilities, which have nine digits, or half precision.
+SUM_TOLERANCE = 1e-3
 
 
 def predictions_table(
@@ -22,13 +23,14 @@ def predictions_table(
     """Return image_id, lesion_id, label, prediction (class names), p_<class>…, logit_<class>….
 
     Args:
-        rows: (N rows) of the index table: image_id, lesion_id.
-        label: int64 (N,), −1 where absent: written as nothing.
+        rows: (N rows) of the index table, with image_id and lesion_id.
+        label: int64 (N,), −1 if absent, which becomes "".
         logits: (N, C).
         probability: (N, C).
-        classes: C names.
+        classes: the C class names.
     """
-    names = np.array([*classes, ""])  # the last is that of −1
+    # The label −1 selects the last name.
+    names = np.array([*classes, ""])
     table = pd.DataFrame(
         {
             "image_id": rows["image_id"].to_numpy(),
@@ -51,10 +53,13 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
 def read_predictions(
     path: Path, classes: Sequence[str]
 ) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Read a table of predictions back: the table, label int64 (N,), −1 where absent, probability float64 (N, C) whose rows sum to 1.
+    """Read a table of predictions.
+
+    Returns:
+        The table, labels int64 (N,), −1 if absent, and probabilities float64 (N, C) with rows that sum to 1.
 
     Raises:
-        DataError: no such table: a column is missing, a label is no class, or probabilities are none.
+        DataError: a missing column, an unknown label, or malformed probabilities.
     """
     table = pd.read_csv(
         path, dtype={name: str for name in ("image_id", "lesion_id", "label", "prediction")}, keep_default_na=False
@@ -74,13 +79,13 @@ def read_predictions(
     if wrong.any():
         raise DataError(
             f"{path}: the probabilities of {int(wrong.sum())} of {len(table)} images are no numbers from 0 to 1 that sum to 1, "
-            f"first of image {table['image_id'][wrong].iloc[0]}: {probability[wrong][0].tolist()}."
+            f"such as image {table['image_id'][wrong].iloc[0]}: {probability[wrong][0].tolist()}."
         )
     return table, np.asarray(label, dtype=np.int64), np.asarray(probability / total, dtype=np.float64)
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """Read a table of mask scores back: image_id, lesion_id and a column a metric."""
+    """Read a table of mask scores: image_id, lesion_id and one column per metric."""
     return read_table(path, "image_id", "lesion_id")
 
 
@@ -88,8 +93,8 @@ def read_table(path: Path, *texts: str) -> pd.DataFrame:
     """Read a table of a run.
 
     Args:
-        path: the CSV.
-        texts: columns to take as they are, "" where nothing stands: an id may be "NA" or "007". In others nothing is NaN.
+        path: CSV file.
+        texts: columns of texts, empty cells being "". An id may be "NA" or "007". Empty cells of all other columns are NaN.
     """
     others = [str(name) for name in pd.read_csv(path, nrows=0) if name not in texts]
     return pd.read_csv(

@@ -1,7 +1,7 @@
-"""Metrics of each group of the test images, with its size and intervals: by age, sex, site, how the diagnosis was made, and quality.
+"""Metrics by subgroup: age, sex, site, confirmation method and image quality.
 
-What differs between groups may be the model, or which lesions the group has: a class absent from a group is absent from its means.
-Groups of few lesions are named and not measured: their numbers would be noise, and may point at single patients.
+Groups may differ in the performance of the model, or in their lesions: means leave out classes that a group does not have. Groups of
+few lesions are listed without metrics, which would be noise, and may identify single patients.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from skincancer.metrics.classification import check_predictions
 from skincancer.metrics.names import MAIN_METRICS
 
 ATTRIBUTES = ("age", "sex", "site", "dx_type", FLAGS)
-AGE_BANDS = {"0–29": 0, "30–44": 30, "45–59": 45, "60–74": 60, "75+": 75}  # years, from
+# First year of each band.
+AGE_BANDS = {"0–29": 0, "30–44": 30, "45–59": 45, "60–74": 60, "75+": 75}
 UNKNOWN = "unknown"
-SMALLEST = 20  # lesions
+# Smallest number of lesions of a measured group.
+SMALLEST = 20
 METRICS = MAIN_METRICS["classification"]
 TWO_CLASS_METRICS = (*METRICS, "sensitivity", "specificity")
 MALIGNANT_AUROC = "auroc_malignant"
@@ -28,52 +30,45 @@ COLUMNS = ["attribute", "group", "n_images", "n_lesions", "n_positive", "metric"
 
 
 def age_band(ages: pd.Series) -> pd.Series:
-    """Return the band of each age in years (`AGE_BANDS`); unknown where it is missing."""
+    """Return the band of each age in years (`AGE_BANDS`), unknown if missing."""
     years = pd.to_numeric(ages, errors="coerce")
     band = pd.cut(years, [*AGE_BANDS.values(), np.inf], right=False, labels=list(AGE_BANDS))
     return band.astype(object).where(years.notna(), UNKNOWN)
 
 
 def subgroup_table(
-    rows: pd.DataFrame,
-    label: npt.ArrayLike,
-    probability: npt.ArrayLike,
-    classes: Sequence[str],
-    malignant: Sequence[str] = (),
-    *,
-    smallest: int = SMALLEST,
-    n_resamples: int = 2000,
-) -> pd.DataFrame:
+    rows: pd.DataFrame, label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], malignant: Sequence[str] = (), *,
+    smallest: int = SMALLEST, n_resamples: int = 2000,
+) -> pd.DataFrame:  # fmt: skip
     """Measure every group of every attribute.
 
     Args:
-        rows: (N rows) lesion_id, and of `ATTRIBUTES` those that are known; "" or NaN where a value is not, and of `FLAGS` where no
-            rule of quality is broken.
+        rows: (N rows), lesion_id and known `ATTRIBUTES`, with "" or NaN for unknown values and for images without `FLAGS`.
         label: (N,) integers in 0 … C−1.
         probability: (N, C), rows summing to 1.
         classes: the C class names.
-        malignant: those of them that count as malignant; empty where nobody knows. Of two classes the second is the positive one then.
-        smallest: groups of fewer lesions are suppressed.
-        n_resamples: of the 95 % intervals (`statistics.bootstrap_intervals`).
+        malignant: malignant classes; empty if unknown. The second of two classes is then positive.
+        smallest: smallest number of lesions of a measured group.
+        n_resamples: number of resamples of the 95 % intervals (`bootstrap_intervals`).
 
     Returns:
-        A row a group and metric: attribute, group, n_images, n_lesions, n_positive (images of malignant, or positive, classes; ""
-        where nobody knows), metric, value, low, high. Metrics: `METRICS`; of two classes also sensitivity and specificity; of more,
-        where the malignant ones are known, `auroc_malignant`, of the sum of their probabilities, in place of `auroc_macro`. A
-        suppressed group has one row with "<20" as its number of lesions and nothing else. An attribute that no image has gives no row,
-        and neither do flags where no image, or each, has some.
+        One row per group and metric: attribute, group, n_images, n_lesions, n_positive (images of malignant or positive classes; ""
+        if unknown), metric, value, low, high. Metrics are `METRICS`, for two classes also sensitivity and specificity. For more
+        classes with known malignant ones, `auroc_malignant` of the summed malignant probabilities replaces `auroc_macro`. A
+        group that is too small has one row with "<20" lesions and no metric. Attributes without known values have no rows, nor do
+        flags that no image or every image has.
 
     Raises:
         ValueError: malformed predictions, or `rows` of another length.
     """
     y, p = check_predictions(label, probability, classes)
     if len(rows) != len(y):
-        raise ValueError(f"rows must be as many as labels, given {len(rows)} and {len(y)}")
+        raise ValueError(f"rows must be as many as labels, got {len(rows)} and {len(y)}")
     positive = [number for number, name in enumerate(classes) if name in malignant]
     if not positive and len(classes) == 2:
         positive = [1]
     lesion = rows["lesion_id"].to_numpy().astype(str)
-    found: list[dict[Hashable, object]] = []
+    table: list[dict[Hashable, object]] = []
     for attribute, values in _groups(rows):
         order = list(AGE_BANDS) if attribute == "age" else sorted(set(values) - {UNKNOWN})
         for name in [*order, UNKNOWN]:
@@ -83,18 +78,18 @@ def subgroup_table(
                 continue
             head: dict[Hashable, object] = {"attribute": attribute, "group": name}
             if n_lesions < smallest:
-                found.append({**head, "n_images": "", "n_lesions": f"<{smallest}", "n_positive": "", "metric": ""})
+                table.append({**head, "n_images": "", "n_lesions": f"<{smallest}", "n_positive": "", "metric": ""})
                 continue
             n_positive = int(np.isin(y[chosen], positive).sum()) if positive else ""
             head |= {"n_images": int(chosen.sum()), "n_lesions": n_lesions, "n_positive": n_positive}
             measured = _measure(y[chosen], p[chosen], lesion[chosen], classes, positive, n_resamples)
-            found += [{**head, **row} for row in measured[["metric", "value", "low", "high"]].to_dict("records")]
-    return pd.DataFrame(found, columns=COLUMNS)
+            table += [{**head, **row} for row in measured[["metric", "value", "low", "high"]].to_dict("records")]
+    return pd.DataFrame(table, columns=COLUMNS)
 
 
 def _groups(rows: pd.DataFrame) -> list[tuple[str, npt.NDArray[np.object_]]]:
-    """Return (attribute, the group of each image) for each attribute that any image has."""
-    found = []
+    """Return known attributes, each with the group of every image."""
+    groups = []
     for attribute in ATTRIBUTES:
         if attribute not in rows:
             continue
@@ -109,22 +104,22 @@ def _groups(rows: pd.DataFrame) -> list[tuple[str, npt.NDArray[np.object_]]]:
             text = rows[attribute].astype(object).where(rows[attribute].notna(), "")
             values = text.replace("", UNKNOWN)
         if (values != UNKNOWN).any():
-            found.append((attribute, values.to_numpy(dtype=object)))
-    return found
+            groups.append((attribute, values.to_numpy(dtype=object)))
+    return groups
 
 
 def _measure(
     label: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], lesion: npt.NDArray[np.str_],
     classes: Sequence[str], positive: list[int], n_resamples: int,
 ) -> pd.DataFrame:  # fmt: skip
-    of_rest = len(classes) > 2 and bool(positive)
-    # the areas of single classes take most of the time, and mean little in a group that has few of them
-    table = bootstrap_intervals(label, probability, lesion, classes, n_resamples, areas=not of_rest)
+    malignant_only = len(classes) > 2 and bool(positive)
+    # The areas of single classes take most of the time, and mean little in small groups.
+    table = bootstrap_intervals(label, probability, lesion, classes, n_resamples, areas=not malignant_only)
     table = table[table["metric"].isin(TWO_CLASS_METRICS if len(classes) == 2 else METRICS)]
-    if not of_rest:
+    if not malignant_only:
         return table
     score = probability[:, positive].sum(axis=1).clip(0, 1)
     two = np.column_stack([1 - score, score])
     malignant = np.isin(label, positive).astype(np.int64)
-    rest = bootstrap_intervals(malignant, two, lesion, ["benign", "malignant"], n_resamples)
-    return pd.concat([table, rest[rest["metric"] == "auroc_macro"].assign(metric=MALIGNANT_AUROC)])
+    areas = bootstrap_intervals(malignant, two, lesion, ["benign", "malignant"], n_resamples)
+    return pd.concat([table, areas[areas["metric"] == "auroc_macro"].assign(metric=MALIGNANT_AUROC)])

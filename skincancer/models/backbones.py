@@ -1,33 +1,27 @@
-"""timm backbones as feature extractors (B, 3, H, W) -> (B, F). torch and timm are imported inside: config needs the table alone."""
+"""timm backbones as feature extractors: images (B, 3, H, W) to features (B, F)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import timm
+import torch
+from timm.models import group_parameters
+from timm.models.vgg import ConvMlp
+from torch import nn
 
 from skincancer.errors import ConfigError, nearest
+from skincancer.models.names import BACKBONES
 from skincancer.plugins import describe_error
-
-if TYPE_CHECKING:
-    from torch import nn
-
-
-# Builders f(size) -> module that plugins register.
-BACKBONES: dict[str, Callable[[int], nn.Module]] = {}
-# backbones that cannot take smaller images (px)
-SMALLEST_SIZE: dict[str, int] = {"inception_v3": 75}
 
 
 def check_backbone(name: str, size: int) -> None:
-    """Check that timm knows a backbone and that it takes square images of `size`, without spending memory on weights.
+    """Check a backbone and an image size, without memory for weights.
 
     Raises:
-        ConfigError: unknown (with the nearest names), or it fails at this size (with its own words).
+        ConfigError: unknown (with the nearest names), or the backbone fails at this size.
     """
-    import timm
-    import torch
-
     if name in BACKBONES:
         _check_own(name, size)
         return
@@ -44,24 +38,19 @@ def check_backbone(name: str, size: int) -> None:
     try:
         with torch.device("meta"), torch.no_grad():
             build_backbone(name, size).eval()(torch.zeros(1, 3, size, size))
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever a backbone raises on a size that it cannot take
+    except Exception as error:  # backbones raise many types for a size that they do not take
         raise ConfigError(
-            f"model.backbone {name} does not take images of {size} px ({type(error).__name__}: {error}). Choose another --data.size."
+            f"model.backbone {name} does not take images of {size} px ({type(error).__name__}: {error}). Use another --data.size."
         ) from error
 
 
 def _check_own(name: str, size: int) -> None:
-    """Check that the backbone of a plugin gives features (B, F)."""
-    import torch
-
+    """Check that the backbone of a plugin returns features (B, F)."""
     try:
         with torch.no_grad():
             features = BACKBONES[name](size).eval()(torch.zeros(2, 3, size, size))
         shape = tuple(features.shape)
-    # A user's code may raise anything.
-    except Exception as error:
+    except Exception as error:  # the code of a user may raise anything
         raise ConfigError(
             f"model.backbone {name} of a plugin fails on images of {size} px: {describe_error(error)}. Fix it."
         ) from error
@@ -72,22 +61,18 @@ def _check_own(name: str, size: int) -> None:
 
 
 def build_backbone(name: str, size: int, file: Path | None = None) -> nn.Module:
-    """Build a timm model without its classifying layer.
+    """Build a timm model without its classifier.
 
-    VGG loses its two 4,096-unit layers too: they belong to ImageNet's classifier, and "convolutions frozen, last layers
-    new" means a new head on the pooled convolutions.
+    VGG loses its two layers of 4,096 units too, because they belong to ImageNet's classifier. The new head follows the pooled
+    convolutions.
 
     Args:
-        name: timm's name, with or without a weights tag.
-        size: image side in px, given to backbones of fixed input size (ViT, Swin …).
-        file: weights in timm's own layout; None for random ones.
+        name: timm's name, with or without a weights tag, or the name of a plugin's backbone.
+        size: image side in px, for backbones of fixed input size (ViT, Swin …).
+        file: weights in timm's own layout; None for random weights.
     """
     if name in BACKBONES:
         return BACKBONES[name](size)
-    import timm
-    from timm.models.vgg import ConvMlp
-    from torch import nn
-
     options: dict[str, Any] = {}
     if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         options["img_size"] = size
@@ -100,9 +85,7 @@ def build_backbone(name: str, size: int, file: Path | None = None) -> nn.Module:
 
 
 def count_features(backbone: nn.Module, size: int) -> int:
-    """Return F, the number of features that a backbone gives for an image of `size`."""
-    import torch
-
+    """Return F, the number of features of an image of `size` px."""
     was_training = backbone.training
     backbone.eval()
     with torch.no_grad():
@@ -112,9 +95,7 @@ def count_features(backbone: nn.Module, size: int) -> int:
 
 
 def normalisation(name: str) -> tuple[list[float], list[float]]:
-    """Return the mean and standard deviation (RGB in [0, 1]) that a backbone's ImageNet weights were trained with."""
-    import timm
-
+    """Return mean and standard deviation of the ImageNet weights, RGB in [0, 1]."""
     config = None if name in BACKBONES else timm.get_pretrained_cfg(name)
     if config is None:
         return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -122,37 +103,35 @@ def normalisation(name: str) -> tuple[list[float], list[float]]:
 
 
 def stages(backbone: nn.Module) -> list[list[str]]:
-    """Return a backbone's parameter names by stage, from the input on, as timm groups them (the stem is the first)."""
-    # Backbones of plugins have no groups, so each child module is a stage.
-    if not hasattr(backbone, "group_matcher"):
-        children = [
-            [f"{name}.{key}" for key, _ in child.named_parameters()] for name, child in backbone.named_children()
-        ]
-        return [names for names in children if names]
-    from timm.models import group_parameters
+    """Return the parameter names of each stage, the stem first.
 
+    timm groups the parameters. For the backbone of a plugin, every child module is a stage.
+    """
+    if not hasattr(backbone, "group_matcher"):
+        children = backbone.named_children()
+        groups = [[f"{name}.{key}" for key, _ in child.named_parameters()] for name, child in children]
+        return [names for names in groups if names]
     matcher: Any = backbone.group_matcher
-    groups = group_parameters(backbone, matcher(coarse=True))
-    return [groups[number] for number in sorted(groups)]
+    return [names for _, names in sorted(group_parameters(backbone, matcher(coarse=True)).items())]
 
 
 def frozen_parameters(backbone: nn.Module, freeze: str) -> set[str]:
-    """Return the names of the parameters that `freeze` holds still.
+    """Return the names of the frozen parameters.
 
     Args:
-        backbone: as `build_backbone` makes it.
+        backbone: module of `build_backbone`.
         freeze: none, all, or the number of first stages.
 
     Raises:
-        ConfigError: more stages than there are.
+        ConfigError: more stages than the backbone has.
     """
     if freeze == "none":
         return set()
     if freeze == "all":
         return {name for name, _ in backbone.named_parameters()}
-    found = stages(backbone)
-    if int(freeze) > len(found):
+    groups = stages(backbone)
+    if int(freeze) > len(groups):
         raise ConfigError(
-            f"model.freeze is {freeze}, but the backbone has {len(found)} stages; give 1 to {len(found)}, or all."
+            f"model.freeze is {freeze}, but the backbone has {len(groups)} stages; use 1 to {len(groups)}, or all."
         )
-    return {name for stage in found[: int(freeze)] for name in stage}
+    return {name for group in groups[: int(freeze)] for name in group}

@@ -1,4 +1,4 @@
-"""Classical classifiers of features: a scikit-learn pipeline each, fitted at once, kept as a skops file of known types alone."""
+"""Classical classifiers: scikit-learn pipelines of features, saved as skops files of known types."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ Labels = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 Folds = list[tuple[Labels, Labels]]
 
-FOLDS = 5  # of the calibration, where every class has as many lesions
-LEAF = 3  # images at least in a leaf of the forest: probabilities of single images would be 0 or 1
-STARTS = 10  # of k-means
-# all that a file may hold beside what skops itself takes for harmless (scikit-learn's public estimators, arrays, primitives)
+# Number of folds of the calibration, if every class has as many lesions.
+FOLDS = 5
+# Smallest number of images in a leaf of the forest. Leaves of one image give probabilities of 0 or 1.
+LEAF = 3
+# Number of starts of k-means.
+STARTS = 10
+# Types that a file may contain, in addition to those that skops trusts (scikit-learn's public estimators, arrays, primitives).
 TRUSTED = (
     "numpy.dtype",
     "sklearn.tree._tree.Tree",
@@ -47,30 +50,30 @@ TRUSTED = (
 
 
 class CalibratedMachines(ClassifierMixin, BaseEstimator):
-    """A support vector machine (RBF kernel) for each class against all others, and probabilities from what they all say.
+    """Support vector machines (RBF kernel), one class against the rest, with calibrated probabilities.
 
-    A multinomial logistic regression turns the decision values into probabilities; of two classes there is one machine, and that is
-    Platt's sigmoid (1999). It learns from decision values on images that the machines which gave them had not seen.
+    A multinomial logistic regression maps all decision values to probabilities. Two classes have one machine, and the regression is
+    Platt's sigmoid (1999). The regression is fitted to decision values of images that the machines were not trained on.
 
     Args:
-        C: of the machines.
-        gamma: of the machines.
-        seed: of the machines.
-        folds: of the calibration: rows to learn from and rows to decide on, which are every row once.
+        C: penalty of the machines.
+        gamma: kernel coefficient of the machines.
+        seed: seed of the machines.
+        folds: folds of the calibration: training rows and calibration rows. Every row is a calibration row once.
     """
 
     def __init__(self, C: float = 1.0, gamma: float | str = "scale", seed: int = 0, folds: Folds | None = None) -> None:
         self.C, self.gamma, self.seed, self.folds = C, gamma, seed, folds
 
     def fit(self, X: Any, y: Labels, sample_weight: Weights | None = None) -> CalibratedMachines:
-        """Fit the calibration, then the machines on all rows; weights count in both."""
+        """Fit the calibration, then the machines on all rows, both with weights."""
         self.classes_ = np.unique(y)
         weights = np.ones(len(y)) if sample_weight is None else sample_weight
-        assert self.folds is not None, "fitted once"
-        decided = np.zeros((len(y), len(self._positive)))
+        assert self.folds is not None, "fit_pipeline sets the folds"
+        decisions = np.zeros((len(y), len(self._positive)))
         for learn, rest in self.folds:
-            decided[rest] = self._decide(self._machines(X[learn], y[learn], weights[learn]), X[rest])
-        self.calibration_ = LogisticRegression(max_iter=10_000).fit(decided, y, weights)
+            decisions[rest] = self._decide(self._machines(X[learn], y[learn], weights[learn]), X[rest])
+        self.calibration_ = LogisticRegression(max_iter=10_000).fit(decisions, y, weights)
         self.machines_ = self._machines(X, y, weights)
         return self
 
@@ -81,14 +84,15 @@ class CalibratedMachines(ClassifierMixin, BaseEstimator):
     def _machines(self, X: Any, y: Labels, weights: Weights) -> list[SVC]:
         machine = SVC(C=self.C, gamma=self.gamma, cache_size=500, random_state=self.seed)
         fits = (delayed(clone(machine).fit)(X, y == number, weights) for number in self._positive)
-        return list(Parallel(n_jobs=-1, prefer="threads")(fits))  # libsvm works outside Python's lock
+        # libsvm releases the lock of Python.
+        return list(Parallel(n_jobs=-1, prefer="threads")(fits))
 
     @staticmethod
     def _decide(machines: list[SVC], X: Any) -> Weights:
         return np.stack([machine.decision_function(X) for machine in machines], axis=1)
 
     def predict_proba(self, X: Any) -> Weights:
-        """Return the probabilities of the classes, (N, C)."""
+        """Return class probabilities (N, C)."""
         return np.asarray(self.calibration_.predict_proba(self._decide(self.machines_, X)))
 
     def predict(self, X: Any) -> Labels:
@@ -97,19 +101,16 @@ class CalibratedMachines(ClassifierMixin, BaseEstimator):
 
 
 class VotingNeighbours(ClassifierMixin, BaseEstimator):
-    """The nearest training images vote, each by its weight; scikit-learn's have no weights.
+    """k nearest neighbours with weighted votes, which scikit-learn lacks.
 
-    Probabilities are the shares of the votes, with one vote more, split evenly: no class is impossible.
-
-    Args:
-        neighbours: how many vote.
+    Probabilities are shares of the votes. One more vote is split evenly, so that no class has probability 0.
     """
 
     def __init__(self, neighbours: int = 15) -> None:
         self.neighbours = neighbours
 
     def fit(self, X: Any, y: Labels, sample_weight: Weights | None = None) -> VotingNeighbours:
-        """Keep the images, and what each one's vote weighs."""
+        """Store the images and the weights of their votes."""
         self.classes_, number = np.unique(y, return_inverse=True)
         weights = np.ones(len(y)) if sample_weight is None else sample_weight
         self.votes_ = np.eye(len(self.classes_))[number] * weights[:, None]
@@ -117,33 +118,29 @@ class VotingNeighbours(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> Weights:
-        """Return the shares of the votes, (N, C)."""
+        """Return shares of the votes (N, C)."""
         votes = self.votes_[self.nearest_.kneighbors(X, return_distance=False)].sum(axis=1) + 1 / len(self.classes_)
         return np.asarray(votes / votes.sum(axis=1, keepdims=True))
 
     def predict(self, X: Any) -> Labels:
-        """Return what each row's neighbours vote for, (N,)."""
+        """Return the class with most votes of each row, (N,)."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
 
 class NamedClusters(ClassifierMixin, BaseEstimator):
-    """k-means, each cluster named after the class that most of its training images have.
+    """k-means with clusters named after their most frequent training class.
 
-    Probabilities are the shares of the classes in the cluster, with one image more, split evenly: no class is impossible, and the
-    order of the classes stays.
-
-    Args:
-        clusters: how many.
-        seed: of the first centres.
+    Probabilities are shares of the classes in the cluster. One more image is split evenly, so that no class has probability 0.
     """
 
     def __init__(self, clusters: int = 8, seed: int = 0) -> None:
         self.clusters, self.seed = clusters, seed
 
     def fit(self, X: Any, y: Labels, sample_weight: Weights | None = None) -> NamedClusters:
-        """Find clusters and count their classes; weights count in both."""
+        """Fit clusters and count their classes, both with weights."""
         self.classes_, number = np.unique(y, return_inverse=True)
-        with threadpool_limits(1, user_api="openmp"):  # sums of several threads are of no fixed order
+        # Several threads would add up in no fixed order.
+        with threadpool_limits(1, user_api="openmp"):
             self.kmeans_ = KMeans(self.clusters, n_init=STARTS, random_state=self.seed).fit(
                 X, sample_weight=sample_weight
             )
@@ -153,11 +150,11 @@ class NamedClusters(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> Weights:
-        """Return the shares of the classes in each row's cluster, (N, C)."""
+        """Return shares of the classes in the cluster of each row, (N, C)."""
         return np.asarray(self.probability_[self.kmeans_.predict(X)])
 
     def predict(self, X: Any) -> Labels:
-        """Return the name of each row's cluster, (N,)."""
+        """Return the class name of the cluster of each row, (N,)."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
 
@@ -165,46 +162,45 @@ def fit_pipeline(
     classifier: str, options: ClassicalConfig, settings: DataConfig, features: pd.DataFrame, label: Labels,
     groups: npt.ArrayLike, seed: int,
 ) -> Pipeline:  # fmt: skip
-    """Fit a classifier on training images: medians fill in what is missing, features are standardised, then it learns.
+    """Fit a pipeline on training images: median imputation, scaling, classifier.
 
-    Deep features are centred, and keep the scale that the backbone gives them.
-
-    Balance acts as for networks, of whose epochs this is the first: images drawn by undersample or oversample, or weights. The
-    folds that the SVM is calibrated on have whole lesions each.
+    Deep features are centred and not scaled. `data.balance` samples images, or weights them, as in the first epoch of a network.
 
     Args:
         classifier: svm, knn, kmeans or random_forest.
         options: features and hyper-parameters.
-        settings: of the balance.
-        features: (N rows), a column a feature; NaN where it could not be measured.
-        label: (N,), from 0, none absent, every class present.
-        groups: (N,), the lesion of each image.
-        seed: of whatever is drawn.
+        settings: data section with the balance.
+        features: (N rows), one column per feature; NaN for values that could not be measured.
+        label: (N,), from 0, with every class present.
+        groups: (N,), lesion of each image.
+        seed: seed of sampling and classifier.
 
     Raises:
         ConfigError: more neighbours or clusters than images.
-        DataError: a class of too few lesions for the calibration.
+        DataError: too few lesions of a class for the calibration of the SVM.
     """
     rows = np.sort(epoch_order(label, settings.balance, seed, epoch=0))
-    chosen, drawn = label[rows], np.asarray(groups)[rows]
+    chosen, lesions = label[rows], np.asarray(groups)[rows]
     weights = None
     if settings.balance == "class_weights":
         weights = class_weights(label, int(label.max()) + 1, settings.class_weight_power)[chosen]
-    estimator = CLASSIFIERS[classifier](options, seed, chosen, drawn)
+    estimator = CLASSIFIERS[classifier](options, seed, chosen, lesions)
     pipeline = Pipeline(
         [
-            # a feature that no training image has is 0 for every image
+            # A feature without values in the training set is 0 in every image.
             ("imputer", SimpleImputer(strategy="median", keep_empty_features=True)),
-            # a unit of a backbone that is nearly dead would count as much as any
+            # Scaling would give nearly constant units of a backbone the weight of all others.
             ("scaler", StandardScaler(with_std=DEEP not in options.features)),
             ("classifier", estimator),
         ]
     )
     pipeline.fit(features.iloc[rows], chosen, **({} if weights is None else {"classifier__sample_weight": weights}))
     if isinstance(estimator, CalibratedMachines):
-        estimator.set_params(folds=None)  # they name training images, and nothing needs them any more
+        # The folds contain positions of training images, which the file does not need.
+        estimator.set_params(folds=None)
     if isinstance(estimator, RandomForestClassifier):
-        estimator.set_params(n_jobs=1)  # several threads add probabilities in no fixed order
+        # Several threads would add up probabilities in no fixed order.
+        estimator.set_params(n_jobs=1)
     return pipeline
 
 
@@ -215,7 +211,7 @@ def _svm(options: ClassicalConfig, seed: int, label: Labels, groups: npt.NDArray
 def _knn(options: ClassicalConfig, seed: int, label: Labels, groups: npt.NDArray[Any]) -> Any:
     if options.neighbours > len(label):
         raise ConfigError(
-            f"model.classical.neighbours is {options.neighbours}, but there are {len(label)} training images to draw. Give fewer."
+            f"model.classical.neighbours is {options.neighbours}, but there are {len(label)} training images. Use fewer neighbours."
         )
     return VotingNeighbours(options.neighbours)
 
@@ -224,7 +220,7 @@ def _kmeans(options: ClassicalConfig, seed: int, label: Labels, groups: npt.NDAr
     if options.clusters > len(np.unique(groups)):
         raise ConfigError(
             f"model.classical.clusters is {options.clusters}, but the training images are of {len(np.unique(groups))} lesions. "
-            "Give fewer."
+            "Use fewer clusters."
         )
     return NamedClusters(options.clusters, seed)
 
@@ -239,28 +235,30 @@ CLASSIFIERS: dict[str, Callable[[ClassicalConfig, int, Labels, npt.NDArray[Any]]
 
 
 def lesion_folds(label: Labels, groups: npt.NDArray[Any], seed: int) -> Folds:
-    """Deal images to folds for the calibration, whole lesions each, every class in each fold's training images.
+    """Split images into folds of whole lesions for the calibration.
+
+    The training rows of each fold contain every class.
 
     Args:
         label: (N,).
-        groups: (N,), the lesion of each image.
-        seed: of the order.
+        groups: (N,), lesion of each image.
+        seed: seed of the shuffle.
 
     Returns:
-        For each fold the rows to learn from and those to calibrate on; fewer than five folds where a class has fewer lesions.
+        Training rows and calibration rows of each fold. Fewer than five folds if a class has fewer lesions.
 
     Raises:
-        DataError: there is no way to deal them so.
+        DataError: no such split exists.
     """
     lesions = {int(number): len(np.unique(groups[label == number])) for number in np.unique(label)}
     rarest = min(lesions, key=lambda number: lesions[number])
     for folds in range(min(FOLDS, lesions[rarest]), 1, -1):
-        dealt = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(label, label, groups))
-        if all(len(np.unique(label[learn])) == len(lesions) for learn, _ in dealt):
-            return dealt
+        split = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(label, label, groups))
+        if all(len(np.unique(label[learn])) == len(lesions) for learn, _ in split):
+            return split
     raise DataError(
-        f"the {lesions[rarest]} lesions of the class with label {rarest} cannot be dealt so that the SVM's calibration learns from "
-        "every class and none is on both sides. Choose another --data.split, or another classifier."
+        f"the {lesions[rarest]} lesions of the class with label {rarest} are too few for the SVM's calibration, whose folds need every "
+        "class and whole lesions. Use another --data.split, or another classifier."
     )
 
 
@@ -271,24 +269,24 @@ def save_pipeline(pipeline: Pipeline, path: Path) -> None:
 
 
 def load_pipeline(path: Path) -> Pipeline:
-    """Read a fitted pipeline; nothing of the file is run, and nothing is built of any type but the known ones.
+    """Read a fitted pipeline without running code, and from known types only.
 
     Raises:
-        WeightsError: no such file, or it holds something else.
+        WeightsError: no such file, or other content.
     """
     try:
         unknown = sorted(set(get_untrusted_types(file=path)) - set(TRUSTED))
         if unknown:
             raise WeightsError(
-                f"{path}: refused: it holds {', '.join(unknown[:5])}, which no classifier of this software has, and which loading would "
-                "have to build. Use the file of a run of this software."
+                f"{path}: refused: it holds {', '.join(unknown[:5])}, which no classifier of this software has. Use the file of a run of "
+                "this software."
             )
         pipeline = load(path, trusted=list(TRUSTED))
     except WeightsError:
         raise
     except (OSError, UntrustedTypesFoundException) as error:
         raise WeightsError(f"{path}: cannot be read as a skops file: {error}") from error
-    except Exception as error:  # whatever a foreign file makes zipfile, json, skops or scikit-learn trip over
+    except Exception as error:  # zipfile, json, skops and scikit-learn raise many types for foreign files
         raise WeightsError(f"{path}: cannot be read as a skops file: {type(error).__name__}: {error}") from error
     if not isinstance(pipeline, Pipeline) or not hasattr(pipeline, "predict_proba"):
         raise WeightsError(f"{path}: holds {type(pipeline).__name__}, not the fitted pipeline of a classifier.")

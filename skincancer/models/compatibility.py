@@ -1,4 +1,4 @@
-"""Check of the network of an experiment, without torch for an unknown name."""
+"""Check of the network of an experiment, before data and Lightning are loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segmenters as modules: the wrapper that takes any image size, and the architectures that SMP has not."""
+"""Segmenters: a wrapper for images of any size, and architectures that SMP lacks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from torch.nn import functional
 from skincancer.errors import ConfigError
 
 
-class Padded(nn.Module):
-    """Takes images of any size: pads them to what an architecture takes; a subclass crops its answer back.
+class PaddedModel(nn.Module):
+    """Model that pads images of any size. A subclass crops the output back.
 
-    The border is replicated. Reflection cannot pad an image by more than its own side, and shows a second lesion where one
-    touches the border; zeros would be an edge that no photograph has. The padding is even on both sides, as under a flip.
+    The border is replicated. Reflection cannot pad an image by more than its own side, and shows a second lesion if a lesion
+    touches the border. Zeros would add an edge that no image has. The padding is the same on both sides, so that flips commute
+    with it.
 
     Args:
-        model: takes images (B, 3, H, W) whose sides are multiples of `multiple` and at least `smallest`; with an attribute
-            `encoder`.
-        multiple: of each side, px.
-        smallest: side, px.
-        fixed: the one side that it takes, px, where an encoder is built for it (then larger images are refused); else None.
+        model: takes images (B, 3, H, W) with sides that are multiples of `multiple`, px, and at least `smallest`. Has an
+            attribute `encoder`.
+        fixed: only side that an encoder of fixed input size takes, px. Larger images are refused.
     """
 
     def __init__(self, model: nn.Module, multiple: int = 32, smallest: int = 64, fixed: int | None = None) -> None:
@@ -35,11 +34,11 @@ class Padded(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """The part with ImageNet weights, which a classifier can share."""
+        """Encoder, which takes ImageNet weights."""
         return cast(nn.Module, self.model.encoder)
 
     def pad(self, image: Tensor) -> tuple[Tensor, slice, slice]:
-        """Return images (B, C, H', W') that the model takes, and where in them the given ones (B, C, H, W) lie.
+        """Pad images (B, C, H, W). Also return rows and columns of the original.
 
         Raises:
             ConfigError: the encoder is built for smaller images.
@@ -48,42 +47,45 @@ class Padded(nn.Module):
         for side in image.shape[2:]:
             if self.fixed is not None and side > self.fixed:
                 raise ConfigError(
-                    f"an image of {tuple(image.shape[2:])} px, but the segmenter's encoder is built for {self.fixed} px alone; "
-                    f"give images of at most that, or train with another --data.size or encoder."
+                    f"an image of {tuple(image.shape[2:])} px, but the segmenter's encoder is built for {self.fixed} px; "
+                    f"use images of at most {self.fixed} px, or train with another --data.size or encoder."
                 )
-            wanted = self.fixed or max(-(-side // self.multiple) * self.multiple, self.smallest)
-            before = (wanted - side) // 2
-            sides.append((before, wanted - side - before, slice(before, before + side)))
+            padded = self.fixed or max(-(-side // self.multiple) * self.multiple, self.smallest)
+            before = (padded - side) // 2
+            sides.append((before, padded - side - before, slice(before, before + side)))
         (top, bottom, rows), (left, right, columns) = sides
         if top or bottom or left or right:
             image = functional.pad(image, (left, right, top, bottom), mode="replicate")
         return image, rows, columns
 
 
-class Segmenter(Padded):
-    """A model from images (B, 3, H, W) to logits (B, 1, H, W), for any size."""
+class Segmenter(PaddedModel):
+    """Segmenter of images of any size, without classes."""
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) to logits (B, 1, H, W)."""
+        """Map normalised images (B, 3, H, W) to logits (B, 1, H, W)."""
         padded, rows, columns = self.pad(image)
         return self.model(padded)[:, :, rows, columns]
 
 
-class JointSegmenter(Padded):
-    """A segmenter whose model also gives logits of classes, from its encoder's deepest features, in the same pass."""
+class JointSegmenter(PaddedModel):
+    """Segmenter with a class head on the deepest features of its encoder."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images (B, 3, H, W) to logits of masks (B, 1, H, W) and of classes (B, C)."""
+        """Map normalised images to logits of masks and classes.
+
+        (B, 3, H, W) becomes (B, 1, H, W) and (B, C).
+        """
         padded, rows, columns = self.pad(image)
         masks, classes = self.model(padded)
         return masks[:, :, rows, columns], classes
 
 
 class FCN(nn.Module):
-    """FCN-8s (Long, Shelhamer and Darrell 2015): scores of the strides 32, 16 and 8, upsampled and added.
+    """FCN-8s (Long, Shelhamer and Darrell 2015).
 
-    As published, the scores are 1 × 1 convolutions of the encoder's features. Upsampling is bilinear throughout, which in
-    the paper is the start of the first two (learned) steps and the whole of the last.
+    The logits are the sum of upsampled scores of strides 32, 16 and 8. As published, scores are 1 × 1 convolutions of the encoder's
+    features. All upsampling is bilinear. The paper learns the first two steps from a bilinear start.
 
     Args:
         encoder: an SMP encoder of five stages.
@@ -95,8 +97,9 @@ class FCN(nn.Module):
         self.scores = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in encoder.out_channels[:-4:-1])
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) to logits (B, 1, H, W)."""
-        features = self.encoder(image)[:-4:-1]  # the deepest first
+        """Map images (B, 3, H, W) to logits (B, 1, H, W)."""
+        # The deepest features come first.
+        features = self.encoder(image)[:-4:-1]
         logits, *finer = (score(feature) for score, feature in zip(self.scores, features, strict=True))
         for score in finer:
             logits = score + functional.interpolate(logits, score.shape[2:], mode="bilinear", align_corners=False)
@@ -104,7 +107,7 @@ class FCN(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder without skip connections: SMP's U-Net decoder, fed the deepest features alone.
+    """Encoder and decoder without skip connections: SMP's U-Net decoder of the deepest features.
 
     Args:
         encoder: an SMP encoder of five stages.
@@ -120,17 +123,17 @@ class Autoencoder(nn.Module):
         initialize_head(self.head)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) to logits (B, 1, H, W)."""
+        """Map images (B, 3, H, W) to logits (B, 1, H, W)."""
         *finer, deepest = self.encoder(image)
-        # skips of no channels: the decoder takes from them the sizes to upsample to
+        # Skips without channels give the decoder the sizes to upsample to.
         return self.head(self.decoder([*(feature[:, :0] for feature in finer), deepest]))
 
 
 class SegNet(nn.Module):
-    """SegNet (Badrinarayanan, Kendall and Cipolla 2017): the thirteen convolutions of VGG16, and their mirror image.
+    """SegNet (Badrinarayanan, Kendall and Cipolla 2017): VGG16 and its mirror image.
 
-    Each pooling remembers where its maxima lay, and the decoder puts its values back there. Every convolution of the
-    decoder has BatchNorm and ReLU; those of the encoder have BatchNorm, as published, with `vgg16_bn`.
+    The decoder puts values back at the positions of the pooling maxima. Every convolution of the decoder has BatchNorm and ReLU.
+    With `vgg16_bn` those of the encoder have BatchNorm too, as published.
 
     Args:
         encoder: SMP's `vgg16_bn` or `vgg16`.
@@ -139,7 +142,8 @@ class SegNet(nn.Module):
     def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
-        stages: list[list[int]] = [[3]]  # per stage the channels of its input and of each of its convolutions
+        # Per stage, the channels of the input and of each convolution.
+        stages: list[list[int]] = [[3]]
         for layer in encoder.features:
             if isinstance(layer, nn.Conv2d):
                 stages[-1].append(layer.out_channels)
@@ -149,7 +153,8 @@ class SegNet(nn.Module):
         for channels in reversed(stages[:-1]):
             layers: list[nn.Module] = []
             for wide, narrow in pairwise(reversed(channels)):
-                if narrow == 3:  # the mirror of the very first convolution gives the logits
+                # The mirror of the very first convolution returns the logits.
+                if narrow == 3:
                     layers.append(nn.Conv2d(wide, 1, 3, padding=1))
                 else:
                     layers += [nn.Conv2d(wide, narrow, 3, padding=1), nn.BatchNorm2d(narrow), nn.ReLU(inplace=True)]
@@ -160,7 +165,7 @@ class SegNet(nn.Module):
                 nn.init.zeros_(cast(Tensor, module.bias))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) to logits (B, 1, H, W)."""
+        """Map images (B, 3, H, W) to logits (B, 1, H, W)."""
         x, pooled = image, []
         for layer in self.encoder.features:
             if isinstance(layer, nn.MaxPool2d):

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: what a timm network with its first weights says of an image before it is classified."""
+"""Deep features: outputs of a frozen timm backbone before the classifier."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from safetensors.torch import load_file, save_file
 from skincancer.errors import WeightsError
 from skincancer.models.backbones import build_backbone, normalisation
 from skincancer.models.tasks.base import Normalise
-from skincancer.models.weights import Loaded, load_backbone
+from skincancer.models.weights import LoadedWeights, load_backbone
 from skincancer.schema import Experiment
 from skincancer.system.hardware import keep_freed_memory
 
 
 class DeepFeatures:
-    """A frozen backbone on the best device, in float32.
+    """Frozen backbone on the best device, in float32.
 
     Args:
-        name: timm's.
+        name: timm's name.
         module: the backbone.
-        accelerator: as `trainer.accelerator`; cpu leaves a GPU alone.
+        accelerator: as `trainer.accelerator`; cpu does not use a GPU.
     """
 
     def __init__(self, name: str, module: torch.nn.Module, accelerator: str = "auto") -> None:
@@ -43,25 +43,25 @@ class DeepFeatures:
         self, squares: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], batch_size: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> pd.DataFrame:  # fmt: skip
-        """Return the features of some images: a row each, columns deep_0 ….
+        """Return the features of images: one row per image, columns deep_0 ….
 
         Args:
-            squares: uint8 (N, S, S, 3), such as those of a store.
-            rows: which of them.
-            batch_size: images at once.
+            squares: uint8 (N, S, S, 3), such as the images of a store.
+            rows: positions of the images to measure.
+            batch_size: number of images per batch.
             progress: called with (done, total).
         """
-        parts = []
+        batches = []
         for start in range(0, len(rows), batch_size):
             image = torch.from_numpy(np.array(squares[rows[start : start + batch_size]])).to(self.device)
             with torch.inference_mode():
-                parts.append(self.module(image.permute(0, 3, 1, 2).float() / 255).cpu().numpy())
+                batches.append(self.module(image.permute(0, 3, 1, 2).float() / 255).cpu().numpy())
             if progress:
                 progress(min(start + batch_size, len(rows)), len(rows))
-        return deep_table(np.concatenate(parts))
+        return deep_table(np.concatenate(batches))
 
     def digest(self) -> str:
-        """Return what tells this backbone and its weights from others, 64 hex digits."""
+        """Return the SHA-256 digest of the name and weights, 64 hex digits."""
         digest = hashlib.sha256(self.name.encode())
         for name, value in self.backbone.state_dict().items():
             digest.update(name.encode())
@@ -69,38 +69,39 @@ class DeepFeatures:
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write the weights, which a run keeps: they may be gone where it is used."""
+        """Write the weights, so that prediction needs no hub."""
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous().cpu() for name, value in self.backbone.state_dict().items()}, path)
 
 
 def deep_table(values: npt.NDArray[np.float32]) -> pd.DataFrame:
-    """Return features (N, F) as a table: a row an image, columns deep_0 …."""
+    """Return features (N, F) as a table: one row per image, columns deep_0 …."""
     return pd.DataFrame(values, columns=[f"deep_{number}" for number in range(values.shape[1])])
 
 
-def first_backbone(experiment: Experiment, checkpoint: Path | None = None) -> tuple[DeepFeatures, Loaded]:
-    """Return an experiment's backbone with the weights that `model.weights` names, and where these really came from.
+def first_backbone(experiment: Experiment, checkpoint: Path | None = None) -> tuple[DeepFeatures, LoadedWeights]:
+    """Return the backbone of an experiment, and the origin of its weights.
 
     Raises:
-        WeightsError: they cannot be had.
+        WeightsError: the weights of `model.weights` are not available.
     """
     model = experiment.model
-    pl.seed_everything(experiment.seed, verbose=False)  # weights may be drawn
+    # Weights may be random.
+    pl.seed_everything(experiment.seed, verbose=False)
     loaded = load_backbone(model.backbone, experiment.data.size, model.weights, checkpoint)
     return DeepFeatures(model.backbone, loaded.backbone, experiment.trainer.accelerator), loaded
 
 
 def kept_backbone(name: str, size: int, path: Path) -> DeepFeatures:
-    """Return the backbone of a run with the weights that it kept.
+    """Return the backbone of a run, with the weights saved in the run.
 
     Args:
-        name: timm's.
-        size: side of the images, px.
-        path: as `DeepFeatures.save` wrote it.
+        name: timm's name.
+        size: image side, px.
+        path: file of `DeepFeatures.save`.
 
     Raises:
-        WeightsError: no such file, or not of this backbone.
+        WeightsError: no such file, or weights of another backbone.
     """
     backbone = build_backbone(name, size)
     try:

@@ -18,7 +18,7 @@ from skincancer.models.segmenters import build_joint, build_segmenter
 from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.tasks.segmentation import SegmentationTask
-from skincancer.models.weights import Loaded, load_backbone, load_checkpoint, load_encoder
+from skincancer.models.weights import LoadedWeights, load_backbone, load_checkpoint, load_encoder
 from skincancer.schema import Experiment
 
 AnyTask = ClassificationTask | SegmentationTask | JointTask
@@ -26,19 +26,19 @@ AnyTask = ClassificationTask | SegmentationTask | JointTask
 
 def build_task(
     experiment: Experiment, data: PreparedData, from_checkpoint: bool, checkpoint: Path | None = None
-) -> tuple[AnyTask, Loaded]:
+) -> tuple[AnyTask, LoadedWeights]:
     """Build the task. Return the task and the origin of its initial weights.
 
     Args:
         experiment: resolved.
         data: prepared.
-        from_checkpoint: the weights will come from a checkpoint, so none are fetched.
-        checkpoint: local file of the weights where `model.weights` is run:RUN_ID.
+        from_checkpoint: a checkpoint will give the weights, so no weights are fetched.
+        checkpoint: local file of the weights if `model.weights` is run:RUN_ID.
 
     Raises:
         ConfigError: a sigmoid head for other than two classes.
-        DataError: classes are to be sampled, and training images of the joint task have no label.
-        WeightsError: the weights cannot be had.
+        DataError: `data.balance` needs labels, and training images of the joint task have none.
+        WeightsError: the weights are not available.
     """
     pl.seed_everything(experiment.seed, verbose=False)
     weights = "none" if from_checkpoint else experiment.model.weights
@@ -48,14 +48,14 @@ def build_task(
 
 def _build_classifier(
     experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
-) -> tuple[AnyTask, Loaded]:
+) -> tuple[AnyTask, LoadedWeights]:
     model, size = experiment.model, experiment.data.size
     if model.head == "sigmoid" and len(data.classes) != 2:
         raise ConfigError(
             f"model.head is sigmoid, which is for two classes; these data have {len(data.classes)}. Use --data.target malignancy."
         )
     loaded = load_backbone(model.backbone, size, weights, checkpoint)
-    # the head's weights do not depend on where the backbone's come from
+    # The head's random weights must not depend on the origin of the backbone's weights.
     pl.seed_everything(experiment.seed, verbose=False)
     task = ClassificationTask(
         backbone=model.backbone, size=size, classes=list(data.classes), dropout=model.dropout, head=model.head,
@@ -68,7 +68,7 @@ def _build_classifier(
 
 def _build_segmenter(
     experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
-) -> tuple[AnyTask, Loaded]:
+) -> tuple[AnyTask, LoadedWeights]:
     model, size = experiment.model, experiment.data.size
     segmenter = build_segmenter(model.architecture, model.backbone, size)
     loaded = load_encoder(segmenter, model.backbone, size, weights, checkpoint)
@@ -83,9 +83,9 @@ def _build_segmenter(
 
 def _build_joint(
     experiment: Experiment, data: PreparedData, weights: str, checkpoint: Path | None
-) -> tuple[AnyTask, Loaded]:
+) -> tuple[AnyTask, LoadedWeights]:
     model, size = experiment.model, experiment.data.size
-    # balance refuses unlabelled images, which no other task trains on: here, and not in a run that has started
+    # Only this task trains on unlabelled images, which balance refuses. Refuse them before the run starts.
     epoch_order(data.rows("train")["label"].to_numpy(), experiment.data.balance, experiment.seed, epoch=0)
     segmenter = build_joint(model.architecture, model.backbone, size, len(data.classes), model.dropout)
     loaded = load_encoder(segmenter, model.backbone, size, weights, checkpoint)
@@ -124,12 +124,14 @@ def load_task(checkpoint: Path) -> AnyTask:
     """Rebuild a model from `checkpoints/best.ckpt`, in evaluation mode, on the CPU.
 
     Raises:
-        WeightsError: no checkpoint of a run, or its weights do not fit.
+        WeightsError: the file is no checkpoint of a run, or the weights do not fit.
     """
     content = load_checkpoint(checkpoint)
     hyper_parameters = content.get("hyper_parameters")
     if not isinstance(hyper_parameters, dict) or "state_dict" not in content:
-        raise WeightsError(f"{checkpoint}: no checkpoint of a run (hyper_parameters or state_dict are missing).")
+        raise WeightsError(
+            f"{checkpoint}: no checkpoint of a run (hyper_parameters or state_dict are missing). Use the best.ckpt of a run."
+        )
     kind: type[AnyTask] = ClassificationTask
     if "architecture" in hyper_parameters:
         kind = JointTask if "classes" in hyper_parameters else SegmentationTask
@@ -145,7 +147,7 @@ def load_task(checkpoint: Path) -> AnyTask:
 
 
 def build_scorer(data: PreparedData, experiment: Experiment) -> MaskScorer:
-    """Return the scorer of prepared data, whose masks are made as an experiment says."""
+    """Return the scorer of prepared data, with the mask settings of an experiment."""
     mask = experiment.model.mask
     recipe = MaskRecipe(Preprocessing.from_config(asdict(experiment.data)), mask.largest_component, mask.fill_holes)
     return MaskScorer(data.index, image_root(data.root), recipe, data.store.views)

@@ -1,8 +1,8 @@
-"""Where a classifier looks: Grad-CAM (Selvaraju et al., ICCV 2017) of the last features, by the library `grad-cam`.
+"""Grad-CAM maps of classifiers (Selvaraju et al., ICCV 2017), by the library `grad-cam`.
 
-A class's map is ReLU(Σ αᵏ Aᵏ): the channels Aᵏ of the last features before pooling, weighted by the mean gradient αᵏ of the class's
-logit. Transformers that classify from a token of their own give their patches no gradient at the end; theirs is taken at the first
-norm of the last block, as the library's documentation advises, with the tokens of the patches laid out as they lie in the image.
+The map of a class is ReLU(Σ αᵏ Aᵏ): channels Aᵏ of the last features before pooling, weighted by the mean gradient αᵏ of the class
+logit. In transformers with a class token, the patches have no gradient at the end. Their maps use the output of the first norm of
+the last block, as the documentation of `grad-cam` advises, with the patch tokens arranged as in the image.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Maps(NamedTuple):
     """Grad-CAM maps of a batch.
 
     Attributes:
-        values: float32 (B, H, W): 0 where the class has the least support in the image, 1 where it has the most. All 0 where
-            no place supports the class, or all do alike, as on a single cell.
-        cells: Rows and columns of the features that they were enlarged from.
+        values: float32 (B, H, W), from 0 (least support for the class in the image) to 1 (most). All 0 if no cell supports the
+            class, or all cells do equally.
+        cells: Rows and columns of the features before enlargement.
     """
 
     values: npt.NDArray[np.float32]
@@ -42,12 +42,12 @@ class Maps(NamedTuple):
 
 
 def grad_cam(task: ClassificationTask | JointTask, image: Tensor, label: Sequence[int]) -> Maps:
-    """Compute the map of one class for each image, of the plain view whatever `tta` is.
+    """Compute the map of one class per image, without test-time augmentation.
 
-    Of a sigmoid head with its logit z, the maps are those of −z/2 and z/2, whose softmax are the same probabilities.
+    For a sigmoid head with logit z, the class logits are −z/2 and z/2, which have the same softmax.
 
     Args:
-        task: with its weights; left in evaluation mode, its parameters as they were.
+        task: network, in evaluation mode afterwards.
         image: float32 (B, 3, H, W), RGB in [0, 1].
         label: B classes.
 
@@ -59,9 +59,9 @@ def grad_cam(task: ClassificationTask | JointTask, image: Tensor, label: Sequenc
     if isinstance(task, JointTask):
         image, height, width = task.segmenter.pad(image)
     layer = classifier.layer()
-    with _still(task):
-        # first of the layer's hooks: the graph begins here, so that the way back is through the head alone
-        cut = layer.register_forward_hook(lambda module, given, found: found.detach().requires_grad_())
+    with _without_gradients(task):
+        # This hook is the first of the layer. It cuts the graph, so that the backward pass runs through the head only.
+        cut = layer.register_forward_hook(lambda module, inputs, output: output.detach().requires_grad_())
         cam = GradCAM(classifier, [layer], reshape_transform=classifier.lay_out)
         try:
             values = cam(image, [ClassifierOutputTarget(number) for number in label])
@@ -73,7 +73,7 @@ def grad_cam(task: ClassificationTask | JointTask, image: Tensor, label: Sequenc
 
 
 class _Classifier(nn.Module):
-    """A task's way from images (B, 3, H, W) to logits of classes (B, C), its last features passing through `last`."""
+    """Classifier of a task, with the last features passing through `last`."""
 
     def __init__(self, task: ClassificationTask | JointTask) -> None:
         super().__init__()
@@ -82,7 +82,8 @@ class _Classifier(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         task, image = self.task, self.task.normalise(image)
         if isinstance(task, JointTask):
-            model: Any = task.segmenter.model  # the decoder has no part in the classes
+            # The class head does not use the decoder.
+            model: Any = task.segmenter.model
             return model.classification_head(self.last(model.encoder(image)[-1]))
         backbone: Any = task.backbone
         if not hasattr(backbone, "forward_head"):
@@ -91,7 +92,7 @@ class _Classifier(nn.Module):
         return logits - logits.mean(1, keepdim=True) if task.hparams["head"] == "sigmoid" else logits
 
     def layer(self) -> nn.Module:
-        """Return the module whose output the maps are made of."""
+        """Return the layer of the maps."""
         backbone: Any = getattr(self.task, "backbone", None)
         if getattr(backbone, "global_pool", None) != "token":
             return self.last
@@ -101,7 +102,7 @@ class _Classifier(nn.Module):
             raise self._unknown("it pools a token, and has no blocks with a first norm") from error
 
     def lay_out(self, features: Tensor) -> Tensor:
-        """Features, as the layer gives them, to (B, C, rows, columns)."""
+        """Arrange the features of the layer as (B, C, rows, columns)."""
         backbone = getattr(self.task, "backbone", None)
         if features.ndim == 4:
             return features.permute(0, 3, 1, 2) if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else features
@@ -118,13 +119,13 @@ class _Classifier(nn.Module):
 
 
 @contextlib.contextmanager
-def _still(task: nn.Module) -> Iterator[None]:
-    """Let no parameter have a gradient meanwhile: none is needed, and they would be kept in memory."""
-    learning = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    for parameter in learning:
+def _without_gradients(task: nn.Module) -> Iterator[None]:
+    """Disable the gradients of parameters, which would only take memory."""
+    trainable = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)

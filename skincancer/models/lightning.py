@@ -1,4 +1,4 @@
-"""Lightning settings that every use of a model shares."""
+"""Lightning settings and plugins of all verbs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pytorch_lightning.plugins import LayerSync
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-# what Lightning says about choices that are made here on purpose
+# Warnings of Lightning about choices that are intended here.
 _INTENDED = (
-    "The '.*' does not have many workers",  # the store is mapped: batches are gathered, not decoded
-    "The number of training batches",  # small data sets: we log once an epoch
-    "You're using the WeightAveraging callback",  # loading the averaged weights for test is what is wanted
-    "It is recommended to use `self.log",  # every rank computes from the same gathered table
+    "The '.*' does not have many workers",  # the store is memory-mapped, so batches are not decoded
+    "The number of training batches",  # small data sets log once per epoch
+    "You're using the WeightAveraging callback",  # tests use the averaged weights
+    "It is recommended to use `self.log",  # every rank computes metrics from the same gathered table
     "Found .* module\\(s\\) in eval mode at the start of training",  # frozen BatchNorm
     "Checkpoint directory .* exists and is not empty",  # a resumed run
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # inside Lightning
@@ -26,7 +26,7 @@ _INTENDED = (
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's tips and the warnings about choices made here on purpose; errors and other warnings stay."""
+    """Hide tips of Lightning and warnings about intended choices."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Its only information is which rank exited with an error.
@@ -38,7 +38,7 @@ def quiet_lightning() -> None:
 class OwnSignals(Callback):
     """Restore the SIGTERM handler of before the Trainer.
 
-    Lightning's handler calls a collective operation, which waits until the time-out when other ranks do not call it.
+    Lightning's handler calls a collective operation, which waits until the time-out if other ranks do not call it.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,10 @@ class OwnSignals(Callback):
 
 
 class SyncBatchNorm(LayerSync):
-    """Convert BatchNorm layers of torch and timm. Lightning's own plugin drops the activations of timm's layers."""
+    """Convert BatchNorm layers of torch and timm.
+
+    Lightning's own plugin drops the activations of timm's layers.
+    """
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Convert before training. Parameters, buffers and their names stay."""

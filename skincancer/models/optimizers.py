@@ -1,34 +1,35 @@
-"""Optimisers and learning-rate schedules by name. torch is imported inside, so that config checks names in milliseconds."""
+"""Optimisers and learning-rate schedules by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch.nn import Parameter
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
+from torch.nn import Parameter
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
 
 
 def adam(parameters: Sequence[Parameter], options: Mapping[str, Any]) -> Optimizer:
-    """Adam (Kingma and Ba 2015); `weight_decay` is an L2 penalty."""
-    from torch.optim import Adam
-
+    """Return Adam (Kingma and Ba 2015), with `weight_decay` as an L2 penalty."""
     return Adam(parameters, lr=options["lr"], weight_decay=options["weight_decay"])
 
 
 def adamw(parameters: Sequence[Parameter], options: Mapping[str, Any]) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); `weight_decay` is decoupled."""
-    from torch.optim import AdamW
-
+    """Return AdamW (Loshchilov and Hutter 2019), with decoupled `weight_decay`."""
     return AdamW(parameters, lr=options["lr"], weight_decay=options["weight_decay"])
 
 
 def sgd(parameters: Sequence[Parameter], options: Mapping[str, Any]) -> Optimizer:
-    """SGD with Nesterov momentum, where momentum is above 0."""
-    from torch.optim import SGD
-
+    """Return SGD, with Nesterov momentum if `momentum` is above 0."""
     momentum = options["momentum"]
     return SGD(
         parameters, lr=options["lr"], momentum=momentum, weight_decay=options["weight_decay"], nesterov=momentum > 0
@@ -41,16 +42,15 @@ OPTIMIZERS: dict[str, Callable[[Sequence[Parameter], Mapping[str, Any]], Optimiz
 
 
 def constant(optimizer: Optimizer, options: Mapping[str, Any], steps: int, epochs: int) -> LRScheduler:
-    """The learning rate as given, from start to end."""
-    from torch.optim.lr_scheduler import ConstantLR
-
+    """Keep the learning rate constant."""
     return ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
 def cosine(optimizer: Optimizer, options: Mapping[str, Any], steps: int, epochs: int) -> LRScheduler:
-    """Linear warm-up over `warmup_epochs`, then half a cosine down to 0 (Loshchilov and Hutter 2017, without restarts)."""
-    from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+    """Warm up linearly over `warmup_epochs`, then follow half a cosine to 0.
 
+    Loshchilov and Hutter 2017, without restarts.
+    """
     warmup = round(options["warmup_epochs"] * steps / epochs)
     down = CosineAnnealingLR(optimizer, T_max=max(1, steps - warmup))
     if not warmup:
@@ -60,20 +60,19 @@ def cosine(optimizer: Optimizer, options: Mapping[str, Any], steps: int, epochs:
 
 
 def one_cycle(optimizer: Optimizer, options: Mapping[str, Any], steps: int, epochs: int) -> LRScheduler:
-    """One cycle up to `lr` and down again (Smith and Topin 2018); momentum, or Adam's beta1, in opposition: 0.95 to 0.85 and back."""
-    from torch.optim.lr_scheduler import OneCycleLR
+    """Raise the learning rate to `lr` and lower it again (Smith and Topin 2018).
 
+    Momentum, or Adam's beta1, moves from 0.95 to 0.85 and back.
+    """
     return OneCycleLR(optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=steps)
 
 
 def step(optimizer: Optimizer, options: Mapping[str, Any], steps: int, epochs: int) -> LRScheduler:
-    """Times `gamma` after every `step_epochs` epochs."""
-    from torch.optim.lr_scheduler import StepLR
-
+    """Multiply the learning rate by `gamma` after every `step_epochs` epochs."""
     return StepLR(optimizer, step_size=max(1, round(options["step_epochs"] * steps / epochs)), gamma=options["gamma"])
 
 
-# each steps once an optimiser step; `steps` and `epochs` are those of the whole run
+# Schedules step once per optimiser step. `steps` and `epochs` count the whole run.
 SCHEDULES: dict[str, Callable[[Optimizer, Mapping[str, Any], int, int], LRScheduler]] = {
     "constant": constant, "cosine": cosine, "one_cycle": one_cycle, "step": step,
 }  # fmt: skip

@@ -21,7 +21,7 @@ from skincancer.metrics.names import MASK_METRICS, MASK_PREFIX
 from skincancer.metrics.prediction_files import DIGITS, predictions_table, read_predictions, read_scores
 from skincancer.metrics.segmentation import mean_metrics
 from skincancer.metrics.subgroups import ATTRIBUTES, SMALLEST, subgroup_table
-from skincancer.models.segmenters import OWN_LOSSES
+from skincancer.models.names import OWN_LOSSES
 from skincancer.models.tasks.classification import ClassificationTask, Predictions
 from skincancer.models.tasks.joint import JointPredictions, JointTask
 from skincancer.models.tasks.segmentation import MaskPredictions, SegmentationTask

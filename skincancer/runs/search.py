@@ -77,6 +77,12 @@ def runs_by_id(store: RunStore, run_ids: Sequence[str]) -> list[MlflowRun]:
     return runs
 
 
+def search_runs(store: RunStore, conditions: Sequence[str]) -> Iterator[MlflowRun]:
+    """Yield the FINISHED runs of a store that meet conditions of MLflow's filter language, the newest first."""
+    groups = [group.experiment_id for group in store.client.search_experiments()]
+    return _search(store, groups, ["attributes.status = 'FINISHED'", *conditions])
+
+
 def _search(store: RunStore, groups: Sequence[str], conditions: Sequence[str]) -> Iterator[MlflowRun]:
     """Yield runs, the newest first."""
     token: str | None = None

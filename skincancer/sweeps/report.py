@@ -28,7 +28,7 @@ from skincancer.runs.lifecycle import RunWriter, silent_seconds, start_run
 from skincancer.runs.store import RunStore
 from skincancer.sweeps.figures import sweep_figures
 from skincancer.sweeps.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts_towards_total
-from skincancer.system.console import make_table
+from skincancer.system.console import is_live, make_table
 from skincancer.system.credentials import shown
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive
@@ -103,7 +103,7 @@ class SweepRecord:
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             live = None
-            if self.console.is_terminal:
+            if is_live(self.console):
                 live = stack.enter_context(Live(console=self.console, auto_refresh=False, transient=True))
 
             def tick() -> None:

@@ -30,12 +30,19 @@ _PIPE_WIDTH = 10_000
 def make_console(stderr: bool = False) -> Console:
     """Return a console for standard output or error.
 
-    In a pipe the width is $COLUMNS if the variable is set.
+    In a pipe the width is $COLUMNS if the variable is set. In a notebook the console writes HTML.
     """
+    if (notebook := Console(stderr=stderr, highlight=False)).is_jupyter:
+        return notebook
     stream = sys.stderr if stderr else sys.stdout
     columns = os.environ.get("COLUMNS", "")
     width = None if stream.isatty() else int(columns) if columns.isdecimal() and int(columns) else _PIPE_WIDTH
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+
+def is_live(console: Console) -> bool:
+    """Return whether output can be redrawn, as in a terminal or a notebook."""
+    return console.is_terminal or console.is_jupyter
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Table:
@@ -56,7 +63,7 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 
 def warn(console: Console, title: str, text: str) -> None:
     """Print a warning: a box, or lines with `!!!` in a pipe."""
-    if console.is_terminal:
+    if is_live(console):
         console.print(Panel(Text(text), title=Text(title), border_style="bold yellow", title_align="left"))
     else:
         lines = "\n".join(f"!!! {line}" for line in [title, *text.splitlines()])
@@ -69,7 +76,7 @@ def progress_bars(console: Console) -> Iterator[Callable[[str], Callable[[int, i
 
     In a pipe only the end of each task is printed.
     """
-    if not console.is_terminal:
+    if not is_live(console):
 
         def plain(title: str) -> Callable[[int, int], None]:
             def update(done: int, total: int) -> None:

@@ -15,13 +15,13 @@ from skincancer.errors import DataError
 from skincancer.inference.classical_model import ClassicalModel, compute_deep_features
 from skincancer.models.classical import fit_pipeline, save_pipeline
 from skincancer.models.deep_features import DeepFeatures, first_backbone
-from skincancer.models.weights import Loaded
+from skincancer.models.weights import LoadedWeights
 from skincancer.runs.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT
 from skincancer.schema import Experiment
 
 
 @dataclass(frozen=True)
-class Inputs:
+class ClassicalInputs:
     """What a classical classifier learns from.
 
     `features` has a row an image of the data; `measured` is the table of hand-made ones, or else
@@ -31,7 +31,7 @@ class Inputs:
     features: pd.DataFrame
     measured: FeatureTable | None = None
     backbone: DeepFeatures | None = None
-    loaded: Loaded | None = None
+    loaded: LoadedWeights | None = None
 
     @property
     def source(self) -> str:
@@ -41,7 +41,7 @@ class Inputs:
 
 def find_inputs(
     experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None, checkpoint: Path | None = None
-) -> Inputs:
+) -> ClassicalInputs:
     """Take the hand-made features of the data, or ask the backbone for its own, or open what it has said.
 
     Raises:
@@ -51,9 +51,10 @@ def find_inputs(
     _check_lesions(experiment, data)
     if experiment.model.is_hand_made:
         assert data.features is not None, "they were asked for"
-        return Inputs(data.features.columns(experiment.model.classical.features), data.features)
+        return ClassicalInputs(data.features.columns(experiment.model.classical.features), data.features)
     backbone, loaded = first_backbone(experiment, checkpoint)
-    return Inputs(compute_deep_features(backbone, data, experiment.data.batch_size, progress), None, backbone, loaded)
+    features = compute_deep_features(backbone, data, experiment.data.batch_size, progress)
+    return ClassicalInputs(features, None, backbone, loaded)
 
 
 def _check_lesions(experiment: Experiment, data: PreparedData) -> None:
@@ -66,7 +67,7 @@ def _check_lesions(experiment: Experiment, data: PreparedData) -> None:
         )
 
 
-def fit_classifier(experiment: Experiment, data: PreparedData, inputs: Inputs, folder: Path) -> ClassicalModel:
+def fit_classifier(experiment: Experiment, data: PreparedData, inputs: ClassicalInputs, folder: Path) -> ClassicalModel:
     """Fit on the training part; write the model's files into the run's folder, and return it as it will be read from there.
 
     Args:

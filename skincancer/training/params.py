@@ -9,12 +9,12 @@ from skincancer.imaging.cleaning.steps import describe_clean
 from skincancer.imaging.features.families import WORKING_SIDE
 from skincancer.reports.task_outputs import Outcome
 from skincancer.schema import DEEP, OF_CLASSIFIERS, Experiment, segmenter_run
-from skincancer.training.classical import Inputs
+from skincancer.training.classical import ClassicalInputs
 from skincancer.training.launch import count_ranks
 
 
 def fit_params(
-    experiment: Experiment, data: PreparedData, outcome: Outcome, inputs: Inputs | None, weights: str
+    experiment: Experiment, data: PreparedData, outcome: Outcome, inputs: ClassicalInputs | None, weights: str
 ) -> dict[str, Any]:
     """Return the params of a fit.
 
@@ -49,7 +49,7 @@ def _network_params(e: Experiment, outcome: Outcome, together: int) -> dict[str,
     }  # fmt: skip
 
 
-def _classical_params(e: Experiment, data: PreparedData, inputs: Inputs) -> dict[str, Any]:
+def _classical_params(e: Experiment, data: PreparedData, inputs: ClassicalInputs) -> dict[str, Any]:
     """Return the features, the classifier's own hyper-parameters, and how many images were measured in whose masks."""
     options = e.model.classical
     own = {key: getattr(options, key) for key, owner in OF_CLASSIFIERS.items() if owner == e.model.classifier}

@@ -26,7 +26,7 @@ from skincancer.errors import RunError
 from skincancer.inference import serving
 from skincancer.metrics.names import best_name, epoch_columns
 from skincancer.metrics.prediction_files import write_predictions
-from skincancer.models.weights import Loaded
+from skincancer.models.weights import LoadedWeights
 from skincancer.reports.error_analysis import attention_means, explain_run, read_attention, write_errors
 from skincancer.reports.fit_report import write_report
 from skincancer.reports.task_outputs import OUTCOMES, Outcome, write_subgroups
@@ -43,7 +43,7 @@ from skincancer.system.interrupts import uninterrupted
 from skincancer.system.launcher import is_rank_zero
 from skincancer.system.provenance import environment_text, model_requirements
 from skincancer.training.callbacks import EpochRecord, EpochReporter
-from skincancer.training.classical import Inputs
+from skincancer.training.classical import ClassicalInputs
 from skincancer.training.params import fit_params
 from skincancer.visualization.classification import learning_curves
 from skincancer.visualization.style import save
@@ -75,7 +75,7 @@ class FitRecorder:
         self.intervals = pd.DataFrame()
         self.tested = (0, 0)
         self.epochs = pd.DataFrame()
-        self.inputs: Inputs | None = None  # of a classical classifier
+        self.inputs: ClassicalInputs | None = None  # of a classical classifier
 
     @cached_property
     def audited(self) -> str:
@@ -126,7 +126,7 @@ class FitRecorder:
                 "these masks are better than those of new images. Train it on the same --data.split and --data.split_seed.",
             )  # fmt: skip
 
-    def tell_features(self, inputs: Inputs) -> None:
+    def tell_features(self, inputs: ClassicalInputs) -> None:
         """Say what a classical classifier learns from, and whose masks its features were measured in."""
         self.inputs, model = inputs, self.experiment.model
         learned = f"{model.classifier} on {inputs.features.shape[1]} features"
@@ -141,7 +141,7 @@ class FitRecorder:
         if unlikely := inputs.measured.describe_unlikely():
             self.console.print(Text(unlikely))
 
-    def tell_weights(self, loaded: Loaded, network: str = "") -> None:
+    def tell_weights(self, loaded: LoadedWeights, network: str = "") -> None:
         """Say where the weights came from; loudly where ImageNet's could not be had.
 
         Args:

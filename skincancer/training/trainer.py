@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -31,7 +30,7 @@ from skincancer.runs.finished import weights_file
 from skincancer.runs.lifecycle import has_checkpoint
 from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment, TrainerConfig
-from skincancer.system.console import progress_bars, warn
+from skincancer.system.console import is_live, progress_bars, warn
 from skincancer.training.callbacks import EpochBars, EpochRecord, ReportToSweep, averaging_note
 from skincancer.training.checkpoints import best_checkpoint, export_best
 from skincancer.training.classical import find_inputs, fit_classifier
@@ -153,7 +152,7 @@ def fit_network(
         datamodule = _build_datamodule(experiment, data)
         record = EpochRecord(run)
         reports = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
-        trainer = build_trainer(experiment, recorder.folder, [record, *reports], progress_bar=sys.stdout.isatty())
+        trainer = build_trainer(experiment, recorder.folder, [record, *reports], progress_bar=is_live(recorder.console))
         if run:
             _warn_of_averaging(experiment, datamodule, recorder)
         last = recorder.folder / LAST_CHECKPOINT

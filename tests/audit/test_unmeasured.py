@@ -46,7 +46,7 @@ def test_unusable_masks_are_listed_in_one_error(broken):
     assert prepare_data(config, jobs=1).dropped.empty, "a run without masks ignores broken masks"
     (broken / "i02.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"3 of 40 images of csv cannot be used") as caught:
-        prepare_data(config, TruthOrOtsu(), jobs=1, hand_made=True)
+        prepare_data(config, TruthOrOtsu(), jobs=1, hand_crafted=True)
     lines = str(caught.value).splitlines()
     assert len(lines) == 5
     for image_id, reason in {**REASONS, "i02": "i02.png is not an image"}.items():
@@ -110,6 +110,6 @@ def test_fit_on_one_image_fails(single, store, capsys):
 
 def test_features_of_one_image_are_measured_without_a_split(single, broken):
     config = DataConfig(dataset="csv", root=str(broken), size=16)
-    prepared = prepare_data(config, TruthOrOtsu(), jobs=1, hand_made=True, whole=True)
+    prepared = prepare_data(config, TruthOrOtsu(), jobs=1, hand_crafted=True, whole=True)
     assert prepared.features.table["masks"].tolist() == ["truth"]
     assert prepared.features.columns(["abcd", "lbp"]).notna().all(axis=None)

@@ -111,5 +111,5 @@ def test_audit_is_printed_if_its_verdict_cannot_be_saved(tmp_path, monkeypatch, 
     monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path / "cache"))
     assert prepare.main(["csv", f"--data.root={tmp_path}", "--audit", f"--out={tmp_path / 'out'}"]) == 0
     printed = capsys.readouterr().out
-    assert "fits are not told of this audit, as it cannot be kept: [Errno" in printed
+    assert "fits will not report this audit, because it cannot be saved: [Errno" in printed
     assert (tmp_path / "out/csv_audit.csv").is_file()

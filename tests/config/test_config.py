@@ -18,7 +18,7 @@ from skincancer.config.experiments import list_experiments
 from skincancer.config.resolve import resolve
 from skincancer.config.validation import NAMES, RANGES, REQUIREMENTS, RULES
 from skincancer.errors import ConfigError
-from skincancer.models.losses import MASK_LOSSES
+from skincancer.models.names import MASK_LOSSES
 from skincancer.schema import KEYS, TYPES, Experiment, TrainerConfig, flatten, unflatten
 from skincancer.system.yaml_files import dump_yaml, load_yaml
 

@@ -43,11 +43,11 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def prepared(root, table="all", masks="auto", task="classification", hand_made=False, **config):
+def prepared(root, table="all", masks="auto", task="classification", hand_crafted=False, **config):
     split = pd.DataFrame({"image_id": [], "lesion_id": [], "role": []}, dtype=str)
     source = BY_NAME[masks] if masks in BY_NAME else SegmenterMasks(Segmenter(), split)
     settings = DataConfig(dataset="csv", root=str(root / f"{table}.csv"), size=8, masks=masks, skip_bad=True, **config)
-    return prepare_data(settings, source, jobs=1, task=task, hand_made=hand_made, whole=True)
+    return prepare_data(settings, source, jobs=1, task=task, hand_crafted=hand_crafted, whole=True)
 
 
 # of commit 6ad2922: a raised FORMAT changes these keys, and nothing else may
@@ -81,7 +81,7 @@ def test_keys_of_stores(root, options, key):
     ],
 )
 def test_keys_of_feature_tables(root, options, key):
-    assert prepared(root, hand_made=True, **options).features.folder.name == key
+    assert prepared(root, hand_crafted=True, **options).features.folder.name == key
 
 
 def test_the_segmenter_is_loaded_once_for_store_and_feature_table(root, monkeypatch):
@@ -89,6 +89,6 @@ def test_the_segmenter_is_loaded_once_for_store_and_feature_table(root, monkeypa
     monkeypatch.setattr(model, "load_segmenter", lambda run, _, purpose: loads.append((run, purpose)) or Segmenter())
     (root / "split.csv").write_text("image_id,lesion_id,role\na,a,train\n")
     config = DataConfig(dataset="csv", root=str(root / "all.csv"), size=8, masks=f"run:{root}")
-    data = prepare_data(config, mask_source(config, None), jobs=1, hand_made=True, whole=True)
+    data = prepare_data(config, mask_source(config, None), jobs=1, hand_crafted=True, whole=True)
     assert loads == [(str(root), f"data.masks run:{root}")]
     assert set(data.features.table["masks"]) == {"run:0123"}

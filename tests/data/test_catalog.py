@@ -77,8 +77,8 @@ def test_finish_index_fills_sorts_and_normalises() -> None:
     ("columns", "message"),
     [
         ({"image_id": ["a", "a", "b"]}, r"1 image ids occur more than once: a\."),
-        ({"diagnosis": ["nv", "nevus", "nevus"]}, r"'nevus' of 2 images \(a, c\).*mel, nv"),
-        ({"diagnosis": ["NV", "nv", "nv"]}, r"'NV' of 1 images \(b\)"),
+        ({"diagnosis": ["nv", "nevus", "nevus"]}, r"2 images \(a, c\) is 'nevus'.*mel, nv"),
+        ({"diagnosis": ["NV", "nv", "nv"]}, r"1 images \(b\) is 'NV'"),
         ({"part": ["train", "train", "holdout"]}, r"part of image c is 'holdout'"),
         ({"age": ["40", "forty", ""]}, r"age of image a is 'forty'"),
         ({"age": ["40", "-3", ""]}, r"age of image a is '-3'"),

@@ -392,7 +392,7 @@ def test_a_listing_that_lacks_something_is_told(server, tmp_path, change, told):
         (["demo", "--download"], "demo has nothing to download"),
         (["folder", "--download"], "folder has nothing to download. Set --data.root to your folder"),
         (["csv", "--download"], "csv has nothing to download"),
-        (["ham10000", "--accept-licence"], "--accept-licence goes with --download"),
+        (["ham10000", "--accept-licence"], "--accept-licence requires --download"),
         (
             ["ham10000", "--download", "--data.root=/proc/x"],
             r"/proc/x cannot be created: /proc takes no new folder\. Use a writable folder",

@@ -98,7 +98,9 @@ def test_diameter_is_in_mm_where_the_table_knows_the_scale(few):
 @pytest.mark.parametrize("scale", ["0", "-0.1", "wide", "inf"])
 def test_a_scale_that_is_none_is_told(few, scale):
     write(few / "index.csv", "image,diagnosis,mm_per_px", f"i0.png,a,{scale}")
-    with pytest.raises(DataError, match=rf"mm_per_px of image i0 is '{scale}'; expected the pixel size in mm, above 0"):
+    with pytest.raises(
+        DataError, match=rf"mm_per_px of image i0 is '{scale}'; expected the size of a pixel in mm, above 0"
+    ):
         opened(few)
 
 
@@ -195,7 +197,7 @@ def test_prepare_features_prints_where_the_table_is(tiny_demo, capsys):
     ("flags", "told"),
     [
         (["--features", "--data.masks=mine"], "data.masks is 'mine'; it must be auto, truth, otsu, or run:RUN_ID"),
-        (["--features", "--data.crop=true"], "--features measures whole images; leave --data.crop out"),
+        (["--features", "--data.crop=true"], "--features measures whole images. Remove --data.crop"),
         (["--data.masks=otsu"], "data.masks is 'otsu'; it is for data.crop true"),
     ],
 )
@@ -223,6 +225,6 @@ def test_one_image_is_prepared_and_measured_without_a_split(tmp_path, capsys):
 def test_masks_that_are_hardly_lesions_are_told(tmp_path):
     table = pd.DataFrame({"image_id": list("abcd"), "abcd_diameter_by_longer_side": [0.05, 0.5, 1.3, np.nan]})
     told = FeatureTable(tmp_path, table).describe_unlikely()
-    assert "1 are narrower than 10% of the picture's longer side (such as a)" in told
+    assert "1 are narrower than 10% of the longer side of the image (such as a)" in told
     assert "1 reach nearly from corner to corner (such as c)" in told
     assert FeatureTable(tmp_path, table.iloc[[1, 3]]).describe_unlikely() == ""

@@ -156,22 +156,22 @@ def photograph(mode: str) -> Image.Image:
 
 def not_masks() -> dict[str, tuple[Image.Image, str]]:
     return {
-        "classes 0, 1, 2": (labels(0, 1, 2), "lesion of 2 on 0: also 1;"),
-        "a rare class": (labels(0, 1, 2, 3, share=0.004), "lesion of 3 on 0: also 1, 2;"),
-        "classes 0 to 9": (labels(*range(10), share=0.05), "lesion of 9 on 0: also 1, 2, 3"),
+        "classes 0, 1, 2": (labels(0, 1, 2), "0 and 2: also 1;"),
+        "a rare class": (labels(0, 1, 2, 3, share=0.004), "0 and 3: also 1, 2;"),
+        "classes 0 to 9": (labels(*range(10), share=0.05), "0 and 9: also 1, 2, 3"),
         "classes 0, 4, 5": (labels(0, 4, 5), "also 4;"),
-        "0, 128, 255": (labels(0, 128, 255), "lesion of 255 on 0: also 128;"),
+        "0, 128, 255": (labels(0, 128, 255), "0 and 255: also 128;"),
         "0, 1, 255": (labels(0, 1, 255), "also 1;"),
         "0, 1, 2, 255": (labels(0, 1, 2, 255), "also 1, 2;"),
         "two light greys": (grey(disc(), 160, 255), "also 160;"),
-        "16-bit classes": (Image.fromarray(np.asarray(labels(0, 1, 2)).astype(np.uint16)), "lesion of 2 on 0: also 1;"),
+        "16-bit classes": (Image.fromarray(np.asarray(labels(0, 1, 2)).astype(np.uint16)), "0 and 2: also 1;"),
         "red and green": (colours((0, 0, 0), (128, 0, 0), (0, 128, 0)), "more colours than black and one other"),
         "red on white": (colours((255, 255, 255), (255, 0, 0)), "more colours than black and one other"),
         "red on white, palette": (palette((255, 255, 255), (255, 0, 0)), "more colours than black and one other"),
         "PASCAL VOC": (palette((0, 0, 0), (224, 224, 192), (128, 0, 0)), "more colours than black and one other"),
         "red on nothing and white": (colours((0, 0, 0), (255, 255, 255), (255, 0, 0)), "more colours"),
         "a photograph": (photograph("RGB"), "more colours than black and one other"),
-        "a grey photograph": (photograph("L"), "holds more than a lesion of"),
+        "a grey photograph": (photograph("L"), "contains more values than 0 and"),
         "below zero": (Image.fromarray(disc().astype(np.int32) - 1), "below 0 or not finite"),
         "not a number": (Image.fromarray(np.where(disc(), 1, np.nan).astype(np.float32)), "below 0 or not finite"),
     }
@@ -202,7 +202,7 @@ def test_a_mask_of_classes_is_a_bad_row_of_the_store_that_names_image_and_mask(t
     index = pd.DataFrame({"image_id": ["a", "b"], "image": ["a.jpg", "b.jpg"], "mask": ["a_m.png", "b_m.png"]})
     store = open_store(index, tmp_path, tmp_path / "cache", Preprocessing(16, "stretch"), masks=True, jobs=1)
     assert store.bad["image_id"].tolist() == ["b"]
-    for text in (str(tmp_path / "b.jpg"), str(tmp_path / "b_m.png"), "lesion of 2 on 0: also 1"):
+    for text in (str(tmp_path / "b.jpg"), str(tmp_path / "b_m.png"), "0 and 2: also 1"):
         assert text in store.bad["error"].iloc[0]
     assert store.masks[0].any()
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from skincancer.data import cache as cache_module
 from skincancer.data.store import Store, open_store
 from skincancer.errors import DataError
 from skincancer.imaging import decode
@@ -110,7 +111,7 @@ def test_several_workers_keep_the_rows_in_order(root: Path, cache: Path, monkeyp
             used.append(n_jobs)
             super().__init__(n_jobs=n_jobs, **options)
 
-    monkeypatch.setattr(joblib, "Parallel", Recording)
+    monkeypatch.setattr(cache_module, "Parallel", Recording)
     index = write_images(root, 300, shape=(6, 4))
     (root / index.at[170, "image"]).write_bytes(b"broken")
     seen = []

@@ -311,7 +311,7 @@ def test_leaving_out_may_not_empty_a_class(refused, ham: Path):
     for image_id in table.loc[table["dx"] == "df", "image_id"]:
         (ham / "HAM10000_images" / f"{image_id}.jpg").write_bytes(b"")
     message = refused(*on_ham(ham), "--data.skip_bad=true")
-    assert "training part has no image of df" in message
+    assert "training set has no image of df" in message
 
 
 def test_files_of_every_kind_are_read_alike(tmp_path: Path, cache: Path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from skincancer import evaluate, fit, predict, prepare
 from skincancer.data import prepare as prepare_module
-from skincancer.data.overlap import count_seen
+from skincancer.data.overlap import count_overlap
 from skincancer.data.prepare import prepare_data
 from skincancer.data.readers import demo
 from skincancer.errors import DataError
@@ -205,8 +205,8 @@ def test_across_data_sets_only_isic_ids_are_the_same_image():
     split = pd.DataFrame(
         {"image_id": ["ISIC_1", "ISIC_2", "7"], "lesion_id": ["a", "b", "d"], "role": ["train", "val", "train"]}
     )
-    assert count_seen(index, split, same_dataset=False) == 1
-    assert count_seen(index, split, same_dataset=True) == 3, "within a data set by image and by lesion"
+    assert count_overlap(index, split, same_dataset=False) == 1
+    assert count_overlap(index, split, same_dataset=True) == 3, "within a data set by image and by lesion"
 
 
 def test_folder_without_its_split_is_refused_before_any_work(segmenter, tiny_demo, tmp_path, capsys, monkeypatch):

@@ -172,7 +172,7 @@ def test_evaluate_says_whose_masks_were_measured_in(run, tiny_demo, capsys):
 
 def test_size_of_stored_pictures_is_told_not_to_be_that_of_features():
     _, notes = resolve("svm_features", {"data.size": 96})
-    assert any("hand-made features have a size of their own" in note for note in notes)
+    assert any("hand-crafted features use a fixed image size" in note for note in notes)
     assert not any("size of their own" in note for note in resolve("svm_deep", {"data.size": 96})[1])
 
 

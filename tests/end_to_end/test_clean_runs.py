@@ -21,7 +21,7 @@ from skincancer.data.store import open_store
 from skincancer.errors import DataError
 from skincancer.imaging.cleaning import steps as steps_module
 from skincancer.imaging.cleaning.steps import STEPS, Step, clean
-from skincancer.imaging.crop import Crop, crop_box, widen
+from skincancer.imaging.crop import Crop, crop_box, widen_box
 from skincancer.imaging.decode import read_image
 from skincancer.imaging.mask_operations import mask_extent
 from skincancer.imaging.preprocessing import Preprocessing, View
@@ -139,9 +139,9 @@ def test_the_widened_box_of_an_extent_is_the_masks_own(seed):
         assert crop_box(mask, margin) is None
         return
     whole = (0, 0, mask.shape[1], mask.shape[0])
-    assert widen(extent, whole, margin) == crop_box(mask, margin)
+    assert widen_box(extent, whole, margin) == crop_box(mask, margin)
     shifted = tuple(value + 7 for value in extent)
-    moved = widen(shifted, tuple(value + 7 for value in whole), margin)
+    moved = widen_box(shifted, tuple(value + 7 for value in whole), margin)
     assert moved == tuple(value + 7 for value in crop_box(mask, margin))
 
 

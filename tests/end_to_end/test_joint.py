@@ -33,7 +33,8 @@ from skincancer.metrics.names import MASK_METRICS, METRICS, monitor_mode
 from skincancer.metrics.segmentation import mask_metrics
 from skincancer.models.decoders import Segmenter
 from skincancer.models.factory import load_task
-from skincancer.models.segmenters import ARCHITECTURES, JOINT_ARCHITECTURES, build_joint, check_segmenter
+from skincancer.models.names import ARCHITECTURES, JOINT_ARCHITECTURES
+from skincancer.models.segmenters import build_joint, check_segmenter
 from skincancer.models.tasks.base import VIEWS, turn, turn_back
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.weights import load_backbone, load_encoder
@@ -398,8 +399,8 @@ def test_evaluation_leaves_out_what_is_absent() -> None:
 @pytest.mark.parametrize(
     ("label", "has_mask", "message"),
     [
-        ([-1, -1], [True, True], "none of the 2 val images that were evaluated has a label; raise trainer.limit_val"),
-        ([0, 1], [False, False], "none of the val images that were evaluated has a mask; raise trainer.limit_val"),
+        ([-1, -1], [True, True], "none of the 2 evaluated val images has a label; raise trainer.limit_val"),
+        ([0, 1], [False, False], "none of the evaluated val images has a mask; raise trainer.limit_val"),
     ],
 )
 def test_a_validation_without_any_label_or_mask_is_told(label: list[int], has_mask: list[bool], message: str) -> None:
@@ -538,7 +539,7 @@ def test_a_part_without_masks_is_refused(partial, store, tmp_path, capsys):
     table.loc[0, "mask"] = "masks/" + Path(table.loc[0, "image"]).stem + "_segmentation.png"
     table.to_csv(tmp_path / "data/index.csv", index=False)
     assert fit.main([*JOINT, "--data.dataset=csv", f"--data.root={tmp_path / 'data'}"]) == 2
-    assert "part has no image with a mask; add masks, or choose another --data.split" in capsys.readouterr().err
+    assert "set has no image with a mask. Add masks, or use another --data.split" in capsys.readouterr().err
 
 
 def test_classes_cannot_be_sampled_where_labels_are_absent(partial, store, capsys):

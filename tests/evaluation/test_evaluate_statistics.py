@@ -97,7 +97,7 @@ def test_operating_points_refuse_invalid_input(scored):
         sensitivity_threshold(np.zeros(3, dtype=bool), [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="sensitivity must be above 0"):
         sensitivity_threshold(positive, score, 0)
-    with pytest.raises(ValueError, match=r"prevalence must be .* given 10"):
+    with pytest.raises(ValueError, match=r"prevalence must be .* got 10"):
         operating_point(positive, score, 0.5, groups, prevalence=10)
     with pytest.raises(ValueError, match="positive must be bool"):
         operating_point(positive.astype(int), score, 0.5, groups)

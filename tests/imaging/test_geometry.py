@@ -30,7 +30,7 @@ def test_boxes_by_hand(width, height, size, resize, source, target):
 
 
 def test_an_unknown_resize_is_a_programming_error():
-    with pytest.raises(ValueError, match=r"'squeeze'.*stretch, pad, crop"):
+    with pytest.raises(ValueError, match=r"'squeeze'.*stretch, pad or crop"):
         mapping(10, 10, 5, "squeeze")
 
 

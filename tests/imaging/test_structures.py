@@ -139,9 +139,9 @@ def test_structure_sheet_shows_the_structures(tiny_demo, tmp_path, capsys):
     path = tmp_path / "sheet.png"
     arguments = ["demo", f"--data.root={tiny_demo}", "--data.size=32", "--show=structures", f"--out={path}"]
     assert prepare.main(arguments) == 2
-    assert "--show structures shows what --features finds in lesions" in " ".join(capsys.readouterr().err.split())
+    assert "--show structures requires the features. Use --features" in " ".join(capsys.readouterr().err.split())
     assert prepare.main([*arguments, "--features", "--data.masks=run:abc"]) == 2
-    assert "takes --data.masks truth, otsu or auto, given run:abc" in " ".join(capsys.readouterr().err.split())
+    assert "--data.masks is run:abc; expected truth, otsu or auto" in " ".join(capsys.readouterr().err.split())
     assert prepare.main([*arguments, "--features", "--data.masks=truth"]) == 0
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet.convert("RGB")).astype(int)

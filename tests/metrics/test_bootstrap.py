@@ -146,7 +146,7 @@ def test_seed_repeats_the_table():
     [
         ({"groups": ["a"]}, "must both have shape"),
         ({"groups": ["a", None]}, "1 images have no lesion"),
-        ({"n_resamples": 0}, "n_resamples must be at least 1, given 0"),
+        ({"n_resamples": 0}, "n_resamples must be at least 1, got 0"),
         ({"level": 95}, "level must lie between 0 and 1"),
         ({"label": [0, 5]}, "labels must lie in"),
     ],

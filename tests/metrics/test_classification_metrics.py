@@ -181,7 +181,7 @@ GOOD = [[0.5, 0.5], [0.2, 0.8]]
 @pytest.mark.parametrize(
     ("label", "probability", "classes", "message"),
     [
-        ([0, 2], GOOD, ["a", "b"], r"labels must lie in 0 … 1, given 0 … 2"),
+        ([0, 2], GOOD, ["a", "b"], r"labels must lie in 0 … 1, got 0 … 2"),
         ([0, -1], GOOD, ["a", "b"], r"leave out images without label"),
         ([0.0, 1.0], GOOD, ["a", "b"], r"label must hold integers"),
         ([0, 1, 1], GOOD, ["a", "b"], r"probability must have shape \(3, 2\)"),

@@ -132,8 +132,8 @@ def test_thresholded_jaccard_keeps_the_jaccard_from_065_upwards():
 @pytest.mark.parametrize(
     ("truth", "prediction", "message"),
     [
-        (np.ones((2, 2), np.uint8), np.ones((2, 2), bool), r"truth must be bool \(H, W\).* given uint8 \(2, 2\)"),
-        (np.ones((2, 2), bool), np.ones((1, 2, 2), bool), r"prediction must be bool \(H, W\).* given bool \(1, 2, 2\)"),
+        (np.ones((2, 2), np.uint8), np.ones((2, 2), bool), r"truth must be bool \(H, W\).* got uint8 \(2, 2\)"),
+        (np.ones((2, 2), bool), np.ones((1, 2, 2), bool), r"prediction must be bool \(H, W\).* got bool \(1, 2, 2\)"),
         (np.ones((0, 2), bool), np.ones((0, 2), bool), "at least one pixel"),
         (np.ones((2, 3), bool), np.ones((3, 2), bool), r"truth has shape \(2, 3\) and prediction \(3, 2\)"),
     ],
@@ -283,7 +283,7 @@ def test_order_of_images_and_seed():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"columns": ["jaccard"]}, r"must name columns of the table, given \['jaccard'\]; it has \['dice'\]"),
+        ({"columns": ["jaccard"]}, r"must name columns of the table, got \['jaccard'\]; it has \['dice'\]"),
         ({"columns": []}, "must name columns"),
         ({"groups": ["a"]}, "must both have shape"),
         ({"level": 95}, "level must lie between 0 and 1"),

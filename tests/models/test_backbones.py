@@ -8,7 +8,6 @@ from torch import nn
 
 from skincancer.errors import ConfigError
 from skincancer.models.backbones import (
-    SMALLEST_SIZE,
     build_backbone,
     check_backbone,
     count_features,
@@ -16,6 +15,7 @@ from skincancer.models.backbones import (
     normalisation,
     stages,
 )
+from skincancer.models.names import SMALLEST_SIZE
 from skincancer.system.paths import experiments_folder
 
 TINY = ["test_efficientnet", "test_resnet", "test_vit"]
@@ -24,7 +24,7 @@ SHIPPED = sorted(
     {
         each["model"]["backbone"]
         for each in _EXPERIMENTS
-        if each["task"] == "classification" and "backbone" in each["model"]  # hand-made features have none
+        if each["task"] == "classification" and "backbone" in each["model"]  # hand-crafted features have none
     }
 )
 

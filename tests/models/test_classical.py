@@ -85,11 +85,11 @@ def test_deep_features_keep_the_scale_of_their_backbone():
     deep = dataclasses.replace(OPTIONS, features=["deep"])
     said = {
         kind: fit_pipeline("knn", options, settings, features, label, groups, 0).predict_proba(others)
-        for kind, options in {"deep": deep, "hand-made": OPTIONS}.items()
+        for kind, options in {"deep": deep, "hand-crafted": OPTIONS}.items()
     }
     plain = KNeighborsClassifier(5).fit(features, label).predict_proba(others)
     assert said["deep"] == pytest.approx((5 * plain + 1 / 3) / 6)
-    assert said["hand-made"] != pytest.approx((5 * plain + 1 / 3) / 6)
+    assert said["hand-crafted"] != pytest.approx((5 * plain + 1 / 3) / 6)
 
 
 def test_random_forest_is_scikit_learns():
@@ -195,12 +195,14 @@ def test_calibration_uses_as_many_folds_as_the_rarest_class_has_lesions():
     label = np.array([0] * 12 + [1] * 6)
     groups = np.array([*range(12), 20, 20, 20, 20, 21, 22]).astype(str)
     assert len(lesion_folds(label, groups, seed=0)) == 3
-    with pytest.raises(DataError, match=r"the 1 lesions of the class with label 1 cannot be dealt"):
+    with pytest.raises(DataError, match=r"the 1 lesions of the class with label 1 are too few"):
         lesion_folds(label, np.array([*range(12), *[20] * 6]).astype(str), seed=0)
 
 
 def test_too_many_clusters_are_told():
-    with pytest.raises(ConfigError, match=r"clusters is 61, but the training images are of 60 lesions. Give fewer"):
+    with pytest.raises(
+        ConfigError, match=r"clusters is 61, but the training images are of 60 lesions. Use fewer clusters"
+    ):
         fitted("kmeans", options=dataclasses.replace(OPTIONS, clusters=61))
 
 
@@ -241,11 +243,11 @@ def test_file_that_is_no_skops_file_is_told(tmp_path):
         ("svm_features", {"augment.policy": "strong"}, "augment.policy is 'strong'; it is for networks"),
         ("svm_features", {"training.ema_decay": 0.9}, "training.ema_decay is 0.9; it is for networks"),
         ("svm_features", {"model.optimizer.lr": 0.5}, "model.optimizer.lr is 0.5; it is for networks"),
-        ("svm_features", {"model.backbone": "resnet18"}, "model.classifier is svm with hand-made features"),
+        ("svm_features", {"model.backbone": "resnet18"}, "model.classifier is svm with hand-crafted features"),
         ("svm_features", {"model.weights": "none"}, "model.weights is 'none'; it is for networks"),
         ("svm_features", {"trainer.devices": 2}, "trainer.devices is 2, trainer.num_nodes 1; svm is fitted by one process"),
         ("svm_features", {"training.monitor": "val/loss"}, "training.monitor is 'val/loss'; svm is fitted without a loss"),
-        ("svm_features", {"data.crop": True}, "data.crop is True; hand-made features are measured in masks of whole images"),
+        ("svm_features", {"data.crop": True}, "data.crop is True; hand-crafted features are measured in masks of whole images"),
         ("svm_features", {"model.classical.trees": 3}, "model.classical.trees is 3; it is for model.classifier random_forest"),
         ("svm_features", {"model.classical.C": 0.0}, "model.classical.C is 0.0; it must be above 0"),
         ("svm_features", {"model.classical.gamma": -1.0}, "model.classical.gamma is -1.0; it must be scale, or above 0"),

@@ -18,13 +18,8 @@ from skincancer.models import segmenters, weights
 from skincancer.models.backbones import build_backbone, normalisation
 from skincancer.models.decoders import FCN, Autoencoder, Segmenter, SegNet
 from skincancer.models.maskrcnn import MaskRCNN
-from skincancer.models.segmenters import (
-    ARCHITECTURES,
-    SMALLEST_BATCH,
-    build_segmenter,
-    check_segmenter,
-    encoder_normalisation,
-)
+from skincancer.models.names import ARCHITECTURES, SMALLEST_BATCH
+from skincancer.models.segmenters import build_segmenter, check_segmenter, encoder_normalisation
 from skincancer.models.weight_transfer import transfer_encoder
 from skincancer.models.weights import load_backbone, load_encoder
 
@@ -176,8 +171,8 @@ class TestCheck:
             ("deeplabv3plus", "densenet121", "do not support dilated mode.*such as resnet50"),
             ("pan", "densenet121", "do not support dilated mode.*such as resnet50"),
             ("dpt", "resnet18", "Only Timm encoders.*such as tu-vit_small_patch16_224"),
-            ("segnet", "vgg19_bn", "'vgg19_bn', but segnet takes vgg16_bn and vgg16"),
-            ("maskrcnn", "resnet18", "'resnet18', but maskrcnn takes resnet50"),
+            ("segnet", "vgg19_bn", "'vgg19_bn'; segnet takes vgg16_bn and vgg16"),
+            ("maskrcnn", "resnet18", "'resnet18'; maskrcnn takes resnet50"),
             ("unetplusplus", "mit_b0", "mit_b0"),
             ("unet", "tu-test_vit", "Unsupported model downsampling pattern.*such as resnet34"),
             ("dpt", "tu-vit_small_patch14_dinov2", "at 224 px.*broadcast"),

@@ -447,7 +447,7 @@ def test_a_torch_file_without_a_state_dict(tmp_path: Path, content: object) -> N
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"nowhere\.pt'?, which is no file. Give auto, imagenet, none, run:RUN_ID"):
+    with pytest.raises(WeightsError, match=r"nowhere\.pt'?, which is no file. Use auto, imagenet, none, run:RUN_ID"):
         load_backbone(NAME, 32, str(tmp_path / "nowhere.pt"))
     with pytest.raises(WeightsError, match="which is no file"):  # a folder
         load_backbone(NAME, 32, str(tmp_path))

@@ -1,7 +1,7 @@
-"""What every task shares: normalising, seeded steps, frozen parts, optimiser and schedule, views, the guard against NaN.
+"""Base class of tasks: normalisation, seeds, freezing, optimiser, test-time augmentation, NaN check.
 
-Random steps: everything a step draws (dropout, stochastic depth) comes from (seed, rank, epoch, batch), so that ranks differ,
-a repetition is the same, and a resumed run draws what the uninterrupted one would have drawn.
+All random numbers of a step (dropout, stochastic depth) depend on (seed, rank, epoch, batch). Ranks therefore differ, runs are
+reproducible, and a resumed run samples the same numbers as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
 from skincancer.schema import TaskKind
 
 Batch = dict[str, Any]
-View = tuple[int, tuple[int, ...]]  # quarter turns, then the axes to mirror
+# Quarter turns, then the axes to mirror.
+View = tuple[int, tuple[int, ...]]
 
 _FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
-# A dermoscope has no up and no left: all eight views are the same lesion.
+# A dermoscope has no fixed orientation, so all eight views show the same lesion.
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": ((0, ()),),
     "flips": tuple((0, axes) for axes in _FLIPS),
@@ -33,7 +34,7 @@ VIEWS: dict[str, tuple[View, ...]] = {
 
 
 def turn(image: Tensor, view: View) -> Tensor:
-    """Return images (B, C, H, W) as a view shows them; W and H change places with a quarter turn."""
+    """Return a view of images (B, C, H, W)."""
     turns, axes = view
     return image.rot90(turns, (2, 3)).flip(axes) if turns else image.flip(axes) if axes else image
 
@@ -45,7 +46,7 @@ def turn_back(image: Tensor, view: View) -> Tensor:
 
 
 class Normalise(nn.Module):
-    """First layer of a model: RGB in [0, 1] to the scale of its weights."""
+    """First layer of a model, from RGB in [0, 1] to normalised values."""
 
     mean: Tensor
     std: Tensor
@@ -56,19 +57,19 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) to the same shape."""
+        """Normalise images (B, 3, H, W)."""
         return (image - self.mean) / self.std
 
 
 class Task(pl.LightningModule, ABC):
-    """Base of all tasks: optimiser and schedule, frozen parts, seeded steps, and the guard against a loss that is not finite.
+    """Base of all tasks.
 
-    A subclass builds its layers in `__init__`, keeps what `freeze` holds still in `frozen` (names of its parameters), keeps what it
-    finds on a batch of validation or test (`evaluate`), and makes `predictions` and metrics of it at the part's end (`finish`).
+    A subclass builds its layers in `__init__` and passes names of frozen parameters to `set_frozen`. `evaluate` stores the outputs
+    of a validation or test batch, and `finish` turns them into `predictions` and metrics at the end of the epoch.
 
     Attributes:
-        kind: what the model predicts.
-        classes: names in the order of the labels; none without class probabilities.
+        kind: outputs of the model.
+        classes: names in the order of the labels; empty without class probabilities.
     """
 
     kind: ClassVar[TaskKind]
@@ -87,16 +88,16 @@ class Task(pl.LightningModule, ABC):
             image: float32 (B, 3, H, W), RGB in [0, 1].
 
         Returns:
-            Lesion probabilities (B, 1, H, W) and class logits (B, C); None for what the task does not have.
+            Lesion probabilities (B, 1, H, W) and class logits (B, C). None for an output that the task does not have.
         """
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> None:
-        """Keep what the model says of a batch."""
+        """Store the outputs of a batch."""
 
     @abstractmethod
-    def finish(self, part: str) -> None:
-        """Gather what was kept of a part (val or test), set `predictions`, log `<part>/<metric>`."""
+    def finish(self, subset: str) -> None:
+        """Gather the outputs of a subset (val or test), set `predictions`, log `<subset>/<metric>`."""
 
     @property
     def in_fit(self) -> bool:
@@ -104,13 +105,13 @@ class Task(pl.LightningModule, ABC):
         return bool(self.trainer.state.fn == "fit")
 
     def evaluation_views(self) -> tuple[View, ...]:
-        """Return the views that an evaluation averages: those of `tta`, in the validation of an epoch one, at an eighth of the time."""
+        """Return the views of `tta`, but only one in the validation of epochs."""
         return VIEWS["none" if self.in_fit else self.hparams["tta"]]
 
-    def report(self, part: str, values: Mapping[str, float], shown: str) -> None:
-        """Log `<part>/<name>`; of the validation the one `shown` also stands in the progress bar."""
+    def report(self, subset: str, values: Mapping[str, float], main: str) -> None:
+        """Log `<subset>/<name>`. The progress bar also shows the validation value of `main`."""
         for name, value in values.items():
-            self.log(f"{part}/{name}", value, prog_bar=part == "val" and name == shown)
+            self.log(f"{subset}/{name}", value, prog_bar=subset == "val" and name == main)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch."""
@@ -129,14 +130,14 @@ class Task(pl.LightningModule, ABC):
         self.finish("test")
 
     def set_frozen(self, names: set[str]) -> None:
-        """Hold the parameters `names` still, and the statistics of BatchNorm layers that consist of them."""
+        """Freeze parameters, and the statistics of BatchNorm layers with frozen parameters only."""
         self.frozen = names
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name not in names)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Task:
-        """Set training mode; frozen BatchNorm layers stay in evaluation mode."""
+        """Set training mode, but leave frozen BatchNorm layers in evaluation mode."""
         super().train(mode)
         if mode and self.frozen:
             for prefix, module in self.named_modules():
@@ -146,24 +147,27 @@ class Task(pl.LightningModule, ABC):
         return self
 
     def on_train_epoch_start(self) -> None:
-        """Unfreeze when its epoch has come, also on resume."""
+        """Unfreeze from `unfreeze_epoch` on, also in a resumed run."""
         unfreeze_epoch = self.hparams["unfreeze_epoch"]
         if self.frozen and unfreeze_epoch is not None and self.current_epoch >= unfreeze_epoch:
             self.set_frozen(set())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what the step will draw."""
+        """Seed the random numbers of the step."""
         epoch, number = batch["draw"]
         torch.manual_seed(step_seed(self.hparams["seed"], MODEL_STREAM, self.global_rank, epoch, number))
 
     def guard(self, loss: Tensor) -> Tensor:
-        """Remember, without waiting for the device, the first step whose loss was not finite; look every few steps."""
+        """Record the first step with a loss that is not finite.
+
+        The record stays on the device, and is read only every `log_every_n_steps` steps.
+        """
         finite = torch.isfinite(loss.detach())
         if self._bad_step is None or self._bad_step.device != loss.device:
             self._bad_step = torch.full((), -1, device=loss.device)
         step = torch.where(finite, -1, self.global_step)
         self._bad_step = torch.where(self._bad_step >= 0, self._bad_step, step)
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by its logger connector
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by the logger connector
             self.stop_if_not_finite()
         return loss
 
@@ -171,7 +175,7 @@ class Task(pl.LightningModule, ABC):
         """Stop the run if a loss was NaN or infinite.
 
         Raises:
-            RunError: names the step and what to try.
+            RunError: names the step and a remedy.
         """
         bad = -1 if self._bad_step is None else int(self._bad_step)
         if bad >= 0:
@@ -180,15 +184,15 @@ class Task(pl.LightningModule, ABC):
                 "--model.optimizer.lr, set --trainer.gradient_clip_val 1, or use --trainer.precision 32."
             )
 
-    def gather(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Join the tensors of all batches and all ranks, sorted by the first, the index of the image.
+    def gather(self, batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Join the tensors of all batches and all ranks, sorted by the first tensor.
 
-        Every rank gets the same and computes the same numbers from it: no reduction, no padding, no duplicates.
+        Every rank gets all images once and computes the same metrics, without reduction or padding.
 
         Args:
-            parts: a tuple of tensors a batch, each with a row an image.
+            batches: tensors of each batch, one row per image. The first is the index of the image.
         """
-        joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        joined = [torch.cat(tensors) for tensors in zip(*batches, strict=True)]
         if self.trainer.world_size > 1:
             gathered: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(gathered, joined)
@@ -197,9 +201,9 @@ class Task(pl.LightningModule, ABC):
         return [tensor[order] for tensor in joined]
 
     def configure_optimizers(self) -> Any:
-        """Build optimiser and schedule by name; the schedule moves once an optimiser step."""
-        learn_later = self.hparams["unfreeze_epoch"] is not None
-        parameters = [p for p in self.parameters() if p.requires_grad or learn_later]
+        """Build optimiser and schedule. The schedule steps once per optimiser step."""
+        unfreezes = self.hparams["unfreeze_epoch"] is not None
+        parameters = [p for p in self.parameters() if p.requires_grad or unfreezes]
         options = self.hparams["optimizer"]
         optimizer = OPTIMIZERS[options["name"]](parameters, options)
         schedule = self.hparams["schedule"]

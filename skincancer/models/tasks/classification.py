@@ -1,4 +1,4 @@
-"""What tasks with class logits share: the loss over labelled images, and at the end of a part predictions with their metrics."""
+"""Classification: base of all tasks with class logits, and the classification task."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from skincancer.schema import TASKS
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of the classes of a part: sorted by index, one row an image.
+    """Class predictions of a subset, one row per image, sorted by index.
 
-    `index` int64 (N,), rows of the index table; `label` int64 (N,), −1 where absent; `logits` float32 (N, C); `probability`
-    float64 (N, C); `loss` the training loss over the labelled images.
+    Attributes:
+        index: int64 (N,), rows of the index table.
+        label: int64 (N,), −1 if absent.
+        logits: float32 (N, C).
+        probability: float64 (N, C).
+        loss: training loss over the labelled images.
     """
 
     index: np.ndarray
@@ -34,17 +38,18 @@ class Predictions:
 
 
 class Classifying(Task):
-    """A task whose model gives logits of classes; a subclass sets `classes` and calls `configure_class_loss`."""
+    """Task with class logits. A subclass sets `classes` and calls `configure_class_loss`."""
 
     class_weights: Tensor | None
-    needs_labels = True  # False for who keeps its own labels, such as those of other classes, and its own metrics
+    # Callers that compute their own metrics, such as for data with other classes, set this to False.
+    needs_labels = True
 
     def __init__(self) -> None:
         super().__init__()
         self._logits: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def configure_class_loss(self) -> None:
-        """Build the loss; class weights are no part of a checkpoint, so that its weights load whatever the loss."""
+        """Build the loss. Checkpoints omit class weights, to load with any loss."""
         options = self.hparams["loss"]
         self.class_loss = LOSSES[options["name"]](options)
         weights = self.hparams["class_weights"]
@@ -52,16 +57,17 @@ class Classifying(Task):
         self.register_buffer("class_weights", tensor, persistent=False)
 
     def keep_logits(self, batch: Batch, logits: Tensor) -> None:
-        """Keep the class logits (B, C) of a batch."""
+        """Store the class logits (B, C) of a batch."""
         self._logits.append((batch["index"].cpu(), batch["label"].cpu(), logits.float().cpu()))
 
-    def finish_classes(self, part: str) -> tuple[Predictions, dict[str, float]]:
-        """Gather what was kept of a part (val or test); return it, and the metrics of its labelled images, if there are any.
+    def finish_classes(self, subset: str) -> tuple[Predictions, dict[str, float]]:
+        """Return predictions of a subset (val or test), and metrics of labelled images.
 
         Raises:
-            RunError: the model gives NaN, or no image has a label where labels are needed.
+            RunError: the model returns NaN, or no image has a label although labels are needed.
         """
-        self.stop_if_not_finite()  # a loss that was not finite is told with its own step, before its consequences
+        # The message about the loss names its step, so it comes before messages about consequences.
+        self.stop_if_not_finite()
         index, label, logits = self.gather(self._logits)
         self._logits.clear()
         weights = None if self.class_weights is None else self.class_weights.cpu()
@@ -69,7 +75,7 @@ class Classifying(Task):
         probability = torch.softmax(logits.double(), dim=1).numpy()
         if not np.isfinite(probability).all():
             raise RunError(
-                f"the model gives NaN on the {part} images after step {self.global_step}; lower --model.optimizer.lr"
+                f"the model returns NaN on the {subset} images after step {self.global_step}; lower --model.optimizer.lr"
             )
         labelled = (label >= 0).numpy()
         metrics: dict[str, float] = {}
@@ -77,53 +83,38 @@ class Classifying(Task):
             metrics = classification_metrics(label.numpy()[labelled], probability[labelled], self.classes)
         elif self.needs_labels:
             raise RunError(
-                f"none of the {len(label)} {part} images that were evaluated has a label; raise trainer.limit_{part}_batches."
+                f"none of the {len(label)} evaluated {subset} images has a label; raise trainer.limit_{subset}_batches."
             )
         return Predictions(index.numpy(), label.numpy(), logits.numpy(), probability, loss), metrics
 
 
 class ClassificationTask(Classifying):
-    """A timm backbone with a new head, trained on labels.
+    """timm backbone with a new head, trained on labels.
 
     Args:
         backbone: timm's name.
         size: image side, px.
         classes: names, in the order of the labels.
-        dropout: before the classifying layer (and before the hidden one, where there is one).
-        head: softmax, or sigmoid for two classes: one logit z, given out as the two logits (0, z).
+        dropout: probability before each linear layer of the head.
+        head: softmax, or sigmoid for two classes: one logit z, returned as the two logits (0, z).
         head_hidden: units of a hidden layer; 0 for none.
         freeze: none, all, or a number of stages.
-        unfreeze_epoch: from when everything learns; None for never.
-        loss, optimizer, schedule: the sections of the config, as dicts.
-        class_weights: one a class, or None.
-        tta: views of an image whose logits `predict` averages: none, flips or d4.
+        unfreeze_epoch: epoch from which all layers are trained; None for never.
+        loss, optimizer, schedule: sections of the config, as dicts.
+        class_weights: one weight per class.
+        tta: averaged views of an image: none, flips or d4.
         channels_last: NHWC memory format.
-        seed: of the steps.
-        module: a built backbone with its weights; None builds one with random weights (a checkpoint will fill it).
+        seed: seed of the random numbers of steps.
+        module: backbone with weights; None builds a backbone with random weights, for a checkpoint to fill.
     """
 
     kind = TASKS["classification"]
 
     def __init__(
-        self,
-        *,
-        backbone: str,
-        size: int,
-        classes: Sequence[str],
-        dropout: float,
-        head: str,
-        head_hidden: int,
-        freeze: str,
-        unfreeze_epoch: int | None,
-        loss: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        schedule: Mapping[str, Any],
-        class_weights: Sequence[float] | None,
-        tta: str,
-        channels_last: bool,
-        seed: int,
-        module: nn.Module | None = None,
-    ) -> None:
+        self, *, backbone: str, size: int, classes: Sequence[str], dropout: float, head: str, head_hidden: int, freeze: str,
+        unfreeze_epoch: int | None, loss: Mapping[str, Any], optimizer: Mapping[str, Any], schedule: Mapping[str, Any],
+        class_weights: Sequence[float] | None, tta: str, channels_last: bool, seed: int, module: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.save_hyperparameters(ignore=["module"], logger=False)
         mean, std = normalisation(backbone)
@@ -144,11 +135,11 @@ class ClassificationTask(Classifying):
         self.predictions: Predictions | None = None
 
     def forward(self, image: Tensor) -> Tensor:
-        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits (B, C)."""
+        """Map images (B, 3, H, W), RGB in [0, 1], to logits (B, C)."""
         return self.classify(self.backbone(self.normalise(image)))
 
     def classify(self, features: Tensor) -> Tensor:
-        """Pooled features (B, F) of the backbone to logits (B, C)."""
+        """Map pooled features (B, F) of the backbone to logits (B, C)."""
         logits = self.head(features)
         if self.hparams["head"] == "sigmoid":
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
@@ -166,10 +157,10 @@ class ClassificationTask(Classifying):
         return self.guard(self.class_loss(self(batch["image"]), batch["label"], self.class_weights))
 
     def evaluate(self, batch: Batch) -> None:
-        """Keep the logits of a batch."""
+        """Store the logits of a batch."""
         self.keep_logits(batch, self._averaged(batch["image"], self.evaluation_views()))
 
-    def finish(self, part: str) -> None:
-        """Gather what was kept of a part (val or test), set `predictions`, log `<part>/<metric>`."""
-        self.predictions, metrics = self.finish_classes(part)
-        self.report(part, {"loss": self.predictions.loss, **metrics}, shown="balanced_accuracy")
+    def finish(self, subset: str) -> None:
+        """Set `predictions` of a subset (val or test), and log `<subset>/<metric>`."""
+        self.predictions, metrics = self.finish_classes(subset)
+        self.report(subset, {"loss": self.predictions.loss, **metrics}, main="balanced_accuracy")

@@ -1,4 +1,4 @@
-"""The joint task: mask and class of an image from one pass through one encoder."""
+"""Joint task: mask and class of an image from one encoder."""
 
 from __future__ import annotations
 
@@ -20,57 +20,35 @@ from skincancer.schema import TASKS
 
 @dataclass(frozen=True)
 class JointPredictions:
-    """What a model says of a part: of the classes and of the masks, the same images in the same order."""
+    """Class and mask predictions of the same images, in the same order."""
 
     classes: Predictions
     masks: MaskPredictions
 
 
 class JointTask(Classifying, Segmenting):
-    """A segmenter with a head for classes on its encoder, trained on masks and labels.
+    """Segmenter with a class head on its encoder, trained on masks and labels.
 
-    The loss is the mask loss, over the images of a batch that have a mask, plus `loss["class_factor"]` times the class loss, over
-    those that have a label; what a batch has none of gives 0, with a gradient of 0. Metrics of masks are logged as `mask_<metric>`.
+    The loss is the mask loss over images with a mask, plus `loss["class_factor"]` times the class loss over images with a label.
+    A batch without masks, or without labels, has a loss of 0 for them. Metrics of masks are logged as `mask_<metric>`.
 
     Args:
-        architecture: a name of `JOINT_ARCHITECTURES`.
-        backbone: its encoder.
-        size: image side, px.
+        architecture: name in `JOINT_ARCHITECTURES`.
         classes: names, in the order of the labels.
-        dropout: before the classifying layer.
-        freeze: none, or all (the whole encoder).
-        unfreeze_epoch: from when everything learns; None for never.
-        loss, optimizer, schedule: the sections of the config, as dicts.
-        class_weights: one a class, or None.
-        tta: views of an image whose logits, of masks and of classes, are averaged: none, flips or d4.
-        threshold: a pixel is lesion above this probability; None for 0.5 until `threshold` is set.
-        channels_last: NHWC memory format.
-        seed: of the steps.
-        module: a built segmenter with its weights; None builds one with random weights (a checkpoint will fill it).
+        dropout: probability before the class layer.
+        class_weights: one weight per class.
+
+    Other arguments are as in `SegmentationTask`.
     """
 
     kind = TASKS["joint"]
 
     def __init__(
-        self,
-        *,
-        architecture: str,
-        backbone: str,
-        size: int,
-        classes: Sequence[str],
-        dropout: float,
-        freeze: str,
-        unfreeze_epoch: int | None,
-        loss: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        schedule: Mapping[str, Any],
-        class_weights: Sequence[float] | None,
-        tta: str,
-        threshold: float | None,
-        channels_last: bool,
-        seed: int,
+        self, *, architecture: str, backbone: str, size: int, classes: Sequence[str], dropout: float, freeze: str,
+        unfreeze_epoch: int | None, loss: Mapping[str, Any], optimizer: Mapping[str, Any], schedule: Mapping[str, Any],
+        class_weights: Sequence[float] | None, tta: str, threshold: float | None, channels_last: bool, seed: int,
         module: JointSegmenter | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.save_hyperparameters(ignore=["module"], logger=False)
         built = module if module is not None else build_joint(architecture, backbone, size, len(classes), dropout)
@@ -80,7 +58,10 @@ class JointTask(Classifying, Segmenting):
         self.predictions: JointPredictions | None = None
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Images float32 (B, 3, H, W), RGB in [0, 1], to logits of masks (B, 1, H, W) and of classes (B, C), from one pass."""
+        """Map images to logits of masks and classes.
+
+        Float32 (B, 3, H, W), RGB in [0, 1], becomes (B, 1, H, W) and (B, C).
+        """
         masks, classes = self.segmenter(self.normalise(image))
         return masks, classes
 
@@ -90,9 +71,9 @@ class JointTask(Classifying, Segmenting):
         return masks.sigmoid(), classes
 
     def _averaged(self, image: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:
-        found = [self(turn(image, view)) for view in views]
-        masks = [turn_back(logits.float(), view) for (logits, _), view in zip(found, views, strict=True)]
-        return torch.stack(masks).mean(0), torch.stack([logits.float() for _, logits in found]).mean(0)
+        outputs = [self(turn(image, view)) for view in views]
+        masks = [turn_back(logits.float(), view) for (logits, _), view in zip(outputs, views, strict=True)]
+        return torch.stack(masks).mean(0), torch.stack([logits.float() for _, logits in outputs]).mean(0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of both losses of a batch."""
@@ -102,21 +83,21 @@ class JointTask(Classifying, Segmenting):
         return self.guard(mask_loss + self.hparams["loss"]["class_factor"] * class_loss)
 
     def evaluate(self, batch: Batch) -> None:
-        """Keep the class logits of a batch and score its masks, or search the threshold on them."""
+        """Store class logits of a batch, and score masks or search the threshold."""
         masks, classes = self._averaged(batch["image"], self.evaluation_views())
         if self.search is None:
             self.keep_logits(batch, classes)
         self.score_masks(batch, masks)
 
-    def finish(self, part: str) -> None:
-        """Gather what was kept of a part (val or test), set `predictions`, log `<part>/<metric>` and `<part>/mask_<metric>`."""
-        classes, class_metrics = self.finish_classes(part)
-        masks, mask_metrics = self.finish_masks(part)
+    def finish(self, subset: str) -> None:
+        """Set `predictions` of a subset, and log `<subset>/<metric>` and `<subset>/mask_<metric>`."""
+        classes, class_metrics = self.finish_classes(subset)
+        masks, mask_metrics = self.finish_masks(subset)
         self.predictions = JointPredictions(classes, masks)
         losses = {
             "loss": masks.loss + self.hparams["loss"]["class_factor"] * classes.loss,
             "mask_loss": masks.loss,
             "class_loss": classes.loss,
         }
-        self.report(part, {**losses, **class_metrics}, shown="balanced_accuracy")
-        self.report(part, {MASK_PREFIX + name: value for name, value in mask_metrics.items()}, shown="mask_jaccard")
+        self.report(subset, {**losses, **class_metrics}, main="balanced_accuracy")
+        self.report(subset, {MASK_PREFIX + name: value for name, value in mask_metrics.items()}, main="mask_jaccard")
