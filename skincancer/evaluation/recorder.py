@@ -104,7 +104,7 @@ class EvaluationRecorder:
             )  # fmt: skip
         if without := [run.name for run in evaluation.runs if run.fingerprints is None]:
             warn(
-                self.console, "near-duplicates cannot be found",
+                self.console, "near-duplicates are not recognised",
                 f"run {', '.join(without)} has no {artifacts.FINGERPRINTS_FILE}: copies of its training images in another encoding, size "
                 "or position are not excluded.",
             )  # fmt: skip

@@ -49,7 +49,7 @@ def test_a_table_of_two_experiments_and_three_splits(store, quiet, tmp_path, cap
             kept[name, split] = class_predictions(10 * number + n, n, 1.0 + 0.5 * number)
             finished_fit(name, kept[name, split], split=split, params={"train_images": 1000 - n})
     splits = ("80:20", "70:30", "40:60")
-    run_id = compare.compare(request_module.Request((A, B), splits, metrics=("balanced_accuracy", "auroc_macro")))
+    run_id, _ = compare.compare(request_module.Request((A, B), splits, metrics=("balanced_accuracy", "auroc_macro")))
     text = capsys.readouterr().out
     assert "SYNTHETIC" in text.upper()
     assert "experiments against each other" in text
@@ -152,7 +152,7 @@ def test_masks_are_compared_by_their_means(store, quiet, tmp_path):
     first, second = mask_predictions(0, 80, 0.8), mask_predictions(1, 80, 0.7)
     finished_fit("unet_resnet34", first, classes=())
     finished_fit("fcn_resnet50", second, classes=())
-    run_id = compare.compare(request_module.Request(("unet_resnet34", "fcn_resnet50")), console=quiet)
+    run_id, _ = compare.compare(request_module.Request(("unet_resnet34", "fcn_resnet50")), console=quiet)
     found = files(run_id, tmp_path)
     pair = pd.read_csv(found / "compare_tests.csv").iloc[0]
     assert pair["metric"] == "jaccard"
@@ -181,9 +181,9 @@ def test_runs_of_several_pages_are_found(store, monkeypatch):
 def test_explicit_runs_replace_others_and_have_distinct_names(store, quiet, tmp_path):
     old = finished_fit(A, class_predictions(1, 60, 1.0))
     new = finished_fit(A, class_predictions(2, 60, 1.0))
-    run_id = compare.compare(request_module.Request((A,), runs=(old,)), console=quiet)
+    run_id, _ = compare.compare(request_module.Request((A,), runs=(old,)), console=quiet)
     assert connect(None).get_run(run_id).data.tags["compared_runs"] == old
-    run_id = compare.compare(request_module.Request(runs=(old, new)), console=quiet)
+    run_id, _ = compare.compare(request_module.Request(runs=(old, new)), console=quiet)
     table = pd.read_csv(files(run_id, tmp_path) / "compare.csv")
     assert list(table["experiment"]) == [f"{A} {old[:8]}", f"{A} {new[:8]}"]
 
@@ -345,7 +345,7 @@ def test_names_are_escaped(store, quiet, tmp_path):
     path = tmp_path / '<b>a, "b" & é_$x.yaml'
     path.write_text("task: classification\n")
     finished_fit(str(path), class_predictions(1, 60, 1.0))
-    run_id = compare.compare(request_module.Request((str(path),), metrics=("accuracy",)), console=quiet)
+    run_id, _ = compare.compare(request_module.Request((str(path),), metrics=("accuracy",)), console=quiet)
     found = files(run_id, tmp_path)
     page = (found / "compare.html").read_text()
     assert "<b>a" not in page
@@ -487,7 +487,7 @@ def test_explicit_segmenters_are_compared_by_their_metric(store, quiet, tmp_path
     runs = tuple(
         finished_fit("unet_resnet34", mask_predictions(seed, 20, 0.8), classes=(), seed=seed) for seed in (0, 1)
     )
-    run_id = compare.compare(request_module.Request(runs=runs), console=quiet)
+    run_id, _ = compare.compare(request_module.Request(runs=runs), console=quiet)
     assert set(pd.read_csv(files(run_id, tmp_path) / "compare.csv")["metric"]) == {"jaccard"}
     classifier = finished_fit(A, class_predictions(1, 30, 1.0))
     with pytest.raises(ConfigError, match="the tasks are segmentation, classification, which have no metric in common"):
@@ -517,7 +517,7 @@ def test_deviations_from_the_experiment_are_reported(store, capsys, tmp_path):
         A, class_predictions(1, 60, 1.0), params={"backbone": "resnet18", "balance": "undersample", "lr": 0.001}
     )
     finished_fit(B, class_predictions(2, 60, 1.0), params={"backbone": "resnet50", "balance": "oversample"})
-    run_id = compare.compare(request_module.Request((A, B), metrics=("accuracy",)))
+    run_id, _ = compare.compare(request_module.Request((A, B), metrics=("accuracy",)))
     said = f"{A} deviates from its file: backbone resnet18 instead of densenet169 (80:20)"
     text = capsys.readouterr().out
     assert said in text
