@@ -42,6 +42,7 @@ from skincancer.runs.finished import FinishedRun
 from skincancer.runs.search import search_runs
 from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment, flatten
+from skincancer.sweeps.request import Request as SweepRequest
 from skincancer.system.console import make_console, progress_bars
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
 from skincancer.system.yaml_files import dump_yaml, load_yaml
@@ -434,7 +435,7 @@ def sweep_experiment(
         file.write_text(dump_yaml(config_to_keep(experiment)), encoding="utf-8")
         flags = {} if experiment.tracking.uri is None else {"tracking.uri": experiment.tracking.uri}
         run_id = sweep.sweep(
-            sweep.Request(
+            SweepRequest(
                 str(file), flags, trials=trials, workers=workers, study=study, storage=storage, sampler=sampler, pruner=pruner
             )
         )  # fmt: skip

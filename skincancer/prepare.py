@@ -18,12 +18,10 @@ from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, SplitError
 from skincancer.imaging.cleaning.steps import STEPS
-from skincancer.imaging.features.families import FAMILIES
-from skincancer.schema import Experiment, segmenter_run
+from skincancer.schema import FAMILIES, Experiment, segmenter_run
 from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb, warn
 from skincancer.system.files import check_file
 from skincancer.system.paths import data_folder
-from skincancer.visualization.previews import SHEETS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +29,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from skincancer.data.prepare import PreparedData
+
+# Keys of `visualization.previews.SHEETS`, which imports more than a wrong flag needs.
+SHEET_NAMES = ("augment", "clean", "crop", "structures")
 
 
 def prepare(experiment: Experiment, console: Console | None = None) -> PreparedData:
@@ -183,7 +184,7 @@ def make_parser() -> ArgumentParser:
     for flag, metavar, text in (
         (
             "--show",
-            "|".join(SHEETS),
+            "|".join(SHEET_NAMES),
             "write a contact sheet of originals next to augmented or cleaned images, crops, or structures",
         ),
         ("--out", "PATH", "output of --show (a PNG), --features (a CSV, copy of the table) or --audit (a folder)"),
@@ -215,8 +216,8 @@ def _verb(argv: Sequence[str]) -> None:
     if not name:
         raise ConfigError(f"the name of the data set is missing; expected one of {', '.join(DATASETS)}.")
     show, features, out = flags.get("show"), bool(flags.get("features")), flags.get("out")
-    if show not in (None, *SHEETS):
-        raise ConfigError(f"--show is {show!r}; expected one of {', '.join(SHEETS)}.")
+    if show not in (None, *SHEET_NAMES):
+        raise ConfigError(f"--show is {show!r}; expected one of {', '.join(SHEET_NAMES)}.")
     if out and not (show or features or flags.get("audit")):
         raise ConfigError("--out requires --show, --audit or --features. Use one of them, or remove --out.")
     if flags.get("accept_licence") and not flags.get("download"):
@@ -256,6 +257,8 @@ def _verb(argv: Sequence[str]) -> None:
     if features:
         prepare_features(data, experiment, masks or experiment.data.masks, console, table)
     if show:
+        from skincancer.visualization.previews import SHEETS
+
         console.print(f"wrote {SHEETS[show](data, experiment, sheet)}", markup=False)
 
 
@@ -268,7 +271,7 @@ def _check_show(show: str, experiment: Experiment, sheet: Path, masks: str | Non
     """Check the flags of a sheet. Return the experiment to show.
 
     Args:
-        show: name of the sheet, of `SHEETS`.
+        show: name of the sheet, of `SHEET_NAMES`.
         sheet: PNG file of the sheet.
         masks: mask source of the features, None for that of the experiment.
         features: whether features are measured too.

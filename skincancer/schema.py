@@ -90,6 +90,7 @@ QUALITY_RULES = {
     "ink": 0.01, "ruler": 0.5,
 }  # fmt: skip
 # Value of model.classical.features for the features of a frozen backbone.
+FAMILIES = ("abcd", "colour", "glcm", "lbp", "hog")
 DEEP = "deep"
 
 

@@ -78,7 +78,7 @@ def without_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("runs.lifecycle.reap_runs", "runs.store.RunStore"):
         monkeypatch.setattr(f"skincancer.{name}", nothing)
     monkeypatch.setattr(ui, "open_ui", lambda *_: 0)
-    monkeypatch.setattr(prepare, "SHEETS", dict.fromkeys(prepare.SHEETS, nothing))
+    monkeypatch.setattr("skincancer.visualization.previews.SHEETS", dict.fromkeys(prepare.SHEET_NAMES, nothing))
     monkeypatch.setattr(prepare, "prepare", lambda *_: types.SimpleNamespace(index=[]))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

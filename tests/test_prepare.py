@@ -7,6 +7,7 @@ from skincancer import prepare
 from skincancer.data.prepare import prepare_data
 from skincancer.data.readers import demo
 from skincancer.schema import DataConfig
+from skincancer.visualization.previews import SHEETS
 
 
 def test_prints_what_was_found(tiny_demo, capsys):
@@ -96,3 +97,7 @@ def test_show_crop_writes_a_sheet_of_boxes_beside_crops(tiny_demo, tmp_path):
 def test_wrong_input_is_told(arguments, told, capsys):
     assert prepare.main(arguments) == 2
     assert told in capsys.readouterr().err
+
+
+def test_names_of_sheets_are_those_of_the_previews():
+    assert sorted(prepare.SHEET_NAMES) == sorted(SHEETS)

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
+
+from skincancer.metrics.bootstrap import bootstrap_weights, percentile_interval
+from skincancer.metrics.classification import weighted_metrics
 
 FEATURES = {
     "width": "width, px",
@@ -89,11 +95,6 @@ def measure_confounding(
     kept = np.isin(targets, usable)
     if len(usable) < 2:
         return None, f"fewer than two classes have {FOLDS} lesions or more"
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    from skincancer.metrics.bootstrap import bootstrap_weights, percentile_interval
-
     table = nuisance_table(facts[known])[kept]
     values, lesions = table.to_numpy(), lesions[kept]
     label = np.array([usable.index(name) for name in targets[kept]])
@@ -146,8 +147,6 @@ def fold_areas(
     Returns:
         (R,): one class against the rest, mean over the classes (of two classes the second). NaN if no class has a pair.
     """
-    from skincancer.metrics.classification import weighted_metrics
-
     classes = probability.shape[1]
     areas = []
     for number in [1] if classes == 2 else range(classes):
@@ -168,8 +167,6 @@ def fold_areas(
 
 def _alone(values: npt.NDArray[np.float64], label: npt.NDArray[np.int64], classes: int) -> float:
     """Return the AUROC of one feature without a model, 0.5 to 1."""
-    from sklearn.metrics import roc_auc_score
-
     areas = [float(roc_auc_score(label == number, values)) for number in range(classes)]
     return float(np.mean([max(area, 1 - area) for area in areas]))
 

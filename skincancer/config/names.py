@@ -9,12 +9,11 @@ from skincancer.config.validation import MASK_SOURCES, NAMES
 from skincancer.data.catalog import DATASETS
 from skincancer.imaging.augmentation_policies import AUGMENTATIONS, POLICIES
 from skincancer.imaging.cleaning.steps import STEPS
-from skincancer.imaging.features.families import FAMILIES
 from skincancer.imaging.quality import RULES
 from skincancer.metrics.custom import CUSTOM_METRICS
 from skincancer.metrics.names import TASK_METRICS
 from skincancer.models.names import ARCHITECTURES, MASK_LOSSES
-from skincancer.schema import CLASSICAL, DEEP, TYPES
+from skincancer.schema import CLASSICAL, DEEP, FAMILIES, TYPES
 
 
 def known_names() -> dict[str, list[str]]:

@@ -15,7 +15,6 @@ from skincancer.data.splits import parse_split
 from skincancer.errors import ConfigError, UnusedKey, nearest
 from skincancer.imaging import augmentation_policies, quality
 from skincancer.imaging.cleaning.steps import check_clean
-from skincancer.imaging.features.families import FAMILIES
 from skincancer.metrics.custom import custom_metrics
 from skincancer.metrics.names import TASK_METRICS
 from skincancer.models.names import (
@@ -27,7 +26,7 @@ from skincancer.models.names import (
     check_architecture,
     check_mask_losses,
 )
-from skincancer.schema import DEEP, TASKS, Experiment, flatten, segmenter_run
+from skincancer.schema import DEEP, FAMILIES, TASKS, Experiment, flatten, segmenter_run
 
 NAMES: dict[str, Iterable[str]] = {
     "data.balance": BALANCES,

@@ -5,18 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
+from skincancer.data.feature_table import read_lesion
+from skincancer.data.index import image_root
+from skincancer.data.mask_sources import BY_NAME
+from skincancer.data.prepare import PreparedData
 from skincancer.errors import DataError
+from skincancer.imaging.cleaning.steps import acts_on
+from skincancer.imaging.decode import BadImage, read_image
 from skincancer.schema import Experiment
 from skincancer.system.console import make_console
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from skincancer.data.prepare import PreparedData
-
+from skincancer.visualization.contact_sheets import augment_sheet, clean_sheet, crop_sheet, structure_sheet
 
 # Images on a sheet, images on a sheet of cleaning, and images searched for examples of cleaning.
 SHOWN_IMAGES, CLEANED_IMAGES, SEARCHED_IMAGES = 6, 12, 60
@@ -27,8 +29,6 @@ def show_augment(data: PreparedData, experiment: Experiment, path: Path) -> Path
 
     The sheet begins with one image per class. `seed` of the experiment is the seed of the augmentation.
     """
-    from skincancer.visualization.contact_sheets import augment_sheet
-
     rows, titles = _choose_images(data)
     masks = None if data.store.masks is None else data.store.masks[rows]
     return augment_sheet(data.store.images[rows], experiment.augment, path, titles, masks=masks, seed=experiment.seed)
@@ -39,12 +39,6 @@ def show_crop(data: PreparedData, experiment: Experiment, path: Path) -> Path:
 
     The images are not augmented.
     """
-    import numpy as np
-
-    from skincancer.data.index import image_root
-    from skincancer.imaging.decode import read_image
-    from skincancer.visualization.contact_sheets import crop_sheet
-
     rows, titles = _choose_images(data)
     originals = [np.asarray(read_image(image_root(data.root) / name)) for name in data.index["image"].iloc[rows]]
     boxes = [tuple(box) for box in data.store.table[["left", "top", "right", "bottom"]].iloc[rows].to_numpy().tolist()]
@@ -56,13 +50,6 @@ def show_clean(data: PreparedData, experiment: Experiment, path: Path) -> Path:
 
     The sheet begins with images that the steps of `data.clean` change.
     """
-    import numpy as np
-
-    from skincancer.data.index import image_root
-    from skincancer.imaging.cleaning.steps import acts_on
-    from skincancer.imaging.decode import read_image
-    from skincancer.visualization.contact_sheets import clean_sheet
-
     rows, titles = _choose_images(data, SEARCHED_IMAGES)
     originals = [np.asarray(read_image(image_root(data.root) / name)) for name in data.index["image"].iloc[rows]]
     steps = experiment.data.clean
@@ -84,12 +71,6 @@ def show_structures(data: PreparedData, experiment: Experiment, path: Path) -> P
     Raises:
         DataError: true masks are requested but missing, an image or mask is unusable, or all masks are empty.
     """
-    from skincancer.data.feature_table import read_lesion
-    from skincancer.data.index import image_root
-    from skincancer.data.mask_sources import BY_NAME
-    from skincancer.imaging.decode import BadImage, read_image
-    from skincancer.visualization.contact_sheets import structure_sheet
-
     source = BY_NAME[experiment.data.masks].resolve(data.index, data.entry).name
     root = image_root(data.root)
     rows, titles = _choose_images(data)
@@ -111,8 +92,6 @@ def show_structures(data: PreparedData, experiment: Experiment, path: Path) -> P
 
 def _choose_images(data: PreparedData, count: int = SHOWN_IMAGES) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Return rows and titles of training images, starting with one per class."""
-    import numpy as np
-
     # Without a split all images have the role test.
     train = data.rows("train") if (data.index["role"] == "train").any() else data.rows("test")
     first_of_class = train.drop_duplicates("label").sort_values("label")

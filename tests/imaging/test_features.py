@@ -28,6 +28,7 @@ from skincancer.imaging.features.families import (
     prepare_lesion,
 )
 from skincancer.imaging.features.texture import cooccurrence, glcm_features, hog_features, lbp_features
+from skincancer.schema import FAMILIES as NAMES
 
 
 def ellipse(short, long, degrees=0):
@@ -468,3 +469,7 @@ def test_wrong_shapes_fail():
         prepare_lesion(painted(disc())[..., 0], disc())
     with pytest.raises(ValueError, match=r"mask is .*; expected bool \(3, 4\)"):
         bring_to_working_size(Image.new("RGB", (4, 3)), np.ones((4, 3), dtype=bool))
+
+
+def test_schema_names_the_families():
+    assert tuple(FAMILIES) == NAMES

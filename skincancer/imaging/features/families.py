@@ -14,6 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from skimage.color import rgb2lab
+
+from skincancer.imaging.features.abcd import abcd_features
+from skincancer.imaging.features.colour import histogram_features
+from skincancer.imaging.features.texture import glcm_features, hog_features, lbp_features
 
 Mask = npt.NDArray[np.bool_]
 
@@ -46,41 +51,14 @@ class Lesion:
     mm_per_px: float | None = None
 
 
-def _abcd(lesion: Lesion) -> dict[str, float]:
-    from skincancer.imaging.features.abcd import abcd_features
-
-    return abcd_features(lesion.mask, lesion.lab, lesion.scale, lesion.mm_per_px)
-
-
-def _colour(lesion: Lesion) -> dict[str, float]:
-    from skincancer.imaging.features.colour import histogram_features
-
-    return histogram_features(lesion.image, lesion.mask, lesion.lab)
-
-
-def _glcm(lesion: Lesion) -> dict[str, float]:
-    from skincancer.imaging.features.texture import glcm_features
-
-    return glcm_features(lesion.grey, lesion.mask)
-
-
-def _lbp(lesion: Lesion) -> dict[str, float]:
-    from skincancer.imaging.features.texture import lbp_features
-
-    return lbp_features(lesion.grey, lesion.mask)
-
-
-def _hog(lesion: Lesion) -> dict[str, float]:
-    from skincancer.imaging.features.texture import hog_features
-
-    return hog_features(lesion.grey, lesion.mask)
-
-
-# Functions of the families, for lesions with a mask that is not empty. The functions import scikit-image, because the config only needs the
-# names of the families.
+# Features of a lesion with a mask that is not empty. `schema.FAMILIES` has the names alone, for the check of an experiment.
 FAMILIES: dict[str, Callable[[Lesion], dict[str, float]]] = {
-    "abcd": _abcd, "colour": _colour, "glcm": _glcm, "lbp": _lbp, "hog": _hog,
-}  # fmt: skip
+    "abcd": lambda lesion: abcd_features(lesion.mask, lesion.lab, lesion.scale, lesion.mm_per_px),
+    "colour": lambda lesion: histogram_features(lesion.image, lesion.mask, lesion.lab),
+    "glcm": lambda lesion: glcm_features(lesion.grey, lesion.mask),
+    "lbp": lambda lesion: lbp_features(lesion.grey, lesion.mask),
+    "hog": lambda lesion: hog_features(lesion.grey, lesion.mask),
+}
 
 
 def bring_to_working_size(image: Image.Image, mask: Mask, mm_per_px: float | None = None) -> Lesion:
@@ -121,8 +99,6 @@ def prepare_lesion(
         raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
     if mask.dtype != np.bool_ or mask.shape != image.shape[:2]:
         raise ValueError(f"mask is {mask.dtype} {mask.shape}; expected bool {image.shape[:2]}")
-    from skimage.color import rgb2lab
-
     grey = np.asarray(Image.fromarray(image).convert("L"))
     return Lesion(image, mask, grey, rgb2lab(image), scale, mm_per_px)
 
