@@ -249,7 +249,7 @@ def broken(predictions, column, value):
     [
         (class_predictions(0, 30, 1), {"leave_out": ["predictions/test.csv"]}, "no artifact 'predictions/test.csv'"),
         (mask_predictions(0, 30, 0.8), {}, "no column label"),
-        (broken(class_predictions(0, 30, 1), "p_nv", 0.9), {}, "that sum to 1, first of image IMG_000003"),
+        (broken(class_predictions(0, 30, 1), "p_nv", 0.9), {}, "that sum to 1, such as image IMG_000003"),
         (broken(class_predictions(0, 30, 1), "label", "wart"), {}, "label wart is none of the classes"),
     ],
 )

@@ -210,7 +210,7 @@ def test_a_run_without_digests_is_reported(run, artifacts, edited, tmp_path, cap
     shutil.copytree(artifacts, older)
     (older / "fingerprints.npz").unlink()
     found, folder = evaluated(f"--run={older}", "--data.dataset=csv", f"--data.root={edited}")
-    assert "near-duplicates cannot be found" in capsys.readouterr().out
+    assert "near-duplicates are not recognised" in capsys.readouterr().out
     assert (found.data.params["fingerprints"], found.data.params["near_duplicate_images"]) == ("false", "0")
     assert not (folder / "near_duplicates.csv").exists()
 
