@@ -73,7 +73,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--metric", type=str, nargs="+", help="metrics (default balanced_accuracy, for masks jaccard)")
     parser.add_argument("--seeds", type=int, nargs="+", help="training seeds (default: all existing ones)")
     parser.add_argument(
-        "--runs", type=str, nargs="+", metavar="RUN_ID", help="explicit runs, which replace those found"
+        "--runs", type=str, nargs="+", metavar="RUN_ID", help="explicit runs; they replace others of the same seed"
     )
     parser.add_argument("--run_missing", action="store_true", help="train missing runs, one after the other")
     parser.add_argument("--out", type=str, metavar="DIR", help="additional folder for page, tables and figures")

@@ -142,10 +142,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--format", default="full", metavar="full|isic", help="isic: masks or table in the format of the ISIC challenges",
     )  # fmt: skip
     parser.add_argument(
-        "--masks",
-        metavar="otsu|run:RUN",
-        help="mask source for runs trained on crops or hand-crafted features (default: as in training)",
-    )
+        "--masks", metavar="otsu|run:RUN", help="mask source for runs on crops or hand-crafted features (default: as in training)",
+    )  # fmt: skip
     parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="MLflow tracking store of the run")
     return parser
 
@@ -175,18 +173,14 @@ def _verb(argv: Sequence[str]) -> None:
             else "the model predicted the whole image"
         )
         column = "; column masks is empty there" if flags.format == "full" else ""
-        warn(
-            console,
-            "no lesion found",
-            f"the mask contains no lesion in {result.empty} of the images: {consequence}{column}.",
-        )
+        message = f"the mask contains no lesion in {result.empty} of the images: {consequence}{column}."
+        warn(console, "no lesion found", message)
     if result.bad:
         table = "predictions.csv names all" if flags.format == "full" else "use --format full for all"
         more = f"\n  … and {result.bad - SHOWN} more; {table}" if result.bad > SHOWN else ""
+        errors = "\n  ".join(result.errors)
         raise RunError(
-            f"{result.bad} of {result.images} images could not be read and have no prediction:\n  "
-            + "\n  ".join(result.errors)
-            + more
+            f"{result.bad} of {result.images} images could not be read and have no prediction:\n  {errors}{more}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The saved view that the MLflow UI opens the project's experiments with."""
+"""Test the saved view of the MLflow UI."""
 
 import json
 
@@ -6,7 +6,7 @@ from skincancer import ui
 from skincancer.runs.store import RunStore, connect
 
 
-def test_every_experiment_gets_a_view_with_the_columns_that_matter(store):
+def test_every_experiment_has_a_view_with_main_columns(store):
     client = connect(None)
     for name in ("demo-classification", "demo-segmentation", "mine-joint"):
         RunStore(None).experiment_id(name)
@@ -27,7 +27,7 @@ def test_every_experiment_gets_a_view_with_the_columns_that_matter(store):
     ].replace("\\", "")
 
 
-def test_a_view_that_you_changed_is_kept(store):
+def test_a_changed_view_is_kept(store):
     client = connect(None)
     number = RunStore(None).experiment_id("demo-classification")
     client.set_experiment_tag(number, "mlflow.sharedViewState.skincancer", "mine")

@@ -135,16 +135,10 @@ def _published(table: pd.DataFrame) -> Sheet:
         ours = format_estimate(row["ours"], row["low"], row["high"], np.nan) if np.isfinite(row["ours"]) else "–"
         rows.append(
             [
-                row["study"],
-                row["experiment"],
-                row["split"],
-                _plain(row["metric"]),
-                published,
-                ours,
-                row["data"],
+                row["study"], row["experiment"], row["split"], _plain(row["metric"]), published, ours, row["data"],
                 row["remark"] or "–",
             ]
-        )
+        )  # fmt: skip
     columns = ["study", "experiment", "split", "metric", "published", "ours", "data of ours", "remark"]
     return Sheet("published figures", columns, rows, " · ".join(protocols(dict.fromkeys(table["study"]))))
 

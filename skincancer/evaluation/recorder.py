@@ -74,27 +74,27 @@ class EvaluationRecorder:
         self.validation: Validation | None = None
         self.run_id, self.folder = "", Path()
 
+    def _print(self, text: str) -> None:
+        # Text keeps square brackets, which the console would take for markup.
+        self.console.print(Text(text))
+
     def announce(self) -> None:
         """Print the evaluated images, excluded images and warnings."""
         evaluation, data = self.evaluation, self.data
         rows = data.rows("test")
-        self.console.print(
-            Text(
-                f"{data.entry.title}, {'every image' if evaluation.whole else f'test set of {self.split}'}: {len(rows)} images of "
-                f"{rows['lesion_id'].nunique()} lesions"
-            )
-        )
+        subset = "every image" if evaluation.whole else f"test set of {self.split}"
+        self._print(f"{data.entry.title}, {subset}: {len(rows)} images of {rows['lesion_id'].nunique()} lesions")
         if evaluation.mappings:
-            self.console.print(Text(f"classes: {evaluation.mappings[0].describe()}"))
+            self._print(f"classes: {evaluation.mappings[0].describe()}")
             if len(evaluation.classes) == 2:
-                self.console.print(Text(f"the positive class is {evaluation.classes[1]}"))
+                self._print(f"the positive class is {evaluation.classes[1]}")
         for reason, count in self._excluded().items():
-            self.console.print(Text(f"left out: {count} images ({REASONS[reason]})"))
+            self._print(f"left out: {count} images ({REASONS[reason]})")
         if unusable := len(data.dropped) - data.flagged:
-            self.console.print(Text(f"left out: {unusable} images that cannot be used ({artifacts.DROPPED_FILE})"))
+            self._print(f"left out: {unusable} images that cannot be used ({artifacts.DROPPED_FILE})")
         if data.flagged:
-            self.console.print(
-                Text(f"left out: {data.flagged} images that data.quality flags ({artifacts.DROPPED_FILE} says why)")
+            self._print(
+                f"left out: {data.flagged} images that data.quality flags ({artifacts.DROPPED_FILE} contains the reasons)"
             )
         similar = len(evaluation.similar)
         if similar and evaluation.keeps_similar:
@@ -102,15 +102,13 @@ class EvaluationRecorder:
                 self.console, "near-duplicates of training images are evaluated",
                 f"{similar} images are near-duplicates of training or validation images of the run; they are kept as requested.",
             )  # fmt: skip
-        without = [run.name for run in evaluation.runs if run.fingerprints is None]
-        if without:
+        if without := [run.name for run in evaluation.runs if run.fingerprints is None]:
             warn(
-                self.console, "near-duplicates cannot be found",
+                self.console, "near-duplicates are not recognised",
                 f"run {', '.join(without)} has no {artifacts.FINGERPRINTS_FILE}: copies of its training images in another encoding, size "
                 "or position are not excluded.",
             )  # fmt: skip
-        without = [run.name for run in evaluation.runs if not run.has_digests]
-        if without:
+        if without := [run.name for run in evaluation.runs if not run.has_digests]:
             warn(
                 self.console, "pixels cannot be compared",
                 f"run {', '.join(without)} has no {artifacts.DIGESTS_FILE}: training images are excluded if they have the same id "
@@ -118,7 +116,7 @@ class EvaluationRecorder:
             )  # fmt: skip
         if self.experiment.data.crop:
             crops = describe_crops(data.store.table, dataclasses.replace(self.experiment.data, masks=self._masks()))
-            self.console.print(Text(f"images cropped to the lesion: {crops}"))
+            self._print(f"images cropped to the lesion: {crops}")
         if data.features:
             self._print_features(data.features)
         if data.segmenter_saw:
@@ -131,9 +129,7 @@ class EvaluationRecorder:
     def _print_features(self, features: FeatureTable) -> None:
         """Print the mask sources of the features, and warn if they differ from training."""
         settings = dataclasses.replace(self.experiment.data, masks=self._masks())
-        self.console.print(
-            Text(f"measured in: {describe_masks(features.table, settings, 'nothing could be measured')}")
-        )
+        self._print(f"measured in: {describe_masks(features.table, settings, 'nothing could be measured')}")
         sources = set(features.table.loc[features.table["error"] == "", "masks"]) - {EMPTY}
         training_sources = self.evaluation.runs[0].mask_sources - {EMPTY}
         # All segmenters count as one source.
@@ -160,15 +156,12 @@ class EvaluationRecorder:
         """Start the run, log params and data, and finally tag the evaluated runs."""
         evaluation, data = self.evaluation, self.data
         tags = {
-            "kind": "evaluate",
-            EVALUATED: " ".join(run.id or run.name for run in evaluation.runs),
-            **data_tags(data),
-        }
+            "kind": "evaluate", EVALUATED: " ".join(run.id or run.name for run in evaluation.runs), **data_tags(data),
+        }  # fmt: skip
         group = f"{data.entry.name}-{self.experiment.task}"
         ensemble = f"ensemble of {len(evaluation.runs)}: " if len(evaluation.runs) > 1 else ""
-        with start_run(
-            self.store, group, f"evaluate {ensemble}{self.name} {self.split}", tags, system_metrics=False
-        ) as run:
+        name = f"evaluate {ensemble}{self.name} {self.split}"
+        with start_run(self.store, group, name, tags, system_metrics=False) as run:
             self.run_id, self.folder = run.run_id, run.folder
             self.console.print(f"run {run.run_id} in {group}")
             run.log_params(self._params())
@@ -273,12 +266,8 @@ class EvaluationRecorder:
             )  # fmt: skip
             return None
         table = predictions_table(
-            validation.rows,
-            validation.label,
-            validation.logits.astype(np.float32),
-            validation.probability,
-            self.data.classes,
-        )
+            validation.rows, validation.label, validation.logits.astype(np.float32), validation.probability, self.data.classes,
+        )  # fmt: skip
         write_predictions(table, run.folder / artifacts.predictions_file("val"))
         return validation
 
@@ -297,7 +286,7 @@ class EvaluationRecorder:
         is_positive = np.isin(validation.label, positions)
         if not self.positive or not is_positive.any():
             reason = "validation has no positive image" if self.positive else "the malignant classes are unknown"
-            self.console.print(Text(f"no operating point: {reason} (use --data.malignant or --map)"))
+            self._print(f"no operating point: {reason} (use --data.malignant or --map)")
             return name, nothing, {}
         if is_positive.sum() < FEW_POSITIVES:
             warn(

@@ -85,10 +85,8 @@ class PredictionTable:
             row["error"] = f"{file} {prediction.error}"
         elif self.segments:
             row |= {
-                "width": prediction.view.width,
-                "height": prediction.view.height,
-                "lesion_share": DIGITS % lesion_share,
-            }
+                "width": prediction.view.width, "height": prediction.view.height, "lesion_share": DIGITS % lesion_share,
+            }  # fmt: skip
         truth = self._truth(file)
         row["truth"] = truth
         if prediction.probability is not None:

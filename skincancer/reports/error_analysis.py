@@ -64,15 +64,11 @@ def worst_errors(
     names = np.array(classes)
     errors = pd.DataFrame(
         {
-            "image_id": table["image_id"].to_numpy()[wrong],
-            "lesion_id": table["lesion_id"].to_numpy()[wrong],
-            "label": names[label[wrong]],
-            "prediction": names[guess[wrong]],
-            "p_label": p_label,
-            "p_prediction": probability[wrong, guess[wrong]],
-            "loss": -np.log(np.maximum(p_label, np.finfo(np.float64).tiny)),
+            "image_id": table["image_id"].to_numpy()[wrong], "lesion_id": table["lesion_id"].to_numpy()[wrong],
+            "label": names[label[wrong]], "prediction": names[guess[wrong]], "p_label": p_label,
+            "p_prediction": probability[wrong, guess[wrong]], "loss": -np.log(np.maximum(p_label, np.finfo(np.float64).tiny)),
         }
-    )
+    )  # fmt: skip
     return errors.sort_values("loss", ascending=False, kind="stable", ignore_index=True)
 
 

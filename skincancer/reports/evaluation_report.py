@@ -62,10 +62,8 @@ def write_evaluation_report(
     sections = [
         Section("Results", results),
         Section("What was evaluated", [Table("", ["what", "value"], [["evaluated run", evaluated], *params])]),
-        Section("Figures", figures),
-        fit_report.subgroups_section(files),
-        run_description.environment_section(files),
+        Section("Figures", figures), fit_report.subgroups_section(files), run_description.environment_section(files),
         run_description.licence_section(entry),
-    ]
+    ]  # fmt: skip
     subtitle = f"Evaluation {run.info.run_id} on {entry.title}."
     return write_page(folder / REPORT_FILE, title, subtitle, sections, bands, NO_DEVICE)

@@ -258,10 +258,8 @@ def environment_section(run: FinishedRun) -> Section:
     changes = {"true": ", WITH CHANGES THAT ARE NOT COMMITTED", "false": ", without changes"}
     commit = run.tags.get("git_commit") or "none: not run from a git checkout"
     rows: list[list[Cell]] = [
-        ["run", run.id],
-        ["git commit", commit + changes.get(run.tags.get("git_dirty", ""), "")],
-        ["device", run.tags.get("device")],
-    ]
+        ["run", run.id], ["git commit", commit + changes.get(run.tags.get("git_dirty", ""), "")], ["device", run.tags.get("device")],
+    ]  # fmt: skip
     parts: list[Part] = []
     path = run.folder / artifacts.ENVIRONMENT_FILE
     if path.is_file():

@@ -47,7 +47,7 @@ class Outcome(Protocol):
     def params(self, model: ModelConfig) -> dict[str, Any]:
         """Return the params of this task only."""
 
-    def chosen(self, task: Any) -> dict[str, float]:
+    def selected(self, task: Any) -> dict[str, float]:
         """Return values selected on the validation set, except the epoch."""
 
     def table(self, predictions: Any) -> pd.DataFrame:
@@ -73,7 +73,7 @@ class ClassificationOutcome:
         """Return loss and dropout."""
         return {"loss": model.loss.name, "dropout": model.dropout}
 
-    def chosen(self, task: ClassificationTask) -> dict[str, float]:
+    def selected(self, task: ClassificationTask) -> dict[str, float]:
         """Return no values."""
         return {}
 
@@ -119,13 +119,11 @@ class SegmentationOutcome:
         """Return architecture, losses and mask cleaning."""
         masks = " + ".join(f"{weight:g} {name}" for name, weight in model.loss.masks.items())
         return {
-            "architecture": model.architecture,
-            "loss": "own" if model.architecture in OWN_LOSSES else masks,
-            "largest_component": model.mask.largest_component,
-            "fill_holes": model.mask.fill_holes,
-        }
+            "architecture": model.architecture, "loss": "own" if model.architecture in OWN_LOSSES else masks,
+            "largest_component": model.mask.largest_component, "fill_holes": model.mask.fill_holes,
+        }  # fmt: skip
 
-    def chosen(self, task: SegmentationTask) -> dict[str, float]:
+    def selected(self, task: SegmentationTask) -> dict[str, float]:
         """Return the threshold."""
         return {"threshold": task.threshold}
 
@@ -148,10 +146,10 @@ class SegmentationOutcome:
         scores = read_scores(folder / predictions_file("test")).set_index("image_id")
         jaccard = scores[f"{self.prefix}jaccard"].dropna()
         yield "jaccard_histogram", jaccard_histogram(jaccard.to_numpy(), title=title, note=note)
-        chosen = choose_cases(jaccard.to_numpy(), SHOWN_CASES)
+        selection = choose_cases(jaccard.to_numpy(), SHOWN_CASES)
         cases = {
             name: [self._case(task, jaccard.index[position], float(jaccard.iloc[position])) for position in row]
-            for name, row in chosen.items()
+            for name, row in selection.items()
         }
         yield "overlays", overlay_sheet(cases, title=title, note=note)
 
@@ -184,7 +182,7 @@ class JointOutcome:
         loss = f"{of_masks['loss']} + {model.loss.class_factor:g} {of_classes['loss']}"
         return {**of_classes, **of_masks, "loss": loss, **counts}
 
-    def chosen(self, task: JointTask) -> dict[str, float]:
+    def selected(self, task: JointTask) -> dict[str, float]:
         """Return the threshold."""
         return {"threshold": task.threshold}
 
@@ -209,10 +207,8 @@ class JointOutcome:
 
 
 OUTCOMES: dict[str, type[ClassificationOutcome | SegmentationOutcome | JointOutcome]] = {
-    "classification": ClassificationOutcome,
-    "segmentation": SegmentationOutcome,
-    "joint": JointOutcome,
-}
+    "classification": ClassificationOutcome, "segmentation": SegmentationOutcome, "joint": JointOutcome,
+}  # fmt: skip
 
 
 def write_subgroups(folder: Path, smallest: int = SMALLEST) -> Path | None:

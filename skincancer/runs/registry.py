@@ -75,10 +75,7 @@ def stored_target(client: MlflowClient, run_id: str) -> str | None:
 
 
 def register(client: MlflowClient, run_id: str, target: Target) -> str:
-    """Register the model of a finished run under a name and alias.
-
-    Returns:
-        The new version.
+    """Register the model of a finished run, and return the new version.
 
     Raises:
         RunError: the registry refused the model. The run itself is complete.
@@ -123,15 +120,11 @@ def find_version(client: MlflowClient, model: str) -> ModelVersion:
     if not alias:
         name, _, number = text.partition("/")
     if not name or not (alias or number.isdigit()):
-        raise RunError(
-            f"{model}: expected a registered model as NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION."
-        )
+        raise RunError(f"model is {model}; expected NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION.")
     try:
         registered = client.get_registered_model(name)
     except MlflowException as error:
-        raise RunError(
-            f"{model}: there is no registered model {name!r} in {shown(client.tracking_uri)}; use another name or --tracking.uri."
-        ) from error
+        raise RunError(f"{model}: there is no registered model {name!r} in {shown(client.tracking_uri)}") from error
     try:
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:

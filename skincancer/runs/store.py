@@ -67,9 +67,7 @@ class RunStore:
         try:
             run = self.client.get_run(run_id)
         except MlflowException as error:
-            raise RunError(
-                f"run {run_id}: there is no such run in {self}; use another id or --tracking.uri."
-            ) from error
+            raise RunError(f"run {run_id}: there is no such run in {self}; check id and --tracking.uri.") from error
         if run.info.lifecycle_stage == "deleted":
             raise RunError(
                 f"run {run_id} in {self} is deleted; restore it (mlflow runs restore --run-id {run_id}), or use another run."
@@ -81,9 +79,7 @@ class RunStore:
         return run
 
     def experiment_id(self, name: str) -> str:
-        """Return the id of an MLflow experiment, which is created if missing.
-
-        The artifacts of a new experiment are stored next to a SQLite database.
+        """Return the id of an MLflow experiment, with artifacts next to a SQLite file.
 
         Raises:
             RunError: the experiment is deleted.

@@ -267,7 +267,7 @@ class FitRecorder:
         self.intervals.to_csv(self.folder / artifacts.INTERVALS_FILE, index=False)
         values = self.intervals.set_index("metric")["value"].astype(float)
         test = {f"test/{name}": float(value) for name, value in values.items()}
-        chosen = self.outcome.chosen(task)
+        chosen = self.outcome.selected(task)
         run.log_results({**best, **test, **chosen})
         if record:
             curves = learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)

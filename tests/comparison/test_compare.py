@@ -1,4 +1,4 @@
-"""compare: cells, common images, pairs, what differs, files and pages, on runs written by hand; each number against sklearn or by hand."""
+"""Test compare on written runs: entries, pairs, differences, files and pages."""
 
 import csv
 import re
@@ -49,7 +49,7 @@ def test_a_table_of_two_experiments_and_three_splits(store, quiet, tmp_path, cap
             kept[name, split] = class_predictions(10 * number + n, n, 1.0 + 0.5 * number)
             finished_fit(name, kept[name, split], split=split, params={"train_images": 1000 - n})
     splits = ("80:20", "70:30", "40:60")
-    run_id = compare.compare(request_module.Request((A, B), splits, metrics=("balanced_accuracy", "auroc_macro")))
+    run_id, _ = compare.compare(request_module.Request((A, B), splits, metrics=("balanced_accuracy", "auroc_macro")))
     text = capsys.readouterr().out
     assert "SYNTHETIC" in text.upper()
     assert "experiments against each other" in text
@@ -152,7 +152,7 @@ def test_masks_are_compared_by_their_means(store, quiet, tmp_path):
     first, second = mask_predictions(0, 80, 0.8), mask_predictions(1, 80, 0.7)
     finished_fit("unet_resnet34", first, classes=())
     finished_fit("fcn_resnet50", second, classes=())
-    run_id = compare.compare(request_module.Request(("unet_resnet34", "fcn_resnet50")), console=quiet)
+    run_id, _ = compare.compare(request_module.Request(("unet_resnet34", "fcn_resnet50")), console=quiet)
     found = files(run_id, tmp_path)
     pair = pd.read_csv(found / "compare_tests.csv").iloc[0]
     assert pair["metric"] == "jaccard"
@@ -161,7 +161,7 @@ def test_masks_are_compared_by_their_means(store, quiet, tmp_path):
     assert not (found / "figures/roc.png").exists()
 
 
-def test_the_newest_run_of_a_seed_counts_and_flags_choose(store):
+def test_newest_run_of_a_seed_with_the_flags_counts(store):
     old = finished_fit(A, class_predictions(1, 60, 1.0), flags={"data.size": 48})
     new = finished_fit(A, class_predictions(2, 60, 1.0))
     assert [run.info.run_id for run in find_runs(RunStore(None), "demo", Query(A, "80:20", {}, {}))] == [new]
@@ -172,18 +172,18 @@ def test_the_newest_run_of_a_seed_counts_and_flags_choose(store):
     assert find_runs(RunStore(None), "ham10000", Query(A, "80:20", {}, {})) == []
 
 
-def test_runs_are_found_page_by_page(store, monkeypatch):
+def test_runs_of_several_pages_are_found(store, monkeypatch):
     monkeypatch.setattr("skincancer.runs.search.PAGE", 2)
     given = [finished_fit(A, class_predictions(seed, 30, 1.0), seed=seed) for seed in range(5)]
     assert [run.info.run_id for run in find_runs(RunStore(None), "demo", Query(A, "80:20", {}, {}))] == given
 
 
-def test_runs_by_hand_go_before_and_are_told_apart(store, quiet, tmp_path):
+def test_explicit_runs_replace_others_and_have_distinct_names(store, quiet, tmp_path):
     old = finished_fit(A, class_predictions(1, 60, 1.0))
     new = finished_fit(A, class_predictions(2, 60, 1.0))
-    run_id = compare.compare(request_module.Request((A,), runs=(old,)), console=quiet)
+    run_id, _ = compare.compare(request_module.Request((A,), runs=(old,)), console=quiet)
     assert connect(None).get_run(run_id).data.tags["compared_runs"] == old
-    run_id = compare.compare(request_module.Request(runs=(old, new)), console=quiet)
+    run_id, _ = compare.compare(request_module.Request(runs=(old, new)), console=quiet)
     table = pd.read_csv(files(run_id, tmp_path) / "compare.csv")
     assert list(table["experiment"]) == [f"{A} {old[:8]}", f"{A} {new[:8]}"]
 
@@ -196,7 +196,7 @@ def test_runs_by_hand_go_before_and_are_told_apart(store, quiet, tmp_path):
         ({"classes": CLASSES[:-1]}, "classes differ"),
     ],
 )
-def test_what_cannot_be_paired_is_said_and_not_tested(store, capsys, changed, said):
+def test_runs_that_cannot_be_paired_are_not_tested(store, capsys, changed, said):
     few = changed.get("classes", CLASSES)
     one = finished_fit(A, class_predictions(1, 60, 1.0))
     two = finished_fit(B, class_predictions(1, 60, 1.0, few), **changed)
@@ -213,7 +213,7 @@ def test_no_common_images(store, capsys):
     assert "no test image is common to all of them" in capsys.readouterr().out
 
 
-def test_what_makes_figures_hard_to_compare_is_said(store, capsys):
+def test_differences_between_runs_are_reported(store, capsys):
     one = finished_fit(A, class_predictions(1, 60, 1.0), params={"size": 64, "weights": "imagenet"})
     two = finished_fit(B, class_predictions(1, 60, 1.0)[lambda t: t["label"] != "df"], tags={"index_hash": "other"})
     three = finished_fit(B, class_predictions(1, 60, 1.0), seed=1, params={"size": 128, "lr": 0.1})
@@ -229,7 +229,7 @@ def test_what_makes_figures_hard_to_compare_is_said(store, capsys):
         assert words in text
 
 
-def test_another_label_of_the_same_image_stops(store, quiet):
+def test_different_labels_of_an_image_are_refused(store, quiet):
     predictions = class_predictions(1, 60, 1.0)
     other = predictions.copy()
     other.loc[5, "label"] = "mel" if other.loc[5, "label"] != "mel" else "nv"
@@ -249,7 +249,7 @@ def broken(predictions, column, value):
     [
         (class_predictions(0, 30, 1), {"leave_out": ["predictions/test.csv"]}, "no artifact 'predictions/test.csv'"),
         (mask_predictions(0, 30, 0.8), {}, "no column label"),
-        (broken(class_predictions(0, 30, 1), "p_nv", 0.9), {}, "that sum to 1, first of image IMG_000003"),
+        (broken(class_predictions(0, 30, 1), "p_nv", 0.9), {}, "that sum to 1, such as image IMG_000003"),
         (broken(class_predictions(0, 30, 1), "label", "wart"), {}, "label wart is none of the classes"),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_run_that_cannot_be_read_is_named(store, quiet, predictions, more, sai
         compare.compare(request_module.Request((A,)), console=quiet)
 
 
-def test_runs_given_by_hand_must_be_finished_fits(store):
+def test_explicit_runs_must_be_finished_fits(store):
     client = connect(None)
     with pytest.raises(RunError, match="there is no such run"):
         runs_by_id(RunStore(None), ["0" * 32])
@@ -274,7 +274,7 @@ def test_runs_given_by_hand_must_be_finished_fits(store):
         runs_by_id(RunStore(None), [running, running])
 
 
-def test_a_deleted_run_is_not_found_and_not_taken(store, quiet):
+def test_deleted_runs_are_not_used(store, quiet):
     run_id = finished_fit(A, class_predictions(1, 30, 1.0))
     connect(None).delete_run(run_id)
     with pytest.raises(RunError, match=f"run {run_id}.*deleted"):
@@ -286,7 +286,7 @@ def test_a_deleted_run_is_not_found_and_not_taken(store, quiet):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "use --experiments"),
+        ([], "--experiments is missing"),
         (["--experiments", "densnet169_undersample"], "Did you mean 'densenet169_undersample'"),
         (["--experiments", A, "--splits", "80:30"], "do not add up to 100"),
         (["--experiments", A, "--metric", "balanced_acuracy"], "Did you mean 'balanced_accuracy'"),
@@ -298,19 +298,19 @@ def test_a_deleted_run_is_not_found_and_not_taken(store, quiet):
         (["--experiments", A], "no finished run of densenet169_undersample 80:20 on demo"),
     ],
 )
-def test_wrong_questions_get_one_clear_error(store, capsys, arguments, said):
+def test_invalid_flags_are_refused(store, capsys, arguments, said):
     assert compare.main(arguments) in (1, 2)
     assert said in capsys.readouterr().err
 
 
-def test_what_is_missing_is_told_and_the_rest_compared(store, capsys):
+def test_missing_runs_are_reported_and_others_compared(store, capsys):
     finished_fit(A, class_predictions(1, 60, 1.0))
     assert compare.main(["--experiments", A, B, "--splits", "80:20", "70:30"]) == 0
     assert f"{A} 70:30, {B} 80:20, {B} 70:30 are left out" in capsys.readouterr().out
 
 
 def test_missing_runs_are_trained_with_the_flags_and_once(store, monkeypatch, quiet, tmp_path):
-    """The commands are run by a stand-in that writes the run which fit would; the real one is tried by a slow test."""
+    """A fake writes the runs of the commands. A slow test runs fit itself."""
     trained = []
 
     def train(command):
@@ -341,11 +341,11 @@ def test_missing_runs_are_trained_with_the_flags_and_once(store, monkeypatch, qu
     assert trained == [(A, "80:20", "4")]
 
 
-def test_names_are_escaped_wherever_they_stand(store, quiet, tmp_path):
+def test_names_are_escaped(store, quiet, tmp_path):
     path = tmp_path / '<b>a, "b" & é_$x.yaml'
     path.write_text("task: classification\n")
     finished_fit(str(path), class_predictions(1, 60, 1.0))
-    run_id = compare.compare(request_module.Request((str(path),), metrics=("accuracy",)), console=quiet)
+    run_id, _ = compare.compare(request_module.Request((str(path),), metrics=("accuracy",)), console=quiet)
     found = files(run_id, tmp_path)
     page = (found / "compare.html").read_text()
     assert "<b>a" not in page
@@ -356,7 +356,7 @@ def test_names_are_escaped_wherever_they_stand(store, quiet, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_missing_run_is_really_trained(tiny_demo, store, capfd):
+def test_a_missing_run_is_trained(tiny_demo, store, capfd):
     flags = [
         "--data.root",
         str(tiny_demo),
@@ -389,7 +389,7 @@ def test_metrics_of_masks_and_of_classes(metric, masks):
     assert is_mask_metric(metric) is masks
 
 
-def test_published_figures_keep_what_contradicts():
+def test_published_figures_keep_contradictions():
     (line,) = published.protocols(["first study"])
     for words in ("82.9", "80.3 (F1 80.8)", "81.2 (F1 81.56)", "10.1109/ACCESS.2023.3274848"):
         assert words in line
@@ -431,7 +431,7 @@ def test_an_out_folder_that_cannot_be_made(store, quiet, tmp_path):
 
 
 def two_classes(label, right):
-    """Return probabilities that predict the label where `right`, else the other class."""
+    """Return probabilities that predict the label if `right`, otherwise the other class."""
     prediction = np.where(right, label, 1 - np.asarray(label))
     return np.where(prediction[:, None] == [0, 1], 0.9, 0.1)
 
@@ -483,11 +483,11 @@ def test_difference_of_an_unknown_metric_is_refused():
         model_difference("acuracy", label, p, p, ["a", "b", "c", "d"])
 
 
-def test_masks_given_by_hand_are_compared_by_their_own_metric(store, quiet, tmp_path):
+def test_explicit_segmenters_are_compared_by_their_metric(store, quiet, tmp_path):
     runs = tuple(
         finished_fit("unet_resnet34", mask_predictions(seed, 20, 0.8), classes=(), seed=seed) for seed in (0, 1)
     )
-    run_id = compare.compare(request_module.Request(runs=runs), console=quiet)
+    run_id, _ = compare.compare(request_module.Request(runs=runs), console=quiet)
     assert set(pd.read_csv(files(run_id, tmp_path) / "compare.csv")["metric"]) == {"jaccard"}
     classifier = finished_fit(A, class_predictions(1, 30, 1.0))
     with pytest.raises(ConfigError, match="the tasks are segmentation, classification, which have no metric in common"):
@@ -511,13 +511,13 @@ def test_missing_folds_of_each_seed_are_trained(store, monkeypatch, quiet):
     assert trained == [("fold:1/3", "4"), ("fold:2/3", "4")]
 
 
-def test_runs_that_are_not_what_their_experiment_says_are_told(store, capsys, tmp_path):
-    """Whoever overrides the backbone must not read DenseNet169 over its figures, beside the published ones."""
+def test_deviations_from_the_experiment_are_reported(store, capsys, tmp_path):
+    """Metrics of another backbone must not be called DenseNet169 next to published ones."""
     finished_fit(
         A, class_predictions(1, 60, 1.0), params={"backbone": "resnet18", "balance": "undersample", "lr": 0.001}
     )
     finished_fit(B, class_predictions(2, 60, 1.0), params={"backbone": "resnet50", "balance": "oversample"})
-    run_id = compare.compare(request_module.Request((A, B), metrics=("accuracy",)))
+    run_id, _ = compare.compare(request_module.Request((A, B), metrics=("accuracy",)))
     said = f"{A} deviates from its file: backbone resnet18 instead of densenet169 (80:20)"
     text = capsys.readouterr().out
     assert said in text
@@ -526,8 +526,8 @@ def test_runs_that_are_not_what_their_experiment_says_are_told(store, capsys, tm
     assert list(table["remark"]) == ["ours: backbone resnet18 instead of densenet169", ""]
 
 
-def test_classical_runs_as_shipped_raise_no_alarm(store, capsys):
-    """Their backbone is the classifier, hand-made features have a size of their own, and one on a network's takes no masks."""
+def test_classical_runs_have_no_deviations(store, capsys):
+    """Their backbone is the classifier, and hand-crafted features have their own size."""
     made = {
         "svm_features": {"backbone": "svm", "size": 256, "masks": "auto"},
         "svm_deep": {"backbone": "svm", "size": 64},
@@ -543,7 +543,7 @@ def test_classical_runs_as_shipped_raise_no_alarm(store, capsys):
     assert "masks of crops or features differs" not in text
 
 
-def test_a_place_that_is_a_file_is_told_before_any_run_is_looked_for(tmp_path, store, capsys):
+def test_an_out_file_is_refused_before_the_search(tmp_path, store, capsys):
     (tmp_path / "file").write_text("precious")
     assert compare.main(["--runs", "a", "b", f"--out={tmp_path / 'file'}"]) == 2
     assert f"--out is {tmp_path / 'file'}, a file; expected a folder. Use a folder" in capsys.readouterr().err

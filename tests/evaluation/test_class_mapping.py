@@ -1,4 +1,4 @@
-"""Classes of a run against classes of other data."""
+"""Test the mapping of classes of runs and data sets."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_given_binary_melanoma():
     assert (three.classes, three.positive) == (("cancer", "early", "rest"), ("cancer", "early"))
 
 
-def test_what_cannot_be_mapped_shows_both_class_sets():
+def test_error_shows_both_sets_of_classes():
     with pytest.raises(ConfigError) as error:
         of_ham(PH2)
     for name in (*HAM10000_CLASSES, *PH2, "--map", "--data.target malignancy"):
@@ -94,7 +94,7 @@ def test_what_cannot_be_mapped_shows_both_class_sets():
         ({"melanoma": ["melanoma"], "other": ["*"]}, "--map melanoma contains no class of the run"),
     ],
 )  # fmt: skip
-def test_a_given_mapping_that_does_not_fit(given, message):
+def test_invalid_explicit_mapping_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         of_ham(PH2, given=given)
 

@@ -1,4 +1,4 @@
-"""Evaluations of finished runs: the run's own test part, other data, renamed copies, other classes, ensembles, and what is refused."""
+"""Test evaluations: own test set, other data and classes, copies, ensembles, errors."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def finished(tiny_demo, session_cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def copies(tiny_demo, tmp_path_factory) -> Path:
-    """The demo's images under other names, as a table of its own: no lesions, no patients."""
+    """Images of the demo under other names, in a table without lesions and patients."""
     root = tmp_path_factory.mktemp("copies")
     table = demo.read(tiny_demo)
     names = [f"copy_{number:03}.png" for number in range(len(table))]
@@ -54,7 +54,7 @@ def copies(tiny_demo, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def edited(tiny_demo, tmp_path_factory) -> Path:
-    """The demo's images mirrored, a little brighter and compressed anew, as a table of its own."""
+    """Images of the demo, mirrored, slightly brighter and compressed again."""
     root = tmp_path_factory.mktemp("edited")
     table = demo.read(tiny_demo)
     names = [f"edited_{number:03}.jpg" for number in range(len(table))]
@@ -83,7 +83,7 @@ def table_of(folder: Path, name: str = "predictions/test.csv") -> pd.DataFrame:
 # ---------------------------------------------------------------------------------------------------------------- whole evaluations
 
 
-def test_the_runs_own_test_part_gives_the_runs_own_metrics(run, artifacts, capsys):
+def test_own_test_set_has_the_metrics_of_the_fit(run, artifacts, capsys):
     found, folder = evaluated(f"--run={run.info.run_id}", "--part=test")
     own = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
     assert {name: found.data.metrics[name] for name in own} == own
@@ -131,7 +131,7 @@ def test_the_runs_own_test_part_gives_the_runs_own_metrics(run, artifacts, capsy
         assert text in printed
 
 
-def test_a_fit_leaves_digests_and_subgroups(run, artifacts):
+def test_a_fit_writes_digests_and_subgroups(run, artifacts):
     digests = pd.read_csv(artifacts / "digests.csv", dtype=str)
     split = pd.read_csv(artifacts / "split.csv", dtype=str, keep_default_na=False)
     assert digests["image_id"].tolist() == split.loc[split["role"] != "", "image_id"].tolist()
@@ -142,7 +142,7 @@ def test_a_fit_leaves_digests_and_subgroups(run, artifacts):
     assert len(subgroups)
 
 
-def test_a_fit_leaves_small_grey_copies_of_what_it_used(run, artifacts):
+def test_a_fit_writes_small_grey_copies_of_its_images(run, artifacts):
     split = pd.read_csv(artifacts / "split.csv", dtype=str, keep_default_na=False)
     kept = read_fingerprints(artifacts / "fingerprints.npz")
     assert kept.image_id.tolist() == split.loc[split["role"].isin(["train", "val"]), "image_id"].tolist()
@@ -153,7 +153,7 @@ def test_a_fit_leaves_small_grey_copies_of_what_it_used(run, artifacts):
         read_fingerprints(artifacts.parent / "other.npz")
 
 
-def test_edited_copies_of_training_images_are_found_by_their_looks(run, artifacts, edited, tiny_demo, capsys):
+def test_edited_copies_of_training_images_are_excluded(run, artifacts, edited, tiny_demo, capsys):
     argv = [f"--run={run.info.run_id}", "--data.dataset=csv", f"--data.root={edited}"]
     found, folder = evaluated(*argv)
     printed = capsys.readouterr().out
@@ -181,7 +181,7 @@ def test_edited_copies_of_training_images_are_found_by_their_looks(run, artifact
 
 @pytest.mark.slow
 def test_copies_are_found_of_a_run_on_crops_too(store, edited, tiny_demo, tmp_path):
-    """It cropped by true masks; its images' copies have none."""
+    """The run was cropped to true masks, which the copies of its images lack."""
     argv = ["--experiment=densenet169_undersample", *TINY_FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]
     assert fit.main([*argv, "--data.crop=true", "--trainer.max_epochs=1"]) == 0
     run = all_runs()[-1]
@@ -205,17 +205,17 @@ def test_a_registered_model_is_evaluated_as_its_run(run):
     assert found.info.run_id in again.data.tags["evaluated_by"].split()
 
 
-def test_a_run_of_an_older_version_is_told_loudly(run, artifacts, edited, tmp_path, capsys):
+def test_a_run_without_digests_is_reported(run, artifacts, edited, tmp_path, capsys):
     older = tmp_path / "older"
     shutil.copytree(artifacts, older)
     (older / "fingerprints.npz").unlink()
     found, folder = evaluated(f"--run={older}", "--data.dataset=csv", f"--data.root={edited}")
-    assert "near-duplicates cannot be found" in capsys.readouterr().out
+    assert "near-duplicates are not recognised" in capsys.readouterr().out
     assert (found.data.params["fingerprints"], found.data.params["near_duplicate_images"]) == ("false", "0")
     assert not (folder / "near_duplicates.csv").exists()
 
 
-def test_renamed_copies_of_training_images_are_left_out_and_classes_summed(run, artifacts, copies, tiny_demo, capsys):
+def test_renamed_copies_are_excluded_and_classes_summed(run, artifacts, copies, tiny_demo, capsys):
     found, folder = evaluated(
         "--run", run.info.run_id, "--data.dataset=csv", f"--data.root={copies}", "--data.target=malignancy", MALIGNANT,
         "--prevalence=0.1",
@@ -257,18 +257,18 @@ def test_renamed_copies_of_training_images_are_left_out_and_classes_summed(run, 
     assert not (folder / "subgroups.csv").exists(), "nothing is known of these lesions"
 
 
-def test_flagged_images_are_told_as_such(run, edited, capsys):
+def test_flagged_images_are_reported(run, edited, capsys):
     sharpness = sorted(measure(np.asarray(Image.open(path)))["quality_sharpness"] for path in edited.glob("*.jpg"))
     rule = f"--data.quality_rules={{blurred: {(sharpness[2] + sharpness[3]) / 2}}}"
     argv = ["--data.dataset=csv", f"--data.root={edited}", "--data.quality=drop_flagged", rule]
     found, _ = evaluated(f"--run={run.info.run_id}", *argv)
     printed = capsys.readouterr().out
-    assert "left out: 3 images that data.quality flags (dropped.csv says why)" in printed
+    assert "left out: 3 images that data.quality flags (dropped.csv contains the reasons)" in printed
     assert "cannot be used" not in printed
     assert found.data.params["dropped_images"] == "3"
 
 
-def test_data_of_one_class_leave_what_cannot_be_told_undefined(run, artifacts, tiny_demo, tmp_path, capsys):
+def test_data_of_one_class_have_undefined_metrics(run, artifacts, tiny_demo, tmp_path, capsys):
     """A subset of the run's classes, too: nothing is renormalised, and other classes are still predicted."""
     own = table_of(artifacts).set_index("image_id")
     melanomas = own[own["label"] == "mel"]
@@ -320,7 +320,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(run, artifacts, tmp_path, caps
     ("error", "status", "code"),
     [(RunError("the model gives NaN"), "FAILED", 1), (Interrupted(15), "KILLED", 143)],
 )
-def test_how_an_evaluation_ends(run, monkeypatch, error, status, code):
+def test_end_of_an_evaluation_is_recorded(run, monkeypatch, error, status, code):
     def fail(*_, **__):
         raise error
 
@@ -341,8 +341,8 @@ def test_how_an_evaluation_ends(run, monkeypatch, error, status, code):
     ("argv", "message"),
     [
         ([], "--run is missing"),
-        (["--run=a", "--part=val"], "--part is 'val'; choose one of all, test"),
-        (["--run=a", "--data.split=70:30"], "--data.split goes with --part test"),
+        (["--run=a", "--part=val"], "--part is 'val'; use one of all, test"),
+        (["--run=a", "--data.split=70:30"], "--data.split requires --part test"),
         (["--run=a", "--prevalence=10"], "--prevalence is 10.0; expected a share"),
         (["--run", "a", "a"], "--run names a twice"),
         (["--run=a", "--map", "melanoma"], "--map is melanoma; expected TARGET=CLASS+CLASS"),
@@ -350,7 +350,7 @@ def test_how_an_evaluation_ends(run, monkeypatch, error, status, code):
         (["--run=a", "--model.tta=d4"], "--model.tta is not a known flag"),
     ],
 )  # fmt: skip
-def test_what_is_asked_wrongly(capsys, argv, message):
+def test_invalid_flags_are_refused(capsys, argv, message):
     assert evaluate.main(argv) == 2
     assert message in capsys.readouterr().err
 
@@ -368,7 +368,7 @@ def test_runs_that_cannot_be_evaluated(run, capsys, tmp_path):
     other = client.create_run(run.info.experiment_id, tags={"kind": "compare"})
     assert "is RUNNING and not FINISHED" in refused(capsys, 1, f"--run={other.info.run_id}")
     client.set_terminated(other.info.run_id)
-    assert "of kind 'compare', which holds no model" in refused(capsys, 1, f"--run={other.info.run_id}")
+    assert "of kind 'compare', which contains no model" in refused(capsys, 1, f"--run={other.info.run_id}")
     empty = client.create_run(run.info.experiment_id, tags={"kind": "fit"})
     client.set_terminated(empty.info.run_id)
     assert "'config.yaml'" in refused(capsys, 1, f"--run={empty.info.run_id}")
@@ -378,7 +378,7 @@ def test_runs_that_cannot_be_evaluated(run, capsys, tmp_path):
     assert "the folder has no config.yaml" in refused(capsys, 1, f"--run={tmp_path / 'folder'}")
 
 
-def test_the_runs_recipe_is_its_own(run, capsys):
+def test_preprocessing_is_fixed_by_the_run(run, capsys):
     message = refused(capsys, 2, f"--run={run.info.run_id}", "--data.size=64")
     assert "--data.size is fixed by the run to 32" in message
 
@@ -396,7 +396,7 @@ def test_classes_that_cannot_be_mapped_show_both_sets(run, capsys, tmp_path, tin
     )
 
 
-def test_a_data_set_of_which_everything_was_seen(run, artifacts, capsys, copies, tmp_path, tiny_demo):
+def test_data_of_training_images_alone_are_refused(run, artifacts, capsys, copies, tmp_path, tiny_demo):
     split = pd.read_csv(artifacts / "split.csv", dtype=str, keep_default_na=False).set_index("image_id")
     original = demo.read(tiny_demo)["image_id"].to_numpy()
     table = pd.read_csv(copies / "index.csv")
@@ -419,7 +419,7 @@ def test_a_data_set_of_which_everything_was_seen(run, artifacts, capsys, copies,
         (lambda table: table.assign(logit_mel=np.inf), "the logits of 7 images .* are not finite"),
     ],
 )
-def test_predictions_that_were_changed(run, artifacts, tmp_path, change, message):
+def test_changed_predictions_are_refused(run, artifacts, tmp_path, change, message):
     folder = tmp_path / "run"
     shutil.copytree(artifacts, folder)
     table = table_of(folder, "predictions/val.csv")
@@ -436,7 +436,7 @@ def images(*rows: tuple[str, str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image_id", "lesion_id", "pixels"])
 
 
-def test_what_has_been_seen():
+def test_used_images_are_recognised():
     split = images(("a", "L1", "p1"), ("b", "L2", "p2"), ("ISIC_1", "HAM_1", "p3"), ("t", "L4", "p4")).assign(
         role=["train", "val", "train", "test"]
     )
@@ -463,7 +463,7 @@ def finished_run_of(tmp_path, masks_by=(), segmenter=None, **stored) -> Finished
     return FinishedRun(folder)
 
 
-def test_crops_are_cut_by_the_masks_that_the_run_had(tmp_path):
+def test_crops_have_the_mask_source_of_the_run(tmp_path):
     crop = {"data.crop": True, "data.crop_margin": 0.1}
     other = {"data.dataset": "malignant_vs_benign"}
 
@@ -485,7 +485,7 @@ def test_crops_are_cut_by_the_masks_that_the_run_had(tmp_path):
         masks(finished_run_of(tmp_path), data__masks="otsu")
 
 
-def test_other_data_do_not_inherit_what_belongs_to_the_runs_own(tmp_path):
+def test_other_data_do_not_inherit_keys_of_the_training_data(tmp_path):
     own = {"data.root": str(tmp_path), "data.groups": "groups.csv", "data.malignant": ["mel"], "data.skip_bad": True}
     run = finished_run_of(
         tmp_path, **own, **{"data.balance": "undersample", "data.target": "malignancy", "data.size": 96}
@@ -506,7 +506,7 @@ def notes(run: FinishedRun, **flags) -> list[str]:
     return [title for title, _ in external.Evaluation((run,), (planned,), (), (), pd.DataFrame(), True).notes]
 
 
-def test_what_nobody_may_overlook(tmp_path):
+def test_warnings_of_an_evaluation(tmp_path):
     run = finished_run_of(tmp_path)
     assert notes(run) == notes(run, data__dataset="isic2018_task3") == []
     assert notes(run, data__dataset="malignant_vs_benign") == ["this is no external validation"]
@@ -515,7 +515,7 @@ def test_what_nobody_may_overlook(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
-def test_a_precision_that_this_machine_has_not(tmp_path):
+def test_an_unsupported_precision_is_replaced(tmp_path):
     run = finished_run_of(tmp_path, **{"trainer.precision": "16-mixed"})
     assert external.plan(run, {}).trainer.precision == "32"
     assert notes(run) == ["another precision"]
@@ -527,6 +527,6 @@ def test_folders_of_one_catalog_name_are_not_the_same_files(tmp_path):
     assert not external.same_files(run, external.plan(run, {"data.root": str(tmp_path.parent)}))
 
 
-def test_a_task_that_the_data_are_not_for(tmp_path):
+def test_data_of_another_task_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="isic2018_task1 is for segmentation, not for classification"):
         external.plan(finished_run_of(tmp_path), {"data.dataset": "isic2018_task1"})

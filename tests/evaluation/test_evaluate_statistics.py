@@ -1,4 +1,4 @@
-"""Operating points, temperature scaling and subgroups, against scikit-learn, hand-computed numbers and searches by brute force."""
+"""Test operating points, temperature scaling and subgroups against references."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_threshold_is_that_of_the_roc_curve(scored, sensitivity: float):
     assert sensitivity_threshold(positive, score, sensitivity) == thresholds[np.argmax(tpr >= sensitivity)]
 
 
-def test_threshold_of_twenty_positives_lets_one_go():
+def test_threshold_of_twenty_positives_misses_one():
     score = np.arange(20) / 20
     assert sensitivity_threshold(np.ones(20, dtype=bool), score) == score[1]
 
@@ -68,7 +68,7 @@ def test_operating_point_at_the_images_own_prevalence_counts(scored):
 
 
 def test_specificity_and_sensitivity_intervals_are_those_of_the_two_class_metrics(scored):
-    """The same lesions are drawn, so at 0.5 both functions must agree, interval and all."""
+    """Both functions sample the same lesions, so their intervals at 0.5 must agree."""
     positive, score, groups = scored
     p = 1 / (1 + np.exp(-score + 0.001))  # no tie at 0.5
     ours = operating_point(positive, p, 0.5, groups, n_resamples=300, seed=4).set_index("metric")
@@ -82,7 +82,7 @@ def test_specificity_and_sensitivity_intervals_are_those_of_the_two_class_metric
         )
 
 
-def test_where_nothing_is_called_positive_there_is_no_ppv():
+def test_ppv_is_undefined_without_positive_predictions():
     table = operating_point(np.array([True, False]), [0.1, 0.2], 0.9, ["a", "b"], n_resamples=5).set_index("metric")
     assert table.loc["sensitivity", "value"] == 0
     assert table.loc["specificity", "value"] == 1
@@ -91,7 +91,7 @@ def test_where_nothing_is_called_positive_there_is_no_ppv():
     assert table.loc["npv", "value"] == 0.5
 
 
-def test_operating_points_refuse_what_is_none(scored):
+def test_operating_points_refuse_invalid_input(scored):
     positive, score, groups = scored
     with pytest.raises(ValueError, match="no image is positive"):
         sensitivity_threshold(np.zeros(3, dtype=bool), [0.1, 0.2, 0.3])
@@ -110,7 +110,7 @@ def test_operating_points_refuse_what_is_none(scored):
 
 @pytest.fixture(scope="module")
 def unsure():
-    """Labels drawn from softmax(z / 2.5), so that logits z are too sure."""
+    """Labels sampled from softmax(z / 2.5), so that logits z are overconfident."""
     rng = np.random.default_rng(5)
     logits = rng.normal(0, 4, (600, 4))
     true = softmax(logits / 2.5, axis=1)
@@ -138,7 +138,7 @@ def test_temperature_of_two_classes_is_one_over_a_logistic_slope():
     assert fit_temperature(label, np.column_stack([np.zeros(500), z])) == pytest.approx(1 / slope, rel=1e-5)
 
 
-def test_temperature_of_what_is_always_right_is_the_lower_bound():
+def test_temperature_of_perfect_predictions_is_the_lower_bound():
     label = np.arange(9) % 3
     assert fit_temperature(label, np.eye(3)[label]) == pytest.approx(TEMPERATURES[0])
     assert fit_temperature((label + 1) % 3, np.eye(3)[label]) == pytest.approx(TEMPERATURES[1])
@@ -176,7 +176,7 @@ def test_intervals_of_the_ece_are_those_of_the_metrics(unsure):
     assert (ours.xs("change", level="stage")[["value", "low", "high"]] == 0).all(axis=None)
 
 
-def test_calibration_refuses_what_is_none():
+def test_calibration_refuses_invalid_input():
     with pytest.raises(ValueError, match="logits must be finite"):
         fit_temperature([0, 1], [[0.0, np.inf], [1, 0]])
     with pytest.raises(ValueError, match="labels must lie in 0"):
@@ -215,7 +215,7 @@ def people():
 CLASSES = ["bcc", "mel", "nv"]
 
 
-def test_groups_are_measured_each_alone(people):
+def test_metrics_are_computed_per_group(people):
     rows, label, p = people
     table = subgroup_table(rows, label, p, CLASSES, ["mel", "bcc"], n_resamples=100)
     assert list(table["attribute"].unique()) == ["age", "sex", "site"], "dx_type is known of no image"
@@ -238,7 +238,7 @@ def test_groups_are_measured_each_alone(people):
     assert (male["value"] < male["high"]).all()
 
 
-def test_small_groups_are_named_and_not_measured(people):
+def test_small_groups_have_no_metrics(people):
     rows, label, p = people
     table = subgroup_table(rows, label, p, CLASSES, n_resamples=20)
     small = table[(table["attribute"] == "sex") & (table["group"] == "unknown")]
@@ -283,7 +283,7 @@ def test_subgroups_of_a_run_folder(people, tmp_path):
     )
 
 
-def test_flagged_photographs_are_a_group_where_there_are_others(people):
+def test_flagged_images_are_a_group_among_others(people):
     rows, label, p = people
     flags = np.where(np.arange(len(rows)) % 4 < 2, "blurred; hair", "")
     table = subgroup_table(rows[["lesion_id"]].assign(quality_flags=flags), label, p, CLASSES, n_resamples=20)

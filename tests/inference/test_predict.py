@@ -1,4 +1,4 @@
-"""A finished classifier on image files: the run's own probabilities, every kind of path, bad files, crops, where a run comes from."""
+"""Test predictions for image files: probabilities, paths, bad files, crops, sources of runs."""
 
 import csv
 import io
@@ -47,7 +47,7 @@ def index(tiny_demo) -> pd.DataFrame:
 
 @pytest.fixture
 def folder(artifacts, tmp_path) -> Path:
-    """A downloaded run's folder: what a model is rebuilt from, and no more."""
+    """Folder with only the files that a model is rebuilt from."""
     place = tmp_path / "downloaded"
     for name in ("config.yaml", "checkpoints/best.ckpt"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ NAMES = [
 ]
 
 
-def test_names_of_all_kinds_come_back_from_the_table(folder, image, tmp_path):
+def test_file_names_of_all_kinds_are_in_the_table(folder, image, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name in NAMES:
@@ -170,7 +170,7 @@ def test_patterns_are_searched(tmp_path):
         found("empty")
 
 
-def test_what_predict_wrote_is_not_taken_for_images(tmp_path, monkeypatch):
+def test_output_of_predict_is_not_used_as_input(tmp_path, monkeypatch):
     for name in ("a.jpg", "overlays/a_overlay.jpg", "masks/a_segmentation.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"named alone")
@@ -180,13 +180,13 @@ def test_what_predict_wrote_is_not_taken_for_images(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["~nobody/a.jpg", "a" * 300 + ".jpg"])
-def test_odd_paths_are_told(name):
+def test_invalid_paths_are_reported(name):
     with pytest.raises(DataError, match=r"does not exist|File name too long"):
         find_images([name])
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG that says it is so large."""
+    """A PNG with this size in its header."""
     stream = io.BytesIO()
     Image.new("L", (1, 1)).save(stream, "png")
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -223,7 +223,7 @@ def test_bad_files_are_named_and_the_rest_is_written(folder, image, tmp_path, ca
     assert (found.loc[found["error"] == "", "p_nv"] != "").all()
 
 
-def test_only_bad_files_is_no_crash(folder, tmp_path, capsys):
+def test_only_bad_files_give_an_error(folder, tmp_path, capsys):
     for number in range(30):
         (tmp_path / f"{number}.jpg").write_bytes(b"no image")
     assert say(folder, tmp_path / "out", *(tmp_path / f"{n}.jpg" for n in range(30))) == 1
@@ -232,7 +232,7 @@ def test_only_bad_files_is_no_crash(folder, tmp_path, capsys):
     assert "… and 10 more; predictions.csv names all" in error
 
 
-def test_a_hundred_megapixels_are_answered(folder, tmp_path):
+def test_a_hundred_megapixels_are_predicted(folder, tmp_path):
     Image.new("L", (10_000, 10_000), 150).save(tmp_path / "large.png", compress_level=1)
     Image.new("L", (100, 100), 150).save(tmp_path / "small.png")
     assert say(folder, tmp_path / "out", tmp_path / "large.png", tmp_path / "small.png") == 0
@@ -241,7 +241,7 @@ def test_a_hundred_megapixels_are_answered(folder, tmp_path):
     np.testing.assert_allclose(found.loc[0, columns].astype(float), found.loc[1, columns].astype(float), rtol=1e-3)
 
 
-def test_files_are_read_as_they_are_wanted(folder, image):
+def test_files_are_read_on_demand(folder, image):
     begun = 0
 
     def files():
@@ -257,7 +257,7 @@ def test_files_are_read_as_they_are_wanted(folder, image):
     assert begun <= 4 * predictor.model.batch_size
 
 
-def test_answers_come_in_order():
+def test_results_keep_the_order():
     from concurrent.futures import ThreadPoolExecutor
     from time import sleep
 
@@ -341,7 +341,7 @@ def segmenter(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("source", ["run", "otsu"])
-def test_images_are_cut_as_the_training_images_were(folder, segmenter, tiny_demo, index, tmp_path, source):
+def test_images_are_cropped_as_in_training(folder, segmenter, tiny_demo, index, tmp_path, source):
     masks = f"run:{segmenter}" if source == "run" else "otsu"
     config = DataConfig(root=str(tiny_demo), size=32, resize="pad", crop=True, masks=masks, crop_margin=0.1)
     data = prepare_data(config, mask_source(config, None), jobs=1)
@@ -360,7 +360,7 @@ def test_images_are_cut_as_the_training_images_were(folder, segmenter, tiny_demo
 
 
 @pytest.mark.parametrize("masks", ["truth", "auto"])
-def test_run_on_true_masks_wants_to_be_told(folder, segmenter, image, tmp_path, capsys, masks):
+def test_run_on_true_masks_requires_a_mask_source(folder, segmenter, image, tmp_path, capsys, masks):
     place = changed(folder, tmp_path / "cropped", crop=True, crop_margin=0.1, masks=masks)
     (place / "crops.csv").write_text("image_id,left,top,right,bottom,masks\na,0,0,9,9,truth\nb,0,0,9,9,otsu\n")
     assert say(place, tmp_path / "out", image) == 2
@@ -373,7 +373,7 @@ def test_run_on_true_masks_wants_to_be_told(folder, segmenter, image, tmp_path, 
     assert probabilities[0] != probabilities[1]
 
 
-def test_auto_masks_that_were_all_otsus_are_otsus(folder, image, tmp_path):
+def test_auto_masks_of_otsu_alone_are_otsu_masks(folder, image, tmp_path):
     place = changed(folder, tmp_path / "cropped", crop=True, crop_margin=0.1, masks="auto")
     (place / "crops.csv").write_text("image_id,left,top,right,bottom,masks\na,0,0,9,9,empty\nb,0,0,9,9,otsu\n")
     assert say(place, tmp_path / "own", image) == 0
@@ -389,7 +389,7 @@ def test_auto_masks_that_were_all_otsus_are_otsus(folder, image, tmp_path):
         ("run:", "--masks is 'run:'; expected otsu, or run:RUN"),
     ],
 )
-def test_masks_that_mean_nothing_are_refused(folder, masks, message):
+def test_invalid_mask_sources_are_refused(folder, masks, message):
     with pytest.raises(ConfigError, match=message):
         load_predictor(str(folder), masks=masks)
 
@@ -427,7 +427,7 @@ def test_run_without_artifacts_is_refused(store, image, tmp_path, capsys):
         assert message in error
 
 
-def test_registered_model_is_as_good_as_its_run(run, image, tmp_path, capsys):
+def test_registered_model_predicts_as_its_run(run, image, tmp_path, capsys):
     client = connect(None)
     client.create_registered_model("lesions")
     version = client.create_model_version("lesions", f"{run.info.artifact_uri}", run.info.run_id)
@@ -441,7 +441,7 @@ def test_registered_model_is_as_good_as_its_run(run, image, tmp_path, capsys):
         ("lesions@champion", "has no alias 'champion'; its aliases: candidate (version 1)"),
         ("models:/lesions/7", "has no version 7"),
         ("lesion@candidate", "there is no registered model 'lesion' in"),
-        ("models:/lesions", "expected a registered model as NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/lesions", "expected NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION"),
     ):
         assert say(name, tmp_path / "out", image) == 1
         assert message in error_of(capsys)

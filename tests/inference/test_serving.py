@@ -1,4 +1,4 @@
-"""The logged model: images in a table to probabilities and masks, over HTTP too; registered under a name and an alias."""
+"""Test the logged model: tables of images, serving over HTTP, registration."""
 
 import base64
 import io
@@ -105,7 +105,7 @@ def mask_of(png: bytes) -> np.ndarray:
 
 
 def expected(out: Path, run, paths) -> tuple[pd.DataFrame, list[np.ndarray]]:
-    """What predict says."""
+    """Return the table of predict."""
     assert predict.main(["--run", str(run), "--out", str(out), *map(str, paths)]) == 0
     table = pd.read_csv(out / "predictions.csv", keep_default_na=False)
     return table, [np.asarray(Image.open(out / f"masks/{path.stem}_segmentation.png")) for path in paths]
@@ -128,7 +128,7 @@ def test_joint_model_gives_what_predict_gives(run, paths, tmp_path):
     assert np.array_equal(mask_of(inline["mask"][0]), masks[1])
 
 
-def test_nothing_of_the_model_is_pickled_and_no_real_image_is_in_it(run, paths):
+def test_logged_model_has_no_pickle_and_no_real_image(run, paths):
     folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/model"))
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".cloudpickle"))]
@@ -140,7 +140,7 @@ def test_nothing_of_the_model_is_pickled_and_no_real_image_is_in_it(run, paths):
     assert len(mlflow.pyfunc.load_model(str(folder)).predict(example)) == 1
 
 
-def test_classifier_and_segmenter_give_their_own(paths, tmp_path):
+def test_classifier_and_segmenter_return_their_own_columns(paths, tmp_path):
     run = make_run(tmp_path / "classifier", "resnet50")
     found = load(run, tmp_path / "a").predict(images(*map(str, paths)))
     assert list(found.columns) == ["prediction", "p_benign", "p_malignant"]
@@ -156,7 +156,7 @@ def test_classifier_and_segmenter_give_their_own(paths, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["run:segmenter", "otsu"])
-def test_cropped_run_carries_what_it_cuts_by(paths, tmp_path, source):
+def test_cropped_run_contains_its_mask_source(paths, tmp_path, source):
     run = make_run(tmp_path / "cropped", "resnet50", **{"data.crop": True, "data.masks": source})
     if source != "otsu":
         make_run(run / "segmenter", "unet_resnet34")
@@ -172,7 +172,7 @@ def test_cropped_run_carries_what_it_cuts_by(paths, tmp_path, source):
         model.predict(images(str(paths[0])), params={"masks": "run:else"})
 
 
-def test_run_on_true_masks_wants_to_be_told(paths, tmp_path):
+def test_run_on_true_masks_requires_a_mask_source(paths, tmp_path):
     run = make_run(tmp_path / "cropped", "resnet50", **{"data.crop": True, "data.masks": "truth"})
     model = load(run, tmp_path / "model")
     with pytest.raises(MlflowException, match="was trained on images cropped to their true masks"):
@@ -193,7 +193,7 @@ def test_run_on_true_masks_wants_to_be_told(paths, tmp_path):
         (7, "image of row 1 is int"),
     ],
 )
-def test_bad_images_are_told_by_row(paths, tmp_path, cell, message):
+def test_bad_images_are_reported_by_row(paths, tmp_path, cell, message):
     context = type("Context", (), {"artifacts": {"run": str(make_run(tmp_path / "classifier", "resnet50"))}})
     model = serving.Model()
     model.load_context(context)
@@ -221,7 +221,7 @@ def test_a_malicious_checkpoint_is_not_unpickled(tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
-def test_registered_model_predicts_also_when_its_run_is_gone(run, paths, tmp_path):
+def test_registered_model_predicts_without_its_run(run, paths, tmp_path):
     client = connect(None)
     version = client.get_model_version_by_alias("lesions", "candidate")
     assert version.run_id == run.info.run_id
@@ -245,7 +245,7 @@ def test_alias_moves_to_the_newest_version(run):
     assert {name: str(version) for name, version in aliases.items()} == {"candidate": "1", "moved": "3"}
 
 
-def test_registry_that_refuses_leaves_the_run_whole(run, monkeypatch):
+def test_refusal_by_the_registry_keeps_the_run(run, monkeypatch):
     def refuse(*_, **__):
         raise MlflowException("not today")
 
@@ -257,7 +257,7 @@ def test_registry_that_refuses_leaves_the_run_whole(run, monkeypatch):
     assert connect(None).get_run(run.info.run_id).info.status == "FINISHED"
 
 
-def test_resumed_run_keeps_what_it_was_started_with(store):
+def test_resumed_run_keeps_its_register_flag(store):
     client = connect(None)
     experiment = client.create_experiment("some")
     for tags, expected_text in (({"register": "lesions@champion"}, "lesions@champion"), ({}, None)):
@@ -268,7 +268,7 @@ def test_resumed_run_keeps_what_it_was_started_with(store):
 @pytest.mark.parametrize(
     ("text", "target"), [("lesions", ("lesions", "candidate")), ("skin lesions@champion", ("skin lesions", "champion"))]
 )
-def test_targets_are_read(text, target):
+def test_targets_are_parsed(text, target):
     assert parse_target(text) == target
 
 

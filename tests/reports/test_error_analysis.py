@@ -1,4 +1,4 @@
-"""Grad-CAM against the paper's formula by autograd; the share of attention, the worst errors and their files."""
+"""Test Grad-CAM against the formula of the paper, shares of attention, and files of errors."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ CNNS = [
 
 
 @pytest.mark.parametrize(("backbone", "size", "cells"), CNNS)
-def test_maps_of_cnns_are_the_papers(backbone, size, cells):
+def test_maps_of_cnns_equal_the_papers(backbone, size, cells):
     task, image, labels = classifier(backbone, size), images(3, size), [0, 2, 1]
     features = task.backbone.forward_features(task.normalise(image))
     logits = task.head(task.backbone.forward_head(features))
@@ -90,7 +90,7 @@ def test_maps_of_cnns_are_the_papers(backbone, size, cells):
 
 
 @pytest.mark.parametrize(("backbone", "size", "cells"), [("test_vit", 64, 4), slow("vit_tiny_patch16_224", 64, 4)])
-def test_maps_of_vits_lie_as_the_patches_do(backbone, size, cells):
+def test_maps_of_vits_have_the_layout_of_patches(backbone, size, cells):
     task, image, labels = classifier(backbone, size), images(2, size), [2, 0]
     kept = []
     hook = task.backbone.blocks[-1].norm1.register_forward_hook(lambda module, given, output: kept.append(output))
@@ -107,7 +107,7 @@ def test_maps_of_vits_lie_as_the_patches_do(backbone, size, cells):
 
 
 @pytest.mark.parametrize("size", [64, 50])
-def test_maps_of_joint_models_lie_where_the_images_do(size):
+def test_maps_of_joint_models_match_the_images(size):
     task, image, labels = joint(size), images(2, size), [1, 2]
     padded, rows, columns = task.segmenter.pad(task.normalise(image))
     features = task.segmenter.encoder(padded)[-1]
@@ -155,7 +155,7 @@ def planted(**changes):
 
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
-def test_each_class_is_found_where_it_lies(head):
+def test_maps_are_high_at_the_pixels_of_the_class(head):
     image = torch.zeros(1, 3, 32, 32)
     image[:, :, :16, 16:] = 1
     mask = np.zeros((1, 32, 32), dtype=bool)
@@ -183,7 +183,7 @@ class Pooled(Brightness):
 
 
 @pytest.mark.parametrize("backbone", [Tokens, Pooled])
-def test_features_of_unknown_layout_are_told(backbone):
+def test_features_of_unknown_layout_are_refused(backbone):
     task = planted()
     task.backbone = backbone()
     with pytest.raises(RunError, match="test_resnet: Grad-CAM does not know how its features lie"):
@@ -191,7 +191,7 @@ def test_features_of_unknown_layout_are_told(backbone):
     assert not any(module._forward_hooks for module in task.modules())
 
 
-def test_shares_by_hand():
+def test_shares_equal_hand_computed_ones():
     maps = np.array([[[1, 0.5], [0.5, 0]], [[0, 0], [0, 0]], [[0.2, 0.2], [0.2, 0.2]]], dtype=np.float32)
     masks = np.array([[[1, 0], [0, 1]], [[1, 1], [0, 0]], [[1, 0], [0, 0]]], dtype=bool)
     share, mask_share = error_analysis.attention_shares(maps, masks)
@@ -219,7 +219,7 @@ def test_errors_are_ranked_by_their_cross_entropy():
     assert np.isfinite(certain["loss"]).all()
 
 
-def test_nested_sets_of_images_are_sampled_alike():
+def test_nested_sets_of_images_have_the_same_sample():
     large = [f"image{i}" for i in range(500)]
     small = large[::3]
     first = error_analysis.choose_sample(large, 64)
@@ -242,7 +242,7 @@ def prepared(tiny_demo, session_cache):
 
 
 def predict(folder, data, seed=0):
-    """Write predictions of the test part that are drawn."""
+    """Write random predictions of the test set."""
     rows = data.rows("test")
     logits = np.random.default_rng(seed).normal(size=(len(rows), len(data.classes)))
     probability = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -317,19 +317,19 @@ def test_a_run_without_masks_or_maps_still_has_its_errors(prepared, tmp_path):
     assert sorted(path.name for path in other.iterdir()) == ["errors.csv", "predictions"]
 
 
-def test_a_mask_that_went_bad_is_told_and_costs_nothing_else(prepared, tmp_path):
+def test_a_damaged_mask_is_reported_alone(prepared, tmp_path):
     predict(tmp_path, prepared)
     (tmp_path / "bad.png").write_bytes(b"no image")
     moved = SimpleNamespace(
         index=prepared.index.assign(mask="bad.png"), classes=prepared.classes, store=prepared.store, root=tmp_path
     )
     reason = error_analysis.explain_run(tmp_path, moved, task_for(prepared), resize="stretch", batch_size=8)
-    assert re.search(r"without \d+ images whose true masks cannot be used, such as bad\.png is not an image", reason)
+    assert re.search(r"excludes \d+ images with unusable true masks, such as bad\.png is not an image", reason)
     assert not (tmp_path / "attention.csv").exists()
     assert (tmp_path / "figures/errors.png").exists()
 
 
-def test_a_mask_of_another_size_is_told(prepared, tiny_demo, tmp_path):
+def test_a_mask_of_another_size_is_reported(prepared, tiny_demo, tmp_path):
     predict(tmp_path, prepared)
     Image.new("L", (7, 5)).save(tmp_path / "small.png")
     index = prepared.index.copy()
@@ -338,14 +338,14 @@ def test_a_mask_of_another_size_is_told(prepared, tiny_demo, tmp_path):
     index.loc[tested, "mask"] = str(tmp_path / "small.png")
     moved = SimpleNamespace(index=index, classes=prepared.classes, store=prepared.store, root=tiny_demo)
     reason = error_analysis.explain_run(tmp_path, moved, task_for(prepared), resize="stretch", batch_size=8)
-    assert "without 1 images" in reason
+    assert "excludes 1 images" in reason
     assert "small.png is 7 × 5 px, but its image is" in reason
     shown = error_analysis.read_attention(tmp_path / "attention.csv")
     assert index.loc[tested, "image_id"] not in set(shown["image_id"])
     assert len(shown)
 
 
-def test_a_backbone_that_breaks_costs_the_maps_alone(prepared, tmp_path, monkeypatch):
+def test_a_failing_backbone_costs_only_the_maps(prepared, tmp_path, monkeypatch):
     predict(tmp_path, prepared)
 
     def broken(*_):
@@ -357,7 +357,7 @@ def test_a_backbone_that_breaks_costs_the_maps_alone(prepared, tmp_path, monkeyp
     assert (tmp_path / "errors.csv").exists()
 
 
-def test_nothing_is_read_from_texts_of_the_sheet(tmp_path):
+def test_texts_of_the_sheet_are_not_interpreted(tmp_path):
     case = error_analysis.ErrorExample(
         np.full((8, 8, 3), 200, np.uint8), np.eye(8, dtype=np.float32), None, ["$\\frac{<script>$ name", "x" * 300]
     )

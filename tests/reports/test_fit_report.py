@@ -1,4 +1,4 @@
-"""report.html of runs written by hand: every section of every task, every string escaped, nothing asked for."""
+"""Test report.html of written runs: sections of every task, escaped strings, no requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def entities(params, tags, metrics=None):
 
 @pytest.fixture
 def write_run(tmp_path):
-    """A writer of runs: the folder of its files, and what the store knows."""
+    """A function that writes a run and returns its folder and record."""
 
     def write(task="classification", params=None, tags=None, metrics=None, **data):
         folder, rng, classes = tmp_path / task, np.random.default_rng(0), CLASSES[task]
@@ -113,7 +113,7 @@ LAST = ["Configuration", "Environment", "Data licence and citation"]
 
 
 @pytest.mark.parametrize("task", HEADINGS)
-def test_every_section_is_there_and_every_string_escaped(write_run, task):
+def test_all_sections_exist_and_strings_are_escaped(write_run, task):
     folder, run = write_run(task)
     path = write_report(folder, run, thumbnails)
     assert path == folder / REPORT_FILE
@@ -133,7 +133,7 @@ def test_every_section_is_there_and_every_string_escaped(write_run, task):
     assert "1,234" in text
 
 
-def test_what_is_not_known_of_an_image_is_a_dash(write_run):
+def test_unknown_values_of_an_image_are_dashes(write_run):
     folder, run = write_run("joint")
     rows = [row for row in read(write_report(folder, run, thumbnails)).rows() if len(row) == 8 and row[0] in ("", "–")]
     unlabelled = [row for row in rows if row[2] == "–"]
@@ -199,7 +199,7 @@ def bands(page):
     return " | ".join(page.of("p", "band"))
 
 
-def test_bands_say_what_nobody_may_overlook(write_run):
+def test_bands_contain_the_warnings(write_run):
     params = {"weights": "random", "segmenter_saw_test_images": "17", "leaking_lesions": "3"}
     folder, run = write_run(params=params, dataset="demo", split="official", leaks="allow")
     split = pd.read_csv(folder / "split.csv", keep_default_na=False)
@@ -229,7 +229,7 @@ def test_unknown_lesions_are_not_called_clean(write_run):
     assert "unknown: every image has its own lesion" in text
 
 
-def test_what_is_not_there_has_no_section(write_run):
+def test_missing_files_have_no_section(write_run):
     folder, run = write_run()
     for name in (
         "subgroups.csv",
@@ -263,7 +263,7 @@ def test_what_is_not_there_has_no_section(write_run):
                 "seed, 5",
             ),
         ),
-        ("fold:1/4", ("fold 1 of 4", "every 4th", "seed, 5")),
+        ("fold:1/4", ("fold 1 of 4", "Every 4th", "seed, 5")),
         ("official", ("the publisher's own subsets",)),
     ],
 )

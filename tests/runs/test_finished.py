@@ -38,7 +38,7 @@ def test_a_run_id_gives_the_record_and_the_tables(store):
         _ = run.report_path
 
 
-def test_files_are_downloaded_when_asked_for_and_deleted_with_the_run(store):
+def test_files_are_downloaded_on_demand_and_deleted_later(store):
     run = FinishedRun(finished_fit(EXPERIMENT, class_predictions(1, 60, 1.0)))
     folder = run.folder
     assert list(folder.iterdir()) == []

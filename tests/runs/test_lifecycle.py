@@ -1,4 +1,4 @@
-"""A run's life, on its own: ends, owners, reaping, stores."""
+"""Test the life of a run: ends, owners, reaping, stores."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def status(client, run_id):
     return run.info.status, run.data.tags["status_reason"]
 
 
-def test_end_is_said_once_and_after_the_last_artifact(store):
+def test_end_is_written_once_after_the_last_artifact(store):
     client = connect(None)
     with begin(client) as run:
         run.write_text("a.txt", "text")
@@ -60,7 +60,7 @@ def test_end_is_said_once_and_after_the_last_artifact(store):
         (Interrupted(signal.SIGTERM), "KILLED", "interrupted by SIGTERM"),
     ],
 )
-def test_end_is_what_happened(store, error, end, reason):
+def test_end_is_recorded(store, error, end, reason):
     client = connect(None)
     with pytest.raises(type(error)), begin(client) as run:
         raise error
@@ -68,7 +68,7 @@ def test_end_is_what_happened(store, error, end, reason):
     assert run.folder.is_dir(), "what an unfinished run wrote is kept"
 
 
-def test_what_a_run_that_is_never_resumed_wrote_goes_with_it(store):
+def test_files_of_a_run_without_resume_are_deleted(store):
     client = connect(None)
     with (
         pytest.raises(OSError, match="full"),
@@ -87,14 +87,14 @@ def interrupted_twice():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_second_signal_does_not_cut_the_end_short():
+def test_second_signal_does_not_interrupt_the_end():
     with pytest.raises(Interrupted) as caught:
         interrupted_twice()
     assert caught.value.exit_code == 143
 
 
 class Collected:
-    """Something that garbage is made of."""
+    """Object for the garbage collector."""
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -133,7 +133,7 @@ def test_other_exceptions_that_python_drops_are_reported_as_before(monkeypatch):
     assert reported == ["'what it says'"]
 
 
-def test_handlers_are_put_back():
+def test_handlers_are_restored():
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [*map(signal.getsignal, numbers), sys.unraisablehook]
     with signals_as_interrupts():
@@ -143,7 +143,7 @@ def test_handlers_are_put_back():
     assert [*map(signal.getsignal, numbers), sys.unraisablehook] == before
 
 
-def test_an_alarm_that_somebody_else_has_set_is_left_alone():
+def test_alarms_of_others_are_kept():
     alarms = []
     before = signal.signal(signal.SIGALRM, lambda *_: alarms.append(1))
     try:
@@ -184,7 +184,7 @@ def test_a_signal_inside_a_database_statement_leaves_the_store_usable(store):
 
 
 @pytest.mark.parametrize(("seconds", "reached_at_last", "exit_code"), [(0.0, [1], 130), (60.0, [1, 2], 143)])
-def test_a_second_signal_breaks_in_only_where_the_first_has_waited(monkeypatch, seconds, reached_at_last, exit_code):
+def test_second_signal_interrupts_only_a_delayed_first(monkeypatch, seconds, reached_at_last, exit_code):
     reached = []
 
     def write():
@@ -246,7 +246,7 @@ def dead_pid():
     return str(process.pid)
 
 
-def test_reaped_is_only_what_is_known_to_be_dead(store):
+def test_only_dead_runs_are_reaped(store):
     client = connect(None)
     alive = make_running(client)
     dead = make_running(client, pid=dead_pid())
@@ -259,7 +259,7 @@ def test_reaped_is_only_what_is_known_to_be_dead(store):
     assert status(client, dead) == ("KILLED", "reaped: its process exited")
 
 
-def test_a_process_that_died_and_was_not_waited_for_owns_nothing():
+def test_a_zombie_process_owns_no_run():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     tags = {**owner_tags(), "pid": str(process.pid)}
     tags["process_start"] = f"{psutil.Process(process.pid).create_time():.2f}"
@@ -271,7 +271,7 @@ def test_a_process_that_died_and_was_not_waited_for_owns_nothing():
     process.wait()
 
 
-def test_runs_of_other_hosts_are_reaped_on_request_by_their_silence(store):
+def test_silent_runs_of_other_hosts_are_reaped_on_request(store):
     client = connect(None)
     long_ago = (datetime.now(UTC) - timedelta(hours=30)).isoformat()
     silent = make_running(client, host="another", heartbeat=long_ago)
@@ -325,7 +325,7 @@ def test_heartbeat_moves(store, monkeypatch):
     assert client.get_run(run.run_id).data.tags["heartbeat"] not in ("beat 0", "beat 1")
 
 
-def test_sqlite_paths_are_absolute_and_artifacts_lie_beside(tmp_path, monkeypatch):
+def test_sqlite_paths_are_absolute_with_artifacts_next_to_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert tracking_uri("sqlite:///here/mlflow.db") == f"sqlite:///{tmp_path}/here/mlflow.db"
     assert tracking_uri("http://host:5000") == "http://host:5000"
@@ -333,7 +333,7 @@ def test_sqlite_paths_are_absolute_and_artifacts_lie_beside(tmp_path, monkeypatc
     assert work_root(tracking_uri("sqlite:///here/mlflow.db")) == tmp_path / "here" / "work"
 
 
-def test_artifacts_lie_beside_the_database(store, tmp_path, monkeypatch):
+def test_artifacts_are_next_to_the_database(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     client = connect(None)
     with begin(client) as run:
