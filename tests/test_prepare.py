@@ -100,4 +100,4 @@ def test_wrong_input_is_rejected(arguments, message, capsys):
 
 
 def test_names_of_sheets_are_those_of_the_previews():
-    assert sorted(prepare.SHEET_NAMES) == sorted(SHEETS)
+    assert prepare.SHEET_NAMES == tuple(SHEETS)
