@@ -13,9 +13,9 @@ from PIL import Image
 
 from skincancer import evaluate, fit, sweep
 from skincancer import predict as predict_verb
-from skincancer.comparison.entries import Cell
+from skincancer.comparison.entries import Entry
 from skincancer.comparison.load import load_run
-from skincancer.comparison.tables import Resamples, cells_table
+from skincancer.comparison.tables import Resamples, entries_table
 from skincancer.config.resolve import resolve
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.feature_table import measure
@@ -173,15 +173,15 @@ def test_evaluate_says_whose_masks_were_measured_in(run, tiny_demo, capsys):
 def test_size_of_stored_pictures_is_told_not_to_be_that_of_features():
     _, notes = resolve("svm_features", {"data.size": 96})
     assert any("hand-crafted features use a fixed image size" in note for note in notes)
-    assert not any("size of their own" in note for note in resolve("svm_deep", {"data.size": 96})[1])
+    assert not any("fixed image size" in note for note in resolve("svm_deep", {"data.size": 96})[1])
 
 
 def test_run_is_compared_without_epochs(run):
     found = load_run(RunStore(None), run, "balanced_accuracy")
     assert found.epochs.empty
-    cell = Cell("svm_features", "80:20", (found,))
+    entry = Entry("svm_features", "80:20", (found,))
     assert len(found.scores) == int(run.data.params["test_images"])
-    assert cells_table([cell], "balanced_accuracy", Resamples(20))["value"].item() == pytest.approx(
+    assert entries_table([entry], "balanced_accuracy", Resamples(20))["value"].item() == pytest.approx(
         run.data.metrics["test/balanced_accuracy"]
     )
 
