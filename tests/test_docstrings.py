@@ -39,7 +39,6 @@ EXEMPT: set[str] = {
     "evaluation/class_mapping.py",
     "evaluation/external.py",
     "evaluation/recorder.py",
-    "fit.py",
     "imaging/decode.py",
     "imaging/geometry.py",
     "inference/classical_model.py",
@@ -88,14 +87,6 @@ EXEMPT: set[str] = {
     "runs/registry.py",
     "runs/search.py",
     "runs/store.py",
-    "training/callbacks.py",
-    "training/checkpoints.py",
-    "training/classical.py",
-    "training/distributed.py",
-    "training/launch.py",
-    "training/params.py",
-    "training/recorder.py",
-    "training/trainer.py",
     "ui.py",
 }
 
