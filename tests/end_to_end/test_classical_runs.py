@@ -223,13 +223,13 @@ def test_model_of_other_features_is_refused(run, artifacts, tmp_path):
 
 def test_class_of_one_training_lesion_is_told_before_the_run_starts(tiny_demo, store, capsys):
     assert fit.main([*FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]) == 2
-    assert "the training part has one lesion alone of akiec" in capsys.readouterr().err.replace("\n", " ")
+    assert "the training set has only one lesion of akiec" in capsys.readouterr().err.replace("\n", " ")
     assert not all_runs()
 
 
 def test_run_is_not_resumed():
     experiment = resolve("svm_features", {})[0]
-    with pytest.raises(RunError, match=r"--resume 0123: svm is fitted at once and has no point to go on from"):
+    with pytest.raises(RunError, match=r"--resume 0123: svm is fitted in one step and cannot be resumed"):
         fit.fit(experiment, resume="0123")
 
 
