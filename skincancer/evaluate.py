@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from jsonargparse import ArgumentParser
 
 from skincancer.config.cli import add_plugin_flag, parse_flags
 from skincancer.errors import ConfigError, RunError
@@ -16,10 +18,6 @@ from skincancer.schema import DataConfig
 from skincancer.system.console import is_live, make_console, program, progress_bars, run_verb, warn
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
 
 PARTS = ("all", "test")
 NEAR_DUPLICATES = ("exclude", "keep")
@@ -114,8 +112,6 @@ def _check(
 
 def make_parser() -> ArgumentParser:
     """Return the parser of the flags of evaluate."""
-    from jsonargparse import ArgumentParser
-
     parser = ArgumentParser(
         prog=program("evaluate"),
         usage="%(prog)s --run RUN_ID [RUN_ID …] --data.dataset NAME [--part all|test] [--data.KEY VALUE …]",

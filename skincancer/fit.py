@@ -15,12 +15,9 @@ from skincancer.errors import ConfigError, RunError
 from skincancer.runs import registry
 from skincancer.runs.artifacts import config_to_keep
 from skincancer.schema import Experiment
-from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb
-from skincancer.system.hardware import keep_freed_memory
+from skincancer.system.console import make_console, make_table, program, run_verb
 from skincancer.system.interrupts import signals_as_interrupts
-from skincancer.system.launcher import is_rank_zero
 from skincancer.system.yaml_files import dump_yaml
-from skincancer.training.launch import check_launcher, count_ranks
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -47,8 +44,7 @@ def fit(
     """
     # Checks come in the order of their cost.
     target = registry.parse_target(register) if register is not None else None
-    network = experiment.model.is_network
-    if resume and not network:
+    if resume and not experiment.model.is_network:
         raise RunError(
             f"--resume {resume}: {experiment.model.classifier} is fitted in one step and cannot be resumed. Start a new run: "
             f"python -m skincancer.fit --experiment {experiment.name} …"
@@ -57,54 +53,10 @@ def fit(
     from skincancer.models.compatibility import check_network
 
     check_network(experiment)
-    # These imports load Lightning, pandas and MLflow. Errors of the command line are reported before.
-    from skincancer.data.datamodule import check_shares
-    from skincancer.data.prepare import prepare_data
-    from skincancer.inference.model import mask_source
-    from skincancer.models.lightning import quiet_lightning
-    from skincancer.runs.lifecycle import reap
-    from skincancer.runs.store import RunStore
-    from skincancer.training.recorder import FitRecorder
-    from skincancer.training.trainer import check_devices, fit_classical, fit_network
+    # This module loads Lightning, pandas and MLflow. Errors of the command line are reported before.
+    from skincancer.training.session import train
 
-    quiet_lightning()
-    check_devices(experiment.trainer)
-    check_launcher(experiment.trainer)
-    keep_freed_memory()
-    console = make_console()
-    console.quiet = not is_rank_zero()
-
-    store = RunStore(experiment.tracking.uri)
-    client = store.client
-    if resume and not target and (before := registry.stored_target(client, resume)):
-        target = registry.parse_target(before)
-    if target:
-        registry.check_registry(client)
-
-    with progress_bars(console) as bars:
-        masks, hand_crafted = mask_source(experiment.data, store), experiment.model.is_hand_made
-        data = prepare_data(experiment.data, masks, bars, task=experiment.task, hand_crafted=hand_crafted)
-    if network:
-        ranks = count_ranks(experiment.trainer)
-        check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks)
-    # Trials do not close stale runs: the sweep has already done so, and another worker may still be recording why its trial crashed.
-    for closed in reap(client) if is_rank_zero() and trial is None else []:
-        console.print(f"closed run {closed} as KILLED: its process has exited")
-
-    recorder = FitRecorder(experiment, data, store, console, trial)
-    recorder.announce()
-    tags = {registry.REGISTER_TAG: str(target)} if target else {}
-    if network:
-        fit_network(experiment, data, recorder, store, resume, tags)
-    else:
-        fit_classical(experiment, data, recorder, store, tags)
-    if trial:
-        return recorder.run_id
-    recorder.report()
-    if target and is_rank_zero():
-        version = registry.register(client, recorder.run_id, target)
-        console.print(f"registered as {target}, version {version}", markup=False)
-    return recorder.run_id
+    return train(experiment, resume, target, trial)
 
 
 def make_parser() -> ArgumentParser:
@@ -149,7 +101,7 @@ def _verb(argv: Sequence[str]) -> None:
         experiment = load_resumed(resume, own.get("experiment"), flags, parser, RunStore(flags.get("tracking.uri")))
     else:
         if not own.get("experiment"):
-            raise ConfigError(f"--experiment is missing. Use one of {', '.join(list_experiments())}, or a path.")
+            raise ConfigError(f"--experiment NAME is missing. Use one of {', '.join(list_experiments())}, or a path.")
         experiment, notes = resolve(own["experiment"], flags, parser)
     for note in notes:
         console.print(note, markup=False)

@@ -13,12 +13,6 @@ BANNED = re.compile(
     r"|a row an? \w+|a line an? \w+|without a word|stands? (in|beside)|goes on|taken for dead|hangs together|drawn at random)\b",
     re.IGNORECASE,
 )
-# modules whose docstrings are not yet plain; the list may only shrink
-EXEMPT: set[str] = {
-    "comparison/driver.py",
-    "data/readers/demo.py",
-    "runs/search.py",
-}
 
 
 def docstrings(path: Path) -> list[tuple[int, str]]:
@@ -50,10 +44,7 @@ def modules() -> list[str]:
 @pytest.mark.parametrize("module", modules())
 def test_docstrings_are_plain(module):
     found = faults(PACKAGE / module)
-    if module in EXEMPT:
-        assert found, f"{module} is plain now: remove it from EXEMPT"
-    else:
-        assert not found, "\n".join(found)
+    assert not found, "\n".join(found)
 
 
 def test_faults_are_found(tmp_path):

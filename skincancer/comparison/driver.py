@@ -35,7 +35,7 @@ _MOST_TAG = 7000
 def compare_requests(
     request: Request, requests: Sequence[EntryRequest], run_missing: bool, out: Path | None, console: Console
 ) -> tuple[str, Comparison]:
-    """Compare the runs of a request whose entries are resolved. Arguments are as in `skincancer.compare.compare`."""
+    """Compare the runs of resolved entries. Arguments are as in `skincancer.compare.compare`."""
     store = RunStore(request.uri)
     explicit_runs = runs_by_id(store, request.runs)
     for run in explicit_runs:

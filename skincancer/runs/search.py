@@ -78,7 +78,12 @@ def runs_by_id(store: RunStore, run_ids: Sequence[str]) -> list[MlflowRun]:
 
 
 def search_runs(store: RunStore, conditions: Sequence[str]) -> Iterator[MlflowRun]:
-    """Yield the FINISHED runs of a store that meet conditions of MLflow's filter language, the newest first."""
+    """Yield the FINISHED runs of a store, the newest first.
+
+    Args:
+        store: MLflow store.
+        conditions: filters in the language of MLflow.
+    """
     groups = [group.experiment_id for group in store.client.search_experiments()]
     return _search(store, groups, ["attributes.status = 'FINISHED'", *conditions])
 

@@ -71,7 +71,7 @@ _SEX = {"male": 0.54, "female": 0.44, "unknown": 0.02}
 
 @dataclass(frozen=True)
 class _Lesion:
-    """Lesion to draw, numbered within its class so that other classes do not change it."""
+    """Lesion to draw, numbered within its class."""
 
     diagnosis: str
     number: int

@@ -1,0 +1,67 @@
+"""Train, test and register one experiment."""
+
+from __future__ import annotations
+
+from skincancer.data.datamodule import check_shares
+from skincancer.data.prepare import prepare_data
+from skincancer.inference.model import mask_source
+from skincancer.models.lightning import quiet_lightning
+from skincancer.runs import registry
+from skincancer.runs.lifecycle import reap
+from skincancer.runs.store import RunStore
+from skincancer.schema import Experiment
+from skincancer.system.console import make_console, progress_bars
+from skincancer.system.hardware import keep_freed_memory
+from skincancer.system.launcher import is_rank_zero
+from skincancer.training.callbacks import EpochReporter
+from skincancer.training.launch import check_launcher, count_ranks
+from skincancer.training.recorder import FitRecorder
+from skincancer.training.trainer import check_devices, fit_classical, fit_network
+
+
+def train(
+    experiment: Experiment, resume: str | None, target: registry.Target | None, trial: EpochReporter | None
+) -> str:
+    """Train or resume an experiment, and return the MLflow run id.
+
+    Arguments and errors are as in `skincancer.fit.fit`, except the parsed registry target.
+    """
+    network = experiment.model.is_network
+    quiet_lightning()
+    check_devices(experiment.trainer)
+    check_launcher(experiment.trainer)
+    keep_freed_memory()
+    console = make_console()
+    console.quiet = not is_rank_zero()
+
+    store = RunStore(experiment.tracking.uri)
+    client = store.client
+    if resume and not target and (before := registry.stored_target(client, resume)):
+        target = registry.parse_target(before)
+    if target:
+        registry.check_registry(client)
+
+    with progress_bars(console) as bars:
+        masks, hand_crafted = mask_source(experiment.data, store), experiment.model.is_hand_made
+        data = prepare_data(experiment.data, masks, bars, task=experiment.task, hand_crafted=hand_crafted)
+    if network:
+        ranks = count_ranks(experiment.trainer)
+        check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks)
+    # Trials do not close stale runs: the sweep has already done so, and another worker may still be recording why its trial crashed.
+    for closed in reap(client) if is_rank_zero() and trial is None else []:
+        console.print(f"closed run {closed} as KILLED: its process has exited")
+
+    recorder = FitRecorder(experiment, data, store, console, trial)
+    recorder.announce()
+    tags = {registry.REGISTER_TAG: str(target)} if target else {}
+    if network:
+        fit_network(experiment, data, recorder, store, resume, tags)
+    else:
+        fit_classical(experiment, data, recorder, store, tags)
+    if trial:
+        return recorder.run_id
+    recorder.report()
+    if target and is_rank_zero():
+        version = registry.register(client, recorder.run_id, target)
+        console.print(f"registered as {target}, version {version}", markup=False)
+    return recorder.run_id
