@@ -148,7 +148,8 @@ def measure_storage(kind: str, trials: int, workers: int, kills: int) -> None:
         surplus = sum(trial.user_attrs.get("ended") == "surplus" for trial in found)
         print(
             f"{mask_password(url).split(':')[0]}: {trials} trials by {workers} workers in {seconds:.1f} s "
-            f"({trials / seconds:.1f} per second), {kills - left} killed: {len(kept)} counted, {sum(n - 1 for n in points.values())} duplicates, {dead} of killed workers, "
+            f"({trials / seconds:.1f} per second), "
+            f"{kills - left} killed: {len(kept)} counted, {sum(n - 1 for n in points.values())} duplicates, {dead} of killed workers, "
             f"{surplus} surplus and closed, {sum(t.state.name == 'RUNNING' for t in found)} left running",
             flush=True,
         )

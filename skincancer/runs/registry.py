@@ -64,8 +64,8 @@ def check_registry(client: MlflowClient) -> None:
         client.search_registered_models(max_results=1)
     except MlflowException as error:
         raise RunError(
-            f"--register: the store {mask_password(client.tracking_uri)} has no model registry: {mask_passwords(error)}. Remove --register, "
-            "or use another store."
+            f"--register: the store {mask_password(client.tracking_uri)} has no model registry: {mask_passwords(error)}. Remove "
+            "--register, or use another store."
         ) from error
 
 
@@ -95,8 +95,8 @@ def register(client: MlflowClient, run_id: str, target: Target) -> str:
         client.set_tag(run_id, "registered_version", version)
     except (MlflowException, OSError) as error:
         raise RunError(
-            f"run {run_id} is finished and complete, but its model could not be registered as {target}: {mask_passwords(error)}. Register it in "
-            "the MLflow UI (python -m skincancer.ui)."
+            f"run {run_id} is finished and complete, but its model could not be registered as {target}: {mask_passwords(error)}. "
+            "Register it in the MLflow UI (python -m skincancer.ui)."
         ) from error
     return version
 
