@@ -13,9 +13,9 @@ from PIL import Image
 
 from skincancer import evaluate, fit, sweep
 from skincancer import predict as predict_verb
-from skincancer.comparison.entries import Cell
+from skincancer.comparison.entries import Entry
 from skincancer.comparison.load import load_run
-from skincancer.comparison.tables import Resamples, cells_table
+from skincancer.comparison.tables import Resamples, entries_table
 from skincancer.config.resolve import resolve
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.feature_table import measure
@@ -179,9 +179,9 @@ def test_size_of_stored_pictures_is_told_not_to_be_that_of_features():
 def test_run_is_compared_without_epochs(run):
     found = load_run(RunStore(None), run, "balanced_accuracy")
     assert found.epochs.empty
-    cell = Cell("svm_features", "80:20", (found,))
+    cell = Entry("svm_features", "80:20", (found,))
     assert len(found.scores) == int(run.data.params["test_images"])
-    assert cells_table([cell], "balanced_accuracy", Resamples(20))["value"].item() == pytest.approx(
+    assert entries_table([cell], "balanced_accuracy", Resamples(20))["value"].item() == pytest.approx(
         run.data.metrics["test/balanced_accuracy"]
     )
 
