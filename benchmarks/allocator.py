@@ -1,4 +1,6 @@
-"""Training steps on the CPU with and without `keep_freed_memory`, in turns, each in a process of its own.
+"""Measure training steps on the CPU with and without `keep_freed_memory`.
+
+Both alternate, each in a separate process.
 
 python benchmarks/allocator.py [--backbone tf_efficientnet_lite0] [--size 128] [--batch 64] [--steps 8] [--rounds 3]
 """
@@ -12,13 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 STEP = "--one"
 
 
 def one(backbone: str, size: int, batch: int, steps: int, keep: bool) -> float:
-    """Return images per second: the median step after the first two."""
+    """Return images per second, from the median step after the first two."""
     import timm
     import torch
 
@@ -40,7 +42,7 @@ def one(backbone: str, size: int, batch: int, steps: int, keep: bool) -> float:
 
 
 def main() -> None:
-    """Print images per second of both, and the ratio of each round."""
+    """Print images per second with and without the setting, and the ratio of each round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--size", type=int, default=128)

@@ -1,16 +1,16 @@
-"""An audit of a data set at several numbers of images: seconds, peak memory, and whether planted near-duplicates are found.
+"""Measure time, memory and accuracy of the audit at several numbers of images.
 
     python benchmarks/audit.py --dataset ham10000 --root FOLDER --counts 2500 5000 10015
 
-Among so many images of the data set, copies of some are planted, edited in one way each, no original twice. The command
-`python -m skincancer.prepare csv --audit` runs in a process of its own with an empty cache, so that everything is decoded; memory is
-that of the process and its workers together, polled from outside (resident, so that what they share counts more than once).
+Copies of some images are added to the data set. Each copy has one edit, and no image is copied twice. The command
+`python -m skincancer.prepare csv --audit` runs in a separate process with an empty cache, so that every image is decoded. Memory is the
+resident memory of the process and its workers, polled; shared memory counts more than once.
 
-Recall: planted copies that are found beside their original. Precision: those among all pairs that hold a planted copy, but for pairs with
-an image of the original's own lesion, and with one that the audit finds to be a near-duplicate of the original itself: they are
-counted apart. Growth: the ratio of the times of two counts divided by that of n log n; 1 or less is no faster than n log n. Beside these
-stands what a perceptual hash would give as candidates: the 64-bit DCT hash (32 × 32 grey, the lowest 8 × 8 frequencies against their
-median) of all flips and turns, by how many bits two may differ.
+Recall: share of the added copies that are reported together with their original. Precision: share of such pairs among all reported
+pairs with an added copy. Pairs with another image of the original's lesion, and pairs with a reported near-duplicate of the original, are
+counted separately. Growth: ratio of the times of two counts, divided by the ratio of n log n. A growth of 1 or less means that the
+time grows no faster than n log n. For comparison, the candidates of a perceptual hash are counted: the 64-bit DCT hash (32 × 32 grey,
+the lowest 8 × 8 frequencies against their median) of all flips and turns, by the number of bits that may differ.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from PIL import Image
 from scipy.fft import dctn
 from side_by_side import machine
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.audit.findings import COPIES
 from skincancer.data.index import image_root, load_index
@@ -48,14 +48,14 @@ PLANTED = "planted/"
 
 
 def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Cut 5 % of each side's length, somewhere between its two ends."""
+    """Crop 5 % of width and height, at a random position."""
     width, height = (round(0.95 * side) for side in image.size)
     left, top = (int(rng.integers(0, side - kept + 1)) for side, kept in zip(image.size, (width, height), strict=True))
     return image.crop((left, top, left + width, top + height))
 
 
 def compress(image: Image.Image, quality: int) -> Image.Image:
-    """Write and read as a JPEG."""
+    """Encode as JPEG and decode."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
@@ -73,7 +73,11 @@ EDITS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
 
 
 def make_data(dataset: str, root: str | None, count: int, planted: int, folder: Path) -> pd.DataFrame:
-    """Make a `csv` data set of so many images and the planted copies; return image_id, lesion_id, original and edit ("" where none)."""
+    """Make a `csv` data set of `count` images and the added copies.
+
+    Returns:
+        Table with image_id, lesion_id, and original and edit of an added copy ("" for other images).
+    """
     entry, place = locate_dataset(DataConfig(dataset=dataset, root=root))
     index, _ = load_index(entry, place)
     if count > len(index):
@@ -98,7 +102,7 @@ def make_data(dataset: str, root: str | None, count: int, planted: int, folder: 
 
 
 def run_audit(folder: Path) -> tuple[float, float]:
-    """Audit a folder; return seconds and peak memory, GB."""
+    """Audit a folder, and return seconds and peak memory in GB."""
     command = [sys.executable, "-m", "skincancer.prepare", "csv", f"--data.root={folder}", "--audit", f"--out={folder}"]
     places = {"SKINCANCER_CACHE": str(folder / "cache"), "PYTHONPATH": str(CHECKOUT)}
     start, peak = time.perf_counter(), 0
@@ -114,18 +118,22 @@ def run_audit(folder: Path) -> tuple[float, float]:
 
 
 def resident(process: psutil.Process) -> int:
-    """Return the resident memory of a process and those that it started, bytes."""
+    """Return the resident memory of a process and its child processes in bytes."""
     total = 0
     try:
         for one in (process, *process.children(recursive=True)):
             total += one.memory_info().rss
-    except psutil.Error:  # one of them has just ended
+    except psutil.Error:  # A process has ended in the meantime.
         pass
     return total
 
 
 def judge(table: pd.DataFrame, found: pd.DataFrame) -> tuple[list[list[object]], int]:
-    """Count by kind of edit what was found; return rows to print, and the pairs of unplanted images of different lesions."""
+    """Count the reported copies by edit.
+
+    Returns:
+        Rows to print, and the number of reported pairs of original images of different lesions.
+    """
     copies = found[found["finding"].isin(COPIES)]
     pairs = {frozenset(pair) for pair in zip(copies["image_id"], copies["other_id"], strict=True)}
     known = table.set_index("image_id")
@@ -133,7 +141,7 @@ def judge(table: pd.DataFrame, found: pd.DataFrame) -> tuple[list[list[object]],
     hits, false, lesions, before = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     unplanted = 0
     for pair in pairs:
-        one, other = sorted(pair, key=lambda name: not original[name])  # the planted one first
+        one, other = sorted(pair, key=lambda name: not original[name])  # An added copy comes first.
         if not original[one]:
             unplanted += lesion[one] != lesion[other]
             continue
@@ -158,7 +166,11 @@ def judge(table: pd.DataFrame, found: pd.DataFrame) -> tuple[list[list[object]],
 
 
 def hash_candidates(table: pd.DataFrame, folder: Path) -> list[tuple[int, float, int]]:
-    """Return, by how many bits may differ, the share of planted copies whose original is a candidate, and the pairs of candidates."""
+    """Count the candidates of a perceptual hash.
+
+    Returns:
+        Number of bits that may differ, share of the added copies with their original as a candidate, and number of candidate pairs.
+    """
     (place,) = (folder / "cache/examinations").glob("*/thumbnails.npy")
     ids = pd.read_csv(place.with_name("images.csv"), dtype=str, usecols=["image_id"])["image_id"]
     small = np.stack([cv2.resize(one, (32, 32), interpolation=cv2.INTER_AREA) for one in np.load(place)]).astype(
@@ -191,12 +203,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="demo")
-    parser.add_argument("--root", help="its folder")
+    parser.add_argument("--root", help="folder of the data set; not needed for the demo")
     parser.add_argument(
-        "--counts", type=int, nargs="+", default=[200, 400], help="numbers of images, without the planted"
+        "--counts", type=int, nargs="+", default=[200, 400], help="numbers of images without the added copies"
     )
-    parser.add_argument("--planted", type=int, default=40, help="copies of each kind of edit")
-    parser.add_argument("--keep", type=Path, help="folder for the tables and pages of each audit")
+    parser.add_argument("--planted", type=int, default=40, help="added copies per edit")
+    parser.add_argument("--keep", type=Path, help="folder that receives tables and pages of each audit")
     given = parser.parse_args()
 
     print(f"{machine()}; {given.dataset}")
@@ -220,10 +232,10 @@ def main() -> None:
         before = n, seconds
         print(f"\n{n} images: {seconds:.0f} s ({seconds / 60:.1f} min), peak memory {memory:.2f} GB{growth}")
         rows, unplanted = judge(table, found)
-        print(f"{'edit':<16} planted  recall  precision  (apart: same lesion, near-duplicates before)")
+        print(f"{'edit':<16}  copies  recall  precision  (separate: same lesion, near-duplicates of the original)")
         for name, planted, recall, precision, lesions, known in rows:
             print(f"{name:<16} {planted:>7}  {recall:>6}  {precision:>9}  {lesions:>20} {known:>10}")
-        print(f"pairs of unplanted images of different lesions: {unplanted}")
+        print(f"pairs of original images of different lesions: {unplanted}")
         for bits, recall, pairs in hashed:
             print(f"a perceptual hash, {bits:>2} of 64 bits apart: recall {recall:.3f}, {pairs} pairs to verify")
 

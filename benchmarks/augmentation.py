@@ -1,9 +1,9 @@
-"""Augmentation's share of a training step, a policy a line, measured side by side in one run.
+"""Measure the share of augmentation in a training step, for each policy.
 
     python benchmarks/augmentation.py --steps 10 --size 128 --batch 64 --backbone tf_efficientnet_lite0
 
-Each round times one training step (forward, backward, AdamW; random weights, seven classes) and then every policy on
-the same batch, so that a machine busy with other work slows all of them alike; printed are medians over the rounds.
+Each round measures one training step (forward, backward, AdamW; random weights, seven classes) and then every policy on the same
+batch, so that a busy machine slows all of them alike. Medians over the rounds are printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import timm
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.imaging.augmentation import Augment
 from skincancer.imaging.augmentation_policies import POLICIES
@@ -26,7 +26,7 @@ from skincancer.schema import AugmentConfig
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall time of `work`, the device's queue empty before and after."""
+    """Return the wall time of `work`, with an empty queue of the device before and after."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -38,11 +38,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description="Augmentation's share of a training step.", allow_abbrev=False)
-    parser.add_argument("--steps", type=int, default=10, help="rounds measured, after two that warm up")
-    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
-    parser.add_argument("--batch", type=int, default=64, help="images a batch")
-    parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="any timm name")
+    parser = argparse.ArgumentParser(description="Share of augmentation in a training step.", allow_abbrev=False)
+    parser.add_argument("--steps", type=int, default=10, help="measured rounds, after two warm-up rounds")
+    parser.add_argument("--size", type=int, default=128, help="image size in pixels")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch")
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="timm name of the backbone")
     given = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

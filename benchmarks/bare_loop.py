@@ -1,12 +1,13 @@
-"""The plain PyTorch script that fit is compared with: the same images in the same roles, and nothing else of this project's training.
+"""Train with a plain PyTorch script, the reference for the results of fit.
 
     python benchmarks/bare_loop.py --dataset ham10000 --root FOLDER --split 80:20 --size 128 --batch 64 --epochs 8 --class-weights
     python benchmarks/bare_loop.py --dataset malignant_vs_benign --root FOLDER --split official --size 224 --batch 32 --epochs 6 --jitter
     python benchmarks/bare_loop.py --task segmentation --dataset isic2018_task1 --root FOLDER --size 128 --batch 16 --epochs 8
 
-tf_efficientnet_lite0 (of masks SMP's U-Net over it, BCE + Dice, cut at 0.5) with the ImageNet weights of the offline package, flips,
-AdamW 1e-3, one cycle; learns from the training part, never looks at validation, and is tested after the last epoch.
-With --out its predictions are kept in a folder that paired.py takes for a run.
+The script shares only the images and their subsets with fit. The network is tf_efficientnet_lite0 (for masks the encoder of SMP's
+U-Net, with BCE + Dice and a threshold of 0.5) with the ImageNet weights of the offline package. Training uses flips, AdamW 1e-3 and
+one cycle on the training set, ignores the validation set, and tests the weights of the last epoch. With --out the predictions are
+saved in a folder that paired.py accepts as a run.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.transforms import v2
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.data.index import image_root
 from skincancer.data.prepare import PreparedData, prepare_data
@@ -45,7 +46,7 @@ DICE = DiceLoss("binary")
 
 
 class Network(nn.Module):
-    """Normalisation, the layers; takes uint8 or float images in [0, 255]."""
+    """Normalisation and layers, for uint8 or float images in [0, 255]."""
 
     def __init__(self, task: str, size: int, classes: int, weights: str) -> None:
         super().__init__()
@@ -59,12 +60,12 @@ class Network(nn.Module):
             self.layers = nn.Sequential(backbone, nn.Linear(backbone.num_features, classes))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) to logits (B, C), or (B, 1, H, W)."""
+        """Map images (B, 3, H, W) to logits (B, C), or (B, 1, H, W) for masks."""
         return self.layers(self.normalise(image.float()))
 
 
 def flip(image: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Flip each image or not, both ways, a mask with it."""
+    """Flip each image and its mask at random, horizontally and vertically."""
     for axis in (-1, -2):
         flipped = (torch.rand(len(image)) < 0.5).view(-1, 1, 1, 1)
         image = torch.where(flipped, image.flip(axis), image)
@@ -73,7 +74,10 @@ def flip(image: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def load(data: PreparedData, role: str) -> tuple[Tensor, Tensor]:
-    """Return the images of a role, uint8 (N, 3, H, W) channels_last, and their labels (N,) or masks uint8 (N, 1, H, W)."""
+    """Return the images of a subset and their labels or masks.
+
+    Images are uint8 (N, 3, H, W), channels_last, labels int64 (N,), masks uint8 (N, 1, H, W).
+    """
     rows = data.rows(role)
     images = torch.from_numpy(data.store.images[rows.index.to_numpy()]).permute(0, 3, 1, 2)
     if data.store.masks is not None:
@@ -82,12 +86,12 @@ def load(data: PreparedData, role: str) -> tuple[Tensor, Tensor]:
 
 
 def mask_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """BCE + Dice."""
+    """Return the sum of binary cross-entropy and Dice loss."""
     return binary_cross_entropy_with_logits(logits, mask.float()) + DICE(logits, mask.float())
 
 
 def class_table(data: PreparedData, logits: Tensor) -> tuple[pd.DataFrame, str]:
-    """Return the table of predictions of the test part, and its metrics in words."""
+    """Return the predictions for the test set, and their metrics as text."""
     rows = data.rows("test")
     truth, probability = rows["label"].to_numpy(), logits.double().softmax(1).numpy()
     guess = probability.argmax(1)
@@ -100,7 +104,7 @@ def class_table(data: PreparedData, logits: Tensor) -> tuple[pd.DataFrame, str]:
 
 
 def mask_table(data: PreparedData, logits: Tensor) -> tuple[pd.DataFrame, str]:
-    """Return the scores of the test part's masks at their original size, and their means in words."""
+    """Return the scores of the test masks at their original size, and their means as text."""
     rows = data.rows("test")
     recipe = MaskRecipe(Preprocessing(logits.shape[-1], "stretch"), False, False)
     scorer = MaskScorer(data.index, image_root(data.root), recipe, data.store.views)
@@ -113,17 +117,17 @@ def mask_table(data: PreparedData, logits: Tensor) -> tuple[pd.DataFrame, str]:
 
 
 def main() -> None:
-    """Train, test, print."""
-    parser = argparse.ArgumentParser(description="A bare PyTorch loop.", allow_abbrev=False)
+    """Train, test and print the metrics."""
+    parser = argparse.ArgumentParser(description="Plain PyTorch training loop.", allow_abbrev=False)
     parser.add_argument("--task", default="classification", choices=["classification", "segmentation"])
-    parser.add_argument("--dataset", default="demo", help="a name from the catalog")
-    parser.add_argument("--root", help="its folder; the demo needs none")
+    parser.add_argument("--dataset", default="demo", help="name in the catalog")
+    parser.add_argument("--root", help="folder of the data set; not needed for the demo")
     parser.add_argument("--split", default="80:20")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--class-weights", action="store_true", help="by the square root of the inverse frequency")
+    parser.add_argument("--class-weights", action="store_true", help="weight classes by 1/sqrt(frequency)")
     parser.add_argument("--jitter", action="store_true", help="light colour jitter")
     parser.add_argument("--weights", default="imagenet", choices=["imagenet", "none"])
     parser.add_argument("--seed", type=int, default=0)
@@ -142,7 +146,8 @@ def main() -> None:
     if given.task == "classification":
         counts = torch.bincount(truth, minlength=len(data.classes))
         loss_of = nn.CrossEntropyLoss(weight=(counts**-0.5).to(device) if given.class_weights else None)
-    steps = len(images) // given.batch  # an epoch leaves out a last batch that is not full
+    # An epoch drops an incomplete last batch.
+    steps = len(images) // given.batch
     optimizer = torch.optim.AdamW(model.parameters(), lr=given.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=given.lr, total_steps=given.epochs * steps)
     jitter = v2.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02)
@@ -155,7 +160,8 @@ def main() -> None:
         for rows in torch.randperm(len(images))[: steps * given.batch].view(steps, given.batch):
             image, target = flip(images[rows], truth[rows])
             if given.jitter:
-                image = torch.stack([jitter(one) for one in image])  # on a whole batch it would draw once
+                # Applied to a whole batch, the jitter would sample the same change for all images.
+                image = torch.stack([jitter(one) for one in image])
             image = image.to(device).contiguous(memory_format=torch.channels_last)
             loss = loss_of(model(image), target.to(device))
             optimizer.zero_grad()

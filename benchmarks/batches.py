@@ -1,9 +1,9 @@
-"""Batches from the prepared store against torchvision's ImageFolder with decode and resize, in turns.
+"""Compare batches from the prepared store with torchvision's ImageFolder, in turns.
 
     python benchmarks/batches.py --dataset ham10000 --root FOLDER --images 0
 
-Same images (of the training part), same batch size, same number of workers; both end with float32 images in [0, 1]. Files and
-store are in the page cache after the round that warms up, so neither side waits for a disk.
+Both use the same training images, batch size and number of workers, and produce float32 images in [0, 1]. ImageFolder decodes and
+resizes. Files and store are in the page cache after the warm-up round, so neither waits for a disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from side_by_side import in_turns, machine, ratios, spread
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.index import image_root
@@ -30,7 +30,7 @@ from skincancer.schema import AugmentConfig, DataConfig
 
 
 def limit(data: PreparedData, images: int) -> PreparedData:
-    """Keep at most so many images of the training part, drawn with seed 0; 0 keeps all."""
+    """Keep at most `images` training images, sampled with seed 0. 0 keeps all."""
     train = data.rows("train").index.to_numpy()
     left_out = np.random.default_rng(0).permutation(train)[images or len(train) :]
     index = data.index.copy()
@@ -39,7 +39,7 @@ def limit(data: PreparedData, images: int) -> PreparedData:
 
 
 def link_classes(data: PreparedData, folder: Path) -> None:
-    """Lay the training images out as ImageFolder wants them: a folder a class, of symbolic links."""
+    """Link the training images in one folder per class, as ImageFolder expects."""
     root = image_root(data.root).absolute()
     for row, image, label in data.rows("train")[["image", "label"]].itertuples():
         link = folder / data.classes[label] / f"{row}{Path(image).suffix}"
@@ -48,7 +48,7 @@ def link_classes(data: PreparedData, folder: Path) -> None:
 
 
 def compare(data: PreparedData, given: argparse.Namespace, size: int) -> None:
-    """Measure one size and print it."""
+    """Measure one image size and print the result."""
     images = len(data.rows("train"))
     module = LesionDataModule(
         data, batch_size=given.batch, balance="none", balance_fixed=False, augment=AugmentConfig(policy="none"), seed=0,
@@ -87,15 +87,15 @@ def compare(data: PreparedData, given: argparse.Namespace, size: int) -> None:
 
 
 def main() -> None:
-    """Measure and print a line a size."""
-    parser = argparse.ArgumentParser(description="The store against ImageFolder.", allow_abbrev=False)
-    parser.add_argument("--dataset", default="demo", help="a name from the catalog")
-    parser.add_argument("--root", help="its folder; the demo needs none")
-    parser.add_argument("--images", type=int, default=1000, help="at most so many training images; 0 for all")
-    parser.add_argument("--size", type=int, nargs="+", default=[128, 224], help="sides in pixels")
-    parser.add_argument("--batch", type=int, default=64, help="images a batch")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes, of both")
-    parser.add_argument("--rounds", type=int, default=5, help="passes over the images of each, after one that warms up")
+    """Measure and print one line per image size."""
+    parser = argparse.ArgumentParser(description="Batches of the store and of ImageFolder.", allow_abbrev=False)
+    parser.add_argument("--dataset", default="demo", help="name in the catalog")
+    parser.add_argument("--root", help="folder of the data set; not needed for the demo")
+    parser.add_argument("--images", type=int, default=1000, help="maximum number of training images; 0 for all")
+    parser.add_argument("--size", type=int, nargs="+", default=[128, 224], help="image sizes in pixels")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of each loader")
+    parser.add_argument("--rounds", type=int, default=5, help="measured passes over the images, after a warm-up pass")
     given = parser.parse_args()
 
     print(f"{machine()}; {given.dataset}, batches of {given.batch}, {given.workers} workers; median (min–max)")

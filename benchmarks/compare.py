@@ -1,4 +1,4 @@
-"""Seconds of `compare` over many synthetic runs, read from a store and compared, at several numbers of runs.
+"""Measure the time of `compare` over increasing numbers of synthetic runs.
 
 python benchmarks/compare.py --counts 200 1000
 """
@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from side_by_side import machine
@@ -27,10 +27,10 @@ EXPERIMENTS, SPLITS = ("densenet169_undersample", "resnet50_oversample"), ("80:2
 
 
 def main() -> None:
-    """Write runs, compare, print a line a count."""
-    parser = argparse.ArgumentParser(description="compare over many runs.", allow_abbrev=False)
-    parser.add_argument("--counts", type=int, nargs="+", default=[40, 80], help="numbers of runs, growing")
-    parser.add_argument("--images", type=int, default=2000, help="test images a run")
+    """Write runs, compare them, and print one line per number of runs."""
+    parser = argparse.ArgumentParser(description="Time of compare over many runs.", allow_abbrev=False)
+    parser.add_argument("--counts", type=int, nargs="+", default=[40, 80], help="increasing numbers of runs")
+    parser.add_argument("--images", type=int, default=2000, help="test images per run")
     given = parser.parse_args()
     console = make_console()
     console.quiet = True
@@ -49,7 +49,7 @@ def main() -> None:
             seconds = time.perf_counter() - start
             print(
                 f"{count:,} runs of {given.images:,} predictions: {seconds:.1f} s ({time.process_time() - processor:.1f} s of CPU), "
-                f"{1000 * seconds / count:.0f} ms a run; peak memory {peak:,.0f} MiB",
+                f"{1000 * seconds / count:.0f} ms per run; peak memory {peak:,.0f} MiB",
                 flush=True,
             )
 

@@ -1,10 +1,10 @@
-"""Images a second of fits with several processes against fits with one, in turns.
+"""Compare the speed of fits with several processes and with one, in turns.
 
     python benchmarks/ddp.py --dataset ham10000 --root FOLDER
 
-On CPUs one process computes with all cores, and of several each with its share; on GPUs each has its own. The batch is divided
-among the processes, so every optimiser step learns from as many images on both sides. A fit ends (by SIGTERM) after its last epoch;
-the first epoch warms up. Speed is that of training alone, as fit writes it into epochs.csv: with augmentation, without validation.
+On CPUs one process uses all cores, and several processes share them. On GPUs each process has its own GPU. The batch is divided
+among the processes, so that an optimiser step always uses the same number of images. The benchmark ends a fit by SIGTERM after the
+last measured epoch. The first epoch is warm-up. The speed is images_per_second of epochs.csv: with augmentation, without validation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def measure(given: argparse.Namespace, processes: int) -> float:
-    """Fit with so many processes; return the median of its epochs' images a second."""
+    """Fit with some processes, and return the median speed of the epochs in images/s."""
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "experiment": "densenet169_undersample", "data.dataset": given.dataset, "data.size": given.size, "data.balance": "none",
@@ -51,7 +51,8 @@ def measure(given: argparse.Namespace, processes: int) -> float:
                     output.seek(0)
                     raise SystemExit(output.read())
                 for table in Path(folder).glob("work/*/epochs.csv"):
-                    with contextlib.suppress(pd.errors.EmptyDataError):  # it is just being written
+                    # The file may be empty while fit is writing it.
+                    with contextlib.suppress(pd.errors.EmptyDataError):
                         epochs = pd.read_csv(table).dropna(subset="images_seen")
             fit.send_signal(signal.SIGTERM)
             fit.wait(60)
@@ -60,23 +61,23 @@ def measure(given: argparse.Namespace, processes: int) -> float:
 
 def main() -> None:
     """Measure and print the ratio."""
-    parser = argparse.ArgumentParser(description="Several processes against one.", allow_abbrev=False)
-    parser.add_argument("--dataset", default="demo", help="a name from the catalog")
-    parser.add_argument("--root", help="its folder; the demo needs none")
-    parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="of timm (random weights)")
-    parser.add_argument("--size", type=int, default=128, help="side in pixels")
-    parser.add_argument("--batch", type=int, default=64, help="images a step, over all processes")
-    parser.add_argument("--steps", type=int, default=10, help="steps an epoch")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs of a fit, after one that warms up")
+    parser = argparse.ArgumentParser(description="Speed of several processes and of one.", allow_abbrev=False)
+    parser.add_argument("--dataset", default="demo", help="name in the catalog")
+    parser.add_argument("--root", help="folder of the data set; not needed for the demo")
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="timm name, with random weights")
+    parser.add_argument("--size", type=int, default=128, help="image size in pixels")
+    parser.add_argument("--batch", type=int, default=64, help="images per step, over all processes")
+    parser.add_argument("--steps", type=int, default=10, help="steps per epoch")
+    parser.add_argument("--epochs", type=int, default=3, help="measured epochs of a fit, after a warm-up epoch")
     parser.add_argument("--workers", type=int, default=0, help="loader processes of each process")
-    parser.add_argument("--processes", type=int, default=2, help="devices of the several")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes compared with one")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu or gpu")
     parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed"])
-    parser.add_argument("--rounds", type=int, default=3, help="fits of each")
+    parser.add_argument("--rounds", type=int, default=3, help="fits of each kind")
     given = parser.parse_args()
 
     print(
-        f"{machine(given.accelerator)}; {given.dataset} at {given.size} px, {given.backbone}, {given.batch} images a step, "
+        f"{machine(given.accelerator)}; {given.dataset} at {given.size} px, {given.backbone}, {given.batch} images per step, "
         f"precision {given.precision}; median (min–max)"
     )
     several = f"{given.processes} processes"

@@ -1,15 +1,15 @@
-"""Training epochs by fit's own machinery against a bare PyTorch loop over data in memory, in turns.
+"""Compare training epochs of fit with a bare PyTorch loop, in turns.
 
     python benchmarks/epoch.py --dataset ham10000 --root FOLDER
     python benchmarks/epoch.py --task segmentation --dataset isic2018_task1 --root FOLDER --batch 16
 
-The bare loop trains the same network (also in train mode, channels_last, AdamW, cross-entropy; of masks BCE and SMP's Dice) on
-the same images, held in memory as one uint8 tensor, in as many batches of the same sizes, with the same conversion and
-normalisation; it never augments, validates or saves. One Trainer alternates epochs without augmentation and epochs with the
-policy; before each, the bare loop runs one epoch, and each ratio is of such a pair.
+The bare loop trains the same network (train mode, channels_last, AdamW, cross-entropy; for masks BCE and SMP's Dice) on the same
+images in batches of the same sizes, with the same conversion and normalisation. Its images are one uint8 tensor in memory. The loop
+does not augment, validate or save. One Trainer alternates epochs without and with augmentation. The bare loop runs one epoch before
+each of them, and each ratio compares such a pair.
 
-An epoch of fit lasts from its start to the start of the next, less validation: batches, hooks, the epoch's record and both
-checkpoints. The share of what follows the last batch is printed, since it does not grow with the number of images.
+The time of an epoch of fit is the time from its start to the start of the next epoch without validation: batches, hooks, the row of
+the epoch and both checkpoints. The share of the work after the last batch is printed, because it does not grow with the images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from side_by_side import machine, ratios, spread
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.config.resolve import resolve
 from skincancer.data.datamodule import LesionDataModule
@@ -46,12 +46,12 @@ from skincancer.training.callbacks import EpochRecord
 from skincancer.training.recorder import FitRecorder
 from skincancer.training.trainer import build_trainer
 
-NETWORKS: dict[str, dict[str, str]] = {  # of each task
+NETWORKS: dict[str, dict[str, str]] = {
     "classification": {"model.backbone": "tf_efficientnet_lite0"},
     "segmentation": {"model.architecture": "unet", "model.backbone": "tu-tf_efficientnet_lite0"},
 }
 DICE = DiceLoss("binary")
-POLICIES = ("none", "light")  # of the epochs of fit, in turns
+POLICIES = ("none", "light")
 
 
 class BareLoop:
@@ -70,7 +70,7 @@ class BareLoop:
         self.network, self.settings = network, experiment.model.optimizer
 
     def to(self, device: torch.device) -> None:
-        """Move to the device that fit trains on."""
+        """Move the network to the device that fit trains on."""
         self.device = device
         self.network.to(device).train()
         self.optimizer = torch.optim.AdamW(
@@ -78,7 +78,7 @@ class BareLoop:
         )
 
     def epoch(self) -> float:
-        """Train for one epoch and return images a second."""
+        """Train for one epoch and return images per second."""
         synchronise(self.device)
         start = time.perf_counter()
         for rows in torch.randperm(len(self.images)).tensor_split(self.batches):
@@ -95,28 +95,32 @@ class BareLoop:
 
 
 def bce_and_dice(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the loss of masks as a plain script would take it."""
+    """Return the sum of binary cross-entropy and Dice loss."""
     mask = mask.float()
     return binary_cross_entropy_with_logits(logits, mask) + DICE(logits, mask)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what the device still has to do."""
+    """Wait until the queue of the device is empty."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class InTurns(pl.Callback):
-    """Runs a bare epoch before each epoch of fit, changes the policy, and times fit's epochs; first of all callbacks."""
+    """Run a bare epoch before each epoch of fit, and measure both.
+
+    The callback also changes the augmentation policy. It must be the first of all callbacks.
+    """
 
     def __init__(self, bare: BareLoop, datamodule: LesionDataModule) -> None:
         self.bare, self.datamodule = bare, datamodule
-        self.rates: list[tuple[float, float]] = []  # images a second: bare, fit
-        self.after_batches: list[float] = []  # share of fit's epoch
+        # Images per second of the bare loop and of fit, and the share of an epoch of fit after its last batch.
+        self.rates: list[tuple[float, float]] = []
+        self.after_batches: list[float] = []
         self.validation = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the epoch before, do the bare one, and start the clock of the next."""
+        """Finish the previous epoch, run a bare epoch, and start the clock of the next epoch."""
         if trainer.current_epoch:
             self._finish()
         else:
@@ -127,16 +131,16 @@ class InTurns(pl.Callback):
         self.start = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note when the batches ended."""
+        """Record when the batches ended."""
         synchronise(self.bare.device)
         self.batches_end = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how long validation took, its metrics included; the best checkpoint comes later."""
+        """Record the time of validation with its metrics, before the best checkpoint is saved."""
         self.validation = time.perf_counter() - self.batches_end
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the last epoch."""
+        """Finish the last epoch."""
         self._finish()
 
     def _finish(self) -> None:
@@ -147,7 +151,7 @@ class InTurns(pl.Callback):
 
 
 def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folder: Path) -> InTurns:
-    """Train by fit's machinery, a bare epoch before each epoch."""
+    """Train with the classes of fit, and with a bare epoch before each epoch."""
     console = make_console()
     console.quiet = True
     recorder = FitRecorder(experiment, data, console)
@@ -170,24 +174,25 @@ def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folde
 
 
 def main() -> None:
-    """Measure and print a line a policy."""
-    parser = argparse.ArgumentParser(description="fit against a bare PyTorch loop.", allow_abbrev=False)
+    """Measure and print one line per policy."""
+    parser = argparse.ArgumentParser(description="Epochs of fit and of a bare PyTorch loop.", allow_abbrev=False)
     parser.add_argument("--task", default="classification", choices=[*NETWORKS])
-    parser.add_argument("--dataset", default="demo", help="a name from the catalog")
-    parser.add_argument("--root", help="its folder; the demo needs none")
-    parser.add_argument("--images", type=int, default=1000, help="at most so many training images; 0 for all")
-    parser.add_argument("--size", type=int, default=128, help="side in pixels")
-    parser.add_argument("--batch", type=int, default=64, help="images a batch")
+    parser.add_argument("--dataset", default="demo", help="name in the catalog")
+    parser.add_argument("--root", help="folder of the data set; not needed for the demo")
+    parser.add_argument("--images", type=int, default=1000, help="maximum number of training images; 0 for all")
+    parser.add_argument("--size", type=int, default=128, help="image size in pixels")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch")
     parser.add_argument("--workers", type=int, default=0, help="loader processes of fit")
-    parser.add_argument("--backbone", help="tf_efficientnet_lite0, or any other that the task takes (random weights)")
+    parser.add_argument("--backbone", help="backbone of the task, with random weights (default: tf_efficientnet_lite0)")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu or gpu")
     parser.add_argument("--precision", default="32", choices=["32", "bf16-mixed"])
-    parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind, after one that warms up")
-    parser.add_argument("--mlflow", action="store_true", help="fit writes a real run, into a temporary store")
+    parser.add_argument("--rounds", type=int, default=3, help="measured epochs of each kind, after a warm-up epoch")
+    parser.add_argument("--mlflow", action="store_true", help="record a real run in a temporary store")
     given = parser.parse_args()
 
     quiet_lightning()
-    keep_freed_memory()  # as fit does; one process has one allocator, so that the bare loop gains by it too
+    # fit changes the allocator of the process, which also makes the bare loop faster.
+    keep_freed_memory()
     network = NETWORKS[given.task] | ({"model.backbone": given.backbone} if given.backbone else {})
     flags = {
         "task": given.task, "data.dataset": given.dataset, "data.root": given.root, "data.size": given.size, "data.batch_size": given.batch,
@@ -208,7 +213,8 @@ def main() -> None:
         f"{'with' if given.mlflow else 'without'} MLflow; median (min–max)"
     )
     for number, policy in enumerate(POLICIES):
-        kept = slice(number + len(POLICIES), None, len(POLICIES))  # without the epoch that warms up
+        # Without the warm-up epoch of each policy.
+        kept = slice(number + len(POLICIES), None, len(POLICIES))
         bare, fit = zip(*turns.rates[kept], strict=True)
         after = [100 * share for share in turns.after_batches[kept]]
         print(

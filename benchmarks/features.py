@@ -1,9 +1,9 @@
-"""Images a second of the table of hand-made features, each family by itself and all together, over some images of a data set.
+"""Measure the speed of the hand-crafted features, for each family and for all.
 
     python benchmarks/features.py --dataset ham10000 --root ~/ham10000 --images 200
 
-Images are taken evenly over the index; decoding, masks and scaling to the working size are measured beside the families. One
-process: `prepare NAME --features` uses one a core.
+Images are spaced evenly over the index. Decoding, masks and scaling to the working size are measured separately. The benchmark is one
+process; `prepare NAME --features` uses one per core.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     rows = np.linspace(0, len(index) - 1, min(given.images, len(index))).astype(int)
     root = image_root(given.root)
     feature_names()  # imports scikit-image
-    # wall and processor time of each part
+    # Wall and processor time of each step.
     spent = {name: np.zeros(2) for name in ("decoding, mask, scaling", *FAMILIES)}
     for row in index.iloc[rows].itertuples():
         start = np.array([time.perf_counter(), time.process_time()])

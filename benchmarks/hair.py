@@ -1,12 +1,12 @@
-"""Hair removal against a plain OpenCV script, side by side: images per second, and what it does to planted hair.
+"""Compare hair removal with a plain OpenCV script: speed, and quality on synthetic hair.
 
     python benchmarks/hair.py --dataset ham10000 --root FOLDER --images 100
 
-The script is the one in wide use: black-hat of the grey image by a cross of 17 px, threshold 10, Telea inpainting. Both are given
-one thread. Synthetic hair, dark on half of the images and light on the other half, is drawn over images that have none of their own:
-of real ones those are taken where ridges (the Sato filter of scikit-image, which neither side uses) are weakest; of the demo, lesions
-are drawn without hair. Printed are the Dice of the hair mask, and the PSNR against the image before hair was drawn, where
-it was, and of the whole image; and how much of the bare images is taken for hair.
+The script is widely used: black-hat of the grey image with a cross of 17 px, threshold 10, Telea inpainting. Both methods use one
+thread. Synthetic hair, dark on half of the images and light on the other half, is added to images without hair: synthetic lesions, or
+the real images with the weakest ridges by the Sato filter of scikit-image, which neither method uses. Printed are the Dice of the hair
+mask, the PSNR against the image without hair (in the hair, and in the whole image), and the share of the images without hair that is
+detected as hair.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from side_by_side import in_turns, machine, ratios, spread
 from skimage.filters import sato
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.data.index import image_root, load_index
 from skincancer.data.prepare import locate_dataset
@@ -33,11 +33,12 @@ from skincancer.imaging.decode import read_image
 from skincancer.schema import DataConfig
 
 Pair = tuple[np.ndarray, np.ndarray]
-FINER = 4  # hair is drawn at so many times the size
+# Factor by which hair is drawn larger and then reduced, for smooth edges.
+FINER = 4
 
 
 def plain_script(image: np.ndarray) -> Pair:
-    """Do what the common script does."""
+    """Remove hair like the common script, and return the image and the mask of the hair."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     hat = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, cv2.getStructuringElement(cv2.MORPH_CROSS, (17, 17)))
     _, mask = cv2.threshold(hat, 10, 255, cv2.THRESH_BINARY)
@@ -45,7 +46,11 @@ def plain_script(image: np.ndarray) -> Pair:
 
 
 def plant(image: np.ndarray, rng: np.random.Generator, light: bool) -> Pair:
-    """Draw 5 to 24 tapering, bent hairs that roughly follow one direction; return the image and where they cover more than a quarter."""
+    """Draw 5 to 24 tapering, bent hairs that roughly follow one direction.
+
+    Returns:
+        The image, and the mask of the pixels that are covered by more than a quarter.
+    """
     height, width = image.shape[:2]
     scale, comb = min(height, width) / 450, rng.uniform(0, np.pi)
     bare, colour = np.ones((height, width, 1), np.float32), np.zeros((height, width, 3), np.float32)
@@ -73,11 +78,12 @@ def plant(image: np.ndarray, rng: np.random.Generator, light: bool) -> Pair:
 
 
 def bare_images(given: argparse.Namespace) -> list[np.ndarray]:
-    """Return images without hair, at the size asked for."""
+    """Return images without hair, at the requested size."""
     size = (given.width, given.height)
     if given.root is None:
         rng = np.random.default_rng(0)
-        names = [name for name in CLASSES if name != "bcc"]  # its vessels are as thin and long as hair
+        # The vessels of bcc are as thin and long as hair.
+        names = [name for name in CLASSES if name != "bcc"]
         lesions = [draw_lesion(names[number % len(names)], rng)[0] for number in range(given.images)]
         return [np.asarray(lesion.resize(size, Image.Resampling.BICUBIC)) for lesion in lesions]
     entry, root = locate_dataset(DataConfig(dataset=given.dataset, root=given.root))
@@ -97,22 +103,22 @@ def bare_images(given: argparse.Namespace) -> list[np.ndarray]:
 
 
 def psnr(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of the pixels chosen, dB; at most 99."""
+    """Return the peak signal-to-noise ratio of the pixels in `where`, in dB, at most 99."""
     error = ((one.astype(np.float64) - other) ** 2)[where].mean()
     return float(min(99.0, 10 * np.log10(255**2 / error))) if error else 99.0
 
 
 def main() -> None:
     """Measure and print the tables."""
-    parser = argparse.ArgumentParser(description="Hair removal against a plain OpenCV script.", allow_abbrev=False)
-    parser.add_argument("--dataset", default="ham10000", help="whose images, with --root")
-    parser.add_argument("--root", help="folder of real images; without it lesions are drawn")
-    parser.add_argument("--images", type=int, default=24, help="hairless images to plant hair on")
-    parser.add_argument("--among", type=int, default=500, help="real images looked at to choose them from")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds measured, after one that warms up")
-    parser.add_argument("--width", type=int, default=600, help="px that images are resized to")
-    parser.add_argument("--height", type=int, default=450, help="px that images are resized to")
-    parser.add_argument("--native", action="store_true", help="leave real images at their own size")
+    parser = argparse.ArgumentParser(description="Hair removal and a plain OpenCV script.", allow_abbrev=False)
+    parser.add_argument("--dataset", default="ham10000", help="data set of the images, with --root")
+    parser.add_argument("--root", help="folder of the data set (default: synthetic lesions)")
+    parser.add_argument("--images", type=int, default=24, help="images that receive synthetic hair")
+    parser.add_argument("--among", type=int, default=500, help="real images from which they are chosen")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after a warm-up round")
+    parser.add_argument("--width", type=int, default=600, help="width of the resized images in pixels")
+    parser.add_argument("--height", type=int, default=450, help="height of the resized images in pixels")
+    parser.add_argument("--native", action="store_true", help="keep the size of real images")
     given = parser.parse_args()
     cv2.setNumThreads(1)
 
@@ -133,13 +139,15 @@ def main() -> None:
     source = (
         f"{given.dataset}, the {len(bare)} with the weakest ridges of {given.among}"
         if given.root
-        else f"{len(bare)} drawn lesions"
+        else f"{len(bare)} synthetic lesions"
     )
     print(f"{source}, {bare[0].shape[1]}×{bare[0].shape[0]} px; {machine()}")
     print(f"\n{'':<15}{'images/s':>24}{'of the script':>22}")
     for name, values in rates.items():
         print(f"{name:<15}{spread(values):>24}{spread(ratios(values, rates['plain script']), 2):>22}")
-    print(f"\n{'':<15}{'hair':>7}{'Dice':>9}{'PSNR there':>13}{'PSNR of all':>13}{'taken for hair on bare images':>32}")
+    print(
+        f"\n{'':<15}{'hair':>7}{'Dice':>9}{'PSNR in hair':>13}{'PSNR overall':>13}{'detected on images without hair':>32}"
+    )
     for name, method in methods.items():
         for kind, start in (("dark", 0), ("light", 1)):
             rows = []

@@ -1,12 +1,12 @@
-"""Our segmentation metrics, hd95 included, against the official scorer of the ISIC challenges, which has no hd95, in turns.
+"""Compare the segmentation metrics with the official scorer of the ISIC challenges.
 
     python benchmarks/mask_metrics.py
     python benchmarks/mask_metrics.py --dataset isic2018_task1 --root FOLDER
 
-Both sides are given the same uint8 masks, binarise them, score every image and average; the official scorer is
-`isic-challenge-scoring` (`SegmentationScore`). Without --dataset the masks are drawn: a lesion-like blob each. Real masks
-are spread evenly over the data set and resized. The prediction is the truth with its edge moved in and out at random,
-by --error pixels (standard deviation).
+Both binarise the same uint8 masks, score every image and average, in turns. Our metrics include hd95. The official scorer,
+`isic-challenge-scoring` (`SegmentationScore`), has no hd95. Without --dataset each mask is a synthetic lesion. Real masks are spaced
+evenly over the data set and resized. The predicted mask is the true mask with its edge moved in and out at random, by --error pixels
+(standard deviation).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from PIL import Image
 from scipy import ndimage
 from side_by_side import in_turns, machine, ratios, spread
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.data.catalog import dataset
 from skincancer.data.index import image_root, load_index
@@ -46,13 +46,13 @@ OFFICIAL = {
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float64]:
-    """Return noise of mean 0 and standard deviation 1 without detail under about 30 px."""
+    """Return noise with mean 0, standard deviation 1, and no detail below about 30 px."""
     noise = ndimage.gaussian_filter(rng.normal(size=(height, width)), 30)
     return (noise - noise.mean()) / noise.std()
 
 
 def drawn_masks(images: int, height: int, width: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.bool_]]:
-    """Draw lesions of 5 to 60 % of the frame."""
+    """Draw masks of synthetic lesions that cover 5 to 60 % of the image."""
     row, column = np.mgrid[:height, :width]
     for _ in range(images):
         radius = np.sqrt(rng.uniform(0.05, 0.6) / np.pi)
@@ -61,7 +61,7 @@ def drawn_masks(images: int, height: int, width: int, rng: np.random.Generator) 
 
 
 def real_masks(name: str, root: str | None, images: int, size: tuple[int, int]) -> Iterator[npt.NDArray[np.bool_]]:
-    """Read masks spread evenly over a data set."""
+    """Read masks, spaced evenly over a data set."""
     folder = Path(root or f"data/{name}")
     index, _ = load_index(dataset(name), folder)
     paths = index["mask"].dropna()
@@ -79,15 +79,13 @@ def perturbed(truth: npt.NDArray[np.bool_], error: float, rng: np.random.Generat
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description="Segmentation metrics against the official scorer.", allow_abbrev=False
-    )
-    parser.add_argument("--dataset", help="a name from the catalog; drawn masks without it")
-    parser.add_argument("--root", help="its folder")
-    parser.add_argument("--images", type=int, default=500, help="at most so many images")
+    parser = argparse.ArgumentParser(description="Segmentation metrics and the official scorer.", allow_abbrev=False)
+    parser.add_argument("--dataset", help="name in the catalog (default: synthetic masks)")
+    parser.add_argument("--root", help="folder of the data set")
+    parser.add_argument("--images", type=int, default=500, help="maximum number of images")
     parser.add_argument("--size", type=int, nargs=2, default=[600, 450], help="width and height in pixels")
-    parser.add_argument("--error", type=float, default=8, help="of the predicted edge, in pixels")
-    parser.add_argument("--rounds", type=int, default=5, help="passes of each over the images, after one that warms up")
+    parser.add_argument("--error", type=float, default=8, help="error of the predicted edge in pixels")
+    parser.add_argument("--rounds", type=int, default=5, help="measured passes over the images, after a warm-up pass")
     given = parser.parse_args()
 
     width, height = given.size
@@ -125,7 +123,7 @@ def main() -> None:
     result = in_turns({"ours": lambda: seconds(ours), "official": lambda: seconds(official)}, given.rounds)
     edge = np.mean([surface(pair.truth_image > 128).sum() for pair in pairs])
     print(
-        f"{machine()}, numpy {version('numpy')}, scipy {version('scipy')}; {given.dataset or 'drawn masks'}; median (min–max)\n"
+        f"{machine()}, numpy {version('numpy')}, scipy {version('scipy')}; {given.dataset or 'synthetic masks'}; median (min–max)\n"
         f"{len(pairs)} masks of {width}×{height} px, edges of {edge:,.0f} px on average; mean jaccard "
         f"{means['jaccard']:.3f}, hd95 {means['hd95']:.1f} px; the other six means equal the official scorer's to 1e-6\n"
         f"ours, hd95 included: {spread(result['ours'], 2)} s; official, without: {spread(result['official'], 2)} s; "

@@ -1,13 +1,14 @@
-"""Peak memory of a whole `python -m skincancer.fit` process at several numbers of images, in turns (Linux).
+"""Measure the peak memory of fit at several numbers of images (Linux).
 
     python benchmarks/memory.py --dataset ham10000 --root FOLDER --counts 2000 10015
 
-One epoch over all batches, validation and test, on a tiny backbone at 64 px, so that every image is touched; the store is
-built beforehand. Polled from outside: RssAnon is what the process needs; RssFile is what it has mapped of files, the
-store among them, which the kernel drops whenever memory is wanted elsewhere. Both peaks are given for the whole process, RssAnon
-also up to the test's predictions: the bootstrap and the figures that follow grow with the test part, not with the store.
+Each process `python -m skincancer.fit` trains a tiny backbone at 64 px for one epoch, validates and tests, so that every image is read.
+The store is built before. The memory of the process is polled: RssAnon is the memory that the process needs. RssFile is the size of
+the mapped files with the store, which the kernel frees when memory is needed elsewhere. Both peaks cover the whole process. RssAnon is
+also printed up to the predictions of the test set, because the bootstrap and the figures after it grow with the test set, not with
+the store.
 
-Where a data set has fewer images than asked for, images repeat, each time under an id, and in a row of the store, of their own.
+If a data set has too few images, images are repeated, each with a new id and a new row in the store.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 import pandas as pd
 from side_by_side import machine, spread
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.data.index import image_root, load_index
 from skincancer.data.prepare import locate_dataset
@@ -37,7 +38,7 @@ TRAINING = "RssAnon until tested"
 
 
 def write_table(dataset: str, root: str | None, count: int, folder: Path) -> None:
-    """Make a `csv` data set of so many images, which lie where they are: the folder holds a link to them."""
+    """Make a `csv` data set of `count` images, with a link to the original files."""
     entry, place = locate_dataset(DataConfig(dataset=dataset, root=root))
     index, _ = load_index(entry, place)
     folder.mkdir()
@@ -55,7 +56,7 @@ def write_table(dataset: str, root: str | None, count: int, folder: Path) -> Non
 
 
 def read_memory(pid: int) -> dict[str, float]:
-    """Return the resident memory of a process by kind, MB; empty once it has ended."""
+    """Return the resident memory of a process by kind, in MB. Empty if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -65,7 +66,7 @@ def read_memory(pid: int) -> dict[str, float]:
 
 
 def peaks(flags: list[str], environment: dict[str, str], runs: Path) -> dict[str, float]:
-    """Run fit to its end, and return the peak of each kind of memory, MB."""
+    """Run fit, and return the peak of each kind of memory in MB."""
     command = [sys.executable, "-m", "skincancer.fit", *flags]
     highest = dict.fromkeys((*FIELDS, TRAINING), 0.0)
     tested = False
@@ -86,14 +87,14 @@ def peaks(flags: list[str], environment: dict[str, str], runs: Path) -> dict[str
 
 
 def main() -> None:
-    """Measure and print a line a number of images."""
+    """Measure and print one line per number of images."""
     parser = argparse.ArgumentParser(description="Peak memory of fit by number of images.", allow_abbrev=False)
-    parser.add_argument("--dataset", default="demo", help="a name from the catalog")
-    parser.add_argument("--root", help="its folder; the demo needs none")
+    parser.add_argument("--dataset", default="demo", help="name in the catalog")
+    parser.add_argument("--root", help="folder of the data set; not needed for the demo")
     parser.add_argument("--counts", type=int, nargs="+", default=[2000, 10015], help="numbers of images")
-    parser.add_argument("--size", type=int, default=64, help="side in pixels")
-    parser.add_argument("--backbone", default="test_efficientnet", help="any timm name")
-    parser.add_argument("--rounds", type=int, default=3, help="whole runs at each number of images")
+    parser.add_argument("--size", type=int, default=64, help="image size in pixels")
+    parser.add_argument("--backbone", default="test_efficientnet", help="timm name of the backbone")
+    parser.add_argument("--rounds", type=int, default=3, help="runs at each number of images")
     given = parser.parse_args()
 
     print(f"{machine()}; {given.dataset} at {given.size} px, {given.backbone}, one epoch; MB, median (min–max)")
@@ -115,7 +116,8 @@ def main() -> None:
         measured: dict[int, list[dict[str, float]]] = {count: [] for count in given.counts}
         for number in range(given.rounds):
             for count in given.counts:
-                runs = folder / f"runs-{count}-{number}"  # one run each, so that one's files do not stand for another's
+                # A separate store per run: `peaks` detects the end of training by the files in the store.
+                runs = folder / f"runs-{count}-{number}"
                 uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{runs}/mlflow.db"}
                 measured[count].append(peaks(flags[count], {**environment, **uri}, runs))
     for count, results in measured.items():

@@ -1,8 +1,8 @@
-"""Two classifiers or two segmenters on the same test images: the difference of their metrics, with paired intervals over lesions.
+"""Compare two runs on the same test images, with paired intervals over lesions.
 
 python benchmarks/paired.py RUN_A RUN_B [--tracking.uri URI]
 
-A run may be a folder, such as bare_loop.py leaves.
+Both runs are classifiers or both are segmenters. A run may also be a folder that bare_loop.py has written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.comparison.predictions import load_scores
 from skincancer.comparison.tables import Resamples, paired_difference, same_images
@@ -24,10 +24,10 @@ METRICS = ("accuracy", "balanced_accuracy", "auroc_macro")
 
 
 def main() -> None:
-    """Print a line a metric."""
-    parser = argparse.ArgumentParser(description="The paired difference of two runs.", allow_abbrev=False)
+    """Print one line per metric."""
+    parser = argparse.ArgumentParser(description="Paired differences of two runs.", allow_abbrev=False)
     parser.add_argument("runs", nargs=2, metavar="RUN_ID")
-    parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of both")
+    parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="MLflow store of both runs")
     given = parser.parse_args()
     found, classes = [], []
     for name in given.runs:
@@ -37,7 +37,7 @@ def main() -> None:
         found.append(load_scores(run.file(predictions_file("test")), run.classes, metrics[0]))
     first, second = found
     if type(first) is not type(second) or classes[0] != classes[1] or not same_images(first, second):
-        sys.exit("the two runs are of other tasks, classes or test images: there is nothing to pair")
+        sys.exit("the runs differ in task, classes or test images. Use two runs on the same test images.")
     print(f"{len(first)} images, {len(set(first.lesion_id))} lesions; {given.runs[0]} minus {given.runs[1]}, 95 %")
     resamples = Resamples()
     for metric in metrics:

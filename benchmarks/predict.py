@@ -1,12 +1,13 @@
-"""predict over many image files against the bare model loop over decoded tensors, in turns, and predict's peak memory.
+"""Compare predict with a bare model loop over decoded tensors, and measure peak memory.
 
     python benchmarks/predict.py --folder IMAGES --images 10000 --size 224
 
-A few images are linked under as many names as are asked for; the model is never trained, which costs the same. predict reads,
-decodes and resizes each file, asks the model and writes its row; the bare loop runs the same network in batches of the same size
-over as many images, which lie in memory as float32 tensors, in a process of its own, with the C library as it is (`allocator.py`) and,
-to be strict, also as predict sets it. Decoding alone, in predict's threads, is measured beside them: on a CPU it takes the model's
-cores, so that with memory kept on both sides the ratio cannot be above bare/(bare + decoding); with a GPU it runs beside the model.
+A few images are linked under the requested number of names. The model is not trained, which does not change the speed. predict reads,
+decodes and resizes each file, runs the network and writes a row. The bare loop runs the same network on as many images in batches of the
+same size, in a separate process. Its images are float32 tensors in memory. It is measured twice: with the default allocator of the C
+library, and with the setting of predict (`allocator.py`). Decoding in the threads of predict is measured separately. On a CPU decoding
+and the model share the cores, so that with the same allocator the ratio cannot exceed bare/(bare + decoding). With a GPU both run in
+parallel.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from pathlib import Path
 
 from side_by_side import in_turns, machine, ratios, spread
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.system.hardware import keep_freed_memory
 
-COUNTS = 1000  # the smaller number of images whose peak memory is measured
+# Smaller of the two numbers of images at which peak memory is measured.
+COUNTS = 1000
 
 
 def make_run(folder: Path, backbone: str, size: int, batch: int) -> None:
-    """Write a run's folder with a network that was never trained."""
+    """Write the folder of a run with an untrained network."""
     import torch
 
     from skincancer.config.resolve import resolve
@@ -65,13 +67,13 @@ def peak(run: Path, images: Path, out: Path) -> None:
     from skincancer.predict import predict
 
     predict(str(run), [images], out)
-    # not getrusage, whose peak is kept through exec: it would be that of whoever started this process
+    # getrusage would report the peak of the parent process, because the peak survives exec.
     status = Path("/proc/self/status").read_text()
     print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 
 def bare(run: Path, images: Path, size: int, batch: int, keep: bool) -> None:
-    """Run the bare model loop in this process, and print images a second."""
+    """Run the bare model loop in this process, and print images per second."""
     import torch
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
@@ -86,7 +88,8 @@ def bare(run: Path, images: Path, size: int, batch: int, keep: bool) -> None:
     tensors = torch.stack(some).split(batch)
     with torch.inference_mode():
         for number in range(-1, -(-len(files) // batch)):
-            if number == 0:  # the first one warms up
+            # Batch -1 is warm-up.
+            if number == 0:
                 start = time.perf_counter()
             task(tensors[number % len(tensors)].to(task.device)).softmax(dim=1).cpu()
     print(len(files) / (time.perf_counter() - start))
@@ -95,12 +98,12 @@ def bare(run: Path, images: Path, size: int, batch: int, keep: bool) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="images; default: the demo's")
+    parser.add_argument("--folder", type=Path, help="folder of images (default: the demo)")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3, help="0: memory alone")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of speed; 0 measures memory only")
     parser.add_argument("--peak", nargs=3, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--bare", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
@@ -124,7 +127,7 @@ def main() -> None:
 
 
 def measure_memory(given: argparse.Namespace, place: Path) -> None:
-    """Print predict's peak memory at a thousand images, and at all."""
+    """Print the peak memory of predict at 1,000 and at all images."""
     for count in sorted({min(COUNTS, given.images), given.images}):
         images = place / f"many{count}"
         link(given.folder, images, count)
@@ -178,7 +181,7 @@ def measure_speed(given: argparse.Namespace, place: Path) -> None:
         bound = [loop * decode / (loop + decode) for loop, decode in zip(done[name], done["decoding"], strict=True)]
         print(
             f"predict / {name}: {spread(ratios(done['predict'], done[name]), 2)}; "
-            f"/ the same, then decoding: {spread(ratios(done['predict'], bound), 2)}"
+            f"/ ({name}, then decoding): {spread(ratios(done['predict'], bound), 2)}"
         )
 
 

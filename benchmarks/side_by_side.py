@@ -1,4 +1,4 @@
-"""What the measurements share: work done in turns, medians with their range, and the machine that they were taken on."""
+"""Shared by the benchmarks: alternating measurements, medians with ranges, and the machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from importlib.metadata import version
 
 
 def in_turns(work: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Do every piece of work once a round, A B A B …, so that a busy machine slows all alike; return what each returned.
+    """Measure all pieces of work in turns, and return the results of each.
 
-    The first `warm_up` rounds are done and not kept.
+    The order is A B A B …, so that a busy machine slows all pieces alike. The first `warm_up` rounds are not returned.
     """
     results: dict[str, list[float]] = {name: [] for name in work}
     for number in range(warm_up + rounds):
@@ -24,18 +24,18 @@ def in_turns(work: Mapping[str, Callable[[], float]], rounds: int, warm_up: int 
 
 
 def ratios(values: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """Divide what was measured in the same round."""
+    """Return the ratios of the values to the reference of the same round."""
     return [value / other for value, other in zip(values, reference, strict=True)]
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Write a median with the smallest and the largest value."""
+    """Format the median with the smallest and the largest value."""
     median, low, high = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
     return f"{median} ({low}–{high})"
 
 
 def machine(device: str = "cpu") -> str:
-    """Say what the figures were taken on; the load average tells whether others used the machine at the start."""
+    """Describe the machine, with its load average at the start."""
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     return (
         f"{cores} cores ({platform.machine()}), load {load:.1f} at the start, python {platform.python_version()}, "

@@ -1,9 +1,9 @@
-"""Seconds from the command to the first optimiser step on the demo, and of `--help` and of a config error, in turns.
+"""Measure the time to the first optimiser step, to `--help`, and to a config error.
 
     python benchmarks/start.py
 
-`prepared` has the demo drawn, its store built and a run store that is in use; `unprepared` has none of the three, as on a bare
-machine. The import of torch, pytorch_lightning and mlflow alone is measured beside them: no training starts in less.
+`prepared` starts with the images of the demo, their image store and an MLflow store; `unprepared` starts without the three, as on a new
+machine. The import of torch, pytorch_lightning and mlflow is the lower limit of every training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from side_by_side import in_turns, machine, ratios, spread
 CHECKOUT = Path(__file__).resolve().parents[1]
 IMPORTS = "import torch, pytorch_lightning, mlflow"
 
-# fit as it is, and one callback more, which tells the time after the first optimiser step and ends the process
+# fit with an additional callback, which prints the time after the first optimiser step and ends the process.
 FIRST_STEP = """
 import sys, time
 from skincancer import fit
@@ -55,7 +55,7 @@ sys.exit(fit.main(sys.argv[1:]))
 
 
 def run(arguments: list[str], environment: dict[str, str], expected: int = 0) -> tuple[float, float, str]:
-    """Run Python to its end; return when it started and ended, and what it printed."""
+    """Run Python, and return the times of its start and end, and its output."""
     start = time.time()
     done = subprocess.run(
         [sys.executable, *arguments], env=environment, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -67,28 +67,28 @@ def run(arguments: list[str], environment: dict[str, str], expected: int = 0) ->
 
 
 def whole(arguments: list[str], environment: dict[str, str], expected: int = 0) -> float:
-    """Return the seconds that Python runs."""
+    """Return the run time of Python in seconds."""
     start, end, _ = run(arguments, environment, expected)
     return end - start
 
 
 def first_step(arguments: list[str], folder: Path) -> float:
-    """Return the seconds from the command to the end of the first optimiser step, cache and run store in `folder`."""
+    """Return the seconds to the first optimiser step, with cache and store in `folder`."""
     environment = {
         **os.environ, "SKINCANCER_CACHE": f"{folder}/cache", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns/mlflow.db",
     }  # fmt: skip
     start, _, printed = run(["-c", FIRST_STEP, *arguments], environment)
-    told = re.search(r"first step at ([\d.]+)", printed)
-    if not told:
+    match = re.search(r"first step at ([\d.]+)", printed)
+    if not match:
         raise SystemExit(f"fit ended before its first optimiser step:\n{printed}")
-    return float(told[1]) - start
+    return float(match[1]) - start
 
 
 def main() -> None:
-    """Measure and print a line each."""
+    """Measure and print one line per command."""
     parser = argparse.ArgumentParser(description="Seconds to the first optimiser step.", allow_abbrev=False)
-    parser.add_argument("--experiment", default="densenet169_undersample", help="that of the README's first command")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each, after one that warms up")
+    parser.add_argument("--experiment", default="densenet169_undersample", help="name of the experiment")
+    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each command, after a warm-up run")
     parser.add_argument("flags", nargs="*", help="more flags for fit, after --: -- --model.weights none")
     given = parser.parse_args()
     fit = [f"--experiment={given.experiment}", *given.flags]

@@ -1,4 +1,4 @@
-"""What a sweep costs beside its training, what a second worker brings, and how fast storages are.
+"""Measure the overhead of a sweep, the gain of a second worker, and the speed of storages.
 
 python benchmarks/sweep.py trials --trials 6
 python benchmarks/sweep.py storages --trials 1000 --workers 8 --kill 10 --urls journal sqlite postgresql
@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import postgres
@@ -42,7 +42,7 @@ trials.work(sweep, lambda trial, slot, stop: trials.TrialResult("complete", tria
 
 
 def measure_trials(trials: int, epochs: int, rounds: int, flags: list[str]) -> None:
-    """Time sweeps of real trials of one thread, by one worker and by two in turn, and what of it is training."""
+    """Measure sweeps of trials with one thread, by one worker and by two in turns."""
     import pandas as pd
 
     from skincancer.runs.store import connect
@@ -53,7 +53,7 @@ def measure_trials(trials: int, epochs: int, rounds: int, flags: list[str]) -> N
         (place / "one.yaml").write_text(SPACE)
         uri = f"sqlite:///{place}/mlflow.db"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": uri}
-        for number, workers in enumerate((0, *(1, 2) * rounds)):  # the first prepares the data and is not counted
+        for number, workers in enumerate((0, *(1, 2) * rounds)):  # Sweep 0 prepares the data and is not counted.
             command = [
                 sys.executable, "-m", "skincancer.sweep", "--experiment", str(place / "one.yaml"), "--study", f"s{number}",
                 "--workers", str(workers or 1), "--trials", str(trials if workers else 1), "--sampler", "random", "--pruner", "none",
@@ -72,22 +72,22 @@ def measure_trials(trials: int, epochs: int, rounds: int, flags: list[str]) -> N
     training = {workers: statistics.median(epochs for _, epochs in found[workers]) for workers in found}
     each = statistics.median(overheads)
     print(
-        f"overhead of a trial (its process beside its epochs): {each:.1f} s ({min(overheads):.1f}–{max(overheads):.1f}, "
+        f"overhead of a trial (its process without its epochs): {each:.1f} s ({min(overheads):.1f}–{max(overheads):.1f}, "
         f"{len(overheads)} trials of one worker): {each / 300:.1%} of a five-minute trial"
     )
     ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
     print(
-        f"{trials} trials: one worker {min(seconds[1]):.1f} s, two {min(seconds[2]):.1f} s; two bring "
+        f"{trials} trials: one worker {min(seconds[1]):.1f} s, two workers {min(seconds[2]):.1f} s; speed-up "
         f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"
     )
     print(
-        f"the epochs of a trial: {training[1]:.1f} s alone, {training[2]:.1f} s beside another's: the machine itself allows "
+        f"epochs of a trial: {training[1]:.1f} s alone, {training[2]:.1f} s next to another trial: the machine allows a speed-up of "
         f"{2 * training[1] / training[2]:.2f}×"
     )
 
 
 def table(client, name: str, pd):
-    """The table of trials of a sweep."""
+    """Return the run of a sweep and its table of trials."""
     (run,) = client.search_runs(
         [e.experiment_id for e in client.search_experiments()], f"tags.kind = 'sweep' and params.study = '{name}'"
     )
@@ -95,14 +95,14 @@ def table(client, name: str, pd):
 
 
 def span(client, name: str, pd) -> float:
-    """Seconds from the first trial's start to the last one's end."""
+    """Return the seconds from the start of the first trial to the end of the last."""
     _, trials = table(client, name, pd)
     starts, ends = trials["start"].astype("datetime64[ns]"), trials["end"].astype("datetime64[ns]")
     return float((ends.max() - starts.min()).total_seconds())
 
 
 def costs(client, name: str, pd) -> Iterator[tuple[float, float]]:
-    """Seconds of each trial of a sweep, and those of its epochs."""
+    """Yield the seconds of each trial, and the seconds of its epochs."""
     _, trials = table(client, name, pd)
     for row in trials.to_dict("records"):
         epochs = pd.read_csv(client.download_artifacts(row["run_id"], "epochs.csv"))
@@ -111,20 +111,20 @@ def costs(client, name: str, pd) -> Iterator[tuple[float, float]]:
 
 @contextlib.contextmanager
 def storage(kind: str) -> Iterator[str]:
-    """A new storage of a kind: its URL."""
+    """Yield the URL of a new storage of a kind."""
     with tempfile.TemporaryDirectory() as folder:
         if kind != "postgresql":
             yield f"{kind}:///{folder}/one.{kind}"
             return
         binaries = postgres.find_binaries()
         if binaries is None:
-            raise SystemExit("no PostgreSQL server here: apt-get install postgresql")
+            raise SystemExit("PostgreSQL is not installed. Install it with apt-get install postgresql.")
         with postgres.running_server(binaries) as port:
             yield storage_url(postgres.url(port, "postgres"), Path("unused"))
 
 
 def measure_storage(kind: str, trials: int, workers: int, kills: int) -> None:
-    """Run trials that do nothing by many processes; kill some at random and start others instead."""
+    """Run empty trials in many processes, and kill and replace some of them at random."""
     with storage(kind) as url:
         sweep = create(url, "one", PLAN, trials, maximize=True)
         sweep.begin(trials)
@@ -147,20 +147,20 @@ def measure_storage(kind: str, trials: int, workers: int, kills: int) -> None:
         dead = sum(trial.user_attrs.get("ended") == "dead" for trial in found)
         surplus = sum(trial.user_attrs.get("ended") == "surplus" for trial in found)
         print(
-            f"{shown(url).split(':')[0]}: {trials} trials by {workers} workers in {seconds:.1f} s ({trials / seconds:.1f} a second), "
-            f"{kills - left} killed: {len(kept)} count, {sum(n - 1 for n in points.values())} doubled, {dead} of dead workers marked, "
-            f"{surplus} one too many and closed, {sum(t.state.name == 'RUNNING' for t in found)} left running",
+            f"{shown(url).split(':')[0]}: {trials} trials by {workers} workers in {seconds:.1f} s ({trials / seconds:.1f} per second), "
+            f"{kills - left} killed: {len(kept)} counted, {sum(n - 1 for n in points.values())} duplicates, {dead} of killed workers, "
+            f"{surplus} surplus and closed, {sum(t.state.name == 'RUNNING' for t in found)} left running",
             flush=True,
         )
 
 
 def worker(url: str) -> subprocess.Popen[bytes]:
-    """Start a process that joins."""
+    """Start a process that joins the sweep."""
     return subprocess.Popen([sys.executable, "-c", WORKER, url], cwd=CHECKOUT)
 
 
 def main() -> None:
-    """Measure what is asked for, and print a line each."""
+    """Measure the requested kind, and print its lines."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     which = parser.add_subparsers(dest="which", required=True)
     real = which.add_parser("trials", allow_abbrev=False)
@@ -171,7 +171,7 @@ def main() -> None:
     stores = which.add_parser("storages", allow_abbrev=False)
     stores.add_argument("--trials", type=int, default=100)
     stores.add_argument("--workers", type=int, default=8)
-    stores.add_argument("--kill", type=int, default=0, help="how many workers are killed and replaced")
+    stores.add_argument("--kill", type=int, default=0, help="number of workers that are killed and replaced")
     stores.add_argument("--urls", nargs="+", default=["journal", "sqlite"], help="journal, sqlite, postgresql")
     given = parser.parse_args()
     print(machine("cpu"))

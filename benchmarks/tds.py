@@ -1,10 +1,11 @@
-"""How well the total dermoscopy score, as it is computed here, tells melanomas from nevi, with its D and without.
+"""Measure how well the total dermoscopy score (TDS) separates melanomas from nevi.
 
     python -m skincancer.prepare ham10000 --data.root FOLDER --features --out features.csv
     python benchmarks/tds.py features.csv
 
-The area under the curve, and sensitivity and specificity at the rule's cut-off (above 5.45: Nachbar et al. 1994, who report 92.8 % and
-90.3 % by physicians, of 172 lesions), with 95 % intervals over lesions; then each differential structure: how often it is present by class.
+Printed are the AUROC with and without the term D (differential structures), and sensitivity and specificity at the threshold of the
+rule (above 5.45; Nachbar et al. 1994 report 92.8 % and 90.3 % by physicians, of 172 lesions), with 95 % intervals over lesions, and how
+often each differential structure is present in each class.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.metrics.bootstrap import bootstrap_weights, percentile_interval
 
@@ -29,7 +30,7 @@ STRUCTURES = ("network", "structureless", "dots", "globules", "streaks")
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=Path, help="as prepare --features --out writes it")
+    parser.add_argument("table", type=Path, help="output of prepare --features --out")
     parser.add_argument("--positive", default="mel")
     parser.add_argument("--negative", default="nv")
     given = parser.parse_args()
@@ -49,8 +50,8 @@ def main() -> None:
         "abcd_structure_globules",
     ):
         score = two[name].to_numpy()
-        told = interval(label, score, weights, lambda y, s, w: roc_auc_score(y, s, sample_weight=w))
-        print(f"{name:<26} AUROC {told}")
+        auroc = interval(label, score, weights, lambda y, s, w: roc_auc_score(y, s, sample_weight=w))
+        print(f"{name:<26} AUROC {auroc}")
     above = (two["abcd_tds"] > CUT).to_numpy()
     for name, own in (("sensitivity", label == 1), ("specificity", label == 0)):
         right = above == (label == 1)

@@ -1,6 +1,8 @@
-"""A segmenter's run tested with no, four and eight views of each image, its threshold chosen anew on validation for each.
+"""Test a segmentation run with one, four and eight views of each image.
 
-python benchmarks/tta.py RUN_ID [--tracking.uri URI]
+    python benchmarks/tta.py RUN_ID [--tracking.uri URI]
+
+The threshold is chosen on the validation images for each number of views.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytorch_lightning as pl
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.config.resolve import resolve
 from skincancer.data.datamodule import LesionDataModule
@@ -33,11 +35,11 @@ METRICS = ("dice", "jaccard", "thresholded_jaccard", "hd95")
 
 
 def main() -> None:
-    """Print a line a number of views."""
+    """Print one line per number of views."""
     parser = argparse.ArgumentParser(description="Test-time augmentation of a segmenter.", allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_ID")
     parser.add_argument("--views", nargs="+", default=["none", "flips", "d4"], choices=["none", "flips", "d4"])
-    parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="the tracking store of the run")
+    parser.add_argument("--tracking.uri", dest="uri", metavar="URI", help="MLflow store of the run")
     given = parser.parse_args()
     quiet_lightning()
     keep_freed_memory()
@@ -66,7 +68,7 @@ def main() -> None:
 
 
 def line(name: str, shown: pd.DataFrame) -> str:
-    """Write a metric with its interval."""
+    """Format a metric with its interval."""
     value, low, high = (float(shown.loc[name, column]) for column in ("value", "low", "high"))
     return f"{name} {value:.3f} ({low:.3f}–{high:.3f})"
 

@@ -12,7 +12,7 @@ from skincancer import __version__
 from skincancer.errors import ConfigError, nearest
 from skincancer.system.console import make_console, make_table, run_verb
 
-# Verb: what it does, and one example.
+# Verb: summary and example.
 VERBS = {
     "prepare": ("Prepare, download or audit a data set", "skincancer prepare demo"),
     "fit": ("Train one experiment and test its best checkpoint", "skincancer fit --experiment efficientnet_lite0"),
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb of a command line. Return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in VERBS:
-        # As `python -m` runs a verb, so that a fit can start its other processes by the same command line.
+        # A fit starts its other processes by the command line of `python -m`, so the verb runs in the same way.
         sys.argv[1:] = words[1:]
         runpy.run_module(f"skincancer.{words[0]}", run_name="__main__", alter_sys=True)
     return run_verb(_print, words)
@@ -66,7 +66,7 @@ def _print_completion(rest: Sequence[str]) -> None:
 
 
 def _parser_of_all() -> argparse.ArgumentParser:
-    """Return a parser with one subcommand per verb, and known names as choices."""
+    """Return a parser with all verbs, and known names as choices."""
     from skincancer.config.experiments import list_experiments
     from skincancer.config.names import known_names
     from skincancer.schema import SECTIONS

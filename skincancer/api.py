@@ -1,4 +1,4 @@
-"""Python interface: the verbs as functions that return tables, arrays and figures.
+"""Python interface: the commands as functions that return tables, arrays and figures.
 
 `import skincancer as sc` loads these names at their first use.
 """
@@ -53,7 +53,7 @@ ImageInput = str | Path | npt.NDArray[np.uint8]
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """End a run as KILLED on SIGINT, then raise what a notebook expects."""
+    """End a run as KILLED on SIGINT, then raise the exception that notebooks expect."""
     try:
         with signals_as_interrupts():
             yield
@@ -70,7 +70,7 @@ def list_experiments() -> pd.DataFrame:
 
 
 def list_datasets() -> pd.DataFrame:
-    """Return the data sets of the catalog: name, title, tasks, classes, licence, citation, how to get the images."""
+    """Return the data sets of the catalog, with licence, citation and download instructions."""
     rows = [
         {
             "name": entry.name, "title": entry.title, "tasks": " ".join(entry.tasks), "classes": " ".join(entry.classes),
@@ -103,19 +103,17 @@ def load_experiment(experiment: str | Path, values: Mapping[str, Any] | None = N
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """Images of an experiment, decoded and split.
-
-    Attributes:
-        experiment: the experiment.
-        prepared: index, split and image store.
-    """
+    """Images of an experiment, decoded and split: index, subsets and image store."""
 
     experiment: Experiment
     prepared: PreparedData
 
     @property
     def index(self) -> pd.DataFrame:
-        """One row per image: metadata, `label` (-1 without one) and `role` (train, val, test, "" for none)."""
+        """One row per image: metadata, `label` and `role`.
+
+        `label` is the number of the class, -1 without a class. `role` is train, val, test or "" for an image in no subset.
+        """
         return self.prepared.index
 
     @property
@@ -125,7 +123,7 @@ class PreparedDataset:
 
     @property
     def split_table(self) -> pd.DataFrame:
-        """Table that runs keep as split.csv."""
+        """Content of split.csv of a run: the subset of each image."""
         return self.prepared.split_table
 
     @property
@@ -228,7 +226,7 @@ def find_runs(*, kind: str = "fit", uri: str | None = None, **params: Any) -> pd
         if name not in table:
             known = [str(column) for column in table.columns]
             raise ConfigError(
-                f"find_runs: {name} is no param of these runs.{nearest(name, known)} Use one of {', '.join(known)}."
+                f"find_runs: {name} is not a param of these runs.{nearest(name, known)} Use one of {', '.join(known)}."
             )
         table = table[table[name] == str(value)]
     return table.reset_index(drop=True)
@@ -261,7 +259,7 @@ class Model:
             masks, and `error` ("" for an image that could be read).
 
         Raises:
-            ConfigError: masks of a classifier, or an array of another type or shape.
+            ConfigError: `masks` for a classifier, or an array of another type or shape.
             DataError: a path does not exist, or a folder contains no image.
         """
         segments = self.predictor.model.segments
@@ -297,9 +295,9 @@ def _image_files(images: Sequence[ImageInput]) -> tuple[list[str | int], list[Im
             names.append(number)
             files.append(content.getvalue())
         else:
-            found = [file for _, file in find_images([image])]
-            names += found
-            files += map(Path, found)
+            paths = [path for _, path in find_images([image])]
+            names += paths
+            files += map(Path, paths)
     return names, files
 
 
@@ -330,8 +328,8 @@ def evaluate_run(
         values: dotted keys of the data, such as {"data.dataset": "ph2"}.
         part: all images, or the test set of the split (test).
         mapping: target class to classes of the run and of the data (default: by name).
-        prevalence: share of the positive class where the threshold is used (default: as in the images).
-        near_duplicates: exclude or keep images that nearly equal training or validation images.
+        prevalence: share of the positive class in the target population (default: as in the images).
+        near_duplicates: exclude or keep near-duplicates of training and validation images.
         uri: MLflow tracking URI (default: the store of this project).
 
     Returns:
@@ -357,12 +355,15 @@ class ComparedRuns:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per experiment, split and metric: value, 95 % interval, numbers of images and lesions."""
+        """One row per experiment, split and metric: value with 95 % interval."""
         return self.comparison.table
 
     @property
     def pairs(self) -> pd.DataFrame:
-        """One row per pair of experiments and split: difference, interval and p values of paired tests."""
+        """One row per pair of experiments and split, with paired tests.
+
+        Columns: difference of the metric with 95 % interval, p values.
+        """
         return self.comparison.pairs
 
     def figures(self) -> dict[str, Figure]:
@@ -397,7 +398,7 @@ def compare_runs(
 
 @dataclass(frozen=True)
 class FinishedSweep:
-    """Sweep of hyper-parameters.
+    """Finished search for hyper-parameters.
 
     Attributes:
         run: MLflow run of the sweep.
@@ -416,11 +417,11 @@ def sweep_experiment(
 ) -> FinishedSweep:  # fmt: skip
     """Search the space `search` of an experiment with Optuna.
 
-    Each trial trains in its own process. Finished trials of a study with the same name count.
+    Each trial trains in its own process.
 
     Args:
         experiment: as `load_experiment` returns it.
-        trials: total number of trials.
+        trials: total number of trials. It includes finished trials of a study with the same name.
         workers: trials at the same time (default: one per GPU, or one).
         study: name of the study (default: from experiment, data set and split).
         storage: Optuna storage URL (default: a journal next to the MLflow store).
@@ -441,6 +442,6 @@ def sweep_experiment(
         )  # fmt: skip
     run = FinishedRun(run_id, RunStore(experiment.tracking.uri))
     table = run.table(TRIALS_FILE)
-    assert table is not None, "every finished sweep has the file"
+    assert table is not None, "every finished sweep has trials.csv"
     best, _ = resolve(None, {}, base=flatten(load_yaml(run.file(BEST_FILE))))
     return FinishedSweep(run, table, best)

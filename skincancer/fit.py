@@ -1,4 +1,4 @@
-"""Train one experiment, test its best checkpoint, leave a complete run behind: `python -m skincancer.fit --experiment NAME`."""
+"""Train an experiment and record a complete run: `python -m skincancer.fit --experiment NAME`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 def fit(
     experiment: Experiment, resume: str | None = None, register: str | None = None, trial: EpochReporter | None = None
 ) -> str:
-    """Train an experiment or resume a run of it. Return the MLflow run id.
+    """Train an experiment or resume one of its runs. Return the MLflow run id.
 
     Args:
         experiment: return value of `skincancer.config.resolve.resolve`.
         resume: id of an interrupted run with the config of `experiment`.
-        register: NAME or NAME@ALIAS of the registered model of the finished run. None on resume keeps the name of the first start.
+        register: NAME or NAME@ALIAS of the registered model. None on resume keeps the name of the first start.
         trial: receiver of the progress of a sweep's trial. Trials never use the test set.
 
     Raises:
         ConfigError: the experiment cannot run on this machine or these data.
         DataError: the data cannot be used.
-        WeightsError: the first weights cannot be had.
+        WeightsError: the first weights are not available.
         RunError: the run failed, or cannot be resumed.
     """
     # Checks come in the order of their cost.
@@ -50,14 +50,14 @@ def fit(
     network = experiment.model.is_network
     if resume and not network:
         raise RunError(
-            f"--resume {resume}: {experiment.model.classifier} is fitted at once and has no point to go on from. Start a new run: "
+            f"--resume {resume}: {experiment.model.classifier} is fitted in one step and cannot be resumed. Start a new run: "
             f"python -m skincancer.fit --experiment {experiment.name} …"
         )
     # The check loads torch.
     from skincancer.models.compatibility import check_network
 
     check_network(experiment)
-    # These load Lightning, pandas and MLflow: a command line with a mistake is refused before.
+    # These imports load Lightning, pandas and MLflow. Errors of the command line are reported before.
     from skincancer.data.datamodule import check_shares
     from skincancer.data.prepare import prepare_data
     from skincancer.inference.model import mask_source
@@ -82,19 +82,14 @@ def fit(
         registry.check_registry(client)
 
     with progress_bars(console) as bars:
-        data = prepare_data(
-            experiment.data,
-            mask_source(experiment.data, store),
-            bars,
-            task=experiment.task,
-            hand_crafted=experiment.model.is_hand_made,
-        )
+        masks, hand_crafted = mask_source(experiment.data, store), experiment.model.is_hand_made
+        data = prepare_data(experiment.data, masks, bars, task=experiment.task, hand_crafted=hand_crafted)
     if network:
         ranks = count_ranks(experiment.trainer)
         check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks)
     # Trials do not close stale runs: the sweep has already done so, and another worker may still be recording why its trial crashed.
     for closed in reap(client) if is_rank_zero() and trial is None else []:
-        console.print(f"closed run {closed} as KILLED: its process is gone")
+        console.print(f"closed run {closed} as KILLED: its process has exited")
 
     recorder = FitRecorder(experiment, data, store, console, trial)
     recorder.announce()
@@ -115,17 +110,17 @@ def fit(
 def make_parser() -> ArgumentParser:
     """Return the parser of fit's flags."""
     parser = build_parser(
-        program("fit"), "Train one experiment, test its best checkpoint, leave a complete run behind."
+        program("fit"), "Train an experiment, test its best checkpoint, and record a complete run in MLflow."
     )
-    parser.add_argument("--resume", type=str, metavar="RUN_ID", help="go on with an interrupted run, in the same run")
+    parser.add_argument("--resume", type=str, metavar="RUN_ID", help="continue an interrupted run, in the same run")
     parser.add_argument(
-        "--register", type=str, metavar="NAME[@ALIAS]", help="register the finished run's model; the alias is candidate"
+        "--register", type=str, metavar="NAME[@ALIAS]", help="register the trained model (default alias: candidate)"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print the resolved config and stop")
-    parser.add_argument("--reap", action="store_true", help="close stale runs and stop")
+    parser.add_argument("--dry_run", action="store_true", help="print the resolved config and exit")
+    parser.add_argument("--reap", action="store_true", help="close stale runs and exit")
     parser.add_argument(
-        "--older_than", type=str, metavar="24h", help="with --reap: also runs of other hosts silent for so long"
-    )
+        "--older_than", type=str, metavar="24h", help="with --reap: also runs of other hosts without a heartbeat for this long"
+    )  # fmt: skip
     return parser
 
 
@@ -136,10 +131,10 @@ def _verb(argv: Sequence[str]) -> None:
     flags, own = parse_flags(parser, argv)
     if own.get("list"):
         rows = list(list_experiments().items())
-        console.print(make_table("experiments", ["name", "what it is, and where its recipe comes from"], rows))
+        console.print(make_table("experiments", ["name", "description and source of the recipe"], rows))
         return
     if own.get("older_than") and not own.get("reap"):
-        raise ConfigError("--older-than goes with --reap.")
+        raise ConfigError(f"--older-than is {own['older_than']}, but --reap is missing. Use both.")
     if own.get("reap"):
         from skincancer.runs.lifecycle import reap_runs
         from skincancer.runs.store import RunStore
@@ -154,7 +149,7 @@ def _verb(argv: Sequence[str]) -> None:
         experiment = load_resumed(resume, own.get("experiment"), flags, parser, RunStore(flags.get("tracking.uri")))
     else:
         if not own.get("experiment"):
-            raise ConfigError(f"give --experiment NAME; one of {', '.join(list_experiments())}, or a path.")
+            raise ConfigError(f"--experiment is missing. Use one of {', '.join(list_experiments())}, or a path.")
         experiment, notes = resolve(own["experiment"], flags, parser)
     for note in notes:
         console.print(note, markup=False)
@@ -170,7 +165,7 @@ def _verb(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; return the exit code."""
+    """Run the command line and return its exit code."""
     return run_verb(_verb, argv)
 
 

@@ -1,7 +1,7 @@
-"""Plugins: modules of a user that register parts of experiments.
+"""Plugins: user modules that register parts of experiments.
 
-Parts are data set readers, backbones, losses, metrics, augmentations and callbacks. A plugin is imported by `--plugin MODULE`,
-by `plugins: [MODULE]` in an experiment file, or as an entry point of an installed package.
+Parts are data set readers, backbones, losses, metrics, augmentations and callbacks. A plugin is imported by `--plugin MODULE`, by
+`plugins: [MODULE]` in an experiment file, or as an entry point of an installed package.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _Part = TypeVar("_Part", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Part:
-    """A registered part: its kind and name, and the module that registered it."""
+    """Registered part of a plugin."""
 
     kind: str
     name: str
@@ -59,10 +59,9 @@ def register_reader(
     malignant: Sequence[str] = (), licence: str = "", citation: str = "", how_to_get: str = "Name its folder with --data.root.",
     layout: str = "as its reader expects", defaults: Mapping[str, Any] | None = None,
 ) -> Callable[[_Part], _Part]:  # fmt: skip
-    """Register a reader `f(root) -> table` as a data set of the catalog.
+    """Register a reader `f(root) -> table` as a data set.
 
-    The table has one row per image, as the readers in `skincancer.data.readers`. The arguments are those of
-    `skincancer.data.catalog.Dataset`.
+    The table has one row per image, as in `skincancer.data.readers`. Arguments are as in `skincancer.data.catalog.Dataset`.
     """
     catalog: Any = importlib.import_module(_KINDS["reader"][0])
 
@@ -77,7 +76,7 @@ def register_reader(
 
 
 def register_backbone(name: str) -> Callable[[_Part], _Part]:
-    """Register a function `f(size) -> module` that builds a backbone of classifiers.
+    """Register a builder `f(size) -> module` of a classification backbone.
 
     The module maps images (B, 3, size, size) to features (B, F).
     """
@@ -85,18 +84,18 @@ def register_backbone(name: str) -> Callable[[_Part], _Part]:
 
 
 def register_loss(name: str, *, masks: bool = False) -> Callable[[_Part], _Part]:
-    """Register a loss `f(logits, label, weight)` of classes.
+    """Register a classification loss `f(logits, label, weight)`.
 
-    With `masks` it is a loss `f(logits, mask, has_mask)` of masks. Arguments are as in `skincancer.models.losses`.
+    With `masks`, register a segmentation loss `f(logits, mask, has_mask)`. Arguments of `f` are as in `skincancer.models.losses`.
     """
     return _register("mask loss" if masks else "loss", name, lambda loss: lambda options: loss)
 
 
 def register_metric(name: str, *, higher_is_better: bool = True) -> Callable[[_Part], _Part]:
-    """Register a metric `f(label, probability, weight) -> value` of classes.
+    """Register a classification metric `f(label, probability, weight) -> value`.
 
-    `label` is int (N,), `probability` float (N, C). `weight`, float (N,), says how often each image counts: once each in the value
-    itself, and as often as it was sampled in the resamples of the interval.
+    `label` is int (N,), `probability` float (N, C). `weight`, float (N,), is the count of each image: 1 for the value, and the
+    number of draws in a bootstrap resample for the interval.
     """
     names: Any = importlib.import_module("skincancer.metrics.names")
     custom: Any = importlib.import_module(_KINDS["metric"][0])
@@ -105,18 +104,18 @@ def register_metric(name: str, *, higher_is_better: bool = True) -> Callable[[_P
 
 
 def register_augmentation(name: str) -> Callable[[_Part], _Part]:
-    """Register an augmentation `f(image, mask, generator) -> (image, mask)` of training batches, for `augment.extra`.
+    """Register an augmentation `f(image, mask, generator) -> (image, mask)` for `augment.extra`.
 
-    Images are float32 (B, 3, H, W) in [0, 1]. Masks are float32 (B, 1, H, W), or None. Take every random number from the generator,
-    which is on the CPU and depends on seed, rank, epoch and batch.
+    Images of a training batch are float32 (B, 3, H, W) in [0, 1]. Masks are float32 (B, 1, H, W), or None. Sample every random number
+    from the generator, which is on the CPU and depends on seed, rank, epoch and batch.
     """
     return _register("augmentation", name, lambda augmentation: augmentation)
 
 
 def register_callback(name: str) -> Callable[[_Part], _Part]:
-    """Register a class of Lightning callbacks, or a function that returns a callback.
+    """Register a Lightning callback class, or a function that returns a callback.
 
-    Every fit of a network creates its own.
+    Every fit of a network creates a new callback.
     """
     return _register("callback", name, lambda callback: callback)
 
@@ -164,9 +163,9 @@ def load_plugins(names: Iterable[str], installed: bool = False) -> None:
 
 
 def used_plugins(values: Iterable[Any]) -> list[str]:
-    """Return the plugins of which an experiment uses a part.
+    """Return the plugins of the parts that an experiment uses.
 
-    A part is used if its name is among the values. Callbacks are always used.
+    A part is used if its name is one of the values. Callbacks are always used.
     """
     words = set(_words(list(values)))
     words |= {word.removeprefix("val/") for word in words}
@@ -202,7 +201,7 @@ def _load(name: str, remedy: str = "") -> None:
         if isinstance(error, ConfigError):
             raise ConfigError(f"{error}{remedy}") from error
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            remedy = remedy or " Start the command in the folder that holds it, or install its package."
+            remedy = remedy or " Run the command in the folder of the module, or install its package."
             raise ConfigError(f"plugin {name}: there is no module {error.name}.{remedy}") from error
         raise ConfigError(
             f"plugin {name} cannot be imported: {describe_error(error)}.{remedy or ' Fix it.'}"
@@ -213,7 +212,7 @@ def _load(name: str, remedy: str = "") -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """Return the error and the place in the user's code that raised it."""
+    """Describe an error in a user's code with file and line."""
     file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else _place(error)
     message = error.msg if isinstance(error, SyntaxError) else error
     return f"{type(error).__name__}: {message} ({file}, line {line})"
@@ -227,7 +226,7 @@ def _place(error: Exception) -> tuple[str, int | None]:
 
 
 def _forget(plugin: str) -> None:
-    """Remove what a plugin registered before it failed."""
+    """Remove the parts that a plugin registered before it failed."""
     for part in [part for part in _parts if part.plugin == plugin]:
         module, attribute, _ = _KINDS[part.kind]
         getattr(importlib.import_module(module), attribute).pop(part.name, None)

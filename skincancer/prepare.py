@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from skincancer.data.prepare import PreparedData
 
 # Keys of `visualization.previews.SHEETS`, which imports more than a wrong flag needs.
-SHEET_NAMES = ("augment", "clean", "crop", "structures")
+SHEET_NAMES = ("augment", "crop", "clean", "structures")
 
 
 def prepare(experiment: Experiment, console: Console | None = None) -> PreparedData:

@@ -161,7 +161,7 @@ def test_runs_are_found_by_their_params(run, other):
     assert found["run_id"].tolist() == [other.id]
     assert found["test/accuracy"].notna().all()
     assert sc.find_runs(experiment="vit_small").empty
-    with pytest.raises(sc.ConfigError, match=r"experimen is no param .* Did you mean 'experiment'"):
+    with pytest.raises(sc.ConfigError, match=r"experimen is not a param .* Did you mean 'experiment'"):
         sc.find_runs(experimen="resnet50")
 
 

@@ -1,4 +1,4 @@
-"""The front door: one command with the verbs as subcommands."""
+"""Test the console command with the verbs as subcommands."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).parents[1]
 
 @pytest.fixture
 def script(tmp_path: Path) -> list[str]:
-    """The script that pip writes for the console command."""
+    """Write the script that pip installs for the console command."""
     file = tmp_path / "bin" / "skincancer"
     file.parent.mkdir()
     file.write_text(

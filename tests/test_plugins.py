@@ -162,7 +162,9 @@ def test_without_its_plugin_a_run_says_what_is_missing(clinic, tiny_demo, store,
     forget("clinic_parts")
     clinic.unlink()
     capsys.readouterr()
-    missing = "plugin clinic_parts: there is no module clinic_parts. Start the command in the folder that holds it, or install"
+    missing = (
+        "plugin clinic_parts: there is no module clinic_parts. Run the command in the folder of the module, or install"
+    )
     assert missing in error_of(
         capsys, predict.main, "--run", run.info.run_id, "--out", str(tmp_path / "a"), str(tiny_demo)
     )
@@ -240,7 +242,7 @@ def test_prepare_knows_the_data_set_of_a_plugin(clinic, tiny_demo, store, capsys
 
 def test_a_plugin_that_is_not_there(write_plugin, tmp_path, capsys):
     message = error_of(capsys, fit.main, EXPERIMENT, "--plugin=my_prats", "--dry_run")
-    assert message.startswith("error: plugin my_prats: there is no module my_prats. Start the command in the folder")
+    assert message.startswith("error: plugin my_prats: there is no module my_prats. Run the command in the folder")
 
 
 @pytest.mark.parametrize(

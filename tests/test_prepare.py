@@ -1,4 +1,4 @@
-"""`python -m skincancer.prepare`: what it prints, what it writes."""
+"""Test the output and the files of `skincancer prepare`."""
 
 import pytest
 from PIL import Image
@@ -10,14 +10,14 @@ from skincancer.schema import DataConfig
 from skincancer.visualization.previews import SHEETS
 
 
-def test_prints_what_was_found(tiny_demo, capsys):
+def test_prints_the_facts_of_the_data_set(tiny_demo, capsys):
     assert prepare.main(["demo", f"--data.root={tiny_demo}", "--data.size=32"]) == 0
     printed = capsys.readouterr().out
     for word in ("images", "lesions", "masks", "160×120", "licence", "citation", "akiec", "vasc", "32 px"):
         assert word in printed
 
 
-def test_no_patient_is_on_two_sides(tiny_demo, tmp_path, capsys):
+def test_splits_keep_patients_together(tiny_demo, tmp_path, capsys):
     table = demo.read(tiny_demo).drop(columns="mask")
     lesions = sorted(set(table["lesion_id"]))
     known = lesions[:-6]
@@ -37,13 +37,13 @@ def test_no_patient_is_on_two_sides(tiny_demo, tmp_path, capsys):
     )
 
 
-def test_missing_data_say_how_to_get_them(tmp_path, monkeypatch, capsys):
+def test_missing_data_are_reported_with_a_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert prepare.main(["ham10000"]) == 2
-    told = capsys.readouterr().err
-    assert "DVN/DBW86T" in told
-    assert "SKINCANCER_DATA" in told
-    assert "HAM10000_metadata.csv" in told
+    message = capsys.readouterr().err
+    assert "DVN/DBW86T" in message
+    assert "SKINCANCER_DATA" in message
+    assert "HAM10000_metadata.csv" in message
 
 
 def test_lists_data_sets(capsys):
@@ -53,7 +53,7 @@ def test_lists_data_sets(capsys):
         assert name in printed
 
 
-def test_show_augment_writes_a_sheet_of_originals_beside_augmented(tiny_demo, tmp_path):
+def test_show_augment_writes_a_sheet_of_original_and_augmented_images(tiny_demo, tmp_path):
     path = tmp_path / "sheet.png"
     arguments = ["demo", f"--data.root={tiny_demo}", "--data.size=32", "--show", "augment", f"--out={path}"]
     assert prepare.main([*arguments, "--augment.policy=strong"]) == 0
@@ -64,7 +64,7 @@ def test_show_augment_writes_a_sheet_of_originals_beside_augmented(tiny_demo, tm
         assert none.tobytes() != strong
 
 
-def test_show_crop_writes_a_sheet_of_boxes_beside_crops(tiny_demo, tmp_path):
+def test_show_crop_writes_a_sheet_of_boxes_and_crops(tiny_demo, tmp_path):
     path = tmp_path / "sheet.png"
     arguments = [
         "demo",
@@ -84,7 +84,7 @@ def test_show_crop_writes_a_sheet_of_boxes_beside_crops(tiny_demo, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["hma10000"], "Did you mean 'ham10000'?"),
         ([], "the name of the data set is missing; expected one of demo"),
@@ -94,10 +94,10 @@ def test_show_crop_writes_a_sheet_of_boxes_beside_crops(tiny_demo, tmp_path):
         (["demo", "--data.sise", "3"], "Did you mean '--data.size'?"),
     ],
 )
-def test_wrong_input_is_told(arguments, told, capsys):
+def test_wrong_input_is_rejected(arguments, message, capsys):
     assert prepare.main(arguments) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_names_of_sheets_are_those_of_the_previews():
-    assert sorted(prepare.SHEET_NAMES) == sorted(SHEETS)
+    assert prepare.SHEET_NAMES == tuple(SHEETS)

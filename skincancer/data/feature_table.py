@@ -81,10 +81,8 @@ class FeatureTable:
         """Count masks of implausible lesion size, as text, "" if none."""
         extent = self.table["abcd_diameter_by_longer_side"]
         tiny, whole = self.table["image_id"][extent < TINY], self.table["image_id"][extent > WHOLE]
-        kinds = (
-            (tiny, f"are narrower than {TINY:.0%} of the longer side of the image"),
-            (whole, "reach nearly from corner to corner"),
-        )
+        narrow = f"are narrower than {TINY:.0%} of the longer side of the image"
+        kinds = (tiny, narrow), (whole, "reach nearly from corner to corner")
         counts = [f"{len(ids)} {kind} (such as {ids.iloc[0]})" for ids, kind in kinds if len(ids)]
         if not counts:
             return ""
@@ -113,13 +111,8 @@ def open_features(
         DataError: images have no true mask, files are missing, or the disk is full.
     """
     masks, images = masks.resolve(index, entry), image_root(root)
-    recipe: dict[str, Any] = {
-        "format": FORMAT,
-        "working_side": WORKING_SIDE,
-        "families": list(FAMILIES),
-        "masks": masks.name,
-    }
-    recipe |= clean_recipe(clean)
+    recipe: dict[str, Any] = {"format": FORMAT, "working_side": WORKING_SIDE, "families": list(FAMILIES)}
+    recipe |= {"masks": masks.name, **clean_recipe(clean)}
     scales = [None if math.isnan(value) else value for value in index["mm_per_px"].tolist()]
     if any(scales):
         recipe["mm_per_px"] = scales

@@ -149,20 +149,20 @@ def _examine_image(content: bytes, pixels: RGB, lesion: Mask | None) -> dict[str
     height, width = pixels.shape[:2]
     digest = hashlib.blake2b(f"{width}×{height}".encode(), digest_size=16)
     digest.update(pixels.tobytes())
-    red, green, blue = _frame(pixels, lesion)
-    return {
+    file_digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    facts = {
         "error": "",
-        "file_digest": hashlib.blake2b(content, digest_size=16).hexdigest(),
+        "file_digest": file_digest,
         "pixel_digest": digest.hexdigest(),
         "width": width,
         "height": height,
-        "bytes_per_pixel": len(content) / (width * height),
-        "jpeg_table": _jpeg_table(content),
-        "frame_red": red,
-        "frame_green": green,
-        "frame_blue": blue,
-        **measure(pixels),
     }
+    facts |= {"bytes_per_pixel": len(content) / (width * height), "jpeg_table": _jpeg_table(content)}
+    return (
+        facts
+        | dict(zip(("frame_red", "frame_green", "frame_blue"), _frame(pixels, lesion), strict=True))
+        | measure(pixels)
+    )
 
 
 def _frame(pixels: RGB, lesion: Mask | None) -> list[float]:

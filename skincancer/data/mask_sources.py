@@ -44,7 +44,7 @@ class MaskSource(Protocol):
         """
 
     def count_overlap(self, index: pd.DataFrame, entry: Dataset) -> int:
-        """Count the test images that a segmenter was trained or selected on."""
+        """Count the test images that overlap with the images of a segmenter."""
 
 
 class OtsuMasks:

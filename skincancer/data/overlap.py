@@ -66,8 +66,7 @@ def open_whole(
         return store, config.resize
     report = progress("reading whole images") if progress else None
     small = Preprocessing(THUMBNAIL_SIDE, "stretch")
-    whole = open_store(index, root, cache_folder(), small, progress=report, jobs=jobs)
-    return whole, "stretch"
+    return open_store(index, root, cache_folder(), small, progress=report, jobs=jobs), small.resize
 
 
 def write_fingerprints(path: Path, index: pd.DataFrame, store: Store, resize: str) -> None:
@@ -94,11 +93,9 @@ def read_fingerprints(path: Path) -> Fingerprints:
             fingerprints = Fingerprints(content["image_id"], content["thumbnails"])
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} contains no fingerprints: {error}") from error
-    thumbnails = fingerprints.thumbnails
-    if thumbnails.ndim != 3 or thumbnails.dtype != np.uint8 or len(fingerprints.image_id) != len(thumbnails):
-        raise ValueError(
-            f"{path.name} contains thumbnails {thumbnails.dtype} {thumbnails.shape}; expected uint8 (M, S, S)"
-        )
+    grey = fingerprints.thumbnails
+    if grey.ndim != 3 or grey.dtype != np.uint8 or len(fingerprints.image_id) != len(grey):
+        raise ValueError(f"{path.name} contains thumbnails {grey.dtype} {grey.shape}; expected uint8 (M, S, S)")
     return fingerprints
 
 
@@ -117,13 +114,8 @@ def find_similar(
     """
     near = find_near(_thumbnails(store, rows, resize, THUMBNAIL_SIDE), used.thumbnails, progress=progress)
     best = near.sort_values("correlation", ascending=False, kind="stable").drop_duplicates("first").sort_values("first")
-    return pd.DataFrame(
-        {
-            "row": rows[best["first"].to_numpy()],
-            "like": used.image_id[best["second"].to_numpy()],
-            "correlation": best["correlation"].to_numpy(),
-        }
-    )
+    row, like = rows[best["first"].to_numpy()], used.image_id[best["second"].to_numpy()]
+    return pd.DataFrame({"row": row, "like": like, "correlation": best["correlation"].to_numpy()})
 
 
 def _thumbnails(store: Store, rows: npt.NDArray[np.int64], resize: str, side: int) -> npt.NDArray[np.uint8]:

@@ -47,7 +47,7 @@ class PreparedData:
             `height` of the original (px). If an audit or `data.quality` measured the quality, also the columns of `imaging.quality`
             and `quality_flags` (violated rules, separated by "; ").
         dropped: images without a role: image_id, reason.
-        segmenter_saw: number of test images on which the segmenter of crops or features was trained or selected.
+        segmenter_saw: number of test images that overlap with the images of the segmenter of crops or features (`data.overlap`).
         flagged: number of images left out by `data.quality`.
         features: hand-crafted features of every image, None if not requested.
     """
@@ -157,9 +157,9 @@ def prepare_data(
         find_masks=partial(source.find, index, images, mask_extent, progress, jobs) if source and config.crop else None,
         progress=progress(f"preparing {entry.name} at {config.size} px") if progress else None, jobs=jobs,
     )  # fmt: skip
-    features = (
-        open_features(index, root, entry, source, config.clean, progress, jobs) if source and hand_crafted else None
-    )
+    features = None
+    if source and hand_crafted:
+        features = open_features(index, root, entry, source, config.clean, progress, jobs)
     bad = store.bad if features is None else pd.concat([store.bad, features.bad]).drop_duplicates("image_id")
     if len(bad) and not config.skip_bad:
         raise DataError(
@@ -228,11 +228,11 @@ def _dropped(index: pd.DataFrame, roles: Roles, bad: pd.DataFrame, task: str) ->
 
 
 def _check_whole(index: pd.DataFrame, entry: Dataset, task: str) -> None:
-    test = index[index["role"] == "test"]
-    has_masks = TASKS[task].has_masks
-    if test.empty or (has_masks and test["mask"].isna().all()):
-        what = "a mask" if has_masks else "a label"
-        raise DataError(f"{entry.name} has no readable image with {what}, so nothing can be evaluated.")
+    test, masks = index[index["role"] == "test"], TASKS[task].has_masks
+    if test.empty or (masks and test["mask"].isna().all()):
+        raise DataError(
+            f"{entry.name} has no readable image with a {'mask' if masks else 'label'} to evaluate. Use other data."
+        )
 
 
 def _check_roles(index: pd.DataFrame, classes: tuple[str, ...] | None, masks: bool) -> None:

@@ -64,5 +64,5 @@ def check_mask_losses(weights: Mapping[str, float], options: Mapping[str, Any]) 
     if "tversky" in weights and (min(options["alpha"], options["beta"]) < 0 or options["alpha"] + options["beta"] == 0):
         raise ConfigError(
             f"model.loss.alpha is {options['alpha']} and beta is {options['beta']}; tversky expects weights of 0 or more, "
-            "not both 0. Use alpha for false positives, beta for false negatives."
+            "and not both 0. Use alpha for false positives, beta for false negatives."
         )

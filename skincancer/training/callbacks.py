@@ -16,7 +16,7 @@ from skincancer.runs.lifecycle import RunWriter
 
 
 class EpochReporter(Protocol):
-    """Receiver of the progress of a fit, such as the sweep that the fit is a trial of.
+    """Receiver of the progress of a fit, such as the sweep of a trial.
 
     Attributes:
         number: number of the trial, from 0.
@@ -43,10 +43,10 @@ class EpochReporter(Protocol):
 
 
 class EpochRecord(Callback):
-    """Keeps a row an epoch, for `epochs.csv` and MLflow; it is part of the resume point.
+    """Record of one row per epoch, for `epochs.csv` and MLflow.
 
-    A row: epoch (from 1), train/loss (mean over images), val/loss, val/<metric>, lr, epoch_seconds, images_per_second (training
-    alone), optimizer_steps and images_seen (both since the run's start).
+    Columns: epoch (from 1), train/loss (mean over images), val/loss, val/<metric>, lr, epoch_seconds, images_per_second (of training
+    without validation), optimizer_steps and images_seen (both since the start of the run). Checkpoints contain the rows.
     """
 
     def __init__(self, run: RunWriter | None) -> None:
@@ -55,11 +55,11 @@ class EpochRecord(Callback):
         self.images_seen = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return rows and counts, as primitives."""
+        """Return rows and counts, for the checkpoint."""
         return {"rows": self.rows, "images_seen": self.images_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a resume point."""
+        """Restore rows and counts from a checkpoint."""
         self.rows, self.images_seen = list(state_dict["rows"]), int(state_dict["images_seen"])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,7 +72,7 @@ class EpochRecord(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add up the loss on the device; log the step's loss every few steps."""
+        """Add up the loss on the device, and log it every few steps."""
         count = len(batch["index"])
         loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
         self._loss = self._loss + loss * count
@@ -82,16 +82,16 @@ class EpochRecord(Callback):
             self.run.log_metrics({"train/loss_step": float(loss)}, step=trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note when training paused."""
+        """Record when training paused."""
         self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how long validation took."""
+        """Record how long validation took."""
         if trainer.state.fn == "fit":
             self._validation += time.perf_counter() - self._validation_start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the epoch's row."""
+        """Write the row of the epoch."""
         assert isinstance(pl_module, Task)
         pl_module.stop_if_not_finite()
         total, images = float(self._loss), self._images
@@ -125,27 +125,27 @@ class EpochRecord(Callback):
 
 
 class ReportToSweep(Callback):
-    """Reports the monitored value of each epoch to the sweep that the run is a trial of, and stops where that wants no more."""
+    """Report the monitored value of each epoch to the sweep."""
 
     def __init__(self, trial: EpochReporter, monitor: str) -> None:
         self.trial, self.monitor = trial, monitor
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report; the epoch's validation has been."""
+        """Report the value of the epoch, after its validation."""
         epoch = trainer.current_epoch + 1
         value = float(trainer.callback_metrics[self.monitor])
         if self.trial.report(epoch, value, last=trainer.should_stop or epoch == trainer.max_epochs):
             trainer.should_stop = True
 
 
-def averaging_note(decay: float, steps: int) -> str:
-    """Say that averaged weights reach back over most of a run of `steps` optimiser steps; "" where they do not."""
+def describe_averaging(decay: float, steps: int) -> str:
+    """Return a warning if weights are averaged over most of a run, else ""."""
     window = round(1 / (1 - decay))
     if not decay or 2 * window <= steps:
         return ""
     return (
-        f"training.ema_decay {decay} averages over about {window} steps, but the run has {steps}: its result is mostly its "
-        f"beginning. Use at most {max(0.0, 1 - 2 / steps):.3g}, or 0."
+        f"training.ema_decay is {decay} and averages over about {window} steps, but the run has {steps}: its result consists mostly "
+        f"of early weights. Use at most {max(0.0, 1 - 2 / steps):.3g}, or 0."
     )
 
 

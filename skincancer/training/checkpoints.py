@@ -1,4 +1,4 @@
-"""Best checkpoint: find it and export it."""
+"""Find and export the best checkpoint."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 
 def best_checkpoint(trainer: pl.Trainer) -> Path:
-    """Return the best checkpoint by the monitor."""
+    """Return the path of the best checkpoint by the monitor."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor:
             return Path(callback.best_model_path)
-    raise AssertionError("build_trainer always makes one")
+    raise AssertionError("build_trainer always adds a checkpoint with a monitor")
 
 
 def export_best(path: Path, **changes: Any) -> int:
-    """Strip a checkpoint to weights and hyper-parameters, all that evaluate and predict need, in place; return its epoch (from 1).
+    """Strip a checkpoint to weights and hyper-parameters, and return its epoch (from 1).
 
     Args:
-        path: the checkpoint.
-        changes: hyper-parameters that were found after training, such as the threshold.
+        path: file that is replaced. Evaluation and prediction need no more than what is kept.
+        changes: hyper-parameters chosen after training, such as the threshold.
     """
     content = torch.load(path, map_location="cpu", weights_only=True)
     content["hyper_parameters"].update(changes)

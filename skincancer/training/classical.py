@@ -1,4 +1,4 @@
-"""Fits a classical classifier as `training` fits a network: features of every image, one fit, predictions of the parts."""
+"""Fit a classical classifier on the features of the images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from skincancer.schema import Experiment
 
 @dataclass(frozen=True)
 class ClassicalInputs:
-    """What a classical classifier learns from.
+    """Features that a classical classifier is fitted on.
 
-    `features` has a row an image of the data; `measured` is the table of hand-made ones, or else
-    `backbone` gave them, with weights from where `loaded` says.
+    Attributes:
+        features: one row per image of the data.
+        measured: table of hand-crafted features. None for deep features.
+        backbone: network that computed deep features, with the weights `loaded`. None for hand-crafted features.
     """
 
     features: pd.DataFrame
@@ -35,26 +37,27 @@ class ClassicalInputs:
 
     @property
     def source(self) -> str:
-        """Return where weights came from: "none" of hand-made features."""
+        """Source of the weights, "none" for hand-crafted features."""
         return self.loaded.source if self.loaded else "none"
 
 
-def find_inputs(
+def compute_inputs(
     experiment: Experiment, data: PreparedData, progress: ProgressBar | None = None, checkpoint: Path | None = None
 ) -> ClassicalInputs:
-    """Take the hand-made features of the data, or ask the backbone for its own, or open what it has said.
+    """Select the hand-crafted features of the data, or compute (or read cached) deep features.
 
     Raises:
-        DataError: a class has too few lesions for the SVM's calibration.
-        WeightsError: the backbone's weights cannot be had.
+        DataError: a class has too few lesions for the calibration of the SVM.
+        WeightsError: the weights of the backbone are not available.
     """
     _check_lesions(experiment, data)
     if experiment.model.is_hand_made:
-        assert data.features is not None, "they were asked for"
+        assert data.features is not None, "prepare_data has measured them"
         return ClassicalInputs(data.features.columns(experiment.model.classical.features), data.features)
     backbone, loaded = first_backbone(experiment, checkpoint)
-    features = compute_deep_features(backbone, data, experiment.data.batch_size, progress)
-    return ClassicalInputs(features, None, backbone, loaded)
+    return ClassicalInputs(
+        compute_deep_features(backbone, data, experiment.data.batch_size, progress), None, backbone, loaded
+    )
 
 
 def _check_lesions(experiment: Experiment, data: PreparedData) -> None:
@@ -62,28 +65,28 @@ def _check_lesions(experiment: Experiment, data: PreparedData) -> None:
     if experiment.model.classifier == "svm" and (lesions < 2).any():
         rare = ", ".join(data.classes[int(label)] for label in lesions.index[lesions < 2])
         raise DataError(
-            f"the training part has one lesion alone of {rare}; to calibrate its probabilities the SVM needs two or more of every "
-            "class, as none may be on both sides. Choose another --data.split, or another --model.classifier."
+            f"the training set has only one lesion of {rare}; expected two or more of every class, because the SVM is calibrated on "
+            "other lesions than it is fitted on. Use another --data.split, or another --model.classifier."
         )
 
 
 def fit_classifier(experiment: Experiment, data: PreparedData, inputs: ClassicalInputs, folder: Path) -> ClassicalModel:
-    """Fit on the training part; write the model's files into the run's folder, and return it as it will be read from there.
+    """Fit on the training set, write the model, and return the model read back.
 
     Args:
-        experiment: resolved.
-        data: prepared.
-        inputs: as `find_inputs` gives them.
-        folder: with config.yaml and classes.json.
+        experiment: with the classifier and its options.
+        data: subsets, labels and lesions.
+        inputs: return value of `compute_inputs`.
+        folder: folder of the run, which contains config.yaml and classes.json.
 
     Raises:
         ConfigError, DataError: as `fit_pipeline`.
     """
     train = np.flatnonzero((data.index["role"] == "train").to_numpy())
-    part = data.index.iloc[train]
+    rows = data.index.iloc[train]
     pipeline = fit_pipeline(
         experiment.model.classifier, experiment.model.classical, experiment.data, inputs.features.iloc[train],
-        part["label"].to_numpy(np.int64), part["lesion_id"].to_numpy(), experiment.seed,
+        rows["label"].to_numpy(np.int64), rows["lesion_id"].to_numpy(), experiment.seed,
     )  # fmt: skip
     save_pipeline(pipeline, folder / CLASSICAL_CHECKPOINT)
     if inputs.backbone:

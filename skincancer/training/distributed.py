@@ -1,4 +1,4 @@
-"""End of a run on several devices: one status and one reason, whichever rank failed.
+"""Record how a run on several devices ended: one status and one reason.
 
 Lightning's launcher starts the other ranks of this machine, torchrun and SLURM start all ranks. Each of them ends all ranks when one
 exits with an error. Rank 0 writes the run, but may be killed before it can write the end. Every other rank therefore records its own
@@ -31,11 +31,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Ranks(Callback):
-    """Context of all that the ranks do together. With one rank the context does nothing.
+    """Context of the training by several ranks. With one rank the context does nothing.
 
     Args:
-        trainer: becomes the owner of this callback.
-        run: None on ranks above 0.
+        trainer: trainer that this callback is added to.
+        run: the run. None on ranks above 0.
         client: client of the store of the run.
 
     Raises:
@@ -48,7 +48,7 @@ class Ranks(Callback):
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Ranks:
-        """Prepare this rank for the signals that a user sends to all ranks of the machine."""
+        """Prepare this rank for signals that are sent to all ranks of the machine."""
         if self.trainer.world_size == 1:
             return self
         self.trainer.callbacks.insert(0, self)  # type: ignore[attr-defined]
@@ -69,11 +69,11 @@ class Ranks(Callback):
         self.run_id = trainer.strategy.broadcast(self.run_id)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stop Lightning's observer at once: the other ranks end with this one from now on."""
+        """Stop Lightning's observer: from now on the other ranks end with this rank."""
         self._stop_observer()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Record the error of this rank, or raise the one that another rank has recorded."""
+        """Record the error of this rank, or raise the error of another rank."""
         if self.trainer.world_size == 1:
             return
         self._stop_observer()
@@ -91,13 +91,13 @@ class Ranks(Callback):
             close_lost(self.client, self.run_id, f"{who} failed: {format_error(error)}"[:4000])
 
     def _stop_observer(self) -> None:
-        """Take the processes away from Lightning's observer, which would kill rank 0 while the end of the run is recorded."""
+        # Lightning's observer would kill rank 0 while the end of the run is recorded.
         started = getattr(self.trainer.strategy.launcher, "procs", [])
         self._children += started
         started.clear()
 
     def _failure(self) -> str:
-        """Return the reason that another rank has recorded, or the rank that exited without one."""
+        """Return the error that another rank has recorded, or its exit code."""
         with contextlib.suppress(MlflowException, OSError):
             if reason := self.client.get_run(self.run_id).data.tags.get("status_reason"):
                 return reason
@@ -108,7 +108,10 @@ class Ranks(Callback):
 
 
 def _exit_with(parent: int) -> None:
-    """End this process when its parent has exited. A collective operation may wait for the parent for many minutes."""
+    """End this process when its parent has exited.
+
+    Without it, a collective operation may wait for the parent for many minutes.
+    """
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -15,7 +15,10 @@ from skincancer.system.launcher import launcher
 
 
 def count_ranks(trainer: TrainerConfig) -> int:
-    """Return how many processes train together: devices × nodes. Devices `auto` are the GPUs of this machine, 1 without."""
+    """Return the number of processes that train together: devices × nodes.
+
+    Devices `auto` are the GPUs of this machine, or one CPU.
+    """
     devices = str(trainer.devices)
     if devices == "auto":
         import torch
@@ -33,39 +36,41 @@ def check_launcher(trainer: TrainerConfig) -> None:
         RunError: several devices in a notebook or in a script.
     """
     ranks = count_ranks(trainer)
-    asked = f"trainer.devices {trainer.devices} × trainer.num_nodes {trainer.num_nodes} are {ranks} processes"
-    found = launcher()
-    if found == "torchrun":
+    requested = f"trainer.devices {trainer.devices} × trainer.num_nodes {trainer.num_nodes} are {ranks} processes"
+    if launcher() == "torchrun":
         if (started := int(os.environ["WORLD_SIZE"])) != ranks:
             raise ConfigError(
-                f"{asked}, but torchrun started {started}. Give --trainer.devices as torchrun's --nproc_per_node, and "
-                "--trainer.num_nodes as its --nnodes."
+                f"{requested}, but torchrun started {started}. Use the same number for --trainer.devices and torchrun's "
+                "--nproc_per_node, and for --trainer.num_nodes and --nnodes."
             )
-    elif found == "SLURM":
-        if "SLURM_STEP_ID" not in os.environ:  # the job's script itself, one process whatever the number of tasks
+    elif launcher() == "SLURM":
+        # Without a step the process is the script of the job, of which SLURM starts one for any number of tasks.
+        if "SLURM_STEP_ID" not in os.environ:
             if ranks > 1:
-                raise ConfigError(f"{asked}, which SLURM starts only with srun: srun python -m skincancer.fit …")
+                raise ConfigError(
+                    f"{requested}, which SLURM starts only with srun. Use srun python -m skincancer.fit …"
+                )
         elif (started := int(os.environ["SLURM_NTASKS"])) != ranks:
             raise ConfigError(
-                f"{asked}, but SLURM runs {started} tasks. Give #SBATCH --nodes as --trainer.num_nodes and --ntasks-per-node as "
-                "--trainer.devices."
+                f"{requested}, but SLURM runs {started} tasks. Use the same number for --trainer.num_nodes and #SBATCH --nodes, and "
+                "for --trainer.devices and #SBATCH --ntasks-per-node."
             )
         elif ranks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
-            raise ConfigError(f"{asked}: tell SLURM so with #SBATCH --ntasks-per-node, not with --ntasks.")
+            raise ConfigError(f"{requested}. Request them with #SBATCH --ntasks-per-node, not with --ntasks.")
     elif ranks > 1 and "LOCAL_RANK" not in os.environ:
         if not _is_command_line():
             raise RunError(
-                f"{asked}, and each is started with the command line of the first. Use python -m skincancer.fit …, torchrun or "
-                "SLURM; from a notebook or a script, use one device."
+                f"{requested}, which are all started with the command line of the first process. Use python -m skincancer.fit …, "
+                "torchrun or SLURM; from a notebook or a script, use one device."
             )
         if trainer.num_nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
             raise ConfigError(
-                f"{asked}, and nothing here knows the other nodes. Start with torchrun --nnodes {trainer.num_nodes} on "
-                "each, or with srun in a SLURM job."
+                f"{requested}, but the addresses of the other nodes are unknown. Use torchrun --nnodes {trainer.num_nodes} on each "
+                "node, or srun in a SLURM job."
             )
 
 
 def _is_command_line() -> bool:
-    """Return whether Lightning can start this command line again, which it takes from `__main__` and `sys.argv`."""
+    # Lightning starts the other ranks with the command line in `__main__` and `sys.argv`.
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec is not None and spec.name in ("skincancer.fit", "skincancer.__main__")

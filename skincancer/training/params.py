@@ -1,4 +1,4 @@
-"""The params of a fit: short, stable and groupable, so that runs can be searched, sorted and compared by them."""
+"""Params of a fit, by which runs are searched, sorted and grouped."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def fit_params(
     """Return the params of a fit.
 
     Args:
-        experiment: resolved.
-        data: prepared.
-        outcome: of its task.
-        inputs: of a classical classifier.
-        weights: where the first weights came from.
+        experiment: the experiment.
+        data: its images.
+        outcome: reports of its task.
+        inputs: features of a classical classifier. None for a network.
+        weights: source of the first weights.
     """
-    e, together = experiment, count_ranks(experiment.trainer)
+    e, ranks = experiment, count_ranks(experiment.trainer)
     counts = {f"{role}_images": len(data.rows(role)) for role in ROLES}
-    own = _network_params(e, outcome, together) if inputs is None else _classical_params(e, data, inputs)
+    own = _network_params(e, outcome, ranks) if inputs is None else _classical_params(e, data, inputs)
     return {
         "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "split": e.data.split,
         "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.learner,
@@ -36,28 +36,28 @@ def fit_params(
         "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
         "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
         "dropped_images": len(data.dropped), "quality": e.data.quality, "quality_dropped_images": data.flagged,
-        "devices": e.trainer.devices, "ranks": together, **counts, **own,
+        "devices": e.trainer.devices, "ranks": ranks, **counts, **own,
     }  # fmt: skip
 
 
-def _network_params(e: Experiment, outcome: Outcome, together: int) -> dict[str, Any]:
+def _network_params(e: Experiment, outcome: Outcome, ranks: int) -> dict[str, Any]:
     return {
         **outcome.params(e.model), "max_epochs": e.trainer.max_epochs, "precision": e.trainer.precision,
         "lr": e.model.optimizer.lr, "optimizer": e.model.optimizer.name, "schedule": e.model.schedule.name,
         "tta": e.model.tta, "freeze": e.model.freeze, "augment": e.augment.policy, "ema_decay": e.training.ema_decay,
-        "effective_batch_size": e.data.batch_size * together * e.trainer.accumulate_grad_batches,
+        "effective_batch_size": e.data.batch_size * ranks * e.trainer.accumulate_grad_batches,
     }  # fmt: skip
 
 
 def _classical_params(e: Experiment, data: PreparedData, inputs: ClassicalInputs) -> dict[str, Any]:
-    """Return the features, the classifier's own hyper-parameters, and how many images were measured in whose masks."""
+    """Return features, hyper-parameters, and the number of images of each mask source."""
     options = e.model.classical
     own = {key: getattr(options, key) for key, owner in OF_CLASSIFIERS.items() if owner == e.model.classifier}
     if inputs.measured is None:
         return {"features": f"{DEEP}: {e.model.backbone}", **own}
     table = inputs.measured.table
-    whose = table.loc[table["error"] == "", "masks"].map(lambda name: str(name).split(":")[0])
-    counts = {f"masks_{name}": int(count) for name, count in whose.value_counts().items()}
+    sources = table.loc[table["error"] == "", "masks"].map(lambda name: str(name).split(":")[0])
+    counts = {f"masks_{name}": int(count) for name, count in sources.value_counts().items()}
     saw = {"segmenter_saw_test_images": data.segmenter_saw} if segmenter_run(e.data.masks) else {}
     return {"size": WORKING_SIDE, "features": "+".join(options.features), **own, "masks": e.data.masks, **counts, **saw}
 

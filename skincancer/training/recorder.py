@@ -1,4 +1,4 @@
-"""What a fit writes down and prints: params, tags, inputs, artifacts, the model, and the table at the end (design: the run contract)."""
+"""Record a fit: params, tags, dataset inputs, artifacts, the model, and the printed results."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ EMPTY_MASKS = "nothing could be measured"
 
 
 class FitRecorder:
-    """Writes one fit down, and tells the user about it. On ranks above 0 it does nothing.
+    """Record one fit and print its results, on rank 0 only.
 
     Args:
-        experiment: resolved.
-        data: prepared.
-        store: MLflow store.
+        experiment: the experiment.
+        data: its images.
+        store: MLflow store of the run.
         console: quiet on ranks above 0.
-        trial: the run is a trial of a sweep.
+        trial: receiver of the progress of a sweep's trial.
     """
 
     def __init__(
@@ -75,118 +75,110 @@ class FitRecorder:
         self.intervals = pd.DataFrame()
         self.tested = (0, 0)
         self.epochs = pd.DataFrame()
-        self.inputs: ClassicalInputs | None = None  # of a classical classifier
+        self.inputs: ClassicalInputs | None = None
 
     @cached_property
     def audited(self) -> str:
-        """The line of the last audit's verdict on the data; "" without one."""
+        """Verdict of the last audit on the data, "" without an audit."""
         return verdict_line(self.data.index, image_root(self.data.root), bool(self.experiment.data.groups))
 
     def announce(self) -> None:
-        """Print what is about to be trained on what."""
+        """Print the subsets of the images, and what was excluded."""
         data, settings = self.data, self.experiment.data
         classes, masks = self.outcome.classes, self.experiment.task == "joint"
-        counts = {role: data.rows(role) for role in ROLES}
         rows = [
             [
-                role,
-                len(part),
-                part["lesion_id"].nunique(),
-                *(int((part["label"] == label).sum()) for label in range(len(classes))),
-                *([int(part["mask"].notna().sum())] if masks else []),
+                role, len(subset), subset["lesion_id"].nunique(),
+                *(int((subset["label"] == label).sum()) for label in range(len(classes))),
+                *([int(subset["mask"].notna().sum())] if masks else []),
             ]
-            for role, part in counts.items()
-        ]
+            for role, subset in ((role, data.rows(role)) for role in ROLES)
+        ]  # fmt: skip
         title = f"{data.entry.title}, {settings.split}, split seed {settings.split_seed}"
-        caption = f"balance of the training part: {settings.balance}" if settings.balance != "none" else ""
+        caption = f"balance of the training set: {settings.balance}" if settings.balance != "none" else ""
         self.console.print(
             make_table(title, ["role", "images", "lesions", *classes, *(["masks"] if masks else [])], rows, caption)
         )
         split = parse_split(settings.split)
         if split.kind == "ratio":
             self.console.print(
-                f"{settings.split}: of the lesions {split.test} % test, 10 % validate and {90 - split.test} % train; none is on two sides"
+                f"{settings.split}: {90 - split.test} % of the lesions for training, 10 % for validation, {split.test} % for testing; "
+                "no lesion is in two subsets"
             )
         if data.left_out:
             self.console.print(Text(f"left out: {data.left_out}"))
         if data.leaking_groups:
-            told = f"{data.leaking_groups} lesions or patients ({data.leaking_images} images) stand on two sides of the publisher's parts; "
+            leaks = f"{data.leaking_groups} lesions or patients ({data.leaking_images} images) are in two subsets of the official split; "
             if settings.leaks == "allow":
-                warn(self.console, "leaking lesions", f"{told}data.leaks is allow")
+                warn(self.console, "leaking lesions", f"{leaks}data.leaks is allow")
             else:
-                self.console.print(Text(f"{told}data.leaks {settings.leaks} has left them out of the earlier role"))
+                self.console.print(Text(f"{leaks}data.leaks {settings.leaks} left them out of the earlier subset"))
         if self.audited:
             self.console.print(Text(self.audited))
         if settings.crop:
             self.console.print(Text(f"images cropped to the lesion: {describe_crops(data.store.table, settings)}"))
         if data.segmenter_saw:
             warn(
-                self.console, "the segmenter has seen test images",
-                f"{data.segmenter_saw} test images are of lesions that the segmenter behind the masks was trained or chosen on: "
-                "these masks are better than those of new images. Train it on the same --data.split and --data.split_seed.",
+                self.console, "the segmenter was trained on test images",
+                f"{data.segmenter_saw} test images show lesions of the segmenter's training or validation images: their masks are "
+                "better than masks of new images. Train the segmenter on the same --data.split and --data.split_seed.",
             )  # fmt: skip
 
-    def tell_features(self, inputs: ClassicalInputs) -> None:
-        """Say what a classical classifier learns from, and whose masks its features were measured in."""
+    def print_features(self, inputs: ClassicalInputs) -> None:
+        """Print the features of a classical classifier, and their mask sources."""
         self.inputs, model = inputs, self.experiment.model
-        learned = f"{model.classifier} on {inputs.features.shape[1]} features"
+        classifier = f"{model.classifier} on {inputs.features.shape[1]} features"
         if inputs.loaded:
-            self.tell_weights(inputs.loaded, f"{learned} of a frozen {model.backbone}")
+            self.print_weights(inputs.loaded, f"{classifier} of a frozen {model.backbone}")
             return
         assert inputs.measured is not None
         masks = describe_masks(inputs.measured.table, self.experiment.data, EMPTY_MASKS)
-        self.console.print(Text(f"{learned}: {', '.join(model.classical.features)}; measured in: {masks}"))
+        self.console.print(Text(f"{classifier}: {', '.join(model.classical.features)}; measured in: {masks}"))
         if empty := inputs.measured.describe_empty(self.data.index["role"]):
             warn(self.console, "empty masks", empty)
         if unlikely := inputs.measured.describe_unlikely():
             self.console.print(Text(unlikely))
 
-    def tell_weights(self, loaded: LoadedWeights, network: str = "") -> None:
-        """Say where the weights came from; loudly where ImageNet's could not be had.
+    def print_weights(self, loaded: LoadedWeights, network: str = "") -> None:
+        """Print the source of the weights, and warn if `auto` took random weights.
 
         Args:
             loaded: the weights.
-            network: what they are of, where it is not the network that is trained.
+            network: description of the network of the weights (default: the trained network).
         """
         model = self.experiment.model
-        trained = (
-            f"{model.architecture}, encoder {model.backbone}" if model.architecture else f"backbone {model.backbone}"
-        )
-        self.console.print(Text(f"{network or trained}, weights: {loaded.source}"))
-        if loaded.source == "random" and self.experiment.model.weights == "auto":
+        trained = f"{model.architecture}, encoder" if model.architecture else "backbone"
+        self.console.print(Text(f"{network or f'{trained} {model.backbone}'}, weights: {loaded.source}"))
+        if loaded.source == "random" and model.weights == "auto":
             warn(self.console, "RANDOM WEIGHTS: this is not transfer learning", loaded.note)
         elif loaded.note:
             self.console.print(Text(loaded.note))
 
     @contextlib.contextmanager
     def start(self, weights: str, resume: str | None = None) -> Iterator[RunWriter | None]:
-        """Start the run and log all that is known before training; yield None on ranks above 0."""
+        """Start the run and log its data. Yield None on ranks above 0."""
         client = self.store.client
         if not is_rank_zero():
-            # the folder itself is broadcast by the checkpoint callbacks
+            # The checkpoint callbacks broadcast the real folder of rank 0.
             with tempfile.TemporaryDirectory() as folder:
                 self.folder = Path(client.get_run(resume).data.tags["work_folder"]) if resume else Path(folder)
                 yield None
             return
         experiment, data = self.experiment, self.data
-        goes_on = has_checkpoint(client, resume)
+        continues = has_checkpoint(client, resume)
         if resume:
             before = check_resumable(client, resume)
-            for name, now in (
-                ("index_hash", data.index_hash),
-                ("split_hash", data.split_hash),
-                ("groups_hash", data.groups_hash),
-            ):
-                then = before.data.tags.get(name, "")
+            for name in ("index_hash", "split_hash", "groups_hash"):
+                then, now = before.data.tags.get(name, ""), getattr(data, name)
                 if then != now:
                     raise RunError(
                         f"--resume {resume}: the data have changed: {name} of the run is {then or '(none)'}, now it is "
                         f"{now or '(none)'}. Restore the data, or start a new run."
                     )
             first = before.data.params.get("weights", weights)
-            if not goes_on and first != weights:
+            if not continues and first != weights:
                 raise RunError(
-                    f"--resume {resume}: it stopped before its first epoch ended, so it starts again, but its first weights were "
+                    f"--resume {resume}: the run stopped in its first epoch and must start again, but its first weights were "
                     f"{first!r} and now they are {weights!r}. Start a new run."
                 )
         device = device_name(experiment.trainer.accelerator)
@@ -208,14 +200,13 @@ class FitRecorder:
             )
             if self.trial:
                 self.trial.run_started(run.run_id)
-            if not goes_on:
+            if not continues:
                 self._write_start(run)
             yield run
 
     def _write_start(self, run: RunWriter) -> None:
-        data = self.data
+        data, settings = self.data, self.experiment.data
         run.write_config(self.experiment)
-        settings = self.experiment.data
         malignant = malignant_classes(data.entry, data.classes, settings.target, tuple(settings.malignant))
         run.write_classes(data.classes, malignant)
         run.write_table(artifacts.SPLIT_FILE, data.split_table)
@@ -232,10 +223,10 @@ class FitRecorder:
             run.write_table(artifacts.CROPS_FILE, data.store.table[["image_id", *CROP_COLUMNS]])
         if self.inputs and self.inputs.measured:
             run.write_table(artifacts.MASKS_FILE, self.inputs.measured.table[["image_id", "masks"]])
-        named = segmenter_run(settings.masks)
-        if named and (settings.crop or self.experiment.model.is_hand_made):
-            # Keep a copy that `predict --run` and `data.masks` accept, for machines that do not have the segmenter's run.
-            segmenter = FinishedRun(named, self.store)
+        segmenter_id = segmenter_run(settings.masks)
+        if segmenter_id and (settings.crop or self.experiment.model.is_hand_made):
+            # The copy serves `predict --run` and `data.masks` on machines without the run of the segmenter.
+            segmenter = FinishedRun(segmenter_id, self.store)
             for name in artifacts.SEGMENTER_FILES:
                 copy = run.folder / artifacts.SEGMENTER / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
@@ -244,19 +235,19 @@ class FitRecorder:
         for role in ROLES:
             log_dataset(data, role, settings.split)
 
-    def keep(self, part: str, predictions: Any) -> None:
-        """Write the table of predictions of a part into the run's folder."""
+    def save_predictions(self, role: str, predictions: Any) -> None:
+        """Save the table of predictions of a subset, val or test."""
         if self.run_id:
-            write_predictions(self.outcome.table(predictions), self.folder / artifacts.predictions_file(part))
+            write_predictions(self.outcome.table(predictions), self.folder / artifacts.predictions_file(role))
 
     def finish(self, run: RunWriter | None, record: EpochRecord | None, best_epoch: int, task: Any) -> None:
-        """Compute metrics, intervals and figures from the written tables, and log everything.
+        """Compute metrics, intervals and figures from the saved predictions, and log all results.
 
         Args:
-            run: None on ranks above 0.
-            record: of the epochs; None of a classifier that is fitted at once.
-            best_epoch: from 1.
-            task: with the best weights; or the fitted classifier.
+            run: the run. None on ranks above 0.
+            record: rows of the epochs. None for a classical classifier.
+            best_epoch: epoch of the best checkpoint, from 1.
+            task: task with the best weights, or the fitted classical classifier.
         """
         if run is None:
             return
@@ -291,7 +282,10 @@ class FitRecorder:
         self._log_model()
 
     def finish_trial(self, run: RunWriter | None, record: EpochRecord | None, best_epoch: int = 0) -> None:
-        """Log what a trial of a sweep leaves: its epochs and, unless it was pruned (no best epoch), the validation part."""
+        """Log the epochs of a trial and, unless it was pruned, its validation results.
+
+        A pruned trial has a record, but no best epoch.
+        """
         assert run is not None
         assert self.trial is not None
         objective = None
@@ -306,13 +300,13 @@ class FitRecorder:
         self.trial.ended(objective)
 
     def _best(self, record: EpochRecord | None, best_epoch: int) -> dict[str, float]:
-        """Return what is logged of the best checkpoint on the validation part, the epoch (from 1) among it."""
+        """Return the validation metrics of the best checkpoint, and its epoch (from 1)."""
         best = {f"best/{name}": value for name, value in self.outcome.best(self.folder).items()}
         if not record:
             return best
         self.epochs = record.table()
         monitor = self.experiment.training.monitor
-        # the loss is no metric of the table of predictions
+        # The loss cannot be computed from the table of predictions.
         at_best = self.epochs.loc[self.epochs["epoch"] == best_epoch, monitor]
         return {best_name(monitor): float(at_best.iloc[0]), **best, "best_epoch": best_epoch}
 
@@ -320,7 +314,7 @@ class FitRecorder:
         settings = self.experiment.data
         missing = explain_run(
             self.folder, self.data, task, resize=settings.resize, batch_size=settings.batch_size,
-            title=f"{self.title} · worst errors of the test", note=self.note,
+            title=f"{self.title} · worst errors of the test set", note=self.note,
         )  # fmt: skip
         if missing:
             self.console.print(Text(missing))
@@ -339,7 +333,7 @@ class FitRecorder:
             serving.log_model(self.folder, signature, model_requirements(*more))
 
     def report(self) -> None:
-        """Print the epochs, the test metrics with their intervals, where the run is, and what to do next."""
+        """Print the epochs, the test metrics with intervals, and the commands to continue."""
         if not self.run_id:
             return
         columns = epoch_columns(self.experiment.task)
@@ -352,15 +346,14 @@ class FitRecorder:
         ]
         if rows:
             self.console.print(make_table("epochs", list(columns.values()), rows))
-        caption = (
-            f"{self.tested[0]} images, {self.tested[1]} lesions; intervals: bootstrap over lesions, 2,000 resamples"
-        )
+        images, lesions = self.tested
+        caption = f"{images} images, {lesions} lesions; intervals: bootstrap over lesions, 2,000 resamples"
         self.console.print(intervals_table(f"test: {self.title}", self.intervals, caption, bool(self.note)))
         uri = f" --tracking.uri {self.store}" if self.experiment.tracking.uri else ""
         self.console.print(f"run {self.run_id} in {self.store}\nbrowse it: python -m skincancer.ui{uri}", markup=False)
         if self.data.entry.synthetic:
             self.console.print(
-                "These images are synthetic. For real ones: python -m skincancer.prepare ham10000 says how to get them; then "
-                f"python -m skincancer.fit --experiment {self.experiment.name} --data.dataset ham10000 --data.root FOLDER",
+                "These images are synthetic. For real images run python -m skincancer.prepare ham10000, which prints how to get "
+                f"them; then python -m skincancer.fit --experiment {self.experiment.name} --data.dataset ham10000 --data.root FOLDER",
                 markup=False,
             )

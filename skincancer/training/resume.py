@@ -25,22 +25,24 @@ def load_resumed(
     Raises:
         RunError: the run cannot be resumed, or the flags change its config.
     """
-    if is_rank_zero():  # by the time other ranks look, rank 0 owns the run
+    # The other ranks start after rank 0 has marked the run as its own, which the check would refuse.
+    if is_rank_zero():
         check_resumable(store.client, run_id)
     stored = FinishedRun(run_id, store, store.client.get_run(run_id)).config
     kept, _ = resolve(None, {}, parser, base=flatten(stored))
-    asked = kept
+    requested = kept
     if name or flags:
-        asked, _ = resolve(name, flags, parser, base=None if name else flatten(stored))
-    before, now = flatten(kept.to_dict()), flatten(asked.to_dict())
+        requested, _ = resolve(name, flags, parser, base=None if name else flatten(stored))
+    before, now = flatten(kept.to_dict()), flatten(requested.to_dict())
     changed = [
-        f"{key}: the run has {before[key]!r}, asked is {now[key]!r}" for key in now if before.get(key) != now[key]
+        f"{key}: the run has {before[key]!r}, requested is {now[key]!r}"
+        for key in now
+        if before.get(key) != now[key] and not key.startswith("tracking.")
     ]
-    changed = [line for line in changed if not line.startswith("tracking.")]
     if changed:
         raise RunError(
-            f"--resume {run_id}: the config differs:\n  " + "\n  ".join(changed) + "\nResume with the run's own config "
+            f"--resume {run_id}: the config differs:\n  " + "\n  ".join(changed) + "\nUse the config of the run "
             f"(python -m skincancer.fit --resume {run_id}), or start a new run."
         )
     # config.yaml has no password of the store, so the URI comes from the command line.
-    return replace(asked, tracking=replace(asked.tracking, uri=flags.get("tracking.uri")))
+    return replace(requested, tracking=replace(requested.tracking, uri=flags.get("tracking.uri")))

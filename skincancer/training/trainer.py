@@ -31,45 +31,41 @@ from skincancer.runs.lifecycle import has_checkpoint
 from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment, TrainerConfig
 from skincancer.system.console import is_live, progress_bars, warn
-from skincancer.training.callbacks import EpochBars, EpochRecord, ReportToSweep, averaging_note
+from skincancer.training.callbacks import EpochBars, EpochRecord, ReportToSweep, describe_averaging
 from skincancer.training.checkpoints import best_checkpoint, export_best
-from skincancer.training.classical import find_inputs, fit_classifier
+from skincancer.training.classical import compute_inputs, fit_classifier
 from skincancer.training.distributed import Ranks
 from skincancer.training.launch import count_ranks
 from skincancer.training.recorder import FitRecorder
 
-# Longer than MLflow's client retries while its server is away (12 minutes): the other ranks wait for rank 0.
+# The other ranks wait for rank 0, and MLflow's client retries for 12 minutes while its server is unreachable.
 RANK_TIMEOUT = timedelta(minutes=15)
 
 
 def check_devices(trainer: TrainerConfig) -> None:
-    """Check that the machine has the devices of the experiment, and that they support its settings.
+    """Check that the machine has the requested devices, and that they support the settings.
 
     Raises:
-        ConfigError: names the key and the available devices.
+        ConfigError: a device is missing, or a setting is not supported.
     """
-    accelerator = trainer.accelerator
-    gpus = torch.cuda.device_count()
+    accelerator, devices = trainer.accelerator, str(trainer.devices)
+    gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
     if accelerator in ("gpu", "cuda") and gpus == 0 and not torch.backends.mps.is_available():
         raise ConfigError(f"trainer.accelerator is {accelerator!r}, but this machine has no GPU. Use auto or cpu.")
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
-    if on_gpu and str(trainer.devices).isdigit() and int(trainer.devices) > gpus:
+    if on_gpu and devices.isdigit() and int(devices) > gpus:
+        raise ConfigError(f"trainer.devices is {devices}, but this machine has {gpus} GPUs. Use 1 to {gpus}, or auto.")
+    if not on_gpu and devices.isdigit() and int(devices) > cores:
         raise ConfigError(
-            f"trainer.devices is {trainer.devices}, but this machine has {gpus} GPUs. Give 1 to {gpus}, or auto."
-        )
-    if not on_gpu and str(trainer.devices).isdigit() and int(trainer.devices) > (os.cpu_count() or 1):
-        raise ConfigError(
-            f"trainer.devices is {trainer.devices}, but this machine has no GPU and {os.cpu_count()} CPU cores. "
-            "Devices of a CPU are processes; give at most one a core."
+            f"trainer.devices is {devices}, but this machine has no GPU and {cores} CPU cores. Each device of a CPU is a process. "
+            f"Use at most {cores}."
         )
     if trainer.sync_batchnorm and not on_gpu and count_ranks(trainer) > 1:
-        raise ConfigError(
-            "trainer.sync_batchnorm is true, which needs GPUs. Use --trainer.sync_batchnorm false on a CPU."
-        )
+        raise ConfigError("trainer.sync_batchnorm is true, which needs GPUs. Use --trainer.sync_batchnorm false.")
     if trainer.precision == "16-mixed" and not on_gpu:
-        raise ConfigError("trainer.precision 16-mixed needs a GPU; use bf16-mixed or 32 on a CPU.")
+        raise ConfigError("trainer.precision is 16-mixed, which needs a GPU. Use bf16-mixed or 32 on a CPU.")
     if trainer.precision == "bf16-mixed" and on_gpu and not torch.cuda.is_bf16_supported():
-        raise ConfigError("trainer.precision bf16-mixed needs a GPU with bfloat16; use 16-mixed.")
+        raise ConfigError("trainer.precision is bf16-mixed, which needs a GPU with bfloat16. Use 16-mixed.")
 
 
 def _own_callbacks() -> list[Callback]:
@@ -78,7 +74,7 @@ def _own_callbacks() -> list[Callback]:
     for name, callback in callbacks.items():
         if not isinstance(callback, Callback):
             raise ConfigError(
-                f"the callback {name} of a plugin gives {type(callback).__name__}; expected pytorch_lightning.Callback. Fix it."
+                f"the callback {name} is {type(callback).__name__}; expected pytorch_lightning.Callback. Fix the plugin."
             )
     return list(callbacks.values())
 
@@ -87,10 +83,10 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
     """Build the Trainer.
 
     Args:
-        experiment: resolved.
+        experiment: the experiment.
         folder: working folder of the run, which receives both checkpoints.
-        records: callbacks that keep and report the rows of epochs.
-        progress_bar: show a progress bar.
+        records: callbacks that record and report the epochs.
+        progress_bar: whether to show a progress bar.
     """
     monitor = experiment.training.monitor
     ema = experiment.training.ema_decay
@@ -98,12 +94,12 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
         OwnSignals(),
         *records,
         *_own_callbacks(),
-        # with averaged weights Lightning swaps them in only in a whole checkpoint; `export_best` makes it slim
+        # Lightning writes averaged weights only to whole checkpoints. `export_best` removes the rest.
         ModelCheckpoint(
             folder / Path(BEST_CHECKPOINT).parent, filename=Path(BEST_CHECKPOINT).stem, monitor=monitor,
             mode=monitor_mode(monitor), save_weights_only=not ema, enable_version_counter=False,
         ),
-        # resume points are ends of epochs: one inside an epoch would show its first samples again
+        # Runs resume at the end of an epoch: resuming inside an epoch would repeat its first samples.
         ModelCheckpoint(
             folder / Path(LAST_CHECKPOINT).parent, filename=Path(LAST_CHECKPOINT).stem, monitor=None,
             save_on_train_epoch_end=True, enable_version_counter=False,
@@ -112,7 +108,7 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
     if experiment.training.patience:
         callbacks.append(EarlyStopping(monitor, patience=experiment.training.patience, mode=monitor_mode(monitor)))
     if ema:
-        # EMAWeightAveraging goes tensor by tensor, which halves the speed of a small model on a GPU
+        # EMAWeightAveraging updates one tensor at a time, which halves the speed of a small model on a GPU.
         callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(ema)))
     if progress_bar:
         callbacks.append(EpochBars(leave=False))
@@ -139,13 +135,13 @@ def fit_network(
     resume: str | None,
     tags: Mapping[str, str],
 ) -> None:
-    """Train a network or resume the run of the id `resume`, then test the best checkpoint."""
+    """Train a network, or resume the run `resume`, and test the best checkpoint."""
     trial = recorder.trial
     resumes = has_checkpoint(store.client, resume)
     with weights_file("none" if resumes else experiment.model.weights, store) as checkpoint:
         task, loaded = build_task(experiment, data, resumes, checkpoint)
     if not resumes:
-        recorder.tell_weights(loaded)
+        recorder.print_weights(loaded)
     with recorder.start(loaded.source, resume) as run:
         if run:
             run.set_tags(tags)
@@ -154,7 +150,7 @@ def fit_network(
         reports = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
         trainer = build_trainer(experiment, recorder.folder, [record, *reports], progress_bar=is_live(recorder.console))
         if run:
-            _warn_of_averaging(experiment, datamodule, recorder)
+            _check_averaging(experiment, datamodule, recorder)
         last = recorder.folder / LAST_CHECKPOINT
         with Ranks(trainer, run, store.client):
             trainer.fit(task, datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
@@ -164,15 +160,13 @@ def fit_network(
             best = best_checkpoint(trainer)
             best_epoch = export_best(best) if trainer.is_global_zero else 0
             trainer.strategy.barrier()
-            which: dict[str, Any] = {
-                "datamodule": datamodule, "ckpt_path": best, "weights_only": True, "verbose": False,
-            }  # fmt: skip
+            which: dict[str, Any] = dict(datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
             if isinstance(task, Segmenting):
                 choose_threshold(experiment, data, task, trainer, which)
-            for part, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 if trial else 2]:
+            for role, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 if trial else 2]:
                 evaluate(task, **which)
                 assert task.predictions is not None
-                recorder.keep(part, task.predictions)
+                recorder.save_predictions(role, task.predictions)
         if trial:
             recorder.finish_trial(run, record, best_epoch)
         else:
@@ -187,25 +181,25 @@ def _build_datamodule(experiment: Experiment, data: PreparedData) -> LesionDataM
     )  # fmt: skip
 
 
-def _warn_of_averaging(experiment: Experiment, datamodule: LesionDataModule, recorder: FitRecorder) -> None:
+def _check_averaging(experiment: Experiment, datamodule: LesionDataModule, recorder: FitRecorder) -> None:
     batch_size = experiment.data.batch_size * count_ranks(experiment.trainer)
     batches = -(-datamodule.train_sampler().images // batch_size)
     steps = batches * experiment.trainer.max_epochs // experiment.trainer.accumulate_grad_batches
-    if note := averaging_note(experiment.training.ema_decay, steps):
+    if note := describe_averaging(experiment.training.ema_decay, steps):
         warn(recorder.console, "averaged weights", note)
 
 
 def choose_threshold(
     experiment: Experiment, data: PreparedData, task: Segmenting, trainer: pl.Trainer, which: Mapping[str, Any]
 ) -> None:
-    """Score masks at their original size, and choose the threshold on the validation images if it is `auto`.
+    """Add the scorer of masks, and choose an `auto` threshold on the validation images.
 
     Args:
-        experiment: resolved.
-        data: prepared.
-        task: receives the scorer and the threshold.
-        trainer: has trained the task.
-        which: arguments of `trainer.validate`. The checkpoint that they name receives the threshold.
+        experiment: the experiment.
+        data: its images.
+        task: receives the scorer, for masks at their original size, and the threshold.
+        trainer: trainer of the task.
+        which: arguments of `trainer.validate`. The checkpoint at `ckpt_path` receives the threshold.
     """
     task.scorer = build_scorer(data, experiment)
     if experiment.model.mask.threshold == "auto":
@@ -219,16 +213,16 @@ def choose_threshold(
 def fit_classical(
     experiment: Experiment, data: PreparedData, recorder: FitRecorder, store: RunStore, tags: Mapping[str, str]
 ) -> None:
-    """Fit a classical classifier, which has no epochs, and test it."""
+    """Fit a classical classifier and test it."""
     with progress_bars(recorder.console) as bars, weights_file(experiment.model.weights, store) as checkpoint:
-        inputs = find_inputs(experiment, data, bars, checkpoint)
-    recorder.tell_features(inputs)
+        inputs = compute_inputs(experiment, data, bars, checkpoint)
+    recorder.print_features(inputs)
     with recorder.start(inputs.source) as run:
-        assert run is not None, "there is one process"
+        assert run is not None, "classical classifiers are fitted by one process"
         run.set_tags(tags)
         model = fit_classifier(experiment, data, inputs, recorder.folder)
-        for part in ("val",) if recorder.trial else ("val", "test"):
-            recorder.keep(part, predict_subset(model, data, inputs.features, part))
+        for role in ("val",) if recorder.trial else ("val", "test"):
+            recorder.save_predictions(role, predict_subset(model, data, inputs.features, role))
         if recorder.trial:
             recorder.finish_trial(run, None)
         else:

@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from synthetic_runs import CLASSES, class_predictions, finished_fit, mask_predictions
 
 from skincancer import compare
-from skincancer.comparison import published, tables
+from skincancer.comparison import driver, published, tables
 from skincancer.comparison import request as request_module
 from skincancer.comparison.entries import Entry
 from skincancer.comparison.load import load_run
@@ -328,7 +328,7 @@ def test_missing_runs_are_trained_with_the_flags_and_once(store, monkeypatch, qu
         )
         return 0
 
-    monkeypatch.setattr(compare, "_run", train)
+    monkeypatch.setattr(driver, "_run", train)
     request = request_module.Request((A, B), ("80:20", "70:30"), flags={"data.size": 48})
     with pytest.raises(
         RunError, match=r"(?s)1 missing runs could not be trained.*--experiment resnet50_oversample.*exit code 1"
@@ -506,7 +506,7 @@ def test_missing_folds_of_each_seed_are_trained(store, monkeypatch, quiet):
         finished_fit(A, whole[fold::3], split=texts["data.split"], seed=int(texts["seed"]))
         return 0
 
-    monkeypatch.setattr(compare, "_run", train)
+    monkeypatch.setattr(driver, "_run", train)
     compare.compare(request_module.Request((A,), ("fold:*/3",)), run_missing=True, console=quiet)
     assert trained == [("fold:1/3", "4"), ("fold:2/3", "4")]
 

@@ -85,12 +85,12 @@ def test_finish_index_fills_sorts_and_normalises() -> None:
         ({"image": ["b.jpg", "", "c.jpg"]}, "no image path"),
     ],
 )
-def test_finish_index_refuses(columns: dict[str, list[object]], message: str) -> None:
+def test_finish_index_rejects(columns: dict[str, list[object]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         finish_index(small_table(**columns), dataset="x", classes=("mel", "nv"))
 
 
-def test_finish_index_refuses_an_empty_table() -> None:
+def test_finish_index_rejects_an_empty_table() -> None:
     with pytest.raises(DataError, match="no image"):
         finish_index(small_table().iloc[:0], dataset="x", classes=())
 
@@ -130,7 +130,7 @@ def test_find_root_prefers_the_flag_then_the_environment_then_the_working_direct
     assert find_root(ham, None, str(env.parent)) == default
     (env / "x.jpg").touch()
     assert find_root(ham, None, str(env.parent)) == env
-    with pytest.raises(DataError) as caught:  # what was asked for by name is never replaced by another place
+    with pytest.raises(DataError) as caught:  # No other folder replaces that of --data.root.
         find_root(ham, str(given), str(env.parent))
     assert str(env) not in str(caught.value)
     (given / "x.jpg").touch()
@@ -162,7 +162,7 @@ def test_targets() -> None:
     assert "label" not in index
 
 
-def test_targets_that_cannot_be_had() -> None:
+def test_wrong_targets_are_rejected() -> None:
     index = finish_index(small_table(diagnosis=["x", "y", "y"]), dataset="folder", classes=())
     folder, classes = dataset("folder"), classes_of(index)
     assert classes == ("x", "y")

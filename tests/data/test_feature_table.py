@@ -1,4 +1,4 @@
-"""The table of features: built once beside the store, by whose masks, and from the command line."""
+"""Test the feature table: its cache, its mask sources, and its command line."""
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from skincancer.schema import DataConfig
 
 @pytest.fixture
 def few(tmp_path, monkeypatch):
-    """A data set of six images: four with masks (one of them empty), one without, and one that cannot be read."""
+    """Create six images: four with masks (one empty), one without a mask, and an unreadable one."""
     monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "few"
     root.mkdir()
@@ -50,9 +50,9 @@ def opened(root, masks="auto", clean=(), **options):
     return open_features(index, root, entry, source, clean, jobs=1, **options)
 
 
-def test_table_has_a_row_an_image_and_is_measured_once(few, monkeypatch):
-    found = opened(few)
-    table = found.table.set_index("image_id")
+def test_table_has_one_row_per_image_and_is_cached(few, monkeypatch):
+    features = opened(few)
+    table = features.table.set_index("image_id")
     assert list(table["masks"]) == ["truth", "truth", "empty", "truth", "otsu", ""]
     assert table.loc["i5", "error"].endswith("i5.png is not an image")
     assert list(table["mask_empty"])[:5] == [0, 0, 1, 0, 0]
@@ -60,16 +60,16 @@ def test_table_has_a_row_an_image_and_is_measured_once(few, monkeypatch):
     assert (table["width"].to_list(), table["height"].to_list()) == ([40] * 5 + [0], [30] * 5 + [0])
     expected = measure(few / "i0.png", few / "m0.png", "truth")
     for name in feature_names():
-        # float32 comes back from the file as it was written
+        # The file keeps all digits of float32.
         assert np.array_equal(table.loc["i0", name], np.float32(expected[name]), equal_nan=True)
     monkeypatch.setattr(feature_table, "measure", None)  # what is measured again would fail
     again = opened(few)
-    assert again.folder == found.folder
-    pd.testing.assert_frame_equal(again.table, found.table)
+    assert again.folder == features.folder
+    pd.testing.assert_frame_equal(again.table, features.table)
     assert list(again.columns(["lbp", "abcd"])) == learned_names(["lbp", "abcd"])
 
 
-def test_table_of_other_masks_or_files_is_another(few):
+def test_other_masks_or_files_change_the_key(few):
     by_truth, by_otsu = opened(few), opened(few, "otsu")
     assert by_truth.folder != by_otsu.folder
     assert set(by_otsu.table["masks"]) == {"otsu", ""}
@@ -80,23 +80,23 @@ def test_table_of_other_masks_or_files_is_another(few):
     assert opened(few).folder != by_truth.folder
 
 
-def test_diameter_is_in_mm_where_the_table_knows_the_scale(few):
+def test_diameter_is_in_mm_if_the_scale_is_known(few):
     without = opened(few)
     assert without.table["abcd_diameter_mm"].isna().all()
     lines = (few / "index.csv").read_text().splitlines()
     scales = ["mm_per_px", "0.05", "", "0.05", "0.1", "unknown", ""]
     write(few / "index.csv", *(f"{line},{scale}" for line, scale in zip(lines, scales, strict=True)))
-    found = opened(few)
-    assert found.folder != without.folder
-    table = found.table.set_index("image_id")
+    features = opened(few)
+    assert features.folder != without.folder
+    table = features.table.set_index("image_id")
     assert table.loc["i0", "abcd_diameter_mm"] == pytest.approx(0.05 * table.loc["i0", "abcd_diameter_px"], rel=1e-6)
     assert table.loc["i3", "abcd_diameter_mm"] == pytest.approx(0.1 * table.loc["i3", "abcd_diameter_px"], rel=1e-6)
     assert table.loc[["i1", "i2", "i4", "i5"], "abcd_diameter_mm"].isna().all()
-    assert found.columns(["abcd"]).equals(without.columns(["abcd"])), "a scale is no reason to learn something else"
+    assert features.columns(["abcd"]).equals(without.columns(["abcd"])), "a scale changes no model input"
 
 
 @pytest.mark.parametrize("scale", ["0", "-0.1", "wide", "inf"])
-def test_a_scale_that_is_none_is_told(few, scale):
+def test_wrong_scale_is_rejected(few, scale):
     write(few / "index.csv", "image,diagnosis,mm_per_px", f"i0.png,a,{scale}")
     with pytest.raises(
         DataError, match=rf"mm_per_px of image i0 is '{scale}'; expected the size of a pixel in mm, above 0"
@@ -118,7 +118,7 @@ def test_features_are_measured_on_cleaned_images(few):
     assert not cleaned.columns(["colour"]).equals(plain.columns(["colour"]))
 
 
-def test_what_frame_cuts_away_is_in_no_feature(tmp_path):
+def test_pixels_removed_by_frame_change_no_feature(tmp_path):
     bright = np.full((40, 60, 3), 200, np.uint8)
     bright[15:25, 25:35] = 90
     framed = np.zeros((60, 80, 3), np.uint8)
@@ -132,12 +132,12 @@ def test_what_frame_cuts_away_is_in_no_feature(tmp_path):
     inner = measure(tmp_path / "inner.png", tmp_path / "inner_mask.png", "truth")
     by_truth = measure(tmp_path / "framed.png", tmp_path / "framed_mask.png", "truth", steps=["frame"])
     by_run = measure(tmp_path / "framed.png", masks[1] > 0, "run:x", steps=["frame"])
-    for found in (by_truth, by_run):
-        assert (found["width"], found["height"]) == (80, 60)
-        assert all(np.array_equal(found[name], inner[name], equal_nan=True) for name in feature_names())
+    for row in (by_truth, by_run):
+        assert (row["width"], row["height"]) == (80, 60)
+        assert all(np.array_equal(row[name], inner[name], equal_nan=True) for name in feature_names())
 
 
-def test_killed_build_leaves_nothing_that_looks_finished(few, monkeypatch):
+def test_killed_build_leaves_no_complete_table(few, monkeypatch):
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -148,13 +148,13 @@ def test_killed_build_leaves_nothing_that_looks_finished(few, monkeypatch):
     assert opened(few).table["mask_empty"].notna().sum() == 5
 
 
-def test_true_masks_asked_for_where_there_are_none(few):
+def test_missing_true_masks_are_rejected(few):
     with pytest.raises(DataError, match=r"data.masks is truth, but 1 of 6 images of csv have no mask, such as i4"):
         opened(few, "truth")
 
 
 def test_masks_of_a_segmenter(few):
-    """Its mask is the left half of every image, at the image's own size."""
+    """The predicted mask is the left half of every image."""
 
     class Segmenter:
         def __init__(self):
@@ -175,13 +175,13 @@ def test_masks_of_a_segmenter(few):
     assert table.loc["i0", "abcd_diameter_by_longer_side"] == pytest.approx(np.hypot(127, 191) / 256, abs=0.01)
 
 
-def test_image_that_the_segmenter_could_not_see_is_told(few):
-    """Its own cleaning failed there, so there is no mask: that is not an empty one."""
+def test_failed_prediction_of_the_segmenter_is_reported(few):
+    """A missing mask after failed cleaning is not an empty mask."""
     with pytest.raises(BadImage, match=r"cannot be cleaned as the segmenter's images were, so it has no mask"):
         measure(few / "i0.png", None, "run:0123")
 
 
-def test_prepare_features_prints_where_the_table_is(tiny_demo, capsys):
+def test_prepare_features_prints_the_path_of_the_table(tiny_demo, capsys):
     assert (
         prepare.main(["demo", f"--data.root={tiny_demo}", "--data.size=32", "--features"]) == 0
     )  # the session's tests share this table
@@ -201,7 +201,7 @@ def test_prepare_features_prints_where_the_table_is(tiny_demo, capsys):
         (["--data.masks=otsu"], "data.masks is 'otsu'; it is for data.crop true"),
     ],
 )
-def test_prepare_features_asked_wrongly(tiny_demo, capsys, flags, told):
+def test_wrong_flags_of_prepare_features_are_rejected(tiny_demo, capsys, flags, told):
     assert prepare.main(["demo", f"--data.root={tiny_demo}", "--data.size=32", *flags]) == 2
     assert told in capsys.readouterr().err
 
@@ -222,7 +222,7 @@ def test_one_image_is_prepared_and_measured_without_a_split(tmp_path, capsys):
     assert table["abcd_diameter_px"].item() > 10
 
 
-def test_masks_that_are_hardly_lesions_are_told(tmp_path):
+def test_masks_of_implausible_size_are_reported(tmp_path):
     table = pd.DataFrame({"image_id": list("abcd"), "abcd_diameter_by_longer_side": [0.05, 0.5, 1.3, np.nan]})
     told = FeatureTable(tmp_path, table).describe_unlikely()
     assert "1 are narrower than 10% of the longer side of the image (such as a)" in told

@@ -1,4 +1,4 @@
-"""Mask files of every kind to two values: what is a mask, what is noise on one, and what is refused."""
+"""Test which mask files are read, which noise is ignored, and which files are rejected."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def two_valued() -> dict[str, Image.Image]:
 
 
 @pytest.mark.parametrize("kind", two_valued())
-def test_two_values_are_a_mask_whatever_they_are(tmp_path: Path, kind: str) -> None:
+def test_any_two_values_are_a_mask(tmp_path: Path, kind: str) -> None:
     image = two_valued()[kind]
     path = tmp_path / ("m.tiff" if image.mode in ("F", "I") else "m.png")
     image.save(path)
@@ -125,7 +125,7 @@ def test_antialiased_edges_are_noise(tmp_path: Path, scale: int, method: Image.R
 
 @pytest.mark.parametrize("value", range(120, 136))
 def test_the_threshold_is_that_of_the_official_scorer(tmp_path: Path, value: int) -> None:
-    """Checked against isic-challenge-scoring 5.6: a pixel is lesion where it is above 128."""
+    """Checked against isic-challenge-scoring 5.6: values above 128 are lesion."""
     pixels = disc() * np.uint8(255)
     pixels[0, 0] = value
     Image.fromarray(pixels).save(tmp_path / "m.png")
@@ -194,7 +194,7 @@ def test_noise_of_many_colours_is_no_mask(tmp_path: Path) -> None:
         read_mask(tmp_path / "m.png")
 
 
-def test_a_mask_of_classes_is_a_bad_row_of_the_store_that_names_image_and_mask(tmp_path: Path) -> None:
+def test_class_map_is_a_bad_row_that_names_image_and_mask(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (160, 120), (200, 150, 130)).save(tmp_path / f"{name}.jpg")
         labels(0, 1, 2).save(tmp_path / f"{name}_m.png")

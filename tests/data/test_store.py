@@ -1,4 +1,4 @@
-"""The prepared store: the right pixels in the right rows, a key that sees every change, and builds that die."""
+"""Test the store: pixels, rows, keys, and killed builds."""
 
 import contextlib
 import errno
@@ -35,7 +35,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def write_images(root: Path, count: int, shape: tuple[int, int] = (24, 16)) -> pd.DataFrame:
-    """Noise images in a shuffled order of ids; a mask for every second one."""
+    """Create noise images in a shuffled order of ids, and masks for every second image."""
     rng = np.random.default_rng(count)
     width, height = shape
     rows = []
@@ -56,7 +56,7 @@ def build(index: pd.DataFrame, root: Path, cache: Path, **options) -> Store:
 
 
 def reference(root: Path, index: pd.DataFrame, size: int) -> np.ndarray:
-    """Pillow's own resize of every image, in the order of the index."""
+    """Resize every image by Pillow, in the order of the index."""
     images = []
     for name in index["image"]:
         with Image.open(root / name) as image:
@@ -65,11 +65,11 @@ def reference(root: Path, index: pd.DataFrame, size: int) -> np.ndarray:
 
 
 def stores(cache: Path) -> list[str]:
-    """What lies beside the locks: finished stores, and what a build left."""
+    """List finished stores and remains of builds, without locks."""
     return sorted(path.name for path in (cache / "stores").iterdir() if path.suffix != ".lock")
 
 
-def test_pixels_are_pillows_and_rows_are_the_indexs(root: Path, cache: Path):
+def test_pixels_match_pillow_and_rows_match_the_index(root: Path, cache: Path):
     index = write_images(root, 30)
     store = build(index, root, cache, size=13)
     assert np.array_equal(store.images, reference(root, index, 13))
@@ -129,7 +129,7 @@ def test_several_workers_keep_the_rows_in_order(root: Path, cache: Path, monkeyp
     assert seen == [(64, 300), (128, 300), (192, 300), (256, 300), (300, 300)]
 
 
-def test_an_unchanged_index_opens_what_is_there(root: Path, cache: Path):
+def test_unchanged_index_opens_the_existing_store(root: Path, cache: Path):
     index = write_images(root, 4)
     first = build(index, root, cache)
     built = (first.folder / "images.npy").stat()
@@ -147,7 +147,7 @@ def touch(root: Path) -> None:
 
 
 def resave(root: Path) -> None:
-    """Other bytes of another size, with the time of the old ones."""
+    """Write other bytes of another size, with the old file time."""
     path = root / "i0001.png"
     before = path.stat()
     Image.new("RGB", (24, 16), "red").save(path)
@@ -156,7 +156,7 @@ def resave(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [touch, resave])
-def test_a_changed_file_makes_another_store(root: Path, cache: Path, change):
+def test_changed_file_changes_the_store(root: Path, cache: Path, change):
     index = write_images(root, 4)
     first = build(index, root, cache).folder
     change(root)
@@ -165,12 +165,12 @@ def test_a_changed_file_makes_another_store(root: Path, cache: Path, change):
     assert np.array_equal(changed.images, reference(root, index, 8))
 
 
-def test_every_choice_that_changes_pixels_makes_another_store(root: Path, cache: Path):
+def test_every_setting_that_changes_pixels_changes_the_store(root: Path, cache: Path):
     index = write_images(root, 4)
     renamed = index.assign(image_id=["new", *index["image_id"][1:]])
     folders = {
-        build(given, root, cache, **options).folder
-        for given, options in [
+        build(table, root, cache, **options).folder
+        for table, options in [
             (index, {}),
             (index, {"size": 9}),
             (index, {"resize": "pad"}),
@@ -217,7 +217,7 @@ def test_a_mask_of_another_size_is_a_bad_row(root: Path, cache: Path):
     assert not len(build(index, root, cache).bad), "without masks the image is good"
 
 
-def test_a_file_that_is_gone_is_named(root: Path, cache: Path):
+def test_missing_file_is_named(root: Path, cache: Path):
     index = write_images(root, 3)
     (root / "i0002.png").unlink()
     with pytest.raises(DataError, match=r"1 files of the index .* such as i0002\.png"):
@@ -225,8 +225,8 @@ def test_a_file_that_is_gone_is_named(root: Path, cache: Path):
     assert not cache.exists() or stores(cache) == []
 
 
-def test_a_file_that_could_not_be_opened_once_is_tried_again(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    """Permissions and networks get repaired without changing a file's size or time."""
+def test_file_that_could_not_be_opened_is_tried_again(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fixed permissions or networks change neither size nor time of a file."""
     index = write_images(root, 3)
     opened = Image.open
 
@@ -260,7 +260,7 @@ open_store(index, Path(sys.argv[2]), Path(sys.argv[3]), Preprocessing(8, "stretc
 """
 
 
-def test_a_killed_build_leaves_nothing_that_looks_finished(root: Path, cache: Path, tmp_path: Path):
+def test_killed_build_leaves_no_complete_store(root: Path, cache: Path, tmp_path: Path):
     index = write_images(root, 100)[["image_id", "image"]].assign(mask=None)
     index.to_json(tmp_path / "index.json")
     process = subprocess.Popen(
@@ -318,7 +318,7 @@ print(store.folder.name, int(store.images.sum(dtype="int64")))
 """
 
 
-def test_two_processes_at_once_build_one_store(root: Path, cache: Path, tmp_path: Path):
+def test_concurrent_processes_build_one_store(root: Path, cache: Path, tmp_path: Path):
     index = write_images(root, 200)[["image_id", "image"]].assign(mask=None)
     index.to_json(tmp_path / "index.json")
     command = [sys.executable, "-c", AT_ONCE, str(tmp_path), str(root), str(cache)]
@@ -365,8 +365,8 @@ def test_a_full_disk_leaves_nothing_and_a_later_build_works(root: Path, cache: P
     assert np.array_equal(build(index, root, cache).images, reference(root, index, 8))
 
 
-def test_a_write_that_comes_back_short_is_not_taken_for_whole(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    """write(2) may write less than asked and say so; pixels must not be missing then."""
+def test_partial_writes_are_continued(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """write(2) may write fewer bytes than requested. No pixel may be missing then."""
     index = write_images(root, 4)
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, content, offset: write(file, bytes(content)[:100], offset))

@@ -173,15 +173,15 @@ def test_evaluate_says_whose_masks_were_measured_in(run, tiny_demo, capsys):
 def test_size_of_stored_pictures_is_told_not_to_be_that_of_features():
     _, notes = resolve("svm_features", {"data.size": 96})
     assert any("hand-crafted features use a fixed image size" in note for note in notes)
-    assert not any("size of their own" in note for note in resolve("svm_deep", {"data.size": 96})[1])
+    assert not any("fixed image size" in note for note in resolve("svm_deep", {"data.size": 96})[1])
 
 
 def test_run_is_compared_without_epochs(run):
     found = load_run(RunStore(None), run, "balanced_accuracy")
     assert found.epochs.empty
-    cell = Entry("svm_features", "80:20", (found,))
+    entry = Entry("svm_features", "80:20", (found,))
     assert len(found.scores) == int(run.data.params["test_images"])
-    assert entries_table([cell], "balanced_accuracy", Resamples(20))["value"].item() == pytest.approx(
+    assert entries_table([entry], "balanced_accuracy", Resamples(20))["value"].item() == pytest.approx(
         run.data.metrics["test/balanced_accuracy"]
     )
 
@@ -223,13 +223,13 @@ def test_model_of_other_features_is_refused(run, artifacts, tmp_path):
 
 def test_class_of_one_training_lesion_is_told_before_the_run_starts(tiny_demo, store, capsys):
     assert fit.main([*FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]) == 2
-    assert "the training part has one lesion alone of akiec" in capsys.readouterr().err.replace("\n", " ")
+    assert "the training set has only one lesion of akiec" in capsys.readouterr().err.replace("\n", " ")
     assert not all_runs()
 
 
 def test_run_is_not_resumed():
     experiment = resolve("svm_features", {})[0]
-    with pytest.raises(RunError, match=r"--resume 0123: svm is fitted at once and has no point to go on from"):
+    with pytest.raises(RunError, match=r"--resume 0123: svm is fitted in one step and cannot be resumed"):
         fit.fit(experiment, resume="0123")
 
 

@@ -250,7 +250,7 @@ def test_sigint_before_the_first_epoch_ends_resumes_from_the_start(tiny_demo, st
     assert run.info.status == "KILLED"
     assert "Traceback" not in capsys.readouterr().err
     assert fit.main(["--resume", run.info.run_id, "--seed=5"]) == 1
-    assert "seed: the run has 0, asked is 5" in capsys.readouterr().err
+    assert "seed: the run has 0, requested is 5" in capsys.readouterr().err
     assert fit.main(["--resume", run.info.run_id]) == 0
     assert only_run().info.status == "FINISHED"
 

@@ -1,4 +1,4 @@
-"""Boxes around masks, Otsu's guess, and decoding of what was cut out."""
+"""Test crop boxes, Otsu masks, and crops of images."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_otsu_finds_a_dark_disc_and_not_the_frame():
     assert jaccard_score(np.asarray(truth).ravel(), otsu_mask(image).ravel()) > 0.95
 
 
-def test_otsu_of_one_colour_is_empty_and_of_a_photograph_has_its_size():
+def test_otsu_mask_of_one_colour_is_empty_and_has_the_image_size():
     assert not otsu_mask(Image.new("RGB", (40, 30), (100, 80, 70))).any()
     large = Image.new("RGB", (1500, 900), (220, 180, 160))
     ImageDraw.Draw(large).ellipse((500, 300, 900, 700), fill=(90, 60, 40))
@@ -87,17 +87,17 @@ def test_otsu_of_a_lesion_at_every_border_is_the_lesion():
     assert otsu_mask(Image.fromarray(filling)).any()
 
 
-def test_otsu_is_of_use_on_the_demo(tiny_demo):
+def test_otsu_masks_overlap_with_true_masks_on_the_demo(tiny_demo):
     index = demo.read(tiny_demo)
-    found = []
+    jaccards = []
     for row in index.head(20).itertuples():
         truth = np.asarray(read_mask(tiny_demo / row.mask)) > 0
-        found.append(jaccard_score(truth.ravel(), otsu_mask(read_image(tiny_demo / row.image)).ravel()))
-    assert np.median(found) > 0.6
+        jaccards.append(jaccard_score(truth.ravel(), otsu_mask(read_image(tiny_demo / row.image)).ravel()))
+    assert np.median(jaccards) > 0.6
 
 
 def painted(tmp_path, box=(20, 10, 60, 40)):
-    """A grey image whose lesion is red, and its mask."""
+    """Write a grey image with a red lesion, and its mask."""
     image, mask = Image.new("RGB", (100, 80), (128, 128, 128)), Image.new("L", (100, 80))
     left, top, right, bottom = box
     ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=(255, 0, 0))
@@ -109,27 +109,27 @@ def painted(tmp_path, box=(20, 10, 60, 40)):
 
 def test_decoded_crop_shows_the_lesion_in_its_shape(tmp_path):
     image, mask = painted(tmp_path)
-    found = Preprocessing(40, "stretch", crop=Crop("truth", 0.0)).apply(image, mask)
-    assert (*found.view, found.source) == (100, 80, (20, 5, 60, 45), "truth")
-    red = (found.pixels == (255, 0, 0)).all(axis=2)
+    square = Preprocessing(40, "stretch", crop=Crop("truth", 0.0)).apply(image, mask)
+    assert (*square.view, square.source) == (100, 80, (20, 5, 60, 45), "truth")
+    red = (square.pixels == (255, 0, 0)).all(axis=2)
     assert red.sum() == 40 * 30, "40 px square of the original at 40 px: nothing is rescaled"
     assert red[5:35].all()
 
 
-def test_crop_takes_what_the_masks_say(tmp_path):
+def test_crop_is_the_box_of_the_mask_source(tmp_path):
     image, mask = painted(tmp_path)
     assert Preprocessing(8, "stretch", crop=Crop("auto", 0.0)).apply(image, None).source == "otsu"
     assert Preprocessing(8, "stretch", crop=Crop("auto", 0.0)).apply(image, mask).source == "truth"
     assert Preprocessing(8, "stretch", crop=Crop("otsu", 0.0)).apply(image, mask).source == "otsu"
-    given = Preprocessing(8, "stretch", crop=Crop("run:abc", 0.0)).apply(image, (1, 2, 33, 34))
-    assert (given.view.box, given.source) == ((1, 2, 33, 34), "run:abc")
+    square = Preprocessing(8, "stretch", crop=Crop("run:abc", 0.0)).apply(image, (1, 2, 33, 34))
+    assert (square.view.box, square.source) == ((1, 2, 33, 34), "run:abc")
 
 
 def test_empty_mask_leaves_the_image_whole(tmp_path):
     image, mask = painted(tmp_path)
     Image.new("L", (100, 80)).save(mask)
-    found = Preprocessing(8, "stretch", crop=Crop("truth", 0.2)).apply(image, mask)
-    assert (found.view.box, found.source) == ((0, 0, 100, 80), "empty")
+    square = Preprocessing(8, "stretch", crop=Crop("truth", 0.2)).apply(image, mask)
+    assert (square.view.box, square.source) == ((0, 0, 100, 80), "empty")
     assert Preprocessing(8, "stretch", crop=Crop("run:abc", 0.2)).apply(image, None).source == "empty"
 
 

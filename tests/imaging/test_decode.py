@@ -1,4 +1,4 @@
-"""Image and mask files of every kind to pixels: known colours in, the same colours out, or a reason that names the fault."""
+"""Test reading of image and mask files: colours, orientation, and errors."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ RED, GREEN, BLUE = (200, 40, 30), (20, 180, 60), (30, 50, 210)
 
 
 def quadrants() -> Image.Image:
-    """Wide, 32×16: left half red, right half green above blue, so that every turn and flip shows."""
+    """Create a 32×16 image that every rotation and flip changes: left red, right green above blue."""
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:, :16], pixels[:8, 16:], pixels[8:, 16:] = RED, GREEN, BLUE
     return Image.fromarray(pixels)
 
 
 def upright(image: Image.Image, tolerance: int = 0) -> bool:
-    """Say whether an image is `quadrants()`, looking at the middle of each colour (JPEG smears edges)."""
+    """Return whether an image is `quadrants()` in the middle of each colour (JPEG blurs edges)."""
     pixels = np.asarray(image).astype(int)
     wanted = {(8, 8): RED, (4, 24): GREEN, (12, 24): BLUE}
     return pixels.shape == (16, 32, 3) and all(
@@ -28,7 +28,7 @@ def upright(image: Image.Image, tolerance: int = 0) -> bool:
     )
 
 
-def test_plain_rgb_is_read_as_it_is(tmp_path: Path):
+def test_plain_rgb_is_read_unchanged(tmp_path: Path):
     quadrants().save(tmp_path / "a.png")
     image = read_image(tmp_path / "a.png")
     assert image.mode == "RGB"
@@ -38,7 +38,7 @@ def test_plain_rgb_is_read_as_it_is(tmp_path: Path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str):
-    # what a camera stores for each value of the tag, by the EXIF standard: the inverse of what a viewer does
+    # Cameras store the inverse of the transform that the EXIF standard requires of viewers.
     turn = Image.Transpose
     stored = {
         1: None, 2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
@@ -50,7 +50,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     options = {"quality": 95, "subsampling": 0} if suffix == "jpg" else {}
     picture.save(tmp_path / f"a.{suffix}", exif=exif, **options)
     assert upright(read_image(tmp_path / f"a.{suffix}"), tolerance=4)
-    # width and height are those of the upright picture too
+    # Width and height are those of the upright image.
     assert Preprocessing(8, "stretch").apply(tmp_path / f"a.{suffix}", None).view[:2] == (32, 16)
 
 
@@ -123,7 +123,7 @@ def test_truncated_files(tmp_path: Path, suffix: str, share: float):
         read_image(tmp_path / f"cut.{suffix}")
 
 
-def test_more_than_eight_bits_are_refused_and_not_clipped(tmp_path: Path):
+def test_more_than_eight_bits_are_rejected(tmp_path: Path):
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "sixteen.png")
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "float.tiff")
     for name in ("sixteen.png", "float.tiff"):
@@ -174,7 +174,7 @@ def test_an_empty_mask_stays_empty_and_a_full_one_full(tmp_path: Path, dtype):
 
 
 @pytest.mark.parametrize("resize", ["stretch", "pad", "crop"])
-def test_image_and_mask_are_brought_to_the_square_alike(tmp_path: Path, resize: str):
+def test_image_and_mask_are_resized_alike(tmp_path: Path, resize: str):
     inside = disc(80, 40)
     Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).save(tmp_path / "m.png")
     Image.fromarray(np.repeat(np.where(inside, 255, 0).astype(np.uint8)[..., None], 3, 2)).save(tmp_path / "i.png")

@@ -1,4 +1,4 @@
-"""The way to the square and back, on wide and tall images, where a swapped or lost aspect ratio shows."""
+"""Test resizing to the square and back on wide and tall images."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ WIDE, TALL = (200, 100), (100, 200)
         (600, 450, 224, "crop", (75, 0, 525, 450), (0, 0, 224, 224)),
     ],
 )
-def test_boxes_by_hand(width, height, size, resize, source, target):
+def test_boxes_match_manual_results(width, height, size, resize, source, target):
     assert mapping(width, height, size, resize) == (source, target)
 
 
@@ -39,7 +39,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("shape", [WIDE, TALL, (90, 90)])
-def test_pixels_are_those_of_pillows_own_functions(shape):
+def test_pixels_match_the_functions_of_pillow(shape):
     image, bilinear = noise(*shape), Image.Resampling.BILINEAR
     references = {
         "stretch": image.resize((40, 40), bilinear),
@@ -51,7 +51,7 @@ def test_pixels_are_those_of_pillows_own_functions(shape):
 
 
 def paint(shape: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
-    """A black picture (H, W) with a white rectangle."""
+    """Create a black image (H, W) with a white rectangle."""
     width, height = shape
     left, top, right, bottom = box
     canvas = np.zeros((height, width), dtype=np.uint8)
@@ -64,7 +64,7 @@ def found_box(values: np.ndarray) -> tuple[int, int, int, int]:
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
-# off the middle, of unequal sides, and inside the centre square
+# The rectangles are off-centre, not square, and inside the central square.
 WIDE_BOX, TALL_BOX = (60, 20, 100, 40), (20, 60, 40, 100)
 
 
@@ -94,7 +94,7 @@ def test_a_painted_rectangle_goes_to_the_right_place_and_comes_back(shape, box, 
 
 
 @pytest.mark.parametrize("shape", [WIDE, TALL])
-def test_what_crop_never_saw_is_zero(shape):
+def test_values_outside_the_central_square_are_zero(shape):
     width, height = shape
     back = from_square(np.ones((50, 50), np.float32), width, height, "crop")
     seen = paint(shape, (50, 0, 150, 100) if shape == WIDE else (0, 50, 100, 150)) > 0
@@ -112,7 +112,7 @@ def test_black_bars_do_not_leak_into_the_original(shape, inside):
 
 
 @pytest.mark.parametrize("resize", ["stretch", "pad", "crop"])
-def test_nothing_changes_where_nothing_needs_to(resize):
+def test_equal_sizes_change_nothing(resize):
     image = noise(50, 50)
     assert np.array_equal(to_square(image, 50, resize), image)
     values = np.asarray(image, np.float32)[..., 0] / 255

@@ -551,7 +551,7 @@ class TestEncoderWeights:
                 WeightsError, match=r"model\.safetensors does not hold the ImageNet weights of resnet18"
             ):
                 load_encoder(segmenter, "resnet18", 64, "imagenet")
-            assert "Delete it" in load_encoder(segmenter, "resnet18", 64, "auto").note
+            assert "Delete the file" in load_encoder(segmenter, "resnet18", 64, "auto").note
 
     def test_an_encoder_that_was_never_published(self, hub: Hub) -> None:
         segmenter = build_segmenter("unet", "resnet18", 64)

@@ -180,7 +180,7 @@ def data(tiny_demo: Path, session_cache: Path) -> PreparedData:
         return prepare_data(DataConfig(dataset="demo", root=str(tiny_demo), size=32))
 
 
-def test_parts_smaller_than_the_ranks_are_told_before_a_run(tiny_demo, store, data, alone, monkeypatch, capsys):
+def test_subsets_smaller_than_the_ranks_are_reported_before_a_run(tiny_demo, store, data, alone, monkeypatch, capsys):
     val = len(data.rows("val"))
     check_shares(data, 8, "undersample", ranks=2)
     with pytest.raises(
@@ -193,7 +193,7 @@ def test_parts_smaller_than_the_ranks_are_told_before_a_run(tiny_demo, store, da
         monkeypatch.setenv(name, value)
     flags = [f"--data.root={tiny_demo}", f"--trainer.num_nodes={val + 1}", "--trainer.devices=1"]
     assert fit.main(["--experiment=densenet169_undersample", *TINY_FIT, *flags]) == 2
-    assert "the val part" in capsys.readouterr().err
+    assert "the val set" in capsys.readouterr().err
     assert not all_runs()
 
 

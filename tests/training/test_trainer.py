@@ -1,4 +1,4 @@
-"""The Trainer's parts that are ours: averaged weights, monitors, devices."""
+"""Trainer settings: averaged weights, monitors, devices."""
 
 import pytest
 import pytorch_lightning as pl
@@ -9,26 +9,26 @@ from skincancer.metrics.names import monitor_mode
 from skincancer.models.backbones import build_backbone
 from skincancer.models.lightning import SyncBatchNorm
 from skincancer.schema import TrainerConfig
-from skincancer.training.callbacks import EpochBars, averaging_note
+from skincancer.training.callbacks import EpochBars, describe_averaging
 from skincancer.training.trainer import check_devices
 
 
 @pytest.mark.parametrize(
-    ("decay", "steps", "told"),
+    ("decay", "steps", "warns"),
     [(0.0, 1, False), (0.998, 999, True), (0.998, 1000, False), (0.9, 20, False), (0.9, 19, True)],
 )
-def test_averaging_over_most_of_a_run_is_told(decay, steps, told):
-    assert bool(averaging_note(decay, steps)) == told
+def test_averaging_over_most_of_a_run_is_reported(decay, steps, warns):
+    assert bool(describe_averaging(decay, steps)) == warns
 
 
-def test_monitors_are_maximised_but_for_losses_calibration_error_and_distances():
+def test_monitors_are_maximised_except_losses_calibration_error_and_distances():
     names = ("loss", "ece", "hd95", "balanced_accuracy", "auroc_macro", "jaccard")
     modes = [monitor_mode(f"val/{name}") for name in names]
     assert modes == ["min", "min", "min", "max", "max", "max"]
 
 
 def test_half_precision_of_gpus_is_refused_on_a_cpu():
-    with pytest.raises(ConfigError, match="16-mixed needs a GPU"):
+    with pytest.raises(ConfigError, match="16-mixed, which needs a GPU"):
         check_devices(TrainerConfig(accelerator="cpu", precision="16-mixed"))
 
 
