@@ -145,7 +145,9 @@ def main() -> None:
     print(f"\n{'':<15}{'images/s':>24}{'of the script':>22}")
     for name, values in rates.items():
         print(f"{name:<15}{spread(values):>24}{spread(ratios(values, rates['plain script']), 2):>22}")
-    print(f"\n{'':<15}{'hair':>7}{'Dice':>9}{'PSNR in hair':>13}{'PSNR overall':>13}{'detected on images without hair':>32}")
+    print(
+        f"\n{'':<15}{'hair':>7}{'Dice':>9}{'PSNR in hair':>13}{'PSNR overall':>13}{'detected on images without hair':>32}"
+    )
     for name, method in methods.items():
         for kind, start in (("dark", 0), ("light", 1)):
             rows = []

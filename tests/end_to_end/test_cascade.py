@@ -191,7 +191,7 @@ def test_segmenter_that_saw_test_images_is_told(segmenter, tiny_demo, capsys):
     assert seen == sum(lesion in used for lesion in ours.loc[ours["role"] == "test", "lesion_id"]) > 0
     printed = capsys.readouterr().out
     assert "the segmenter was trained on test images" in printed
-    assert f"{seen} test images are of lesions" in " ".join(printed.split())
+    assert f"{seen} test images show lesions" in " ".join(printed.split())
 
 
 def test_across_data_sets_only_isic_ids_are_the_same_image():
