@@ -112,9 +112,9 @@ def finished_run(cache: Path, folder: Path, *arguments: str) -> "Iterator[tuple[
 @pytest.fixture
 def run(finished: "tuple[Run, str]", monkeypatch: pytest.MonkeyPatch) -> "Run":
     """Run of the fixture `finished`, with its store as the current store."""
-    finished_run, uri = finished
+    fitted, uri = finished
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return finished_run
+    return fitted
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A run's life, on its own: ends, owners, reaping, stores."""
+"""Lifecycle of a run: end, owner, closing of stale runs, stores."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def status(client, run_id):
     return run.info.status, run.data.tags["status_reason"]
 
 
-def test_end_is_said_once_and_after_the_last_artifact(store):
+def test_end_is_recorded_once_and_after_the_last_artifact(store):
     client = connect(None)
     with begin(client) as run:
         run.write_text("a.txt", "text")
@@ -94,7 +94,7 @@ def test_second_signal_does_not_cut_the_end_short():
 
 
 class Collected:
-    """Something that garbage is made of."""
+    """Object that is garbage collected."""
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
