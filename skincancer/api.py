@@ -384,7 +384,7 @@ def compare_runs(
 
 @dataclass(frozen=True)
 class FinishedSweep:
-    """Run of a sweep, one row per trial, and the complete experiment of the best trial."""
+    """Sweep: its run, one row per trial, and the experiment of the best trial."""
 
     run: FinishedRun
     trials: pd.DataFrame

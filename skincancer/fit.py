@@ -147,7 +147,7 @@ def _verb(argv: Sequence[str]) -> None:
         experiment = load_resumed(resume, own.get("experiment"), flags, parser, RunStore(flags.get("tracking.uri")))
     else:
         if not own.get("experiment"):
-            raise ConfigError(f"--experiment is missing. Use one of {', '.join(list_experiments())}, or a path.")
+            raise ConfigError(f"--experiment NAME is missing. Use one of {', '.join(list_experiments())}, or a path.")
         experiment, notes = resolve(own["experiment"], flags, parser)
     for note in notes:
         console.print(note, markup=False)
