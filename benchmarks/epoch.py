@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -38,7 +37,7 @@ from skincancer.data.prepare import PreparedData, prepare_data
 from skincancer.imaging.augmentation import Augment
 from skincancer.models.factory import build_task
 from skincancer.models.lightning import quiet_lightning
-from skincancer.runs.store import connect
+from skincancer.runs.store import RunStore
 from skincancer.schema import AugmentConfig, Experiment
 from skincancer.system.console import make_console
 from skincancer.system.hardware import keep_freed_memory
@@ -154,14 +153,11 @@ def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folde
     """Train with the classes of fit, and with a bare epoch before each epoch."""
     console = make_console()
     console.quiet = True
-    recorder = FitRecorder(experiment, data, console)
-    task, loaded = build_task(experiment, data, experiment.model.weights)
-    twin, _ = build_task(experiment, data, experiment.model.weights)
+    recorder = FitRecorder(experiment, data, RunStore(f"sqlite:///{folder}/mlruns/mlflow.db"), console)
+    task, loaded = build_task(experiment, data, from_checkpoint=False)
+    twin, _ = build_task(experiment, data, from_checkpoint=False)
     with contextlib.ExitStack() as stack:
-        run: Any = None
-        if with_mlflow:
-            client = connect(f"sqlite:///{folder}/mlruns/mlflow.db")
-            run = stack.enter_context(recorder.start(client, loaded.source, None))
+        run = stack.enter_context(recorder.start(loaded.source)) if with_mlflow else None
         datamodule = LesionDataModule(
             data, batch_size=experiment.data.batch_size, balance="none", balance_fixed=False, augment=experiment.augment,
             seed=experiment.seed, workers=experiment.data.workers,

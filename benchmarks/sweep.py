@@ -27,7 +27,7 @@ from side_by_side import machine
 
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.storage import storage_url
-from skincancer.sweeps.study import counts, create
+from skincancer.sweeps.study import counts_towards_total, create
 from skincancer.system.credentials import mask_password
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -35,9 +35,9 @@ SPACE = "task: classification\nsearch:\n  model.optimizer.lr: {low: 1e-4, high: 
 PLAN = Plan("x", {"task": "classification"}, {}, {"model.dropout": {"low": 0.0, "high": 0.5}}, "random", "none", "", "")
 WORKER = """
 import sys
-from skincancer import study, trials
+from skincancer.sweeps import executor, study
 sweep = study.join(sys.argv[1], "one")
-trials.work(sweep, lambda trial, slot, stop: trials.TrialResult("complete", trial.params["model.dropout"]), 1)
+executor.work(sweep, lambda trial, slot, stop: study.TrialResult("complete", trial.params["model.dropout"]), 1)
 """
 
 
@@ -142,7 +142,7 @@ def measure_storage(kind: str, trials: int, workers: int, kills: int) -> None:
                 left -= 1
         seconds = time.perf_counter() - start
         found = sweep.trials()
-        kept = [trial for trial in found if counts(trial)]
+        kept = [trial for trial in found if counts_towards_total(trial)]
         points = Counter(trial.params["model.dropout"] for trial in kept)
         dead = sum(trial.user_attrs.get("ended") == "dead" for trial in found)
         surplus = sum(trial.user_attrs.get("ended") == "surplus" for trial in found)

@@ -47,6 +47,7 @@ from skincancer.system.console import make_console, progress_bars
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
 from skincancer.system.yaml_files import dump_yaml, load_yaml
 from skincancer.training.resume import load_resumed
+from skincancer.training.trainer import build_datamodule
 
 ImageInput = str | Path | npt.NDArray[np.uint8]
 
@@ -65,20 +66,14 @@ def _interruptible() -> Iterator[None]:
 
 def list_experiments() -> pd.DataFrame:
     """Return the shipped experiments: name and description."""
-    rows = list(experiments.list_experiments().items())
-    return pd.DataFrame(rows, columns=["name", "description"])
+    return pd.DataFrame(list(experiments.list_experiments().items()), columns=["name", "description"])
 
 
 def list_datasets() -> pd.DataFrame:
     """Return the data sets of the catalog, with licence, citation and download instructions."""
-    rows = [
-        {
-            "name": entry.name, "title": entry.title, "tasks": " ".join(entry.tasks), "classes": " ".join(entry.classes),
-            "licence": entry.licence, "citation": entry.citation, "how_to_get": entry.how_to_get,
-        }
-        for entry in DATASETS.values()
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    columns = ["name", "title", "tasks", "classes", "licence", "citation", "how_to_get"]
+    table = pd.DataFrame([{name: getattr(entry, name) for name in columns} for entry in DATASETS.values()])
+    return table.assign(tasks=table["tasks"].map(" ".join), classes=table["classes"].map(" ".join))
 
 
 def load_experiment(experiment: str | Path, values: Mapping[str, Any] | None = None) -> Experiment:
@@ -133,11 +128,7 @@ class PreparedDataset:
 
     def datamodule(self) -> LesionDataModule:
         """Return a Lightning data module with the balance and the augmentation of the experiment."""
-        data = self.experiment.data
-        return LesionDataModule(
-            self.prepared, batch_size=data.batch_size, balance=data.balance, balance_fixed=data.balance_fixed,
-            augment=self.experiment.augment, seed=self.experiment.seed, workers=data.workers,
-        )  # fmt: skip
+        return build_datamodule(self.experiment, self.prepared)
 
 
 def prepare_dataset(experiment: Experiment) -> PreparedDataset:
@@ -234,11 +225,7 @@ def find_runs(*, kind: str = "fit", uri: str | None = None, **params: Any) -> pd
 
 @dataclass(frozen=True)
 class Model:
-    """Model of a finished run.
-
-    Attributes:
-        predictor: prediction of any number of images in constant memory.
-    """
+    """Model of a finished run: predictions, and the predictor for large numbers of images."""
 
     predictor: Predictor
 
@@ -398,13 +385,7 @@ def compare_runs(
 
 @dataclass(frozen=True)
 class FinishedSweep:
-    """Finished search for hyper-parameters.
-
-    Attributes:
-        run: MLflow run of the sweep.
-        trials: one row per trial, with its values of the search space.
-        best_experiment: complete experiment of the best trial.
-    """
+    """Sweep: its run, one row per trial, and the experiment of the best trial."""
 
     run: FinishedRun
     trials: pd.DataFrame

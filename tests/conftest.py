@@ -1,6 +1,6 @@
-"""Shared fixtures: every test has its own store and cache; tiny demo data are drawn once a session.
+"""Shared fixtures. Every test has its own store. Tiny demo images are drawn once per session.
 
-The whole suite runs on two workers, named files in one process; `-n 0` or `-n 4` say otherwise.
+The whole suite runs on two workers, named files in one process, unless `-n` is given.
 """
 
 import contextlib
@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# before anything imports torch: on tiny images a second thread only waits, and waits by computing
+# Must be set before torch is imported. On tiny images a second thread only waits, in a busy loop.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.pop("COLUMNS", None)  # whose terminal it is says nothing of what tests read
+# The width of the developer's terminal must not change the output that tests read.
+os.environ.pop("COLUMNS", None)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-WORKERS = 2  # of 2 to 3 GB each, so not one for every core
+# A worker needs 2 to 3 GB, so one worker per core may be too many.
+WORKERS = 2
 
 TINY_LESIONS = {"akiec": 5, "bcc": 5, "bkl": 5, "df": 5, "mel": 5, "nv": 8, "vasc": 5}
 
-# a whole fit in seconds: a small backbone, two epochs, tiny images
+# A fit in seconds: a small backbone, two epochs, tiny images.
 TINY_FIT = [
     "--model.backbone=test_efficientnet",
     "--model.weights=none",
@@ -36,9 +38,12 @@ TINY_FIT = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at its options
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads its options later.
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Let workers run whole folders; each begins with one half, as neighbouring tests share their module's fit."""
+    """Use workers for whole folders.
+
+    Each worker starts with one half of the tests, because neighbouring tests share the fit of their module.
+    """
     option, is_worker = config.option, hasattr(config, "workerinput")
     asked = is_worker or option.usepdb or getattr(option, "numprocesses", 0) is not None
     if not asked and all(Path(argument).is_dir() for argument in config.args):
@@ -47,7 +52,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 @functools.cache
 def empty_database() -> bytes:
-    """An MLflow database without runs: creating one takes seconds, copying it nothing."""
+    """Return an MLflow database without runs. Copying it saves seconds per test."""
     from skincancer.runs.store import connect
 
     with tempfile.TemporaryDirectory() as folder:
@@ -57,14 +62,14 @@ def empty_database() -> bytes:
 
 
 def make_store(folder: Path) -> str:
-    """Make an empty store in a new folder; return its URI."""
+    """Make an empty store in a new folder, and return its URI."""
     folder.mkdir(parents=True)
     (folder / "mlflow.db").write_bytes(empty_database())
     return f"sqlite:///{folder}/mlflow.db"
 
 
 def all_runs() -> list["Run"]:
-    """Every run of the current store, in the order of their starts."""
+    """Return all runs of the current store, in the order of their starts."""
     from skincancer.runs.store import connect
 
     client = connect(None)
@@ -72,28 +77,28 @@ def all_runs() -> list["Run"]:
 
 
 def only_run() -> "Run":
-    """The one run of the current store."""
+    """Return the only run of the current store."""
     (run,) = all_runs()
     return run
 
 
 def put(root: Path, *names: str) -> None:
-    """Make files that readers look at by name alone."""
+    """Write placeholder files, for readers that use only the names."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"readers look at names alone")
+        path.write_bytes(b"placeholder")
 
 
 def write(path: Path, *lines: str) -> None:
-    """Write a text file, and the folders to it."""
+    """Write a text file and its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
 
 
 @contextlib.contextmanager
 def finished_run(cache: Path, folder: Path, *arguments: str) -> "Iterator[tuple[Run, str]]":
-    """Fit once, for all tests of a module; yield the finished run and the URI of its store, which is in `folder`."""
+    """Fit once for all tests of a module. Yield the run and the URI of its store in `folder`."""
     from skincancer import fit
 
     uri = make_store(folder / "mlruns")
@@ -106,15 +111,15 @@ def finished_run(cache: Path, folder: Path, *arguments: str) -> "Iterator[tuple[
 
 @pytest.fixture
 def run(finished: "tuple[Run, str]", monkeypatch: pytest.MonkeyPatch) -> "Run":
-    """The module's `finished` run, its store being the current one."""
-    found, uri = finished
+    """Run of the fixture `finished`, with its store as the current store."""
+    fitted, uri = finished
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return found
+    return fitted
 
 
 @pytest.fixture
 def artifacts(run: "Run") -> Path:
-    """The artifacts of the module's `finished` run."""
+    """Folder of the artifacts of the fixture `finished`."""
     from skincancer.runs.store import connect
 
     return Path(connect(None).download_artifacts(run.info.run_id, ""))
@@ -122,13 +127,13 @@ def artifacts(run: "Run") -> Path:
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that lives as long as the session: stores are built once."""
+    """Cache of the session, so that image stores are built once."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
 def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn demo of a few lesions a class: the root folder."""
+    """Root folder of a demo data set with a few synthetic lesions per class."""
     from skincancer.data.readers import demo
 
     root = tmp_path_factory.mktemp("demo") / "tiny"
@@ -138,7 +143,7 @@ def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def new_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """A maker of stores: `new_store(name)` makes one in the test's folder and makes it the current one."""
+    """Function `new_store(name)` that makes an empty store and sets it as the current store."""
 
     def make(name: str) -> str:
         uri = make_store(tmp_path / name)
@@ -150,9 +155,9 @@ def new_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 @pytest.fixture(autouse=True)
 def places(session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Point the environment variables at temporary folders; return the folder of the run store.
+    """Set the environment variables to temporary folders, and return the folder of the MLflow store.
 
-    The store is made at its first use; `store` gives one that is there already.
+    The store is created at its first use. The fixture `store` creates it before the test.
     """
     monkeypatch.setenv("SKINCANCER_CACHE", str(session_cache))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
@@ -163,17 +168,17 @@ def places(session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def store(new_store: Callable[[str], str]) -> str:
-    """The URI of an empty store, which is the current one."""
+    """URI of an empty store, which is the current store."""
     return new_store("mlruns")
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[int]:
-    """The port of a PostgreSQL server."""
+    """Port of a PostgreSQL server."""
     import postgres
 
     binaries = postgres.find_binaries()
     if binaries is None:
-        pytest.skip("no PostgreSQL server here: apt-get install postgresql (.ci/run does)")
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     with postgres.running_server(binaries) as port:
         yield port

@@ -256,10 +256,8 @@ class FitRecorder:
         self.tested = len(tested), tested["lesion_id"].nunique()
         self.intervals = self.outcome.test(self.folder)
         self.intervals.to_csv(self.folder / artifacts.INTERVALS_FILE, index=False)
-        values = self.intervals.set_index("metric")["value"].astype(float)
-        test = {f"test/{name}": float(value) for name, value in values.items()}
-        chosen = self.outcome.selected(task)
-        run.log_results({**best, **test, **chosen})
+        test = {f"test/{row['metric']}": float(row["value"]) for row in self.intervals.to_dict("records")}
+        run.log_results({**best, **test, **self.outcome.selected(task)})
         if record:
             curves = learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
             save(curves, run.figure_path("learning_curves"))
@@ -319,9 +317,10 @@ class FitRecorder:
         if missing:
             self.console.print(Text(missing))
         run.log_file(artifacts.ERRORS_FILE)
-        if (self.folder / artifacts.ATTENTION_FILE).is_file():
+        attention = self.folder / artifacts.ATTENTION_FILE
+        if attention.is_file():
             run.log_file(artifacts.ATTENTION_FILE)
-            means = attention_means(read_attention(self.folder / artifacts.ATTENTION_FILE))
+            means = attention_means(read_attention(attention))
             run.log_metrics({f"test/{row['metric']}": float(row["value"]) for row in means.to_dict("records")})
 
     def _log_model(self) -> None:

@@ -128,13 +128,8 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
 
 
 def fit_network(
-    experiment: Experiment,
-    data: PreparedData,
-    recorder: FitRecorder,
-    store: RunStore,
-    resume: str | None,
-    tags: Mapping[str, str],
-) -> None:
+    experiment: Experiment, data: PreparedData, recorder: FitRecorder, store: RunStore, resume: str | None, tags: Mapping[str, str],
+) -> None:  # fmt: skip
     """Train a network, or resume the run `resume`, and test the best checkpoint."""
     trial = recorder.trial
     resumes = has_checkpoint(store.client, resume)
@@ -145,7 +140,7 @@ def fit_network(
     with recorder.start(loaded.source, resume) as run:
         if run:
             run.set_tags(tags)
-        datamodule = _build_datamodule(experiment, data)
+        datamodule = build_datamodule(experiment, data)
         record = EpochRecord(run)
         reports = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
         trainer = build_trainer(experiment, recorder.folder, [record, *reports], progress_bar=is_live(recorder.console))
@@ -173,7 +168,8 @@ def fit_network(
             recorder.finish(run, record, best_epoch, task)
 
 
-def _build_datamodule(experiment: Experiment, data: PreparedData) -> LesionDataModule:
+def build_datamodule(experiment: Experiment, data: PreparedData) -> LesionDataModule:
+    """Build the data module with the balance and the augmentation of the experiment."""
     settings = experiment.data
     return LesionDataModule(
         data, batch_size=settings.batch_size, balance=settings.balance, balance_fixed=settings.balance_fixed,

@@ -1,4 +1,4 @@
-"""Everything that a user can get wrong, through the door that they use: `fit.main`.
+"""Wrong input of a user, through `fit.main`.
 
 Wrong input ends with 2 and a failed run with 1; the text says what was given, what is allowed and what to do; there is no
 traceback; and nothing half-written is taken for whole.
@@ -23,14 +23,14 @@ from skincancer.data.readers.demo import read as read_demo
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """Separate cache of the test."""
     monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path / "own-cache"))
     return tmp_path / "own-cache"
 
 
 @pytest.fixture
 def refused(places: Path, session_cache: Path, cache: Path, capsys: pytest.CaptureFixture[str]):
-    """Run `fit.main`, check that it refuses and leaves nothing behind, and return what it says."""
+    """Run `fit.main`, check that it fails and writes nothing, and return its message."""
 
     def run(*argv: str, code: int = 2, experiment: str = "resnet50") -> str:
         assert fit.main([f"--experiment={experiment}", *TINY_FIT, *argv]) == code
@@ -46,7 +46,7 @@ def refused(places: Path, session_cache: Path, cache: Path, capsys: pytest.Captu
 
 
 def runs() -> list:
-    """Every run of this test's store; none where no store was made."""
+    """Return all runs of the store of this test, none without a store."""
     from skincancer.runs.store import connect
     from skincancer.system.paths import sqlite_path, tracking_uri
 
@@ -99,7 +99,7 @@ def on_ham(root: Path) -> list[str]:
 def test_names_splits_and_sizes(refused, cache: Path, argv: list[str], said: list[str]):
     message = refused(*argv)
     assert all(text in message for text in said)
-    assert not cache.exists(), "told before any data are touched"
+    assert not cache.exists(), "reported before any data are read"
 
 
 def test_an_unknown_key_of_a_file_names_the_file(refused, tmp_path: Path):
@@ -109,7 +109,7 @@ def test_an_unknown_key_of_a_file_names_the_file(refused, tmp_path: Path):
         assert text in message
 
 
-def test_an_unknown_backbone_is_told_before_data_are_read(refused, tmp_path: Path):
+def test_an_unknown_backbone_is_reported_before_data_are_read(refused, tmp_path: Path):
     message = refused("--model.backbone=resnet51", f"--data.root={tmp_path / 'nowhere'}", "--data.dataset=folder")
     assert "model.backbone is 'resnet51'" in message
     assert "Did you mean 'resnet5" in message
@@ -220,15 +220,15 @@ def test_a_class_with_fewer_lesions_than_roles(refused, ham: Path):
 
 def test_a_table_of_groups_that_is_not_there(refused, ham: Path, tmp_path: Path):
     for early in ((), ("--dry-run",)):
-        told = refused(*on_ham(ham), f"--data.groups={tmp_path / 'no.csv'}", *early)
-        assert f"data.groups is {tmp_path / 'no.csv'}, which is not a file" in told
+        message = refused(*on_ham(ham), f"--data.groups={tmp_path / 'no.csv'}", *early)
+        assert f"data.groups is {tmp_path / 'no.csv'}, which is not a file" in message
 
 
 def test_a_table_of_groups_without_its_columns(refused, ham: Path, tmp_path: Path):
     (tmp_path / "wrong.csv").write_text("image_id,lesion\na,b\n")
     for early in ((), ("--dry-run",)):
-        told = refused(*on_ham(ham), f"--data.groups={tmp_path / 'wrong.csv'}", *early)
-        assert "wrong.csv has no column group; its columns are image_id, lesion" in told
+        message = refused(*on_ham(ham), f"--data.groups={tmp_path / 'wrong.csv'}", *early)
+        assert "wrong.csv has no column group; its columns are image_id, lesion" in message
 
 
 def test_official_parts_where_there_are_none(refused, ham: Path):
@@ -241,7 +241,7 @@ def test_official_parts_where_there_are_none(refused, ham: Path):
 
 
 def damage(ham: Path) -> dict[str, str]:
-    """Break three images, of lesions of different classes; return id to what the error must say."""
+    """Break three images of different classes. Return the expected error of each id."""
     table = read_table(ham)
     # a class may lose no more than it can spare: one view of the lesions with most images
     views = table["lesion_id"].map(table["lesion_id"].value_counts())
@@ -315,7 +315,7 @@ def test_leaving_out_may_not_empty_a_class(refused, ham: Path):
 
 
 def test_files_of_every_kind_are_read_alike(tmp_path: Path, cache: Path):
-    """CMYK, greyscale, alpha, palette and EXIF-rotated files lie in one data set, and show what a plain file shows."""
+    """CMYK, greyscale, alpha, palette and EXIF-rotated files are decoded like a plain file."""
     from skincancer.data.prepare import prepare_data
     from skincancer.schema import DataConfig
 
@@ -434,7 +434,7 @@ def test_two_fits_at_once_on_unprepared_data(tiny_demo: Path, cache: Path):
 
 
 class Code:
-    """Unpickled, it makes a folder: the code that must not run."""
+    """Object that makes a folder when it is unpickled. This code must not run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""A classifier on crops to the lesion: by true masks, by Otsu's threshold, by a segmenter's run."""
+"""A classifier on images cropped by true masks, by Otsu's threshold, and by a segmentation run."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,7 @@ def finished(tiny_demo, session_cache, tmp_path_factory):
 
 @pytest.fixture
 def segmenter(run) -> str:
-    """The id of a finished segmenter's run, in the current store."""
+    """Run id of a finished segmenter in the current store."""
     return run.info.run_id
 
 
@@ -170,7 +170,7 @@ def test_an_evaluation_crops_by_the_runs_own_copy_of_the_segmenter(segmenter, ti
 
 
 @pytest.mark.slow
-def test_segmenter_that_saw_test_images_is_told(segmenter, tiny_demo, capsys):
+def test_segmenter_that_saw_test_images_is_reported(segmenter, tiny_demo, capsys):
     assert (
         fit.main(
             [
@@ -191,7 +191,7 @@ def test_segmenter_that_saw_test_images_is_told(segmenter, tiny_demo, capsys):
     assert seen == sum(lesion in used for lesion in ours.loc[ours["role"] == "test", "lesion_id"]) > 0
     printed = capsys.readouterr().out
     assert "the segmenter was trained on test images" in printed
-    assert f"{seen} test images are of lesions" in " ".join(printed.split())
+    assert f"{seen} test images show lesions" in " ".join(printed.split())
 
 
 def test_across_data_sets_only_isic_ids_are_the_same_image():
@@ -218,7 +218,7 @@ def test_folder_without_its_split_is_refused_before_any_work(segmenter, tiny_dem
     assert "the folder has no split.csv; use a run id, or a folder of all artifacts" in error
 
 
-def test_whose_masks_cropped_is_told(tiny_demo, tmp_path, capsys):
+def test_mask_source_of_crops_is_reported(tiny_demo, tmp_path, capsys):
     root = tmp_path / "demo"
     shutil.copytree(tiny_demo, root)
     table = demo.read(root)

@@ -1,4 +1,4 @@
-"""A run of a classical classifier: the same contract as a network's, from fit to predict, evaluate, report and the served model."""
+"""A run of a classical classifier, from fit to predict, evaluate, report and serving."""
 
 import io
 import json
@@ -93,7 +93,7 @@ def test_report_says_what_was_fitted(artifacts):
         assert text not in page.split("Configuration</h2>")[0]
 
 
-def test_predict_asks_whose_masks_and_answers_as_the_fit_did(run, artifacts, tiny_demo, tmp_path):
+def test_predict_requires_a_mask_source_and_predicts_as_the_fit(run, artifacts, tiny_demo, tmp_path):
     with pytest.raises(ConfigError, match=r"was trained on images measured in their true masks \(data.masks truth\)"):
         predict(run.info.run_id, [tiny_demo / "images"], tmp_path / "out")
     said = predict(run.info.run_id, [tiny_demo / "images"], tmp_path / "out", masks="otsu")
@@ -160,17 +160,17 @@ def test_evaluate_on_the_runs_own_test_part_gives_the_runs_own_metrics(run, arti
     assert found.params["masks"] == "truth", "those of the run's own images"
 
 
-def test_evaluate_says_whose_masks_were_measured_in(run, tiny_demo, capsys):
+def test_evaluate_reports_the_mask_source_of_features(run, tiny_demo, capsys):
     for masks, differs in (("truth", False), ("otsu", True)):
         flags = {"data.root": str(tiny_demo), "data.masks": masks}
         evaluate.evaluate([run.info.run_id], flags, part="test")
         printed = " ".join(capsys.readouterr().out.split())
         assert f"measured in: {len(list((tiny_demo / 'images').iterdir()))} by" in printed
-        told = "the run was trained on features measured in masks of truth, but here they are of otsu" in printed
-        assert told is differs
+        warned = "the run was trained on features measured in masks of truth, but here they are of otsu" in printed
+        assert warned is differs
 
 
-def test_size_of_stored_pictures_is_told_not_to_be_that_of_features():
+def test_size_of_stored_images_is_reported_not_to_be_that_of_features():
     _, notes = resolve("svm_features", {"data.size": 96})
     assert any("hand-crafted features use a fixed image size" in note for note in notes)
     assert not any("fixed image size" in note for note in resolve("svm_deep", {"data.size": 96})[1])
@@ -221,7 +221,7 @@ def test_model_of_other_features_is_refused(run, artifacts, tmp_path):
         ClassicalModel(tmp_path)
 
 
-def test_class_of_one_training_lesion_is_told_before_the_run_starts(tiny_demo, store, capsys):
+def test_class_of_one_training_lesion_is_reported_before_the_run_starts(tiny_demo, store, capsys):
     assert fit.main([*FIT, f"--data.root={tiny_demo}", "--data.split=40:60"]) == 2
     assert "the training set has only one lesion of akiec" in capsys.readouterr().err.replace("\n", " ")
     assert not all_runs()
@@ -258,7 +258,7 @@ def test_deep_features_come_with_their_backbone(tiny_demo, store, monkeypatch):
     assert other.data.metrics["test/auroc_macro"] != run.data.metrics["test/auroc_macro"]
     assert "masks" not in run.data.params
     folder = Path(connect(None).download_artifacts(run.info.run_id, ""))
-    # the weights were drawn at random, so none but those that the run kept give the same answers
+    # The weights are random, so only the weights saved in the run give the same predictions.
     test = pd.read_csv(folder / "predictions/test.csv").set_index("image_id")
     files = {path.stem: path for path in (tiny_demo / "images").iterdir()}
     answers = load_predictor(run.info.run_id).predict([files[name] for name in test.index])

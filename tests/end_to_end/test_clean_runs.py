@@ -1,4 +1,4 @@
-"""`data.clean` from the config to the answers: the store, the run, predict, evaluate, serving, and images on which a step fails."""
+"""`data.clean` from config to prediction, and images on which a step fails."""
 
 import dataclasses
 import re
@@ -47,7 +47,7 @@ def data(root, **changed):
 
 
 def reference(path, steps, size=32):
-    """An image cleaned, then resized by Pillow's own."""
+    """Clean an image, then resize it with Pillow."""
     image, _ = clean(np.asarray(read_image(path)), steps)
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
@@ -75,7 +75,7 @@ def test_an_uncleaned_store_is_the_one_of_before(tiny_demo, tmp_path):
 
 @pytest.fixture
 def framed(tmp_path):
-    """A picture, wide, in a black frame; its red lesion; and the mask."""
+    """A wide image in a black frame, its red lesion, and the mask."""
     pixels = np.zeros((120, 200, 3), np.uint8)
     pixels[20:110, 40:190] = (210, 170, 150)
     pixels[50:80, 60:120] = (150, 40, 40)
@@ -204,7 +204,7 @@ def test_an_evaluation_takes_no_other_cleaning(run, capsys):
 
 @pytest.fixture
 def failing_hair(monkeypatch):
-    """A step that fails on one size of image: those that stand upright."""
+    """A cleaning step that fails on upright images."""
 
     def fail(image):
         if image.shape[0] > image.shape[1]:
@@ -221,9 +221,9 @@ def test_a_step_that_fails_on_some_images_costs_those_alone(failing_hair, tiny_d
     sizes = data(tiny_demo).index
     upright = set(sizes.loc[sizes["height"] > sizes["width"], "image_id"])
     assert upright
-    with pytest.raises(DataError, match=r"cannot be cleaned: glare failed: RuntimeError: no upright ones") as told:
+    with pytest.raises(DataError, match=r"cannot be cleaned: glare failed: RuntimeError: no upright ones") as caught:
         data(tiny_demo, clean=["glare"])
-    lines = [line for line in str(told.value).splitlines() if "glare failed" in line]
+    lines = [line for line in str(caught.value).splitlines() if "glare failed" in line]
     files = sizes.set_index("image_id")["image"]
     assert sorted(line.split()[0] for line in lines) == sorted(str(tiny_demo / files[image_id]) for image_id in upright)
     found = data(tiny_demo, clean=["glare"], skip_bad=True)
@@ -283,7 +283,7 @@ def test_predict_names_an_image_that_cannot_be_cleaned(run, artifacts, tiny_demo
         ("--data.clean=hair", "data.clean is 'hair'; it must be list"),
     ],
 )
-def test_wrong_names_are_told_before_any_work(flag, said, capsys):
+def test_wrong_names_are_reported_before_any_work(flag, said, capsys):
     assert fit.main(["--experiment=resnet50", *TINY_FIT, flag]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
 

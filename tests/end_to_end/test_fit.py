@@ -1,4 +1,4 @@
-"""A whole fit: the run contract, repetition, resuming, and every way of ending."""
+"""A complete fit: files of the run, reproducibility, resuming, and all ways to end."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def artifact(run: mlflow.entities.Run, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tiny_demo, session_cache, tmp_path_factory):
-    """One finished run that several tests look at, and its store."""
+    """A finished run shared by several tests, and its store."""
     with finished_run(session_cache, tmp_path_factory.mktemp("finished"), *arguments(tiny_demo)) as found:
         yield found
 
@@ -188,7 +188,7 @@ RESUMED = [
 
 
 def keep_last(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
-    """Copy the resume point of the end, which a finished run does not keep."""
+    """Copy the last checkpoint, which a finished run does not keep."""
     export = trainer.export_best
 
     def export_and_keep(path: Path) -> int:
@@ -321,7 +321,7 @@ def test_run_stopped_before_its_first_epoch_ended_starts_again_from_its_first_we
     state = timm.create_model("test_efficientnet", num_classes=0).state_dict()
     weights = tmp_path / "first.pt"
     torch.save(state, weights)
-    # a rate of nearly 0: what the run ends with is what it began with
+    # With a learning rate near 0 the final weights equal the first weights.
     more = [f"--model.weights={weights}", "--model.optimizer.lr=1e-12", "--trainer.max_epochs=1"]
     signal_at_epoch(monkeypatch, signal.SIGTERM, epoch=0)
     assert fit.main(arguments(tiny_demo, *more)) == 143
@@ -332,7 +332,7 @@ def test_run_stopped_before_its_first_epoch_ended_starts_again_from_its_first_we
     assert torch.allclose(after["backbone.conv_stem.weight"], state["conv_stem.weight"], atol=1e-6)
 
 
-def test_run_whose_first_weights_cannot_be_had_again_is_not_started_again(tiny_demo, store, monkeypatch, capsys):
+def test_run_whose_first_weights_are_not_available_is_not_started_again(tiny_demo, store, monkeypatch, capsys):
     signal_at_epoch(monkeypatch, signal.SIGTERM, epoch=0)
     assert fit.main(arguments(tiny_demo)) == 143
     run_id = only_run().info.run_id
@@ -386,7 +386,7 @@ def test_signals_from_outside_end_the_process_with_the_right_code(tiny_demo, num
     ids=["classification", "segmentation"],
 )
 def test_compiled_network_trains_and_its_checkpoint_is_a_plain_one(more, tiny_demo, store, monkeypatch):
-    # the eager backend: what is tested is that fit runs traced code and writes down what it would without; inductor takes minutes
+    # The eager backend is enough to test that compiled code runs and gives the same record. Inductor takes minutes.
     compiled = []
     original = torch.nn.Module.compile
 

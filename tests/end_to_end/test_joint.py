@@ -1,4 +1,4 @@
-"""The joint task from config to masks and classes: images without a mask or a label count for the other, one pass gives both."""
+"""The joint task from config to prediction. Images may lack a mask or a label."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def index(partial: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def finished(partial, session_cache, tmp_path_factory):
-    """One finished run that several tests look at, and its store."""
+    """A finished run shared by several tests, and its store."""
     flags = [*JOINT, "--data.dataset=csv", f"--data.root={partial}", "--model.loss.class_factor=0.5"]
     flags += ["--data.balance=class_weights", "--model.loss.label_smoothing=0.1"]
     with finished_run(session_cache, tmp_path_factory.mktemp("joint"), *flags) as found:
@@ -270,7 +270,7 @@ def loader(*batches: Batch) -> DataLoader[Any]:
 
 
 class Steps(pl.Callback):
-    """Keeps the loss of every step and the gradients that it gave."""
+    """Record the loss of every step and its gradients."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -343,7 +343,7 @@ def test_one_pass_gives_both() -> None:
 
 
 class Truth:
-    """Scores masks at the network's size against those of a batch."""
+    """Score masks at the input size against the masks of a batch."""
 
     def __init__(self, batch: Batch) -> None:
         self.masks = batch["mask"][:, 0].numpy() > 0
@@ -403,7 +403,9 @@ def test_evaluation_leaves_out_what_is_absent() -> None:
         ([0, 1], [False, False], "none of the evaluated val images has a mask; raise trainer.limit_val"),
     ],
 )
-def test_a_validation_without_any_label_or_mask_is_told(label: list[int], has_mask: list[bool], message: str) -> None:
+def test_a_validation_without_any_label_or_mask_is_reported(
+    label: list[int], has_mask: list[bool], message: str
+) -> None:
     whole = make_batch([0, 1], [True, True])
     with pytest.raises(RunError, match=message):
         make_trainer(1).fit(make_task(), loader(whole), loader(make_batch(label, has_mask)))
@@ -492,7 +494,7 @@ def test_architectures_without_a_class_head_are_refused(architecture: str) -> No
         (["--data.dataset=isic2018_task3"], "isic2018_task3 is for classification, not for joint"),
     ],
 )  # fmt: skip
-def test_bad_settings_are_told_before_any_work(capsys, flags, message):
+def test_bad_settings_are_reported_before_any_work(capsys, flags, message):
     assert fit.main(["--experiment=unet_efficientnet_lite0_joint", *flags]) == 2
     assert message in capsys.readouterr().err
 
@@ -546,7 +548,7 @@ def test_classes_cannot_be_sampled_where_labels_are_absent(partial, store, capsy
     flags = ["--data.dataset=csv", f"--data.root={partial}", "--data.balance=undersample"]
     assert fit.main([*JOINT, *flags]) == 2
     assert "data.balance is undersample, but" in capsys.readouterr().err
-    assert not all_runs(), "it is told before a run starts"
+    assert not all_runs(), "reported before a run starts"
 
 
 def test_prepare_stores_masks_of_a_joint_task(partial, capsys):

@@ -1,4 +1,4 @@
-"""A segmenter from config to masks: the run contract, the threshold, and predict, which must give the masks that were scored."""
+"""A segmentation run: files, threshold, and predicted masks that equal the scored masks."""
 
 import io
 import json
@@ -36,7 +36,7 @@ SEGMENT = [
 
 @pytest.fixture(scope="module")
 def finished(tiny_demo, session_cache, tmp_path_factory):
-    """One finished run that several tests look at, and its store."""
+    """A finished run shared by several tests, and its store."""
     folder = tmp_path_factory.mktemp("segmented")
     with finished_run(session_cache, folder, *SEGMENT, f"--data.root={tiny_demo}", "--trainer.max_epochs=4") as found:
         yield found
@@ -206,7 +206,7 @@ def test_predict_refuses_two_images_of_one_id_and_unknown_runs(run, tiny_demo, t
         (["--data.dataset=malignant_vs_benign"], "malignant_vs_benign is for classification, not for segmentation"),
     ],
 )
-def test_bad_settings_are_told_before_any_work(capsys, flags, message):
+def test_bad_settings_are_reported_before_any_work(capsys, flags, message):
     assert fit.main(["--experiment=unet_resnet34", *flags]) == 2
     assert message in capsys.readouterr().err
 
@@ -276,7 +276,7 @@ def test_an_evaluation_of_its_own_test_part_gives_its_own_metrics(run, artifacts
 
 @pytest.fixture(scope="module")
 def challenge(tiny_demo, tmp_path_factory) -> Path:
-    """Drawn images as ISIC 2018 Task 1 lays them out: masks alone, no diagnosis."""
+    """Synthetic images in the layout of ISIC 2018 Task 1: masks without diagnoses."""
     root = tmp_path_factory.mktemp("challenge")
     images, masks = root / "ISIC2018_Task1-2_Training_Input", root / "ISIC2018_Task1_Training_GroundTruth"
     images.mkdir()

@@ -110,8 +110,8 @@ def check_masks(masks: dict[str, np.ndarray], expected: Path) -> None:
 
 def check_predict(run: str, name: str, out: Path) -> None:
     """Run `predict` on the three images and compare with the expected answers of a run."""
-    told = ["--masks", "otsu"] if name in OTSU else []
-    assert predict.main(["--run", run, "--out", str(out), *told, *map(str, IMAGES)]) == 0
+    flags = ["--masks", "otsu"] if name in OTSU else []
+    assert predict.main(["--run", run, "--out", str(out), *flags, *map(str, IMAGES)]) == 0
     expected = FIXTURE / "expected" / name
     check_table(read_table(out / "predictions.csv").drop(columns="file"), read_table(expected / "predictions.csv"))
     masks = {path.stem.removesuffix("_segmentation"): read_mask(path) for path in (out / "masks").glob("*.png")}

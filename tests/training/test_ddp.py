@@ -1,4 +1,4 @@
-"""Fits of two processes: what each rank sees, one run of them all, and every way of ending, under each launcher."""
+"""Fits of two processes with each launcher: shares of the ranks, the common run, and all ways to end."""
 
 import contextlib
 import json
@@ -94,7 +94,7 @@ def test_rank_zero_is_known_before_lightning(variables, zero, alone, monkeypatch
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process was started by no launcher."""
+    """Environment of a process without a launcher."""
     kept = without_launcher(os.environ)
     for name in set(os.environ) - set(kept):
         monkeypatch.delenv(name)
@@ -116,12 +116,12 @@ SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_ID": "0"
     ("devices", "nodes", "variables", "error"),
     [
         (2, 1, {**TORCHELASTIC, "WORLD_SIZE": "2"}, None),
-        (2, 2, {**TORCHELASTIC, "WORLD_SIZE": "4", "SLURM_NTASKS": "2"}, None),  # a torchrun a node, in a job
+        (2, 2, {**TORCHELASTIC, "WORLD_SIZE": "4", "SLURM_NTASKS": "2"}, None),  # one torchrun per node, in a job
         (2, 1, {**TORCHELASTIC, "WORLD_SIZE": "4"}, "torchrun started 4. .*--nnodes"),
         (1, 1, {**TORCHELASTIC, "WORLD_SIZE": "2"}, "are 1 processes, but torchrun started 2"),
         (2, 2, SLURM, None),
         (2, 1, SLURM, "are 2 processes, but SLURM runs 4 tasks"),
-        (1, 1, SLURM, "are 1 processes, but SLURM runs 4 tasks"),  # three would train for nobody
+        (1, 1, SLURM, "are 1 processes, but SLURM runs 4 tasks"),  # three tasks would be idle
         (2, 1, {"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, "SLURM runs 1 tasks. .*--ntasks-per-node"),
         (2, 1, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, "--ntasks-per-node, not with --ntasks"),
         (2, 1, {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, "only with srun"),
@@ -247,9 +247,9 @@ def free_port() -> str:
 
 
 class Fit:
-    """A fit of two ranks: the processes that a user or a launcher starts, and the ranks under them."""
+    """A fit of two ranks: the processes that a user or a launcher starts, and their ranks."""
 
-    def __init__(self, launcher: str, root: Path, places: Path, flags: list[str], told: dict[str, str]) -> None:
+    def __init__(self, launcher: str, root: Path, places: Path, flags: list[str], variables: dict[str, str]) -> None:
         self.places, self.watched = places, places / "watched"
         self.watched.mkdir(parents=True, exist_ok=True)
         (self.watched / "sitecustomize.py").write_text(WATCHER)
@@ -260,7 +260,7 @@ class Fit:
         ]  # fmt: skip
         checkout, port = Path(__file__).parents[2], free_port()
         environment = {
-            **without_launcher(os.environ), "OMP_NUM_THREADS": "1", "WATCHED": str(self.watched), **told,
+            **without_launcher(os.environ), "OMP_NUM_THREADS": "1", "WATCHED": str(self.watched), **variables,
             "PYTHONPATH": f"{self.watched}{os.pathsep}{checkout}",
         }  # fmt: skip
         plain = [sys.executable, "-m", *command]
@@ -296,7 +296,7 @@ class Fit:
         return self.known
 
     def wait_for(self, epochs: int) -> dict[int, psutil.Process]:
-        """Wait until so many epochs are written down (0: until both ranks exist); return the ranks."""
+        """Wait until `epochs.csv` has enough rows (0: until both ranks exist), and return the ranks."""
         give_up = time.monotonic() + 240
         while time.monotonic() < give_up:
             for process in self.processes:
@@ -308,20 +308,20 @@ class Fit:
         raise AssertionError("it never trained")
 
     def end(self, seconds: float) -> tuple[list[int], str]:
-        """Wait for the end of every process; return exit codes, and what all said."""
+        """Wait for the end of all processes, and return exit codes and output."""
         said = "".join(process.communicate(timeout=seconds)[0] for process in self.processes)
         return [process.returncode for process in self.processes], said
 
     def trained_on(self, rank: int) -> list[tuple[int, int, tuple[int, ...], str]]:
-        """What a rank trained on: epoch, batch, rows of the index, and a digest of the augmented images."""
+        """Return the batches of a rank: epoch, batch, rows of the index, digest of the augmented images."""
         lines = (self.watched / f"{rank}.jsonl").read_text().splitlines()
         return [(epoch, batch, tuple(rows), image) for epoch, batch, rows, image in map(json.loads, lines)]
 
 
 @contextlib.contextmanager
-def two_ranks(launcher: str, root: Path, places: Path, *flags: str, **told: str) -> Iterator[Fit]:
-    """Fit with two ranks; whatever is left of it at the end of the block is ended."""
-    found = Fit(launcher, root, places, list(flags), told)
+def two_ranks(launcher: str, root: Path, places: Path, *flags: str, **variables: str) -> Iterator[Fit]:
+    """Fit with two ranks. Remaining processes are ended with the block."""
+    found = Fit(launcher, root, places, list(flags), variables)
     try:
         yield found
     finally:
@@ -334,7 +334,7 @@ def two_ranks(launcher: str, root: Path, places: Path, *flags: str, **told: str)
 
 
 def finish(launcher: str, root: Path, places: Path, *flags: str) -> tuple[Fit, str]:
-    """Fit to the end; return it, and what was said."""
+    """Fit to the end, and return the fit and its output."""
     with two_ranks(launcher, root, places, *flags) as two:
         codes, said = two.end(400)
         assert codes == [0] * len(codes), said
@@ -350,7 +350,7 @@ def weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_complete(run: Run, places: Path, data: PreparedData) -> Path:
-    """Check that a run is finished and whole, and that one process measures the same with its checkpoint; return its artifacts."""
+    """Check that a run is complete and one process measures the same. Return its artifacts."""
     client = connect(None)
     assert run.info.status == "FINISHED"
     assert run.data.params["ranks"] == "2"
@@ -381,7 +381,7 @@ FLAGS = ("--trainer.max_epochs=3", "--augment.policy=strong", "--model.dropout=0
 
 @pytest.fixture(scope="module")
 def whole(tiny_demo, session_cache, tmp_path_factory) -> Iterator[tuple[Fit, str, str]]:
-    """A finished fit of two ranks, what it said, and its store."""
+    """A finished fit of two ranks, its output, and its store."""
     from conftest import make_store
 
     places = tmp_path_factory.mktemp("whole") / "mlruns"
@@ -396,7 +396,7 @@ def whole(tiny_demo, session_cache, tmp_path_factory) -> Iterator[tuple[Fit, str
 def test_two_ranks_leave_one_complete_run(whole, data, monkeypatch):
     two, said, uri = whole
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert said.count("browse it:") == 1  # rank 0 alone speaks
+    assert said.count("browse it:") == 1  # Only rank 0 prints.
     run = only_run()
     artifacts = check_complete(run, two.places, data)
     assert (run.data.params["devices"], run.data.params["effective_batch_size"]) == ("2", "16")
@@ -414,7 +414,8 @@ def test_an_epoch_shows_over_both_ranks_what_one_process_would_show(whole, data)
     train = np.flatnonzero(data.index["role"] == "train")
     labels = data.index["label"].to_numpy()[train]
     shares = [two.trained_on(rank) for rank in range(2)]
-    assert [step[:2] for step in shares[0]] == [step[:2] for step in shares[1]]  # as many steps on each
+    # Both ranks train the same number of steps.
+    assert [step[:2] for step in shares[0]] == [step[:2] for step in shares[1]]
     for epoch in range(3):
         seen = [row for share in shares for step in share if step[0] == epoch for row in step[2]]
         assert Counter(seen) == Counter(train[epoch_order(labels, "undersample", 0, epoch)].tolist())
@@ -458,7 +459,7 @@ def test_two_torchruns_of_one_device_each_train_one_run(tiny_demo, store, places
 
 @pytest.mark.slow
 def test_tasks_of_slurm_train_as_one_process_does(tiny_demo, store, places, data, new_store, tmp_path):
-    """Two ranks with batches of 19 learn what one process with batches of 38 learns: the whole training part in a step.
+    """Two ranks with batches of 19 learn what one process with batches of 38 learns: the whole training set in one step.
 
     BatchNorm statistics are frozen, because they would be those of each rank's own batch.
     """
@@ -487,7 +488,7 @@ LONG = "--trainer.max_epochs=100000"
 
 
 def ended(launcher: str, root: Path, places: Path, how: str, early: bool = False) -> tuple[list[int], str, Run]:
-    """End a fit in some way; return exit codes, what was said, and the run."""
+    """End a fit in the given way. Return exit codes, output, and the run."""
     with two_ranks(launcher, root, places, LONG, **({"BREAKS": "1"} if how == "exception" else {})) as two:
         if how != "exception":
             processes = two.wait_for(epochs=0 if early else 1)

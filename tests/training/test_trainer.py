@@ -53,7 +53,7 @@ def test_synchronised_batchnorm_keeps_activations_weights_and_their_names():
 
 
 class Described(pl.LightningModule):
-    """Writes down what the bars say while it trains."""
+    """Record the descriptions of the progress bars during training."""
 
     def __init__(self) -> None:
         super().__init__()
