@@ -28,7 +28,7 @@ from side_by_side import machine
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.storage import storage_url
 from skincancer.sweeps.study import counts, create
-from skincancer.system.credentials import shown
+from skincancer.system.credentials import mask_password
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SPACE = "task: classification\nsearch:\n  model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}\n"
@@ -147,7 +147,8 @@ def measure_storage(kind: str, trials: int, workers: int, kills: int) -> None:
         dead = sum(trial.user_attrs.get("ended") == "dead" for trial in found)
         surplus = sum(trial.user_attrs.get("ended") == "surplus" for trial in found)
         print(
-            f"{shown(url).split(':')[0]}: {trials} trials by {workers} workers in {seconds:.1f} s ({trials / seconds:.1f} per second), "
+            f"{mask_password(url).split(':')[0]}: {trials} trials by {workers} workers in {seconds:.1f} s "
+            f"({trials / seconds:.1f} per second), "
             f"{kills - left} killed: {len(kept)} counted, {sum(n - 1 for n in points.values())} duplicates, {dead} of killed workers, "
             f"{surplus} surplus and closed, {sum(t.state.name == 'RUNNING' for t in found)} left running",
             flush=True,

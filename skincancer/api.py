@@ -147,7 +147,7 @@ def prepare_dataset(experiment: Experiment) -> PreparedDataset:
         ConfigError: the split or the target does not fit the data.
         DataError: the data are missing, have another layout, or contain unreadable files.
     """
-    store, hand_crafted = RunStore(experiment.tracking.uri), experiment.model.is_hand_made
+    store, hand_crafted = RunStore(experiment.tracking.uri), experiment.model.is_hand_crafted
     with _interruptible(), progress_bars(make_console()) as bars:
         masks = mask_source(experiment.data, store) if experiment.data.crop or hand_crafted else None
         prepared = prepare_data(experiment.data, masks, bars, task=experiment.task, hand_crafted=hand_crafted)

@@ -316,7 +316,7 @@ class ModelConfig:
         return self.backbone if self.is_network else self.classifier
 
     @property
-    def is_hand_made(self) -> bool:
+    def is_hand_crafted(self) -> bool:
         """Whether the classifier uses hand-crafted features, measured in lesion masks."""
         return not self.is_network and DEEP not in self.classical.features
 

@@ -24,7 +24,7 @@ from skincancer.runs.lifecycle import start_run
 from skincancer.runs.search import find_runs, runs_by_id
 from skincancer.runs.store import RunStore
 from skincancer.system.console import make_table, progress_bars, warn
-from skincancer.system.credentials import hide
+from skincancer.system.credentials import mask_passwords
 from skincancer.system.interrupts import Interrupted
 
 # MLflow keeps 8,000 characters of a tag; a link has about a hundred.
@@ -65,7 +65,7 @@ def _train_missing(store: RunStore, requests: Sequence[EntryRequest], request: R
                 if (split, seed) in existing:
                     continue
                 command = _fit_command(entry, split, seed, request)
-                line = hide(shlex.join(["python", *command[1:]]))
+                line = mask_passwords(shlex.join(["python", *command[1:]]))
                 console.print(f"training: {line}", markup=False)
                 if code := _run(command):
                     failed.append(f"{line}: exit code {code}")

@@ -107,7 +107,7 @@ def run_query(entry: EntryRequest, request: Request) -> Query:
 def experiment_values(shipped: Experiment) -> dict[str, Any]:
     """Return the values of an experiment in dotted keys, like params of runs."""
     values = flatten(shipped.to_dict()) | {"model.backbone": shipped.model.learner}
-    if shipped.model.is_hand_made:
+    if shipped.model.is_hand_crafted:
         # Hand-crafted features are measured at a size of their own.
         del values["data.size"]
     return values

@@ -144,7 +144,7 @@ def resolve_content(
     if resolved.training.monitor == "auto":
         training = dataclasses.replace(resolved.training, monitor=default_monitor(resolved.task))
         resolved = dataclasses.replace(resolved, training=training)
-    if resolved.model.is_hand_made and "data.size" in flags:
+    if resolved.model.is_hand_crafted and "data.size" in flags:
         notes.append(
             f"data.size {resolved.data.size} applies to previews only: hand-crafted features use a fixed image size"
         )

@@ -158,7 +158,7 @@ def _check_unused(experiment: Experiment, values: Mapping[str, Any]) -> None:
         if not set(allowed) & set(chosen):
             refuse(key, *_describe_choice(other, allowed, ", ".join(chosen)))
     model, loss, kind = experiment.model, experiment.model.loss, TASKS[experiment.task]
-    if model.is_hand_made:
+    if model.is_hand_crafted:
         for key in OF_BACKBONE:
             refuse(key, "networks", f"model.classifier is {model.classifier} with hand-crafted features")
     elif not experiment.data.crop:
@@ -210,7 +210,7 @@ def _check_classical(experiment: Experiment) -> None:
         len(families) > 0 and len(set(families)) == len(families) and (DEEP not in families or len(families) == 1),
         "model.classical.features", families, f"one or more of {', '.join(FAMILIES)}, each once; or {DEEP} alone",
     )  # fmt: skip
-    if model.is_hand_made and data.crop:
+    if model.is_hand_crafted and data.crop:
         raise ConfigError(
             "data.crop is True; hand-crafted features are measured in masks of whole images. Leave it out, or use "
             f"--model.classical.features [{DEEP}]."

@@ -181,7 +181,7 @@ def prepare_evaluation(
     data = tuple(
         prepare_data(
             experiment.data, mask_source(experiment.data, store), progress,
-            task=experiment.task, whole=whole, hand_crafted=experiment.model.is_hand_made,
+            task=experiment.task, whole=whole, hand_crafted=experiment.model.is_hand_crafted,
         )
         for experiment in experiments
     )  # fmt: skip

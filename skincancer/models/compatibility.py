@@ -14,7 +14,7 @@ def check_network(experiment: Experiment) -> None:
         ConfigError: the network is unknown or takes other sizes.
     """
     model, size = experiment.model, experiment.data.size
-    if model.is_hand_made:
+    if model.is_hand_crafted:
         return
     task = TASKS[experiment.task]
     if task.has_masks:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skincancer.schema import DEEP, Experiment
-from skincancer.system.credentials import without_password
+from skincancer.system.credentials import remove_password
 
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.json"
@@ -87,5 +87,5 @@ def config_to_keep(experiment: Experiment, **changes: Any) -> dict[str, Any]:
     """
     content = {**experiment.to_dict(), **changes}
     if uri := content["tracking"]["uri"]:
-        content["tracking"]["uri"] = without_password(uri)
+        content["tracking"]["uri"] = remove_password(uri)
     return content

@@ -29,7 +29,7 @@ from skincancer.runs import artifacts
 from skincancer.runs.registry import find_version, is_registered
 from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment, flatten
-from skincancer.system.credentials import hide
+from skincancer.system.credentials import mask_passwords
 from skincancer.system.yaml_files import load_yaml
 
 
@@ -322,9 +322,11 @@ class FinishedRun:
             if missing:
                 raise RunError(
                     f"run {run_id} in {self._store}: its artifacts were deleted, or cannot be reached from here "
-                    f"({client.get_run(run_id).info.artifact_uri}): {hide(error)}"
+                    f"({client.get_run(run_id).info.artifact_uri}): {mask_passwords(error)}"
                 ) from error
-            raise RunError(f"run {run_id} in {self._store} has no artifact {name!r}: {hide(error)}") from error
+            raise RunError(
+                f"run {run_id} in {self._store} has no artifact {name!r}: {mask_passwords(error)}"
+            ) from error
 
     def _download_registered(self, name: str, folder: Path) -> None:
         try:
@@ -334,7 +336,7 @@ class FinishedRun:
             if not self.id:
                 assert self._version is not None
                 model = f"models:/{self._version.name}/{self._version.version} in {self._store}"
-                raise RunError(f"{model} has neither {name} nor a run with it: {hide(error)}") from error
+                raise RunError(f"{model} has neither {name} nor a run with it: {mask_passwords(error)}") from error
             self._store.finished(self.id)
             self._download(name, folder)
 

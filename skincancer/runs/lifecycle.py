@@ -37,7 +37,7 @@ from skincancer.runs.artifacts import (
 from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment
 from skincancer.system.console import make_console
-from skincancer.system.credentials import format_error, shown
+from skincancer.system.credentials import format_error, mask_password
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive, owner_tags
 from skincancer.system.interrupts import Interrupted, uninterrupted
@@ -257,7 +257,7 @@ def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
         run = client.get_run(run_id)
     except MlflowException as error:
         raise RunError(
-            f"--resume {run_id}: there is no such run in {shown(client.tracking_uri)}; use another id."
+            f"--resume {run_id}: there is no such run in {mask_password(client.tracking_uri)}; use another id."
         ) from error
     if run.info.status == "FINISHED":
         raise RunError(f"--resume {run_id}: this run is FINISHED; start a new run instead.")

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from skincancer.errors import ConfigError, RunError
-from skincancer.system.credentials import hide, shown
+from skincancer.system.credentials import mask_password, mask_passwords
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -64,8 +64,8 @@ def check_registry(client: MlflowClient) -> None:
         client.search_registered_models(max_results=1)
     except MlflowException as error:
         raise RunError(
-            f"--register: the store {shown(client.tracking_uri)} has no model registry: {hide(error)}. Remove --register, or "
-            "use another store."
+            f"--register: the store {mask_password(client.tracking_uri)} has no model registry: {mask_passwords(error)}. Remove "
+            "--register, or use another store."
         ) from error
 
 
@@ -95,8 +95,8 @@ def register(client: MlflowClient, run_id: str, target: Target) -> str:
         client.set_tag(run_id, "registered_version", version)
     except (MlflowException, OSError) as error:
         raise RunError(
-            f"run {run_id} is finished and complete, but its model could not be registered as {target}: {hide(error)}. Register it in the "
-            "MLflow UI (python -m skincancer.ui)."
+            f"run {run_id} is finished and complete, but its model could not be registered as {target}: {mask_passwords(error)}. "
+            "Register it in the MLflow UI (python -m skincancer.ui)."
         ) from error
     return version
 
@@ -124,7 +124,9 @@ def find_version(client: MlflowClient, model: str) -> ModelVersion:
     try:
         registered = client.get_registered_model(name)
     except MlflowException as error:
-        raise RunError(f"{model}: there is no registered model {name!r} in {shown(client.tracking_uri)}") from error
+        raise RunError(
+            f"{model}: there is no registered model {name!r} in {mask_password(client.tracking_uri)}"
+        ) from error
     try:
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:

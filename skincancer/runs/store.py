@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from skincancer.errors import RunError
-from skincancer.system.credentials import hide, remember, shown
+from skincancer.system.credentials import mask_password, mask_passwords, remember_password
 from skincancer.system.paths import sqlite_path, sweeps_folder, tracking_uri, work_root
 
 
@@ -32,7 +32,7 @@ class RunStore:
         self.uri = tracking_uri(uri)
 
     def __str__(self) -> str:
-        return shown(self.uri)
+        return mask_password(self.uri)
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -106,7 +106,7 @@ def connect(uri: str | None) -> MlflowClient:
         RunError: the store cannot be opened.
     """
     uri = tracking_uri(uri)
-    remember(uri)
+    remember_password(uri)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
@@ -123,5 +123,7 @@ def connect(uri: str | None) -> MlflowClient:
             client.search_experiments(max_results=1)
         return client
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        reason = hide(getattr(error, "orig", None) or error)
-        raise RunError(f"the tracking store {shown(uri)} cannot be opened: {reason}. Check --tracking.uri.") from None
+        reason = mask_passwords(getattr(error, "orig", None) or error)
+        raise RunError(
+            f"the tracking store {mask_password(uri)} cannot be opened: {reason}. Check --tracking.uri."
+        ) from None

@@ -26,7 +26,7 @@ from skincancer.sweeps.request import Request, default_name
 from skincancer.sweeps.storage import storage_url
 from skincancer.sweeps.study import Sweep
 from skincancer.system.console import progress_bars
-from skincancer.system.credentials import shown
+from skincancer.system.credentials import mask_password
 
 
 def run_sweep(
@@ -53,7 +53,7 @@ def run_sweep(
     with progress_bars(console) as bars:
         data = prepare_data(
             experiment.data, mask_source(experiment.data, store), bars, task=experiment.task,
-            hand_crafted=experiment.model.is_hand_made,
+            hand_crafted=experiment.model.is_hand_crafted,
         )  # fmt: skip
     for closed in reap(store.client):
         console.print(f"closed run {closed} as KILLED: its process exited")
@@ -62,7 +62,7 @@ def run_sweep(
     record = SweepRecord(opened, name, data, console, request.places, store)
     with record.start(request.trials) as run:
         console.print(
-            f"study {name} in {shown(url)}; join from other machines with: {join_command(name, shown(url))}",
+            f"study {name} in {mask_password(url)}; join from other machines with: {join_command(name, mask_password(url))}",
             markup=False,
         )
         try:

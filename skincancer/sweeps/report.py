@@ -29,7 +29,7 @@ from skincancer.runs.store import RunStore
 from skincancer.sweeps.figures import sweep_figures
 from skincancer.sweeps.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts_towards_total
 from skincancer.system.console import is_live, make_table
-from skincancer.system.credentials import shown
+from skincancer.system.credentials import mask_password
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive
 from skincancer.system.yaml_files import dump_yaml
@@ -86,7 +86,7 @@ class SweepRecord:
             self.console.print(f"sweep {run.run_id} in {group}" + (" (resumed)" if before else ""))
             params = {
                 "experiment": base.name, "task": base.task, "dataset": base.data.dataset, "split": base.data.split,
-                "split_seed": base.data.split_seed, "seed": base.seed, "study": self.name, "storage": shown(self.sweep.url),
+                "split_seed": base.data.split_seed, "seed": base.seed, "study": self.name, "storage": mask_password(self.sweep.url),
                 "objective": self.objective, "sampler": plan.sampler, "pruner": plan.pruner, "search": json.dumps(plan.search),
             }  # fmt: skip
             run.log_params(params)

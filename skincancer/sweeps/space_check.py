@@ -102,7 +102,7 @@ def check_space(plan: Plan, places: Mapping[str, Any]) -> Checked:
                 f"search: {never[0]} has no effect at any point of the search space: {_plain(error)}"
             ) from error
     networks = {
-        (point.model.architecture, point.model.backbone, point.data.size, point.model.is_hand_made): point
+        (point.model.architecture, point.model.backbone, point.data.size, point.model.is_hand_crafted): point
         for point in resolved.values()
     }
     return Checked(list(networks.values()), unused)

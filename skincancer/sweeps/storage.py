@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from skincancer.errors import RunError
-from skincancer.system.credentials import hide, remember, shown
+from skincancer.system.credentials import mask_password, mask_passwords, remember_password
 
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 # Attempts to open a new database, because several workers may create its tables at the same time.
@@ -83,7 +83,7 @@ def open_storage(url: str) -> BaseStorage:
         RunError: The storage cannot be reached or written.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    remember(url)
+    remember_password(url)
     with storage_errors(url):
         if url.startswith("journal://"):
             path = Path(url.removeprefix("journal://"))
@@ -103,7 +103,7 @@ def _open_database(url: str, options: dict[str, Any]) -> RDBStorage:
         try:
             return kind(url, engine_kwargs=options)
         except RuntimeError as error:
-            raise RunError(f"the storage {shown(url)} is of another version of Optuna: {error}") from error
+            raise RunError(f"the storage {mask_password(url)} is of another version of Optuna: {error}") from error
         except SQLAlchemyError as error:
             # Optuna creates its tables without a lock, so another worker may be creating them.
             concurrent = re.search(
@@ -124,8 +124,8 @@ def _check_database(url: str, options: dict[str, Any]) -> None:
         engine.dispose()
     if "alembic_version" in tables and "version_info" not in tables:
         raise RunError(
-            f"the storage {shown(url)} is the database of another program (it has the tables {', '.join(sorted(tables)[:5])} …). Use "
-            "a separate database; nothing was changed."
+            f"the storage {mask_password(url)} is the database of another program (it has the tables {', '.join(sorted(tables)[:5])} …). "
+            "Use a separate database; nothing was changed."
         )
 
 
@@ -172,9 +172,9 @@ def storage_errors(url: str) -> Iterator[None]:
     except _RAISED as error:
         cause = error.__cause__ or error
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())
-        text = hide(text, url)
+        text = mask_passwords(text, url)
         raise RunError(
-            f"the storage {shown(url)} cannot be used: {text[:500]}. Fix the storage and rerun the same command; finished "
+            f"the storage {mask_password(url)} cannot be used: {text[:500]}. Fix the storage and rerun the same command; finished "
             "trials are kept."
         ) from None
 

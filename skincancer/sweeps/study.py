@@ -30,7 +30,7 @@ from skincancer.schema import TYPES
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.samplers import build_pruner, build_sampler
 from skincancer.sweeps.storage import open_storage, storage_errors
-from skincancer.system.credentials import hide, shown
+from skincancer.system.credentials import mask_password, mask_passwords
 from skincancer.system.hardware import owner_alive, owner_tags
 
 HEARTBEAT_SECONDS = 30.0
@@ -188,7 +188,7 @@ class Sweep:
             elif complete:
                 self.study.tell(trial, ended.value)
             else:
-                trial.set_user_attr(REASON, hide(ended.reason) or f"its objective is {ended.value}")
+                trial.set_user_attr(REASON, mask_passwords(ended.reason) or f"its objective is {ended.value}")
                 self.study.tell(trial, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             # Another worker has closed and repeated this trial, because this worker was silent for too long.
@@ -357,11 +357,11 @@ def create(url: str, name: str, plan: Plan, trials: int, *, maximize: bool) -> S
         stored = study.user_attrs.get("plan")
         if stored is None:
             raise ConfigError(
-                f"--study {name}: the study in {shown(url)} is not from skincancer, or its start was interrupted. Use another name."
+                f"--study {name}: the study in {mask_password(url)} is not from skincancer, or its start was interrupted. Use another name."
             )
         if differences := Plan(**stored).differences(plan):
             raise ConfigError(
-                f"--study {name} in {shown(url)} has other settings:\n  "
+                f"--study {name} in {mask_password(url)} has other settings:\n  "
                 + "\n  ".join(differences)
                 + "\nUse another --study, or the settings of the study."
             )
@@ -398,7 +398,7 @@ def join(
                 study = optuna.load_study(study_name=name, storage=storage)
                 if {"parent_run", "trials"} <= set(study.user_attrs):
                     return Sweep(study, url, joined=True)
-            missing = f"the study {name} has not been started in {shown(url)} (existing studies: {', '.join(names) or 'none'})"
+            missing = f"the study {name} has not been started in {mask_password(url)} (existing studies: {', '.join(names) or 'none'})"
             if time.monotonic() >= until:
                 break
             if not reported:

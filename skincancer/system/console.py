@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skincancer.errors import RunError, SkinCancerError
-from skincancer.system.credentials import hide
+from skincancer.system.credentials import mask_passwords
 from skincancer.system.interrupts import Interrupted
 
 # In a pipe a table is as wide as its content, so that no name is cut, unless COLUMNS is set.
@@ -118,7 +118,7 @@ def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
             verb(sys.argv[1:] if argv is None else argv)
         return 0
     except SkinCancerError as error:
-        make_console(stderr=True).print(Text(f"error: {hide(error)}"))
+        make_console(stderr=True).print(Text(f"error: {mask_passwords(error)}"))
         return 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
         make_console(stderr=True).print("interrupted; rerun the same command to start again")

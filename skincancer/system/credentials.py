@@ -1,6 +1,6 @@
 """Store addresses without their passwords, for output and logs.
 
-Call `remember(uri)` before opening a store. `hide` and tracebacks of this process then mask the password.
+Call `remember_password(uri)` before opening a store. `mask_passwords` and tracebacks of this process then mask the password.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _IN_QUERY = re.compile(r"([?&][^=&#]*(?:pass|secret|token)[^=&#]*=)([^&#]*)", re
 _known: set[str] = set()
 
 
-def shown(uri: str) -> str:
+def mask_password(uri: str) -> str:
     """Return an address with *** in place of its password."""
     return _IN_QUERY.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1:{HIDDEN}@", uri))
 
 
-def without_password(uri: str) -> str:
+def remove_password(uri: str) -> str:
     """Return an address for files, without its password."""
     return _IN_QUERY.sub(r"\1", _PASSWORD.sub(r"\1@", uri))
 
 
-def hide(text: object, *uris: str) -> str:
+def mask_passwords(text: object, *uris: str) -> str:
     """Mask the passwords of `uris` and remembered addresses in a text."""
     masked = str(text)
     for uri in uris:
-        masked = masked.replace(uri, shown(uri))
+        masked = masked.replace(uri, mask_password(uri))
     for secret in sorted(_known.union(*map(_secrets, uris)), key=len, reverse=True):
         masked = masked.replace(secret, HIDDEN)
     return masked
@@ -45,10 +45,10 @@ def format_error(error: BaseException) -> str:
 
     The message of an unexpected error starts with the type of the error.
     """
-    return hide(error if isinstance(error, SkinCancerError) else f"{type(error).__name__}: {error}")
+    return mask_passwords(error if isinstance(error, SkinCancerError) else f"{type(error).__name__}: {error}")
 
 
-def remember(uri: str) -> None:
+def remember_password(uri: str) -> None:
     """Mask the password of an address in later error output."""
     secrets = _secrets(uri)
     if secrets and not _known:
@@ -64,4 +64,4 @@ def _secrets(uri: str) -> set[str]:
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the traceback of an uncaught exception without passwords."""
-    sys.stderr.write(hide("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(mask_passwords("".join(traceback.format_exception(kind, error, trace))))

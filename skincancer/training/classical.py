@@ -51,7 +51,7 @@ def compute_inputs(
         WeightsError: the weights of the backbone are not available.
     """
     _check_lesions(experiment, data)
-    if experiment.model.is_hand_made:
+    if experiment.model.is_hand_crafted:
         assert data.features is not None, "prepare_data has measured them"
         return ClassicalInputs(data.features.columns(experiment.model.classical.features), data.features)
     backbone, loaded = first_backbone(experiment, checkpoint)

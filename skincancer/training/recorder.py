@@ -224,7 +224,7 @@ class FitRecorder:
         if self.inputs and self.inputs.measured:
             run.write_table(artifacts.MASKS_FILE, self.inputs.measured.table[["image_id", "masks"]])
         segmenter_id = segmenter_run(settings.masks)
-        if segmenter_id and (settings.crop or self.experiment.model.is_hand_made):
+        if segmenter_id and (settings.crop or self.experiment.model.is_hand_crafted):
             # The copy serves `predict --run` and `data.masks` on machines without the run of the segmenter.
             segmenter = FinishedRun(segmenter_id, self.store)
             for name in artifacts.SEGMENTER_FILES:
@@ -326,7 +326,7 @@ class FitRecorder:
 
     def _log_model(self) -> None:
         experiment = self.experiment
-        takes_masks = experiment.data.crop or experiment.model.is_hand_made
+        takes_masks = experiment.data.crop or experiment.model.is_hand_crafted
         signature = serving.signature(self.outcome.classes, TASKS[experiment.task].has_masks, takes_masks)
         more = () if experiment.model.is_network else ("scikit-learn", "scikit-image", "skops")
         with uninterrupted():

@@ -42,7 +42,7 @@ def train(
         registry.check_registry(client)
 
     with progress_bars(console) as bars:
-        masks, hand_crafted = mask_source(experiment.data, store), experiment.model.is_hand_made
+        masks, hand_crafted = mask_source(experiment.data, store), experiment.model.is_hand_crafted
         data = prepare_data(experiment.data, masks, bars, task=experiment.task, hand_crafted=hand_crafted)
     if network:
         ranks = count_ranks(experiment.trainer)

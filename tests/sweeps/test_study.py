@@ -545,10 +545,10 @@ def test_no_url_is_told_without_repeating_it():
 
 def test_a_servers_password_is_hidden(server):
     url = postgres.new_database(server)
-    assert credentials.shown(url).count("***") == 1
+    assert credentials.mask_password(url).count("***") == 1
     for secret in (postgres.PASSWORD, quote(postgres.PASSWORD, safe="")):
-        assert secret not in credentials.shown(url)
-    assert "hunter2" not in credentials.shown("postgresql+psycopg://host/x?password=hunter2")
+        assert secret not in credentials.mask_password(url)
+    assert "hunter2" not in credentials.mask_password("postgresql+psycopg://host/x?password=hunter2")
     wrong = url.replace(quote(postgres.PASSWORD, safe=""), "hunter2")
     with pytest.raises(RunError, match="password authentication failed") as caught:
         storage.open_storage(wrong)

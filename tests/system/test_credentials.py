@@ -12,7 +12,7 @@ from skincancer.errors import RunError
 from skincancer.runs.artifacts import config_to_keep
 from skincancer.runs.lifecycle import start_run
 from skincancer.runs.store import RunStore, connect
-from skincancer.system.credentials import hide, remember, shown, without_password
+from skincancer.system.credentials import mask_password, mask_passwords, remember_password, remove_password
 from skincancer.system.yaml_files import dump_yaml
 
 WRONG = "http://me:hunter2@127.0.0.1:1"
@@ -29,8 +29,8 @@ WRONG = "http://me:hunter2@127.0.0.1:1"
     ],
 )  # fmt: skip
 def test_password_is_masked_or_removed(uri, masked, kept):
-    assert shown(uri) == masked
-    assert without_password(uri) == kept
+    assert mask_password(uri) == masked
+    assert remove_password(uri) == kept
 
 
 @pytest.mark.parametrize(
@@ -38,16 +38,16 @@ def test_password_is_masked_or_removed(uri, masked, kept):
     ["sqlite:////a/b@c/mlflow.db", "http://host:5000/a@b", "https://me@host", "journal:///a:b@c/x.journal", "databricks", "postgresql://host/x"],
 )  # fmt: skip
 def test_address_without_password_does_not_change(uri):
-    assert shown(uri) == without_password(uri) == uri
+    assert mask_password(uri) == remove_password(uri) == uri
 
 
 def test_every_encoding_of_a_password_is_masked_in_errors():
     uri = "postgresql://me:p%40ss%2Fw@host/x"
-    message = hide(RuntimeError(f"{uri}: no p@ss/w, no p%40ss%2Fw"), uri)
+    message = mask_passwords(RuntimeError(f"{uri}: no p@ss/w, no p%40ss%2Fw"), uri)
     assert message == "postgresql://me:***@host/x: no ***, no ***"
-    assert hide("no hunter3") == "no hunter3"
-    remember("http://me:hunter3@host")
-    assert hide("no hunter3") == "no ***"
+    assert mask_passwords("no hunter3") == "no hunter3"
+    remember_password("http://me:hunter3@host")
+    assert mask_passwords("no hunter3") == "no ***"
 
 
 def test_error_of_an_unreachable_store_contains_no_password(monkeypatch):
@@ -73,9 +73,7 @@ def test_verbs_do_not_print_the_password_of_an_unreachable_server(verb, tmp_path
 
 
 def test_traceback_contains_no_password():
-    code = (
-        f"from skincancer.system.credentials import remember; remember({WRONG!r}); raise OSError('no way to {WRONG}')"
-    )
+    code = f"from skincancer.system.credentials import remember_password; remember_password({WRONG!r}); raise OSError('no way to {WRONG}')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "OSError: no way to http://me:***@127.0.0.1:1" in done.stderr
@@ -92,7 +90,7 @@ def test_saved_config_contains_no_password(tmp_path: Path):
 
 def test_status_of_a_run_contains_no_password(store):
     client = connect(None)
-    remember(WRONG)
+    remember_password(WRONG)
     with (
         pytest.raises(OSError, match="no way"),
         start_run(RunStore(None), "demo", "x", {"kind": "fit"}, system_metrics=False) as run,
