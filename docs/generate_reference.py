@@ -15,7 +15,7 @@ from skincancer.schema import Experiment
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """# Keys of an experiment
 
-Every key can stand in an experiment file, and on the command line as a flag: `--data.split 70:30`.
+Set a key in an experiment file, or on the command line as a flag: `--data.split 70:30`.
 
 This page is generated from `skincancer/schema.py`. Do not edit it; run `python docs/generate_reference.py`.
 """
