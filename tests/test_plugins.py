@@ -227,7 +227,9 @@ def test_ranks_import_the_plugin(clinic, tiny_demo, store):
     assert sorted((row["rank"], row["epoch"]) for row in rows) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def test_prepare_knows_the_data_set_of_a_plugin(clinic, tiny_demo, store, capsys):
+def test_prepare_knows_the_data_set_of_a_plugin(clinic, tiny_demo, store, capsys, tmp_path, monkeypatch):
+    # The verdict of the audit would be reported by every later fit on the tiny demo.
+    monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path / "cache"))
     assert prepare.main(["--plugin=clinic_parts", "--list"]) == 0
     assert "Our clinic" in capsys.readouterr().out
     assert prepare.main(["clinic", "--plugin", "clinic_parts", f"--data.root={tiny_demo}"]) == 0
@@ -340,7 +342,7 @@ def test_a_backbone_of_a_plugin_has_no_imagenet_weights(clinic, tiny_demo, store
 def test_a_callback_that_is_none(write_plugin, tiny_demo, store, capsys):
     write_plugin("dict_parts", "import skincancer.plugins as p\np.register_callback('dict')(lambda: {})\n")
     shown = error_of(capsys, fit.main, EXPERIMENT, *TINY_FIT, f"--data.root={tiny_demo}", "--plugin=dict_parts")
-    assert "the callback dict of a plugin gives dict; expected pytorch_lightning.Callback." in shown
+    assert "the callback dict is dict; expected pytorch_lightning.Callback. Fix the plugin." in shown
 
 
 # ------------------------------------------------------------------------------------------------------- where they are named
@@ -545,7 +547,7 @@ def test_a_metric_is_logged_monitored_and_compared(write_plugin, tiny_demo, stor
     assert "kappa" in (folder / "report.html").read_text()
 
     forget("kappas")
-    assert "--metric is 'kappa'; choose from" in error_of(
+    assert "--metric is 'kappa'; use one of" in error_of(
         capsys, compare.main, EXPERIMENT.replace("experiment", "experiments"), "--metric=kappa"
     )
     assert compare.main(["--runs", run.info.run_id, "--metric", "kappa", "--out=together"]) == 0

@@ -196,7 +196,9 @@ def test_malignant_vs_benign_refuses_what_it_does_not_know(tmp_path: Path) -> No
     with pytest.raises(DataError, match="test/malignant"):
         load("malignant_vs_benign", tmp_path)
     put(tmp_path, "test/malignant/1.jpg", "test/unsure/1.jpg")
-    with pytest.raises(DataError, match="'unsure' of 1 images"):
+    with pytest.raises(
+        DataError, match=r"the diagnosis of 1 images .* is 'unsure'; expected one of the classes benign, malignant"
+    ):
         load("malignant_vs_benign", tmp_path)
 
 

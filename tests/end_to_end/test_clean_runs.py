@@ -199,7 +199,7 @@ def test_evaluate_cleans_as_the_run_did(run):
 
 def test_an_evaluation_takes_no_other_cleaning(run, capsys):
     assert evaluate.main(["--run", run.info.run_id, "--data.clean=[hair]"]) == 2
-    assert "--data.clean: an evaluation takes the run's own" in capsys.readouterr().err
+    assert "--data.clean is fixed by the run to ['frame', 'hair', 'colour']" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -300,7 +300,7 @@ def test_show_clean_writes_a_sheet_with_what_was_found(tiny_demo, tmp_path, caps
     assert marked > 50, "hair is marked"
     assert "checked images, artefacts are found by hair in" in printed
     assert prepare.main(arguments) == 2
-    assert "--show clean shows what --data.clean does" in capsys.readouterr().err
+    assert "--show clean requires cleaning steps: hair" in capsys.readouterr().err
 
 
 def test_show_clean_shows_images_where_a_step_acts(tmp_path, capsys, monkeypatch):
@@ -315,7 +315,7 @@ def test_show_clean_shows_images_where_a_step_acts(tmp_path, capsys, monkeypatch
     (tmp_path / "index.csv").write_text("\n".join(rows))
     shown = []
     monkeypatch.setattr(
-        "skincancer.visualization.contact_sheets.clean_sheet", lambda images, steps, path, titles: shown.extend(titles)
+        "skincancer.visualization.previews.clean_sheet", lambda images, steps, path, titles: shown.extend(titles)
     )
     arguments = ["csv", f"--data.root={tmp_path}", "--data.size=16", "--show=clean", "--data.clean=[frame,hair]"]
     assert prepare.main([*arguments, f"--out={tmp_path / 'sheet.png'}"]) == 0

@@ -271,7 +271,7 @@ def test_an_evaluation_of_its_own_test_part_gives_its_own_metrics(run, artifacts
     assert evaluate.main([f"--run={run.info.run_id}", "--map", "a=b", "c=d"]) == 2
     assert "--map is for classes" in capsys.readouterr().err
     assert evaluate.main(["--run", run.info.run_id, str(artifacts)]) == 1
-    assert "an ensemble of classifiers" in capsys.readouterr().err
+    assert "--run names 2 runs of the tasks segmentation; expected classifiers." in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

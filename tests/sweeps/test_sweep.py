@@ -169,14 +169,14 @@ def test_a_second_start_adds_nothing_and_a_larger_total_goes_on(there, tiny_demo
     assert len(pd.read_csv(artifact(again, "trials.csv"))) == 4
     capsys.readouterr()
     assert sweep.main([*same, "--trials=3"]) == 2
-    assert "4 trials of the study three have ended" in capsys.readouterr().err
+    assert "4 trials of the study three have already ended" in capsys.readouterr().err
     # another machine, or this one before it lost its power, is at it; or was, a long while ago
     client = connect(None)
     client.update_run(parent.info.run_id, status="RUNNING")
     tags = {"boot_id": "another", "heartbeat": "2020-01-01T00:00:00+00:00"}
     client.set_tag(parent.info.run_id, "boot_id", tags["boot_id"])
     assert sweep.main([*same, "--trials=5"]) == 1
-    assert "which cannot be seen from here" in capsys.readouterr().err
+    assert "which is not visible from this machine" in capsys.readouterr().err
     assert len(pd.read_csv(artifact(again, "trials.csv"))) == 4
     client.set_tag(parent.info.run_id, "heartbeat", tags["heartbeat"])
     assert sweep.main([*same, "--trials=5"]) == 0
@@ -634,7 +634,7 @@ def test_a_worker_that_cannot_read_all_that_the_sweep_can_is_refused(tiny_demo, 
     train, val = len(data.rows("train")), len(data.rows("val"))
     said = capsys.readouterr().err
     assert f"images is {train} to train on, {val - 1} to validate on (" in said
-    assert f"the study has {train} to train on, {val} to validate on (" in said
+    assert f"expected {train} to train on, {val} to validate on (" in said
 
 
 def test_a_worker_without_the_sweeps_store_is_refused(one, tmp_path, store, capsys):

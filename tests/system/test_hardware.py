@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from skincancer.errors import ConfigError
+from skincancer.errors import RunError
 from skincancer.inference import model
 from skincancer.models import deep_features
 
@@ -39,7 +39,7 @@ def test_loading_a_model_on_a_cpu_keeps_freed_memory(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "keep_freed_memory", lambda: callers.append("model"))
         monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
     # The memory setting precedes the error about the missing files.
-    with pytest.raises(ConfigError):
+    with pytest.raises(RunError):
         model.TrainedModel(tmp_path)
     assert callers == ["model"]
     deep_features.DeepFeatures("resnet18", deep_features.torch.nn.Identity())
