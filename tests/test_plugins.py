@@ -1,6 +1,5 @@
 """Plugins: parts of a user, registered by a module outside the package, from the first check to a finished run."""
 
-import copy
 import importlib
 import json
 import re
@@ -88,7 +87,7 @@ EXPERIMENT = "--experiment=densenet169_undersample"
 def write_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
     """A writer of modules into the working directory; afterwards all that plugins registered is removed."""
     state = {kind: getattr(importlib.import_module(module), name) for kind, (module, name, _) in plugins._KINDS.items()}
-    before = {kind: copy.copy(registry) for kind, registry in state.items()}
+    before = {kind: set(registry) for kind, registry in state.items()}
     names: list[str] = []
 
     def write(name: str, text: str) -> Path:
@@ -103,8 +102,8 @@ def write_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     monkeypatch.setattr(plugins, "_loaded", set())
     yield write
     for kind, registry in state.items():
-        registry.clear()
-        registry.update(before[kind])
+        for name in set(registry) - before[kind]:
+            del registry[name]
     for name in names:
         sys.modules.pop(name, None)
 
