@@ -5,38 +5,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import signal
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from matplotlib.figure import Figure
-from PIL import Image
 from rich.console import Console
 
 from skincancer import compare, evaluate, fit, sweep
-from skincancer.comparison.figures import draw_all
 from skincancer.comparison.request import Request
-from skincancer.comparison.tables import Comparison
 from skincancer.config import experiments
 from skincancer.config.cli import build_parser, parse_layer
 from skincancer.config.resolve import resolve
 from skincancer.data.catalog import DATASETS
-from skincancer.data.datamodule import LesionDataModule
-from skincancer.data.prepare import PreparedData, prepare_data
+from skincancer.data.prepare import prepare_data
 from skincancer.errors import ConfigError, nearest
-from skincancer.imaging.decode import ImageFile
-from skincancer.inference.image_files import find_images
 from skincancer.inference.model import mask_source
-from skincancer.inference.predictor import Predictor, load_predictor
+from skincancer.inference.predictor import load_predictor
 from skincancer.plugins import load_plugins
+from skincancer.results import ComparedRuns, FinishedSweep, Model, PreparedDataset
 from skincancer.runs.artifacts import BEST_FILE, TRIALS_FILE, config_to_keep
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.search import search_runs
@@ -44,24 +32,9 @@ from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment, flatten
 from skincancer.sweeps.request import Request as SweepRequest
 from skincancer.system.console import make_console, progress_bars
-from skincancer.system.interrupts import Interrupted, signals_as_interrupts
+from skincancer.system.interrupts import keyboard_interrupts
 from skincancer.system.yaml_files import dump_yaml, load_yaml
 from skincancer.training.resume import load_resumed
-from skincancer.training.trainer import build_datamodule
-
-ImageInput = str | Path | npt.NDArray[np.uint8]
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """End a run as KILLED on SIGINT, then raise the exception that notebooks expect."""
-    try:
-        with signals_as_interrupts():
-            yield
-    except Interrupted as interrupt:
-        if interrupt.signum == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        raise SystemExit(interrupt.exit_code) from None
 
 
 def list_experiments() -> pd.DataFrame:
@@ -96,41 +69,6 @@ def load_experiment(experiment: str | Path, values: Mapping[str, Any] | None = N
     return loaded
 
 
-@dataclass(frozen=True)
-class PreparedDataset:
-    """Images of an experiment, decoded and split: index, subsets and image store."""
-
-    experiment: Experiment
-    prepared: PreparedData
-
-    @property
-    def index(self) -> pd.DataFrame:
-        """One row per image: metadata, `label` and `role`.
-
-        `label` is the number of the class, -1 without a class. `role` is train, val, test or "" for an image in no subset.
-        """
-        return self.prepared.index
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in label order."""
-        return self.prepared.classes
-
-    @property
-    def split_table(self) -> pd.DataFrame:
-        """Content of split.csv of a run: the subset of each image."""
-        return self.prepared.split_table
-
-    @property
-    def images(self) -> npt.NDArray[np.uint8]:
-        """Input images in index order, memory-mapped uint8 (N, S, S, 3), RGB."""
-        return self.prepared.store.images
-
-    def datamodule(self) -> LesionDataModule:
-        """Return a Lightning data module with the balance and the augmentation of the experiment."""
-        return build_datamodule(self.experiment, self.prepared)
-
-
 def prepare_dataset(experiment: Experiment) -> PreparedDataset:
     """Read, check, split and decode the images of an experiment.
 
@@ -139,7 +77,7 @@ def prepare_dataset(experiment: Experiment) -> PreparedDataset:
         DataError: the data are missing, have another layout, or contain unreadable files.
     """
     store, hand_crafted = RunStore(experiment.tracking.uri), experiment.model.is_hand_crafted
-    with _interruptible(), progress_bars(make_console()) as bars:
+    with keyboard_interrupts(), progress_bars(make_console()) as bars:
         masks = mask_source(experiment.data, store) if experiment.data.crop or hand_crafted else None
         prepared = prepare_data(experiment.data, masks, bars, task=experiment.task, hand_crafted=hand_crafted)
     return PreparedDataset(experiment, prepared)
@@ -157,7 +95,7 @@ def fit_experiment(experiment: Experiment, *, register: str | None = None) -> Fi
     Raises:
         SkinCancerError: data, weights or devices cannot be used, or the run failed.
     """
-    with _interruptible():
+    with keyboard_interrupts():
         run_id = fit.fit(experiment, register=register)
     return FinishedRun(run_id, RunStore(experiment.tracking.uri))
 
@@ -173,7 +111,7 @@ def resume_run(run_id: str, *, uri: str | None = None) -> FinishedRun:
         RunError: the run is unknown, finished, or still running.
     """
     flags = {} if uri is None else {"tracking.uri": uri}
-    with _interruptible():
+    with keyboard_interrupts():
         fit.fit(load_resumed(run_id, None, flags, fit.make_parser(), RunStore(uri)), resume=run_id)
     return FinishedRun(run_id, RunStore(uri))
 
@@ -223,71 +161,6 @@ def find_runs(*, kind: str = "fit", uri: str | None = None, **params: Any) -> pd
     return table.reset_index(drop=True)
 
 
-@dataclass(frozen=True)
-class Model:
-    """Model of a finished run: predictions, and the predictor for large numbers of images."""
-
-    predictor: Predictor
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the probabilities, none for a segmenter."""
-        return self.predictor.model.classes
-
-    def predict(self, images: ImageInput | Sequence[ImageInput], *, masks: bool = False) -> pd.DataFrame:
-        """Predict images.
-
-        Args:
-            images: paths of image files or folders, and arrays uint8 (H, W, 3), RGB.
-            masks: add the column `mask` with arrays bool (H, W) of the original size.
-
-        Returns:
-            One row per image: `image` (path, or number of the array), `prediction` and `p_<class>` for classes, `lesion_share` for
-            masks, and `error` ("" for an image that could be read).
-
-        Raises:
-            ConfigError: `masks` for a classifier, or an array of another type or shape.
-            DataError: a path does not exist, or a folder contains no image.
-        """
-        segments = self.predictor.model.segments
-        if masks and not segments:
-            raise ConfigError("predict: masks is True, but the model is a classifier. Use the run of a segmenter.")
-        names, files = _image_files([images] if isinstance(images, str | Path | np.ndarray) else images)
-        rows = []
-        with _interruptible():
-            for name, prediction in zip(names, self.predictor.predict(files), strict=True):
-                row: dict[str, Any] = {"image": name}
-                if prediction.probability is not None:
-                    row["prediction"] = self.classes[int(prediction.probability.argmax())]
-                    row |= {f"p_{label}": p for label, p in zip(self.classes, prediction.probability, strict=True)}
-                if segments and not prediction.error:
-                    mask = self.predictor.mask(prediction)
-                    row |= {"lesion_share": mask.mean(), **({"mask": mask} if masks else {})}
-                rows.append({**row, "error": prediction.error})
-        table = pd.DataFrame(rows)
-        return table[[name for name in table if name != "error"] + ["error"]]
-
-
-def _image_files(images: Sequence[ImageInput]) -> tuple[list[str | int], list[ImageFile]]:
-    names: list[str | int] = []
-    files: list[ImageFile] = []
-    for number, image in enumerate(images):
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-                raise ConfigError(
-                    f"predict: image {number} is {image.dtype} {image.shape}; expected uint8 (H, W, 3), RGB. Convert the array."
-                )
-            content = io.BytesIO()
-            Image.fromarray(image).save(content, "png", compress_level=1)
-            names.append(number)
-            files.append(content.getvalue())
-        else:
-            paths = [path for _, path in find_images([image])]
-            names += paths
-            files += map(Path, paths)
-    return names, files
-
-
 def load_model(run: str | Path, *, masks: str | None = None, uri: str | None = None) -> Model:
     """Load the model of a finished run.
 
@@ -326,38 +199,11 @@ def evaluate_run(
         SkinCancerError: the data or the run cannot be used, or the classes cannot be mapped.
     """
     runs = [run] if isinstance(run, str) else list(run)
-    with _interruptible():
+    with keyboard_interrupts():
         run_id = evaluate.evaluate(
             runs, values, part=part, mapping=mapping, prevalence=prevalence, near_duplicates=near_duplicates, uri=uri,
         )  # fmt: skip
     return FinishedRun(run_id, RunStore(uri))
-
-
-@dataclass(frozen=True)
-class ComparedRuns:
-    """Comparison of finished runs, logged in MLflow as the run `run_id`."""
-
-    run_id: str
-    comparison: Comparison
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row per experiment, split and metric: value with 95 % interval."""
-        return self.comparison.table
-
-    @property
-    def pairs(self) -> pd.DataFrame:
-        """One row per pair of experiments and split, with paired tests.
-
-        Columns: difference of the metric with 95 % interval, p values.
-        """
-        return self.comparison.pairs
-
-    def figures(self) -> dict[str, Figure]:
-        """Return the figures of the comparison by name."""
-        metric = self.comparison.metrics[0]
-        rows = self.table[self.table["metric"] == metric]
-        return draw_all(self.comparison.entries, rows, metric, title=f"{metric} · {self.comparison.dataset}")
 
 
 def compare_runs(
@@ -376,20 +222,11 @@ def compare_runs(
         RunError: a run is unknown, unfinished, or cannot be compared with the others.
     """
     metrics = (metric,) if isinstance(metric, str) else tuple(metric)
-    with _interruptible():
+    with keyboard_interrupts():
         run_id, comparison = compare.compare(
             Request(runs=tuple(runs), metrics=metrics, uri=uri), out=out, console=Console(quiet=True)
         )
     return ComparedRuns(run_id, comparison)
-
-
-@dataclass(frozen=True)
-class FinishedSweep:
-    """Sweep: its run, one row per trial, and the experiment of the best trial."""
-
-    run: FinishedRun
-    trials: pd.DataFrame
-    best_experiment: Experiment
 
 
 def sweep_experiment(
@@ -412,7 +249,7 @@ def sweep_experiment(
     Raises:
         SkinCancerError: the space, the data or the storage cannot be used, or the first trials failed.
     """
-    with tempfile.TemporaryDirectory() as folder, _interruptible():
+    with tempfile.TemporaryDirectory() as folder, keyboard_interrupts():
         file = Path(folder) / f"{experiment.name}.yaml"
         file.write_text(dump_yaml(config_to_keep(experiment)), encoding="utf-8")
         flags = {} if experiment.tracking.uri is None else {"tracking.uri": experiment.tracking.uri}

@@ -86,6 +86,23 @@ def signals_as_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def keyboard_interrupts() -> Iterator[None]:
+    """Record an interrupted run as KILLED, then raise the exceptions that a notebook expects.
+
+    Raises:
+        KeyboardInterrupt: SIGINT arrived.
+        SystemExit: SIGTERM arrived.
+    """
+    try:
+        with signals_as_interrupts():
+            yield
+    except Interrupted as interrupt:
+        if interrupt.signum == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(interrupt.exit_code) from None
+
+
 def ignore_signals() -> None:
     """Ignore SIGINT and SIGTERM until the end of `signals_as_interrupts`.
 
