@@ -23,8 +23,9 @@ VERBS = {
     "ui": ("Show the runs in the browser", "skincancer ui"),
 }
 _COMPLETION = "--print-completion"
-_NOTES = f"""Flags and values of a verb: skincancer VERB --help. Version: skincancer --version.
-Completion in the shell: skincancer {_COMPLETION} bash > ~/.local/share/bash-completion/completions/skincancer (or zsh, fish, tcsh)."""
+_NOTES = f"""Flags and values of a verb: skincancer VERB --help
+Version: skincancer --version
+Completion (bash, zsh, fish or tcsh): skincancer {_COMPLETION} bash"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,16 +25,18 @@ from skincancer.inference.model import mask_source
 from skincancer.inference.predictor import load_predictor
 from skincancer.plugins import load_plugins
 from skincancer.results import ComparedRuns, FinishedSweep, Model, PreparedDataset
-from skincancer.runs.artifacts import BEST_FILE, TRIALS_FILE, config_to_keep
+from skincancer.runs.artifacts import BEST_FILE, CONFIG_FILE, TRIALS_FILE, config_to_keep
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.search import search_runs
 from skincancer.runs.store import RunStore
 from skincancer.schema import Experiment, flatten
 from skincancer.sweeps.request import Request as SweepRequest
-from skincancer.system.console import make_console, progress_bars
+from skincancer.system.console import make_console, progress_bars, warn
 from skincancer.system.interrupts import keyboard_interrupts
 from skincancer.system.yaml_files import dump_yaml, load_yaml
 from skincancer.training.resume import load_resumed
+
+KINDS = ("fit", "trial", "sweep", "evaluate", "compare")
 
 
 def list_experiments() -> pd.DataFrame:
@@ -49,6 +51,23 @@ def list_datasets() -> pd.DataFrame:
     return table.assign(tasks=table["tasks"].map(" ".join), classes=table["classes"].map(" ".join))
 
 
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the keys and types of values, after the import of their plugins."""
+    plugins = values.get("plugins", ())
+    if isinstance(plugins, str):
+        raise ConfigError(f"values: plugins is {plugins!r}; expected a list. Use [{plugins!r}].")
+    load_plugins(plugins)
+    parse_layer(build_parser("skincancer", ""), values, "values")
+    return dict(values)
+
+
+def _require_experiment(experiment: Experiment) -> None:
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(
+            f"experiment is {experiment!r}; expected an Experiment. Use skincancer.load_experiment({experiment!r})."
+        )
+
+
 def load_experiment(experiment: str | Path, values: Mapping[str, Any] | None = None) -> Experiment:
     """Return an experiment with its values checked.
 
@@ -59,11 +78,8 @@ def load_experiment(experiment: str | Path, values: Mapping[str, Any] | None = N
     Raises:
         ConfigError: a name, key, type or value is wrong.
     """
-    values = dict(values or {})
-    load_plugins(values.get("plugins", ()))
-    parser = build_parser("skincancer", "")
-    parse_layer(parser, values, "values")
-    loaded, notes = resolve(str(experiment), values, parser)
+    values = _checked(values or {})
+    loaded, notes = resolve(str(experiment), values)
     for note in notes:
         make_console().print(note, markup=False)
     return loaded
@@ -76,6 +92,7 @@ def prepare_dataset(experiment: Experiment) -> PreparedDataset:
         ConfigError: the split or the target does not fit the data.
         DataError: the data are missing, have another layout, or contain unreadable files.
     """
+    _require_experiment(experiment)
     store, hand_crafted = RunStore(experiment.tracking.uri), experiment.model.is_hand_crafted
     with keyboard_interrupts(), progress_bars(make_console()) as bars:
         masks = mask_source(experiment.data, store) if experiment.data.crop or hand_crafted else None
@@ -95,6 +112,7 @@ def fit_experiment(experiment: Experiment, *, register: str | None = None) -> Fi
     Raises:
         SkinCancerError: data, weights or devices cannot be used, or the run failed.
     """
+    _require_experiment(experiment)
     with keyboard_interrupts():
         run_id = fit.fit(experiment, register=register)
     return FinishedRun(run_id, RunStore(experiment.tracking.uri))
@@ -126,7 +144,11 @@ def load_run(run: str | Path, *, uri: str | None = None) -> FinishedRun:
     Raises:
         RunError: the run is unknown or not finished.
     """
-    return FinishedRun(run, RunStore(uri))
+    opened = FinishedRun(run, RunStore(uri))
+    if opened.is_folder:
+        # A folder without config.yaml is not the folder of a run.
+        opened.file(CONFIG_FILE)
+    return opened
 
 
 def find_runs(*, kind: str = "fit", uri: str | None = None, **params: Any) -> pd.DataFrame:
@@ -143,6 +165,8 @@ def find_runs(*, kind: str = "fit", uri: str | None = None, **params: Any) -> pd
     Raises:
         ConfigError: no run has a param of this name.
     """
+    if kind not in KINDS:
+        raise ConfigError(f"find_runs: kind is {kind!r}; expected one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
     rows = [
         {
             "run_id": run.info.run_id, "start": pd.Timestamp(run.info.start_time, unit="ms"), **run.data.params,
@@ -178,14 +202,15 @@ def load_model(run: str | Path, *, masks: str | None = None, uri: str | None = N
 
 
 def evaluate_run(
-    run: str | Sequence[str], values: Mapping[str, Any], *, part: str = "all", mapping: Mapping[str, Sequence[str]] | None = None,
+    run: str | Sequence[str], values: Mapping[str, Any] | None = None, *, part: str = "all",
+    mapping: Mapping[str, Sequence[str]] | None = None,
     prevalence: float | None = None, near_duplicates: str = "exclude", uri: str | None = None,
 ) -> FinishedRun:  # fmt: skip
     """Test a finished run, or an ensemble of runs, on other data.
 
     Args:
         run: run id or folder of artifacts. Several classifiers are an ensemble with averaged probabilities.
-        values: dotted keys of the data, such as {"data.dataset": "ph2"}.
+        values: dotted keys of the data, such as {"data.dataset": "ph2"} (default: the data of the first run).
         part: all images, or the test set of the split (test).
         mapping: target class to classes of the run and of the data (default: by name).
         prevalence: share of the positive class in the target population (default: as in the images).
@@ -198,7 +223,7 @@ def evaluate_run(
     Raises:
         SkinCancerError: the data or the run cannot be used, or the classes cannot be mapped.
     """
-    runs = [run] if isinstance(run, str) else list(run)
+    runs, values = [run] if isinstance(run, str) else list(run), _checked(values or {})
     with keyboard_interrupts():
         run_id = evaluate.evaluate(
             runs, values, part=part, mapping=mapping, prevalence=prevalence, near_duplicates=near_duplicates, uri=uri,
@@ -221,12 +246,17 @@ def compare_runs(
         ConfigError: an unknown metric.
         RunError: a run is unknown, unfinished, or cannot be compared with the others.
     """
+    if isinstance(runs, str):
+        raise ConfigError(f"compare_runs: runs is {runs!r}; expected a list of run ids. Use [{runs!r}, …].")
     metrics = (metric,) if isinstance(metric, str) else tuple(metric)
     with keyboard_interrupts():
         run_id, comparison = compare.compare(
             Request(runs=tuple(runs), metrics=metrics, uri=uri), out=out, console=Console(quiet=True)
         )
-    return ComparedRuns(run_id, comparison)
+    result = ComparedRuns(run_id, comparison)
+    if result.warnings:
+        warn(make_console(), "read these warnings before you use the values", "\n".join(result.warnings))
+    return result
 
 
 def sweep_experiment(
@@ -249,6 +279,7 @@ def sweep_experiment(
     Raises:
         SkinCancerError: the space, the data or the storage cannot be used, or the first trials failed.
     """
+    _require_experiment(experiment)
     with tempfile.TemporaryDirectory() as folder, keyboard_interrupts():
         file = Path(folder) / f"{experiment.name}.yaml"
         file.write_text(dump_yaml(config_to_keep(experiment)), encoding="utf-8")

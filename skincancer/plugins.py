@@ -190,13 +190,16 @@ def _load(name: str, remedy: str = "") -> None:
         raise ConfigError(
             "plugin __main__: a script or a notebook registered parts of this run. Move them into a module, and name it with --plugin."
         )
+    if name.endswith(".py"):
+        raise ConfigError(f"plugin {name}: expected the name of a module. Use --plugin {name.removesuffix('.py')}.")
     if os.getcwd() not in sys.path and "" not in sys.path:
         # The console command does not do this by itself, and `python -m` does.
         sys.path.insert(0, os.getcwd())
     _loading.append(name)
     try:
         importlib.import_module(name)
-    except Exception as error:
+    # A plugin that calls sys.exit would end the command without a message.
+    except (Exception, SystemExit) as error:
         _forget(name)
         if isinstance(error, ConfigError):
             raise ConfigError(f"{error}{remedy}") from error
@@ -211,14 +214,14 @@ def _load(name: str, remedy: str = "") -> None:
     _loaded.add(name)
 
 
-def describe_error(error: Exception) -> str:
+def describe_error(error: BaseException) -> str:
     """Describe an error in a user's code with file and line."""
     file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else _place(error)
     message = error.msg if isinstance(error, SyntaxError) else error
     return f"{type(error).__name__}: {message} ({file}, line {line})"
 
 
-def _place(error: Exception) -> tuple[str, int | None]:
+def _place(error: BaseException) -> tuple[str, int | None]:
     frames = traceback.extract_tb(error.__traceback__)
     libraries = ("<", str(Path(__file__).parent), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
     own = [frame for frame in frames if not frame.filename.startswith(libraries)]

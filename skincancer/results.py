@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from skincancer.comparison.figures import draw_all
+from skincancer.comparison.report import warnings
 from skincancer.comparison.tables import Comparison
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.prepare import PreparedData
@@ -80,7 +81,7 @@ class Model:
         """Predict images.
 
         Args:
-            images: paths of image files or folders, and arrays uint8 (H, W, 3), RGB.
+            images: paths of image files or folders, and arrays uint8 (H, W, 3), RGB. One array (N, H, W, 3) is N images.
             masks: add the column `mask` with arrays bool (H, W) of the original size.
 
         Returns:
@@ -94,7 +95,11 @@ class Model:
         segments = self.predictor.model.segments
         if masks and not segments:
             raise ConfigError("predict: masks is True, but the model is a classifier. Use the run of a segmenter.")
-        names, files = _image_files([images] if isinstance(images, str | Path | np.ndarray) else images)
+        if isinstance(images, np.ndarray):
+            images = list(images) if images.ndim == 4 else [images]
+        names, files = _image_files([images] if isinstance(images, str | Path) else images)
+        columns = ["image", *(["prediction", *(f"p_{label}" for label in self.classes)] if self.classes else [])]
+        columns += [*(["lesion_share"] if segments else []), *(["mask"] if masks else []), "error"]
         rows = []
         with keyboard_interrupts():
             for name, prediction in zip(names, self.predictor.predict(files), strict=True):
@@ -106,8 +111,7 @@ class Model:
                     mask = self.predictor.mask(prediction)
                     row |= {"lesion_share": mask.mean(), **({"mask": mask} if masks else {})}
                 rows.append({**row, "error": prediction.error})
-        table = pd.DataFrame(rows)
-        return table[[name for name in table if name != "error"] + ["error"]]
+        return pd.DataFrame(rows, columns=columns)
 
 
 def _image_files(images: Sequence[ImageInput]) -> tuple[list[str | int], list[ImageFile]]:
@@ -149,6 +153,14 @@ class ComparedRuns:
         Columns: difference of the metric with 95 % interval, p values.
         """
         return self.comparison.pairs
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings about the comparison, such as settings that differ between runs."""
+        return warnings(self.comparison)
+
+    def __repr__(self) -> str:
+        return f"ComparedRuns(run_id={self.run_id!r}, entries={len(self.table)}, pairs={len(self.pairs)})"
 
     def figures(self) -> dict[str, Figure]:
         """Return the figures of the comparison by name."""

@@ -149,7 +149,11 @@ def test_evaluation_is_a_run_of_its_own(run, tiny_demo):
 
 def test_comparison_has_tables_and_figures(run, other, capsys):
     result = sc.compare_runs([run.id, other.id], metric="auroc_macro")
-    assert capsys.readouterr().out == ""
+    printed = capsys.readouterr().out
+    assert "SYNTHETIC" in printed
+    assert "┃" not in printed, "the tables are returned, not printed"
+    assert result.warnings
+    assert len(repr(result)) < 200
     assert set(result.table["experiment"]) == {"efficientnet_lite0", "resnet50"}
     assert len(result.pairs) == 1
     assert {"intervals", "roc"} <= set(result.figures())
@@ -178,3 +182,26 @@ def test_sweep_returns_trials_and_the_best_experiment(place, tiny_demo):
     best = complete.loc[complete["best/auroc_macro"].idxmax()]
     assert study.best_experiment.model.optimizer.lr == pytest.approx(best["model.optimizer.lr"])
     assert study.run.id in set(sc.find_runs(kind="sweep")["run_id"])
+
+
+def test_inputs_of_a_wrong_kind_are_errors(run, tmp_path):
+    with pytest.raises(sc.RunError, match=r"the folder has no config\.yaml"):
+        sc.load_run(tmp_path)
+    with pytest.raises(sc.ConfigError, match=r"runs is '.*'; expected a list of run ids"):
+        sc.compare_runs(run.id)
+    with pytest.raises(sc.ConfigError, match=r"kind is 'fits'; expected one of .* Did you mean 'fit'"):
+        sc.find_runs(kind="fits")
+    with pytest.raises(sc.ConfigError, match=r"experiment is 'resnet50'; expected an Experiment"):
+        sc.fit_experiment("resnet50")
+    with pytest.raises(sc.ConfigError, match=r"data\.datset is not a known key\. Did you mean 'data\.dataset'"):
+        sc.evaluate_run(run.id, {"data.datset": "demo"})
+    with pytest.raises(sc.ConfigError, match=r"plugins is 'parts'; expected a list"):
+        sc.load_experiment("resnet50", {"plugins": "parts"})
+
+
+def test_batches_and_empty_lists_are_predicted(run, experiment):
+    model, images = sc.load_model(run.id), sc.prepare_dataset(experiment).images[:3]
+    assert model.predict(images)["image"].tolist() == [0, 1, 2]
+    empty = model.predict([])
+    assert empty.empty
+    assert {"prediction", "error", *(f"p_{name}" for name in model.classes)} <= set(empty.columns)

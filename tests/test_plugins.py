@@ -241,6 +241,19 @@ def test_prepare_knows_the_data_set_of_a_plugin(clinic, tiny_demo, store, capsys
 # ------------------------------------------------------------------------------------------------------------------ errors
 
 
+def test_a_plugin_that_exits_is_named(write_plugin, capsys):
+    write_plugin("leaves", "raise SystemExit(3)")
+    assert "plugin leaves cannot be imported: SystemExit: 3 (" in error_of(
+        capsys, fit.main, EXPERIMENT, "--plugin=leaves"
+    )
+
+
+def test_a_file_name_is_not_a_plugin(write_plugin, capsys):
+    write_plugin("parts", "")
+    shown = error_of(capsys, fit.main, EXPERIMENT, "--plugin=parts.py")
+    assert "plugin parts.py: expected the name of a module. Use --plugin parts." in shown
+
+
 def test_a_plugin_that_is_not_there(write_plugin, tmp_path, capsys):
     message = error_of(capsys, fit.main, EXPERIMENT, "--plugin=my_prats", "--dry_run")
     assert message.startswith("error: plugin my_prats: there is no module my_prats. Run the command in the folder")

@@ -122,7 +122,7 @@ def _log(store: RunStore, comparison: Comparison, out: Path | None, console: Con
     for sheet in sheets(comparison):
         console.print(make_table(sheet.title, sheet.columns, sheet.rows, sheet.caption))
     if bands := warnings(comparison):
-        warn(console, "before these figures are used", "\n".join(bands))
+        warn(console, "read these warnings before you use the values", "\n".join(bands))
     where = f"{run.record.info.artifact_uri if out is None else out}/{COMPARISON_PAGE}"
     console.print(f"run {run.run_id} in {group}\n{where}", markup=False)
     return run.run_id

@@ -49,13 +49,13 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
 
     Raises:
         DataError: the table is empty, an id is empty or not unique, a diagnosis is not one of the classes, or `part`, `age` or
-            `mm_per_px` has a wrong value.
-        ValueError: the reader returned an unknown column, or no `image_id` or `image`.
+            `mm_per_px` has a wrong value, or the reader returned an unknown column, or no `image_id` or `image`.
     """
     unknown = set(table.columns) - set(COLUMNS)
     if unknown or not {"image_id", "image"} <= set(table.columns):
-        raise ValueError(
-            f"the reader of {dataset} returned the columns {list(table.columns)}; expected some of {COLUMNS}"
+        raise DataError(
+            f"the reader of {dataset} returned the columns {', '.join(map(str, table.columns))}; expected image_id, image and some of "
+            f"{', '.join(COLUMNS[2:])}. Fix the reader."
         )
     if table.empty:
         raise DataError(f"{dataset}: no image was found")
@@ -148,6 +148,11 @@ def load_index(dataset: Dataset, root: Path) -> tuple[pd.DataFrame, tuple[str, .
     """
     module, function = dataset.reader.split(":")
     table: pd.DataFrame = getattr(importlib.import_module(module), function)(root)
+    # A plugin may register any function as a reader.
+    if not isinstance(table, pd.DataFrame):
+        raise DataError(
+            f"the reader of {dataset.name} returned {type(table).__name__}; expected a pandas table. Fix it."
+        )
     classes = dataset.classes or classes_of(table)
     return finish_index(table, dataset=dataset.name, classes=classes), classes
 

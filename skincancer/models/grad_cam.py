@@ -23,7 +23,7 @@ from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
 
 NO_MAP = (
-    "{name}: Grad-CAM does not know how its features lie in the image ({found}); there are maps for CNNs and for ViTs of "
+    "{name}: the spatial layout of its features is unknown ({found}). Grad-CAM maps exist for CNNs and for ViTs of "
     "square patches."
 )
 

@@ -186,7 +186,7 @@ class Pooled(Brightness):
 def test_features_of_unknown_layout_are_refused(backbone):
     task = planted()
     task.backbone = backbone()
-    with pytest.raises(RunError, match="test_resnet: Grad-CAM does not know how its features lie"):
+    with pytest.raises(RunError, match="test_resnet: the spatial layout of its features is unknown"):
         grad_cam(task, images(1, 32), [0])
     assert not any(module._forward_hooks for module in task.modules())
 
@@ -313,7 +313,7 @@ def test_a_run_without_masks_or_maps_still_has_its_errors(prepared, tmp_path):
     other = tmp_path / "other"
     predict(other, prepared)
     reason = error_analysis.explain_run(other, prepared, task, resize="stretch", batch_size=8)
-    assert "Grad-CAM does not know" in reason
+    assert "the spatial layout of its features is unknown" in reason
     assert sorted(path.name for path in other.iterdir()) == ["errors.csv", "predictions"]
 
 
