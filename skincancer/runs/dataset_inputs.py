@@ -8,6 +8,7 @@ from typing import Any
 import mlflow
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.exceptions import MlflowException
 
 from skincancer.data.prepare import PreparedData
 from skincancer.system.interrupts import uninterrupted
@@ -24,7 +25,13 @@ def log_dataset(data: PreparedData, role: str, split: str) -> None:
     # MLflow declares `profile` abstract, but creates such objects itself.
     dataset = MetaDataset(source, name=f"{data.entry.name} {split} {role}", digest=digest)  # type: ignore[abstract]
     with uninterrupted():
-        mlflow.log_input(dataset, context=CONTEXTS[role])
+        try:
+            mlflow.log_input(dataset, context=CONTEXTS[role])
+        except MlflowException as error:
+            # Two runs that log the same new data at once both insert its row, and MLflow fails in one of them. Then the row exists.
+            if "unique constraint" not in str(error).lower():
+                raise
+            mlflow.log_input(dataset, context=CONTEXTS[role])
 
 
 class _FolderSource(DatasetSource):

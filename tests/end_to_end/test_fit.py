@@ -360,7 +360,7 @@ def test_sigkill_leaves_a_run_that_is_reaped_and_resumed(tiny_demo, tmp_path):
     assert reap(connect(None)) == [run.info.run_id]
     run = only_run()
     assert run.info.status == "KILLED"
-    assert "process is gone" in run.data.tags["status_reason"]
+    assert "process exited" in run.data.tags["status_reason"]
     assert (Path(run.data.tags["work_folder"]) / LAST_CHECKPOINT).is_file()
 
 
