@@ -97,7 +97,7 @@ def test_finish_index_rejects_an_empty_table() -> None:
 
 def test_a_reader_with_a_misspelt_column_is_rejected() -> None:
     with pytest.raises(
-        DataError, match="the reader of x returned the columns .*lesion; expected image_id, image and some of"
+        DataError, match=r"the reader of x returned the columns .*lesion; expected image_id, image and some of"
     ):
         finish_index(small_table(lesion=["1", "2", "3"]), dataset="x", classes=())
 
