@@ -1,4 +1,4 @@
-"""A local server of files that breaks off, refuses, forgets ranges and changes its mind, as told; it keeps a log."""
+"""Local file server with faults on request: broken downloads, refusals, ignored ranges and changed files, with a log."""
 
 import contextlib
 import hashlib
@@ -41,7 +41,7 @@ class FileServer:
 
 @contextlib.contextmanager
 def serve_files() -> Iterator[FileServer]:
-    told = FileServer()
+    files_served = FileServer()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -57,18 +57,18 @@ def serve_files() -> Iterator[FileServer]:
 
         def answer(self, body: bool) -> None:
             path, asked = self.path, self.headers.get("Range")
-            status, content, extra = 200, told.files.get(path), {}
-            if body and told.statuses.get(path):
-                status = told.statuses[path].pop(0)
+            status, content, extra = 200, files_served.files.get(path), {}
+            if body and files_served.statuses.get(path):
+                status = files_served.statuses[path].pop(0)
             elif content is None:
                 status = 404
             if status != 200:
-                content = json.dumps(told.messages.get(path, {})).encode()
+                content = json.dumps(files_served.messages.get(path, {})).encode()
                 extra["Content-Type"] = "application/json"
-            elif body and told.etags:
+            elif body and files_served.etags:
                 extra["ETag"] = f'"{hashlib.md5(content).hexdigest()}"'
             total, start = len(content), 0
-            if status == 200 and asked and told.ranges and body:
+            if status == 200 and asked and files_served.ranges and body:
                 start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
                 condition = self.headers.get("If-Range")
                 if condition and condition != extra.get("ETag"):
@@ -78,12 +78,18 @@ def serve_files() -> Iterator[FileServer]:
                 else:
                     status, content = 206, content[start:]
                     extra["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
-            cut = told.cuts[path].pop(0) if body and status in (200, 206) and told.cuts.get(path) else len(content)
-            told.log.append(Asked(self.command, path, asked, self.headers.get("If-Range"), status, cut if body else 0))
+            cut = (
+                files_served.cuts[path].pop(0)
+                if body and status in (200, 206) and files_served.cuts.get(path)
+                else len(content)
+            )
+            files_served.log.append(
+                Asked(self.command, path, asked, self.headers.get("If-Range"), status, cut if body else 0)
+            )
             self.send_response(status)
             for name, value in extra.items():
                 self.send_header(name, value)
-            if told.lengths or status != 200:
+            if files_served.lengths or status != 200:
                 self.send_header("Content-Length", str(len(content)))
             else:
                 self.send_header("Connection", "close")
@@ -91,7 +97,7 @@ def serve_files() -> Iterator[FileServer]:
             if body:
                 with contextlib.suppress(OSError):  # a client that has heard enough
                     self.wfile.write(content[:cut])
-            if cut < len(content) or not told.lengths:
+            if cut < len(content) or not files_served.lengths:
                 self.close_connection = True
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -99,9 +105,9 @@ def serve_files() -> Iterator[FileServer]:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    told.url = f"http://127.0.0.1:{server.server_address[1]}"
+    files_served.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
-        yield told
+        yield files_served
     finally:
         server.shutdown()
         server.server_close()

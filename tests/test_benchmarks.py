@@ -80,8 +80,8 @@ def test_the_dermoscopy_score_is_held_against_diagnoses(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    told = {line.split("  ")[0].split(" AUROC")[0].strip(): line for line in done.stdout.splitlines()}
-    assert f"AUROC {roc_auc_score(label, score):.3f} (" in told["abcd_tds"]
-    assert "AUROC 0.500 (" in told["abcd_tds_without_d"]
+    lines = {line.split("  ")[0].split(" AUROC")[0].strip(): line for line in done.stdout.splitlines()}
+    assert f"AUROC {roc_auc_score(label, score):.3f} (" in lines["abcd_tds"]
+    assert "AUROC 0.500 (" in lines["abcd_tds_without_d"]
     assert f"sensitivity at 5.45: {(score[label == 1] > 5.45).mean():.3f} (" in done.stdout
     assert f"specificity at 5.45: {(score[label == 0] <= 5.45).mean():.3f} (" in done.stdout

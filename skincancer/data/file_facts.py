@@ -29,7 +29,7 @@ from skincancer.imaging.types import RGB, Mask
 FORMAT = 4  # Increase whenever the cached facts change.
 SIDE = 96  # Side of a thumbnail, px.
 CHUNK = 32  # Images per task of a worker process.
-FRAME = 0.06  # Width of the frame whose mean colour is measured, as a share of the shorter side.
+FRAME = 0.06  # Width of the frame for the mean edge colour, as a share of the shorter side.
 _TEXTS = dict.fromkeys(("image_id", "error", "file_digest", "pixel_digest", "mask_error", "mask_digest"), str)
 
 

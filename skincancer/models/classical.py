@@ -257,8 +257,8 @@ def lesion_folds(label: Labels, groups: npt.NDArray[Any], seed: int) -> Folds:
         if all(len(np.unique(label[learn])) == len(lesions) for learn, _ in split):
             return split
     raise DataError(
-        f"the {lesions[rarest]} lesions of the class with label {rarest} are too few for the SVM's calibration, whose folds need every "
-        "class and whole lesions. Use another --data.split, or another classifier."
+        f"the {lesions[rarest]} lesions of the class with label {rarest} are too few for the calibration of the SVM: each fold "
+        "needs whole lesions of every class. Use another --data.split, or another classifier."
     )
 
 

@@ -24,7 +24,7 @@ STRIDE = 32
 # BatchNorm of a single image needs more than one value.
 SMALLEST_SIDE = 2 * STRIDE
 ENCODERS = {"segnet": ("vgg16_bn", "vgg16"), "maskrcnn": ("resnet50",)}
-_DILATED = "It needs an encoder whose last stages can be dilated, such as resnet50, mobilenet_v2 or tu-resnet50; not VGG or DenseNet."
+_DILATED = "Use an encoder with last stages that can be dilated, such as resnet50, mobilenet_v2 or tu-resnet50; not VGG or DenseNet."
 _REMEDIES = {
     "deeplabv3": _DILATED,
     "deeplabv3plus": _DILATED,

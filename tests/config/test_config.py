@@ -1,4 +1,4 @@
-"""Experiments: what a key may be, which value wins, and that everything wrong is told by name, in milliseconds."""
+"""Test experiments: types of keys, precedence of values, and errors by name within milliseconds."""
 
 import dataclasses
 import functools
@@ -124,7 +124,7 @@ def test_order_of_values(write):
     assert size("data: {dataset: ham10000}\n" + study, "--data.dataset=demo") == 64
 
 
-def test_study_values_are_told_where_they_apply():
+def test_study_values_are_reported_where_they_apply():
     experiment, notes = resolve("densenet169_undersample", {"data.dataset": "ham10000", "data.batch_size": 8}, parser())
     assert (experiment.data.size, experiment.trainer.max_epochs, experiment.model.optimizer.lr) == (224, 50, 1e-4)
     assert experiment.data.batch_size == 8
@@ -562,7 +562,7 @@ def test_config_errors_help_and_list_import_nothing_heavy():
     assert done.stderr == ""
 
 
-def test_a_value_out_of_range_is_told_with_where_it_stands(write):
+def test_a_value_out_of_range_is_reported_with_where_it_stands(write):
     path = write("data: {dataset: ham10000}\nmodel: {dropout: 1.5}\nstudy:\n  trainer: {max_epochs: 0}\n")
     assert refused("--experiment", path).startswith(f"{path}, study: trainer.max_epochs is 0")
     good = ("--experiment", path, "--trainer.max_epochs", "2")
@@ -606,7 +606,7 @@ def test_a_run_of_a_day_with_other_defaults_is_read_and_nothing_else_is_let_thro
         )
 
 
-def test_a_word_where_a_list_belongs_is_told_with_the_list(capsys):
+def test_a_word_where_a_list_belongs_is_reported_with_the_list(capsys):
     assert fit.main(["--experiment=resnet50", "--data.clean=hair", "--dry-run"]) == 2
     assert "data.clean is 'hair'; it must be list. Write a list as [hair]." in " ".join(capsys.readouterr().err.split())
 

@@ -83,7 +83,7 @@ def test_the_grid_has_every_point_once():
         ("model.loss.masks", {"choices": [{"dice": 1.0}]}, "a list of different texts"),
     ],
 )
-def test_a_bad_space_is_told_with_key_and_value(key, space, said):
+def test_a_bad_space_is_reported_with_key_and_value(key, space, said):
     with pytest.raises(ConfigError) as caught:
         check_search({key: space}, TYPES)
     assert said in str(caught.value)

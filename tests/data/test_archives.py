@@ -52,7 +52,7 @@ def test_files_beside_each_other_stay_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("../x.jpg", "outside its folder: '../x.jpg'"),
         ("a/../../x.jpg", "outside"),
@@ -66,7 +66,7 @@ def test_files_beside_each_other_stay_so(tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_hostile_names_are_refused_before_anything_is_written(tmp_path, monkeypatch, name, told):
+def test_hostile_names_are_refused_before_anything_is_written(tmp_path, monkeypatch, name, message):
     here = tmp_path / "in" / "deep"
     here.mkdir(parents=True)
     if isinstance(name, str) and "\0" in name:  # ZipFile would cut the name: write it into the bytes
@@ -77,7 +77,7 @@ def test_hostile_names_are_refused_before_anything_is_written(tmp_path, monkeypa
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BadArchive, match=r"a.zip was not unpacked") as caught:
         unpack(archive, here / "A")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -102,7 +102,7 @@ def test_a_folder_entry_of_its_own_files_is_no_clash(tmp_path):
     assert inside(tmp_path / "A") == {"b/x.jpg": b"x", "c.jpg": b"c"}
 
 
-def test_a_name_that_is_no_utf8_is_told(tmp_path):
+def test_a_name_that_is_no_utf8_is_reported(tmp_path):
     archive = pack(tmp_path / "a.zip", ("ä.jpg", b"x"))
     archive.write_bytes(archive.read_bytes().replace("ä.jpg".encode(), b"\xff\xfe.jpg"))
     with pytest.raises(BadArchive, match=r"a.zip cannot be unpacked: 'utf-8' codec can't decode"):
@@ -146,7 +146,7 @@ def test_a_damaged_archive_leaves_nothing(tmp_path):
     assert sorted(tmp_path.iterdir()) == [archive]
 
 
-def test_what_is_no_archive_is_told_by_its_beginning(tmp_path):
+def test_what_is_no_archive_is_reported_by_its_beginning(tmp_path):
     page = tmp_path / "a.zip"
     page.write_bytes(b"<!DOCTYPE html><html>log in first</html>")
     with pytest.raises(BadArchive, match=r"not a zip archive; it begins with b'<!DOCTYPE html"):
@@ -155,7 +155,7 @@ def test_what_is_no_archive_is_told_by_its_beginning(tmp_path):
         unpack(pack(tmp_path / "b.zip", ("folder/", b"")), tmp_path / "B")
 
 
-def test_an_encrypted_file_is_told(tmp_path):
+def test_an_encrypted_file_is_reported(tmp_path):
     archive = pack(tmp_path / "a.zip", ("x.jpg", b"x"))
     content = bytearray(archive.read_bytes())
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -165,7 +165,7 @@ def test_an_encrypted_file_is_told(tmp_path):
         unpack(archive, tmp_path / "A")
 
 
-def test_room_is_looked_at_first_and_a_full_disk_is_told(tmp_path, monkeypatch):
+def test_room_is_looked_at_first_and_a_full_disk_is_reported(tmp_path, monkeypatch):
     archive = pack(tmp_path / "a.zip", ("x.jpg", b"x" * 1000))
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(999))

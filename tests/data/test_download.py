@@ -102,9 +102,9 @@ def ham10000(licence: object = "CC BY-NC 4.0", terms: str = "", shift: int = 0) 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(http, "WAITS", (0.0, 0.0, 0.0))
-    with serve_files() as told:
-        monkeypatch.setenv("SKINCANCER_MIRROR", told.url)
-        yield told
+    with serve_files() as server:
+        monkeypatch.setenv("SKINCANCER_MIRROR", server.url)
+        yield server
 
 
 def fetch(entry, root, accept=False):
@@ -228,7 +228,7 @@ def test_what_came_before_is_what_may_come_again(server, tmp_path):
     assert (len(record), record[source.file]["sha256"]) == (6, hashlib.sha256(new).hexdigest())
 
 
-def test_a_file_that_its_publisher_replaced_is_told(server, tmp_path):
+def test_a_file_that_its_publisher_replaced_is_reported(server, tmp_path):
     server.files |= ham10000()
     fetch(HAM, tmp_path)
     shutil.rmtree(tmp_path / "HAM10000_images_part_1")
@@ -248,14 +248,14 @@ def test_files_that_no_download_put_there_are_left_alone(server, tmp_path):
 def test_a_hostile_or_damaged_archive_leaves_no_data_set(server, tmp_path):
     server.files |= isic2018()
     path, root = path_of(ISIC.downloads[2].url), tmp_path / "deep" / "root"
-    for content, told in (
+    for content, message in (
         (pack("", {"../../../evil.jpg": b"x"}), "outside its folder"),
         (pack("", {"a": b"x", "a/b.jpg": b"x"}), "cannot be unpacked: .*Not a directory"),
         (pack("", {f"{'x' * 300}.jpg": b"x"}), "cannot be unpacked: .*File name too long"),
         (b"<html>log in</html>", "not a zip archive; it begins with b'<html>"),
     ):
         server.files[path] = content
-        with pytest.raises(DataError, match=rf"{told}[\s\S]* deleted"):
+        with pytest.raises(DataError, match=rf"{message}[\s\S]* deleted"):
             fetch(ISIC, root)
         assert not list(tmp_path.rglob("*evil*"))
         assert [entry.name for entry in root.iterdir() if not entry.name.startswith(".")] == []
@@ -267,20 +267,20 @@ def visible(root):
 
 
 @pytest.mark.parametrize(
-    ("number", "content", "told"),
+    ("number", "content", "message"),
     [
         (0, {"x.jpg": b"x", "a.txt": b"x"}, r"contains no \*_segmentation\.png, but a\.txt, x\.jpg"),
         (1, {"readme.txt": b"moved"}, r"contains no \*\.jpg, but readme\.txt"),
         (1, {f"{i}.txt": b"" for i in range(9)}, r"0\.txt, .*4\.txt and 4 more files"),
     ],
 )
-def test_another_archive_is_refused_by_name_and_not_kept(server, tmp_path, number, content, told):
+def test_another_archive_is_refused_by_name_and_not_kept(server, tmp_path, number, content, message):
     server.files |= isic2018()
     source = ISIC.downloads[number]
     path = path_of(source.url)
     right = server.files[path]
     server.files[path] = pack("", content)
-    with pytest.raises(DataError, match=rf"{source.file} from http.*{told}.*deleted; rerun.*SKINCANCER_MIRROR"):
+    with pytest.raises(DataError, match=rf"{source.file} from http.*{message}.*deleted; rerun.*SKINCANCER_MIRROR"):
         fetch(ISIC, tmp_path)
     assert visible(tmp_path) == []
     server.files[path] = right
@@ -313,7 +313,7 @@ def test_archives_that_do_not_go_together_make_no_data_set(server, tmp_path):
     assert len(load_index(ISIC, tmp_path)[0]) == 9
 
 
-def test_what_stands_there_and_is_not_the_data_set_is_told(server, tmp_path):
+def test_what_stands_there_and_is_not_the_data_set_is_reported(server, tmp_path):
     server.files |= isic2018()
     fetch(ISIC, tmp_path)
     for file in (tmp_path / ISIC.downloads[1].target).iterdir():
@@ -322,7 +322,7 @@ def test_what_stands_there_and_is_not_the_data_set_is_told(server, tmp_path):
         fetch(ISIC, tmp_path)
 
 
-def test_a_missing_file_is_told_before_anything_is_fetched(server, tmp_path):
+def test_a_missing_file_is_reported_before_anything_is_fetched(server, tmp_path):
     server.files |= isic2018()
     gone = path_of(ISIC.downloads[5].url)
     del server.files[gone]
@@ -333,7 +333,7 @@ def test_a_missing_file_is_told_before_anything_is_fetched(server, tmp_path):
     assert server.asked("GET") == []
 
 
-def test_a_guestbook_is_told_in_the_words_of_the_server(server, tmp_path):
+def test_a_guestbook_is_reported_in_the_words_of_the_server(server, tmp_path):
     server.files |= ham10000()
     server.statuses["/api/access/datafile/3172585"] = [400]
     server.messages["/api/access/datafile/3172585"] = {"message": "without the required Guestbook response"}
@@ -341,7 +341,7 @@ def test_a_guestbook_is_told_in_the_words_of_the_server(server, tmp_path):
         fetch(HAM, tmp_path)
 
 
-def test_a_disk_too_small_is_told_before_anything_is_fetched(server, tmp_path, monkeypatch):
+def test_a_disk_too_small_is_reported_before_anything_is_fetched(server, tmp_path, monkeypatch):
     server.files |= isic2018()
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(5000))
     with pytest.raises(DataError, match=r"has 5\.00 kB free; the data set plus one archive needs [\d.]+ kB"):
@@ -366,23 +366,23 @@ def test_terms_of_use_must_be_accepted_and_creative_commons_need_not(server, tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda files: files[0].update(restricted=True), "is restricted; request access"),
         (lambda files: files.pop(1), "no longer has the file HAM10000_images_part_1.zip"),
         (lambda files: files[0].pop("dataFile"), "did not answer with the files of a data set"),
     ],
 )
-def test_a_listing_that_lacks_something_is_told(server, tmp_path, change, told):
+def test_a_listing_that_lacks_something_is_reported(server, tmp_path, change, message):
     answer = json.loads(ham10000()[DATAVERSE])
     change(answer["data"]["latestVersion"]["files"])
     server.files[DATAVERSE] = json.dumps(answer).encode()
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         fetch(HAM, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             ["malignant_vs_benign", "--download"],
@@ -401,18 +401,18 @@ def test_a_listing_that_lacks_something_is_told(server, tmp_path, change, told):
         (["ham10000", "--download", f"--data.root={__file__}"], "is a file; use a folder for --download"),
     ],
 )
-def test_what_cannot_be_downloaded_says_what_to_do(arguments, told, capsys):
+def test_what_cannot_be_downloaded_says_what_to_do(arguments, message, capsys):
     assert prepare.main(arguments) == 2
-    assert re.search(told, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_no_server_is_an_error_of_one_paragraph(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(http, "WAITS", (0.0,))
     monkeypatch.setenv("SKINCANCER_MIRROR", "http://127.0.0.1:9")
     assert prepare.main(["isic2016_task1", "--download", f"--data.root={tmp_path / 'x'}"]) == 2
-    told = capsys.readouterr().err
-    assert "connection refused, 2 times in a row" in told
-    assert "Traceback" not in told
+    message = capsys.readouterr().err
+    assert "connection refused, 2 times in a row" in message
+    assert "Traceback" not in message
 
 
 def test_two_downloads_at_once_fetch_once(server, tmp_path):
@@ -476,7 +476,7 @@ def test_a_call_killed_between_the_last_moves_is_completed(server, tmp_path):
     assert len(load_index(ISIC, tmp_path)[0]) == 9
 
 
-def test_a_broken_record_is_told(server, tmp_path):
+def test_a_broken_record_is_reported(server, tmp_path):
     (tmp_path / "downloads.json").write_text('{"a": 1}')
     server.files |= isic2018()
     with pytest.raises(DataError, match=r"downloads\.json is not a record of downloads"):

@@ -194,16 +194,16 @@ def test_prepare_features_prints_the_path_of_the_table(tiny_demo, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--features", "--data.masks=mine"], "data.masks is 'mine'; it must be auto, truth, otsu, or run:RUN_ID"),
         (["--features", "--data.crop=true"], "--features measures whole images. Remove --data.crop"),
         (["--data.masks=otsu"], "data.masks is 'otsu'; it is for data.crop true"),
     ],
 )
-def test_wrong_flags_of_prepare_features_are_rejected(tiny_demo, capsys, flags, told):
+def test_wrong_flags_of_prepare_features_are_rejected(tiny_demo, capsys, flags, message):
     assert prepare.main(["demo", f"--data.root={tiny_demo}", "--data.size=32", *flags]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_one_image_is_prepared_and_measured_without_a_split(tmp_path, capsys):
@@ -224,7 +224,7 @@ def test_one_image_is_prepared_and_measured_without_a_split(tmp_path, capsys):
 
 def test_masks_of_implausible_size_are_reported(tmp_path):
     table = pd.DataFrame({"image_id": list("abcd"), "abcd_diameter_by_longer_side": [0.05, 0.5, 1.3, np.nan]})
-    told = FeatureTable(tmp_path, table).describe_unlikely()
-    assert "1 are narrower than 10% of the longer side of the image (such as a)" in told
-    assert "1 reach nearly from corner to corner (such as c)" in told
+    message = FeatureTable(tmp_path, table).describe_unlikely()
+    assert "1 are narrower than 10% of the longer side of the image (such as a)" in message
+    assert "1 reach nearly from corner to corner (such as c)" in message
     assert FeatureTable(tmp_path, table.iloc[[1, 3]]).describe_unlikely() == ""

@@ -22,9 +22,9 @@ K = 65536
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(http, "WAITS", (0.0, 0.0, 0.0))
-    with serve_files() as told:
-        told.files["/x.zip"] = CONTENT
-        yield told
+    with serve_files() as server:
+        server.files["/x.zip"] = CONTENT
+        yield server
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_a_part_of_another_file_is_not_used(server, fetch, tmp_path):
 
 
 @pytest.mark.parametrize(("status", "reason"), [(404, "Not Found"), (403, "Forbidden"), (202, "Accepted")])
-def test_a_refusal_is_told_at_once(server, fetch, status, reason):
+def test_a_refusal_is_reported_at_once(server, fetch, status, reason):
     server.statuses["/x.zip"] = [status]
     server.messages["/x.zip"] = {"message": "a guestbook has to be signed"}
     with pytest.raises(Refused, match=rf"/x.zip answered {status} \({reason}\): a guestbook has to be signed"):
@@ -188,7 +188,7 @@ def test_a_busy_server_is_asked_again(server, fetch):
         read_json(f"{server.url}/x.json")
 
 
-def test_no_server_is_told_without_a_trace_of_the_library(monkeypatch):
+def test_no_server_is_reported_without_a_trace_of_the_library(monkeypatch):
     monkeypatch.setattr(http, "WAITS", (0.0,))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -324,9 +324,9 @@ def test_lesions_of_a_patient_are_one() -> None:
     assert merge_patients(nobody)["lesion_id"].tolist() == ["L1", "L1", "L2", "7", "L3"]
 
 
-@pytest.mark.parametrize(("other", "told"), [("8", "'7', '8'"), ("", "'', '7'")])
-def test_a_lesion_of_two_patients_is_refused(other: str, told: str) -> None:
-    with pytest.raises(DataError, match=f"lesion L1 have the patients {told}; expected one patient"):
+@pytest.mark.parametrize(("other", "message"), [("8", "'7', '8'"), ("", "'', '7'")])
+def test_a_lesion_of_two_patients_is_refused(other: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"lesion L1 have the patients {message}; expected one patient"):
         merge_patients(of_patients("7", other, "", "", ""))
 
 

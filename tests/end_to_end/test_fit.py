@@ -352,7 +352,7 @@ def test_sigkill_leaves_a_run_that_is_reaped_and_resumed(tiny_demo, tmp_path):
         if runs and runs[0].data.metrics.get("images_seen", 0) > 0:
             break
         time.sleep(0.5)
-    assert fit.main(["--resume", only_run().info.run_id]) == 1, "a run whose owner lives is refused"
+    assert fit.main(["--resume", only_run().info.run_id]) == 1, "a run with a live owner is refused"
     process.kill()
     process.wait()
     run = only_run()

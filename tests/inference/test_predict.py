@@ -377,8 +377,8 @@ def test_auto_masks_of_otsu_alone_are_otsu_masks(folder, image, tmp_path):
     place = changed(folder, tmp_path / "cropped", crop=True, crop_margin=0.1, masks="auto")
     (place / "crops.csv").write_text("image_id,left,top,right,bottom,masks\na,0,0,9,9,empty\nb,0,0,9,9,otsu\n")
     assert say(place, tmp_path / "own", image) == 0
-    assert say(place, tmp_path / "told", "--masks", "otsu", image) == 0
-    assert (tmp_path / "own/predictions.csv").read_bytes() == (tmp_path / "told/predictions.csv").read_bytes()
+    assert say(place, tmp_path / "otsu", "--masks", "otsu", image) == 0
+    assert (tmp_path / "own/predictions.csv").read_bytes() == (tmp_path / "otsu/predictions.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_independent_images_give_the_normal_approximation():
 
 
 def test_coverage_of_a_simulated_recall():
-    """Of 300 test sets whose true sensitivity is 0.8, about 95 % of the intervals hold 0.8."""
+    """Of 300 test sets with a true sensitivity of 0.8, about 95 % of the intervals contain 0.8."""
     rng = np.random.default_rng(0)
     label, groups = np.repeat([0, 1], [20, 150]), np.arange(170).astype(str)
     covered = 0

@@ -101,7 +101,7 @@ def test_macro_auroc_of_several_classes():
     assert found.error == pytest.approx(jackknife, rel=0.03)
 
 
-def test_equal_models_are_not_told_apart():
+def test_equal_models_are_not_reported_apart():
     label, first, _ = two_scores(3, classes=3)
     found = delong(label, first, first, list("abc"))
     assert (found.difference, found.error, found.p) == (0.0, 0.0, 1.0)

@@ -34,14 +34,14 @@ def build_on_meta(name: str, size: int = 96) -> nn.Module:
         return build_backbone(name, size).eval()
 
 
-def test_an_unknown_backbone_is_told_with_the_nearest() -> None:
+def test_an_unknown_backbone_is_reported_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'densnet169'.*does not know\. Did you mean 'densenet169'\?"):
         check_backbone("densnet169", 64)
     with pytest.raises(ConfigError, match=r"'what is this'.*does not know\. `python"):  # nothing is near
         check_backbone("what is this", 64)
 
 
-def test_an_unknown_weights_tag_is_told_with_the_nearest_and_the_known() -> None:
+def test_an_unknown_weights_tag_is_reported_with_the_nearest_and_the_known() -> None:
     check_backbone("test_vit.r160_in1k", 32)
     with pytest.raises(
         ConfigError, match=r"unknown weights tag\. Did you mean 'test_vit\.r160_in1k'\? Known: test_vit"

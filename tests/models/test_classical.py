@@ -113,7 +113,7 @@ def test_balance_acts_on_what_is_learned(classifier):
     assert min(said.values()) > 1.2 * plain, "the rarest class is thought of more often"
 
 
-def test_more_neighbours_than_images_are_told():
+def test_more_neighbours_than_images_are_reported():
     features, label, groups = made()
     most = 3 * int(np.bincount(label).min())
     options = dataclasses.replace(OPTIONS, neighbours=most + 1)
@@ -148,16 +148,16 @@ def test_probabilities_of_the_svm_are_a_regression_of_what_its_machines_say_of_u
     folds = lesion_folds(label, groups, seed=0)
     ours = CalibratedMachines(C=2.0, gamma=0.5, folds=folds).fit(features, label, weights)
     positive = range(classes) if classes > 2 else [1]
-    unseen, told = np.zeros((240, len(positive))), np.zeros((240, len(positive)))
+    unseen, decisions = np.zeros((240, len(positive))), np.zeros((240, len(positive)))
     for column, number in enumerate(positive):
         machine = SVC(C=2.0, gamma=0.5)
         for learn, rest in folds:
             machine.fit(features[learn], label[learn] == number, weights[learn])
             unseen[rest, column] = machine.decision_function(features[rest])
-        told[:, column] = machine.fit(features, label == number, weights).decision_function(others)
+        decisions[:, column] = machine.fit(features, label == number, weights).decision_function(others)
     regression = LogisticRegression(max_iter=10_000).fit(unseen, label, weights)
-    assert ours.predict_proba(others) == pytest.approx(regression.predict_proba(told))
-    assert np.array_equal(ours.predict(others), regression.predict(told))
+    assert ours.predict_proba(others) == pytest.approx(regression.predict_proba(decisions))
+    assert np.array_equal(ours.predict(others), regression.predict(decisions))
 
 
 @pytest.mark.parametrize("balance", ["none", "class_weights", "oversample", "undersample"])
@@ -199,7 +199,7 @@ def test_calibration_uses_as_many_folds_as_the_rarest_class_has_lesions():
         lesion_folds(label, np.array([*range(12), *[20] * 6]).astype(str), seed=0)
 
 
-def test_too_many_clusters_are_told():
+def test_too_many_clusters_are_reported():
     with pytest.raises(
         ConfigError, match=r"clusters is 61, but the training images are of 60 lesions. Use fewer clusters"
     ):
@@ -223,7 +223,7 @@ def test_file_with_unknown_types_is_refused(tmp_path, monkeypatch):
         load_pipeline(tmp_path / "evil.skops")
 
 
-def test_file_that_is_no_skops_file_is_told(tmp_path):
+def test_file_that_is_no_skops_file_is_reported(tmp_path):
     (tmp_path / "text.skops").write_text("no zip")
     with zipfile.ZipFile(tmp_path / "empty.skops", "w"):
         pass
@@ -236,7 +236,7 @@ def test_file_that_is_no_skops_file_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("experiment", "flags", "told"),
+    ("experiment", "flags", "message"),
     [
         ("svm_features", {"trainer.max_epochs": 3}, "trainer.max_epochs is 3; it is for networks, and model.classifier is svm"),
         ("svm_features", {"augment.rotation": 3.0}, "augment.rotation is 3.0; it is for networks"),
@@ -261,10 +261,10 @@ def test_file_that_is_no_skops_file_is_told(tmp_path):
         ("unet_resnet34", {"model.classifier": "svm"}, "is for task classification"),
     ],
 )  # fmt: skip
-def test_settings_that_would_be_ignored_are_refused(experiment, flags, told):
+def test_settings_that_would_be_ignored_are_refused(experiment, flags, message):
     with pytest.raises(ConfigError) as error:
         resolve(experiment, flags)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_what_the_data_set_sets_for_networks_is_no_error():

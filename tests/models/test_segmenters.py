@@ -147,7 +147,7 @@ class TestPadding:
 
 
 class TestCheck:
-    def test_an_unknown_architecture_is_told_with_the_nearest_and_all(self) -> None:
+    def test_an_unknown_architecture_is_reported_with_the_nearest_and_all(self) -> None:
         with pytest.raises(ConfigError, match=r"'unett'; choose one of unet, .*maskrcnn\. Did you mean 'unet'\?"):
             check_segmenter("unett", "resnet18", 64)
 
@@ -155,11 +155,11 @@ class TestCheck:
         ("encoder", "nearest"),
         [("densnet169", "densenet169"), ("tu-convnxt_tiny", "tu-convnext_tiny"), ("convnext_tiny", "tu-convnext_tiny")],
     )
-    def test_an_unknown_encoder_is_told_with_the_nearest(self, encoder: str, nearest: str) -> None:
+    def test_an_unknown_encoder_is_reported_with_the_nearest(self, encoder: str, nearest: str) -> None:
         with pytest.raises(ConfigError, match=rf"'{encoder}'.* Did you mean '{nearest}'\? Allowed: its own \(resnet18"):
             check_segmenter("unet", encoder, 64)
 
-    def test_an_unknown_weights_tag_is_told_with_the_known(self) -> None:
+    def test_an_unknown_weights_tag_is_reported_with_the_known(self) -> None:
         check_segmenter("unet", "tu-test_resnet.r160_in1k", 64)
         with pytest.raises(ConfigError, match=r"unknown weights tag\. Did you mean 'tu-test_resnet\.r160_in1k'\?"):
             check_segmenter("unet", "tu-test_resnet.r161_in1k", 64)

@@ -370,14 +370,14 @@ def nan_in(batches: list[Batch], number: int) -> list[Batch]:
 
 
 @pytest.mark.parametrize(("bad", "log_every"), [(0, 1), (3, 1), (3, 5), (7, 5), (8, 50)])
-def test_a_loss_that_is_not_a_number_is_told_with_its_step(bad: int, log_every: int) -> None:
+def test_a_loss_that_is_not_a_number_is_reported_with_its_step(bad: int, log_every: int) -> None:
     trainer = make_trainer(2, EpochRecord(None), log_every_n_steps=log_every)
     with pytest.raises(RunError, match=rf"at optimiser step {bad} \(epoch 1\)\. Lower --model\.optimizer\.lr"):
         trainer.fit(make_task(), loader(nan_in(make_batches(count=9), bad)))
     assert trainer.global_step - bad <= log_every
 
 
-def test_its_step_is_told_also_where_validation_comes_first() -> None:
+def test_its_step_is_reported_also_where_validation_comes_first() -> None:
     trainer = make_trainer(2, EpochRecord(None), log_every_n_steps=50)
     with pytest.raises(RunError, match="at optimiser step 3 "):
         trainer.fit(make_task(), loader(nan_in(make_batches(count=9), 3)), loader(make_batches()))

@@ -145,7 +145,7 @@ class Brightness(nn.Module):
 
 
 def planted(**changes):
-    """A task whose second class is what is bright, and whose first what is dark."""
+    """A task that predicts the second class for bright images and the first class for dark images."""
     task = classifier("test_resnet", 32, classes=["dark", "bright"], dropout=0.0, **changes)
     task.backbone, task.normalise = Brightness(), nn.Identity()
     task.head[-1] = nn.Linear(2, 2 if task.hparams["head"] == "softmax" else 1, bias=False)

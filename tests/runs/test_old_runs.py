@@ -55,7 +55,7 @@ print("ANSWERS" + json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory) -> Path:
-    """The fixture with its demo data set unpacked and all copies of checkpoints in their places."""
+    """The fixture with its demo data set unpacked and all copies of files in their places."""
     place = tmp_path_factory.mktemp("old") / "fixture"
     shutil.copytree(FIXTURE, place)
     for copy, original in json.loads((FIXTURE / "copies.json").read_text()).items():
@@ -159,9 +159,9 @@ def test_logged_model_serves_as_before(served, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logged_model_has_its_old_imports(name):
-    # A script that rewrites imports in tests/ must leave these copies alone, or the tests here would prove nothing.
-    text = (FIXTURE / "models" / name / "serving.py").read_text()
+def test_logged_model_has_its_old_imports(old, name):
+    # A script that rewrites imports in tests/ must leave this code alone, or the tests here would prove nothing.
+    text = (old / "models" / name / "serving.py").read_text()
     assert text.count("from skincancer.models.answering import load_answerer") == 2
     assert "from skincancer.images.decode import ImageFile" in text
 

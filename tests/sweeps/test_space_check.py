@@ -67,7 +67,7 @@ def test_a_small_space_has_all_its_corners_and_a_large_one_a_balanced_draw():
         ({"model.dropout": {"choices": [0.1, "much"]}}, {}, r"model.dropout may be 'much', which is not valid: .* number"),
     ],
 )  # fmt: skip
-def test_values_that_do_not_go_together_are_told(search, content, said):
+def test_values_that_do_not_go_together_are_reported(search, content, said):
     with pytest.raises(ConfigError, match=said):
         check(search, **content)
 

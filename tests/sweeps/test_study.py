@@ -224,20 +224,20 @@ def test_a_total_below_what_is_done_is_refused(journal):
 
 def test_pruning_is_by_the_median_of_the_same_epoch(journal):
     sweep = create(journal, 8)
-    told = {}
+    last_epochs = {}
 
     def with_epochs(trial: optuna.Trial, slot: int, stop: object) -> TrialResult:
         level = 0.2 if trial.number == 6 else 0.5
         for epoch in range(1, 21):
             trial.report(level + epoch / 100, epoch)
             if trial.should_prune():
-                told[trial.number] = epoch
+                last_epochs[trial.number] = epoch
                 return TrialResult("pruned")
         return TrialResult("complete", level)
 
     plan_epochs = sweep.base.trainer.max_epochs
     executor.work(sweep, with_epochs, 1)
-    assert told == {6: plan_epochs // 4}, "at the end of a quarter of the epochs"
+    assert last_epochs == {6: plan_epochs // 4}, "at the end of a quarter of the epochs"
     assert sweep.trials()[6].state == TrialState.PRUNED
 
 
@@ -348,7 +348,7 @@ def test_the_other_samplers_and_pruners(journal, sampler, pruner):
     assert len(points(sweep)) == 12
 
 
-# ----------------------------------------------------------------------------------------------------------------- whose study
+# ----------------------------------------------------------------------------------------------------------------- which study
 
 
 @pytest.mark.parametrize(
@@ -391,11 +391,11 @@ def test_a_study_that_is_not_ours_is_refused(journal):
 
 def test_a_worker_waits_for_its_study_and_says_which_there_are(journal):
     create(journal, 3, name="other")
-    told: list[str] = []
+    messages: list[str] = []
     with pytest.raises(RunError, match=r"the study one has not been started .*\(existing studies: other\)"):
-        study.join(journal, "one", wait_seconds=0.2, say=told.append)
-    assert len(told) == 1
-    assert "waiting up to" in told[0]
+        study.join(journal, "one", wait_seconds=0.2, say=messages.append)
+    assert len(messages) == 1
+    assert "waiting up to" in messages[0]
     timer = threading.Timer(1.0, create, (journal, 3))
     timer.start()
     assert study.join(journal, "one", wait_seconds=60).total == 3
@@ -535,7 +535,7 @@ def test_the_default_and_relative_files_are_absolute(tmp_path, monkeypatch):
     assert storage.storage_url("sqlite:///c.db", Path("a")) == f"sqlite:///{tmp_path}/c.db"
 
 
-def test_no_url_is_told_without_repeating_it():
+def test_no_url_is_reported_without_repeating_it():
     for url in ("nonsense", "postgresql://user:s3cr3t@host:port/x"):
         with pytest.raises(RunError) as caught:
             storage.storage_url(url, Path("a"))
@@ -582,7 +582,7 @@ def test_a_storage_that_cannot_be_used(given):
     assert "s3cr3t" not in str(caught.value)
 
 
-def test_a_storage_that_is_lost_on_the_way_is_told_without_the_password(journal, monkeypatch):
+def test_a_storage_that_is_lost_on_the_way_is_reported_without_the_password(journal, monkeypatch):
     sweep = create(journal, 3)
     sweep.url = "postgresql+psycopg://me:s3cr3t@db/sweeps"
 
@@ -659,7 +659,7 @@ def test_the_database_of_another_program_is_left_alone(tmp_path):
     assert (tmp_path / "mlruns/mlflow.db").read_bytes() == before
 
 
-def test_a_database_of_another_version_of_optuna_is_told(tmp_path):
+def test_a_database_of_another_version_of_optuna_is_reported(tmp_path):
     url = f"sqlite:///{tmp_path}/one.db"
     create(url, 3)
     with sqlite3.connect(tmp_path / "one.db") as database:

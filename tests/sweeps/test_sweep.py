@@ -210,9 +210,9 @@ def test_a_pruned_fit_ends_after_its_epoch_and_tells_no_objective(tmp_path, tiny
     assert run.data.params["trial"] == "7"
     assert len(pd.read_csv(artifact(run, "epochs.csv"))) == 1
     assert not [name for name in run.data.metrics if name.startswith(("best/", "test/"))]
-    told = [json.loads(line) for line in os.read(reading, 65536).splitlines()]
-    assert [next(iter(message)) for message in told] == ["run", "epoch", "pruned"]
-    assert told[1]["value"] == run.data.metrics["val/balanced_accuracy"]
+    messages = [json.loads(line) for line in os.read(reading, 65536).splitlines()]
+    assert [next(iter(message)) for message in messages] == ["run", "epoch", "pruned"]
+    assert messages[1]["value"] == run.data.metrics["val/balanced_accuracy"]
 
 
 def test_a_trial_whose_worker_is_gone_is_interrupted():
@@ -577,7 +577,7 @@ def test_a_point_that_is_no_experiment_fails_with_its_reason(one, tmp_path, monk
         (["--worker", "--study=x", "--model.dropout=0.1"], "--model.dropout would make trials incomparable"),
     ],
 )
-def test_what_is_asked_wrongly_is_told_before_anything_starts(flags, said, capsys, places):
+def test_what_is_asked_wrongly_is_reported_before_anything_starts(flags, said, capsys, places):
     assert sweep.main(flags) in (1, 2)
     assert said in capsys.readouterr().err
     assert not (places / "sweeps").exists()
@@ -686,7 +686,7 @@ def test_interrupted_killed_and_gone_on(tmp_path, tiny_demo, store):
     owner = int(second.data.tags["pid"])
     process.kill()
     process.wait()
-    assert wait_for_end(second.info.run_id) == "KILLED", "a trial whose worker is gone ends by itself"
+    assert wait_for_end(second.info.run_id) == "KILLED", "a trial ends by itself when its worker has exited"
     psutil.wait_procs([psutil.Process(owner)] if psutil.pid_exists(owner) else [], timeout=30)
     assert not psutil.pid_exists(owner)
 
