@@ -40,7 +40,7 @@ from skincancer.audit.findings import COPIES
 from skincancer.data.index import image_root, load_index
 from skincancer.data.prepare import locate_dataset
 from skincancer.imaging.decode import read_image
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.1

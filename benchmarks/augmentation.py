@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 
 from skincancer.imaging.augmentation import Augment
 from skincancer.imaging.augmentation_policies import POLICIES
-from skincancer.schema import AugmentConfig
+from skincancer.schema.data import AugmentConfig
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

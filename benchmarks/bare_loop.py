@@ -37,7 +37,7 @@ from skincancer.metrics.mask_scorer import MaskRecipe, MaskScorer
 from skincancer.metrics.prediction_files import predictions_table, write_predictions
 from skincancer.models.segmenters import TIMM_PREFIX, build_segmenter
 from skincancer.models.weights import load_backbone, load_encoder
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 BACKBONE = "tf_efficientnet_lite0"
 

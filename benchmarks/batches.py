@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.index import image_root
 from skincancer.data.prepare import PreparedData, prepare_data
-from skincancer.schema import AugmentConfig, DataConfig
+from skincancer.schema.data import AugmentConfig, DataConfig
 
 
 def limit(data: PreparedData, images: int) -> PreparedData:

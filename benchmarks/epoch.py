@@ -38,7 +38,8 @@ from skincancer.imaging.augmentation import Augment
 from skincancer.models.factory import build_task
 from skincancer.models.lightning import quiet_lightning
 from skincancer.runs.store import RunStore
-from skincancer.schema import AugmentConfig, Experiment
+from skincancer.schema.data import AugmentConfig
+from skincancer.schema.experiment import Experiment
 from skincancer.system.console import make_console
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.training.callbacks import EpochRecord

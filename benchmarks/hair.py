@@ -30,7 +30,7 @@ from skincancer.data.prepare import locate_dataset
 from skincancer.data.readers.demo_drawing import CLASSES, draw_lesion
 from skincancer.imaging.cleaning.hair import black_hat, dull_razor
 from skincancer.imaging.decode import read_image
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 Pair = tuple[np.ndarray, np.ndarray]
 # Factor by which hair is drawn larger and then reduced, for smooth edges.

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 
 from skincancer.data.index import image_root, load_index
 from skincancer.data.prepare import locate_dataset
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.02

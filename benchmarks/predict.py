@@ -116,7 +116,7 @@ def main() -> None:
         return
     if given.folder is None:
         from skincancer.data.prepare import locate_dataset
-        from skincancer.schema import DataConfig
+        from skincancer.schema.data import DataConfig
 
         given.folder = locate_dataset(DataConfig())[1] / "images"
     with tempfile.TemporaryDirectory() as place:

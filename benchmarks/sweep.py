@@ -27,7 +27,8 @@ from side_by_side import machine
 
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.storage import storage_url
-from skincancer.sweeps.study import counts_towards_total, create
+from skincancer.sweeps.study import create
+from skincancer.sweeps.trial_state import counts_towards_total
 from skincancer.system.credentials import mask_password
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -36,8 +37,9 @@ PLAN = Plan("x", {"task": "classification"}, {}, {"model.dropout": {"low": 0.0, 
 WORKER = """
 import sys
 from skincancer.sweeps import executor, study
+from skincancer.sweeps.trial_state import TrialResult
 sweep = study.join(sys.argv[1], "one")
-executor.work(sweep, lambda trial, slot, stop: study.TrialResult("complete", trial.params["model.dropout"]), 1)
+executor.work(sweep, lambda trial, slot, stop: TrialResult("complete", trial.params["model.dropout"]), 1)
 """
 
 

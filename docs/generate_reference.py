@@ -10,14 +10,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from docstring_parser import parse
 
 from skincancer.config.names import known_names
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """# Keys of an experiment
 
 Set a key in an experiment file, or on the command line as a flag: `--data.split 70:30`.
 
-This page is generated from `skincancer/schema.py`. Do not edit it; run `python docs/generate_reference.py`.
+This page is generated from `skincancer/schema/`. Do not edit it; run `python docs/generate_reference.py`.
 """
 PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "any value"}
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from skincancer.errors import ConfigError, DataError, RunError, SkinCancerError, SplitError, WeightsError
     from skincancer.runs.finished import FinishedRun
-    from skincancer.schema import Experiment
+    from skincancer.schema.experiment import Experiment
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
 # unless the user sets the variable to false.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-_HOMES = {"Experiment": "schema", "FinishedRun": "runs.finished"}
+_HOMES = {"Experiment": "schema.experiment", "FinishedRun": "runs.finished"}
 
 
 def __getattr__(name: str) -> Any:

@@ -70,7 +70,7 @@ def _parser_of_all() -> argparse.ArgumentParser:
     """Return a parser with all verbs, and known names as choices."""
     from skincancer.config.experiments import list_experiments
     from skincancer.config.names import known_names
-    from skincancer.schema import SECTIONS
+    from skincancer.schema.dotted_keys import SECTIONS
 
     experiments = list(list_experiments())
     choices = known_names() | {"experiment": experiments, "experiments": experiments}

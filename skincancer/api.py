@@ -29,7 +29,8 @@ from skincancer.runs.artifacts import BEST_FILE, CONFIG_FILE, TRIALS_FILE, confi
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.search import search_runs
 from skincancer.runs.store import RunStore
-from skincancer.schema import Experiment, flatten
+from skincancer.schema.dotted_keys import flatten
+from skincancer.schema.experiment import Experiment
 from skincancer.sweeps.request import Request as SweepRequest
 from skincancer.system.console import make_console, progress_bars, warn
 from skincancer.system.interrupts import keyboard_interrupts

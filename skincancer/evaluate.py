@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from skincancer.config.cli import add_plugin_flag, parse_flags
 from skincancer.errors import ConfigError, RunError
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 from skincancer.system.console import is_live, make_console, program, progress_bars, run_verb, warn
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.interrupts import signals_as_interrupts

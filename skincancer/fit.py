@@ -14,7 +14,7 @@ from skincancer.config.resolve import resolve
 from skincancer.errors import ConfigError, RunError
 from skincancer.runs import registry
 from skincancer.runs.artifacts import config_to_keep
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 from skincancer.system.console import make_console, make_table, program, run_verb
 from skincancer.system.interrupts import signals_as_interrupts
 from skincancer.system.yaml_files import dump_yaml

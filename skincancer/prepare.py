@@ -18,7 +18,9 @@ from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, SplitError
 from skincancer.imaging.cleaning.steps import STEPS
-from skincancer.schema import FAMILIES, Experiment, segmenter_run
+from skincancer.schema.data import segmenter_run
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import FAMILIES
 from skincancer.system.console import make_console, make_table, program, progress_bars, run_verb, warn
 from skincancer.system.files import check_file
 from skincancer.system.paths import data_folder

@@ -24,7 +24,7 @@ from skincancer.imaging.decode import ImageFile
 from skincancer.inference.image_files import find_images
 from skincancer.inference.predictor import Predictor
 from skincancer.runs.finished import FinishedRun
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 from skincancer.system.interrupts import keyboard_interrupts
 from skincancer.training.trainer import build_datamodule
 

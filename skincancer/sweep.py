@@ -13,7 +13,7 @@ from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import find_experiment, list_experiments
 from skincancer.config.search_space import PLACE_KEYS, PRUNERS, SAMPLERS
 from skincancer.errors import ConfigError, nearest
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 from skincancer.sweeps.request import Request, check_request
 from skincancer.system.console import make_console, make_table, program, run_verb
 from skincancer.system.interrupts import signals_as_interrupts

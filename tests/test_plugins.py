@@ -478,7 +478,7 @@ def test_the_draws_of_an_augmentation_depend_on_the_seed_alone_and_leave_the_oth
     import torch
 
     from skincancer.imaging.augmentation import Augment
-    from skincancer.schema import AugmentConfig
+    from skincancer.schema.data import AugmentConfig
 
     load_plugins(["shifts"])
     image = torch.rand(4, 3, 16, 16)

@@ -6,7 +6,7 @@ from PIL import Image
 from skincancer import prepare
 from skincancer.data.prepare import prepare_data
 from skincancer.data.readers import demo
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 from skincancer.visualization.previews import SHEETS
 
 

@@ -33,7 +33,7 @@ from skincancer.data.duplicates import link
 from skincancer.data.file_facts import find_flagged
 from skincancer.data.groups import Names, group_rows, known_lesions, unite
 from skincancer.data.index import image_root
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.errors import ConfigError, DataError
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 from skincancer.system.console import make_console, make_table, progress_bars
 from skincancer.system.files import check_file, check_folder
 

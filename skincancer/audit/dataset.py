@@ -14,7 +14,7 @@ from skincancer.data.file_facts import Examination, examine
 from skincancer.data.index import image_root, load_index
 from skincancer.data.prepare import locate_dataset
 from skincancer.errors import ConfigError, DataError
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 from skincancer.system.paths import cache_folder
 
 SHOWN_ERRORS = 5

@@ -11,7 +11,8 @@ from skincancer.config.resolve import resolve
 from skincancer.errors import ConfigError, nearest
 from skincancer.metrics.custom import CUSTOM_METRICS
 from skincancer.metrics.names import DEFAULT_METRICS, MASK_METRICS, METRICS, PREFIXED_METRICS, is_mask_metric
-from skincancer.schema import Experiment, flatten
+from skincancer.schema.dotted_keys import flatten
+from skincancer.schema.experiment import Experiment
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun

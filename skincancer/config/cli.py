@@ -10,7 +10,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from skincancer.errors import ConfigError, nearest
 from skincancer.plugins import load_plugins
-from skincancer.schema import KEYS, MAY_BE_NULL, SECTIONS, Experiment, flatten, unflatten
+from skincancer.schema.dotted_keys import KEYS, MAY_BE_NULL, SECTIONS, flatten, unflatten
+from skincancer.schema.experiment import Experiment
 
 
 def _check_keys(flat: Mapping[str, Any], source: str) -> None:

@@ -13,7 +13,8 @@ from skincancer.imaging.quality import RULES
 from skincancer.metrics.custom import CUSTOM_METRICS
 from skincancer.metrics.names import TASK_METRICS
 from skincancer.models.names import ARCHITECTURES, MASK_LOSSES
-from skincancer.schema import CLASSICAL, DEEP, FAMILIES, TYPES
+from skincancer.schema.dotted_keys import TYPES
+from skincancer.schema.model import CLASSICAL, DEEP, FAMILIES
 
 
 def known_names() -> dict[str, list[str]]:

@@ -22,7 +22,9 @@ from skincancer.imaging import augmentation_policies
 from skincancer.metrics.names import default_monitor
 from skincancer.models.names import SMALLEST_SIZE
 from skincancer.plugins import load_plugins, used_plugins
-from skincancer.schema import KEYS, RUN, TYPES, Experiment, flatten, segmenter_run, unflatten
+from skincancer.schema.data import RUN, segmenter_run
+from skincancer.schema.dotted_keys import KEYS, TYPES, flatten, unflatten
+from skincancer.schema.experiment import Experiment
 from skincancer.system.yaml_files import load_yaml
 
 

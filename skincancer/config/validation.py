@@ -26,7 +26,11 @@ from skincancer.models.names import (
     check_architecture,
     check_mask_losses,
 )
-from skincancer.schema import DEEP, FAMILIES, TASKS, Experiment, flatten, segmenter_run
+from skincancer.schema.data import segmenter_run
+from skincancer.schema.dotted_keys import flatten
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import DEEP, FAMILIES
+from skincancer.schema.tasks import TASKS
 
 NAMES: dict[str, Iterable[str]] = {
     "data.balance": BALANCES,

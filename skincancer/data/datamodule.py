@@ -21,7 +21,7 @@ from skincancer.data.seeding import AUGMENT_STREAM, step_seed
 from skincancer.data.store import Store
 from skincancer.errors import ConfigError
 from skincancer.imaging.augmentation import Augment
-from skincancer.schema import AugmentConfig
+from skincancer.schema.data import AugmentConfig
 
 
 class BatchIndices(NamedTuple):

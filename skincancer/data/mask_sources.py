@@ -13,7 +13,7 @@ from skincancer.data.catalog import Dataset
 from skincancer.errors import DataError
 from skincancer.imaging.crop import EMPTY
 from skincancer.imaging.types import Mask
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 Made = TypeVar("Made")
 

@@ -23,7 +23,7 @@ from skincancer.data.store import Store, open_store
 from skincancer.imaging.geometry import mapping
 from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.imaging.similarity import thumbnail
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 from skincancer.system.paths import cache_folder
 
 FINGERPRINT_SIDE = 36

@@ -28,7 +28,8 @@ from skincancer.imaging.mask_operations import mask_extent
 from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.imaging.quality import COLUMNS as QUALITY_COLUMNS
 from skincancer.imaging.quality import FLAGS
-from skincancer.schema import TASKS, DataConfig
+from skincancer.schema.data import DataConfig
+from skincancer.schema.tasks import TASKS
 from skincancer.system.paths import cache_folder, data_folder
 
 ROLES: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")

@@ -34,7 +34,11 @@ from skincancer.models.tasks.segmentation import Segmenting
 from skincancer.plugins import load_plugins
 from skincancer.runs.finished import FinishedRun, Validation
 from skincancer.runs.store import RunStore
-from skincancer.schema import DEEP, RUN, TASKS, Experiment, flatten
+from skincancer.schema.data import RUN
+from skincancer.schema.dotted_keys import flatten
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import DEEP
+from skincancer.schema.tasks import TASKS
 from skincancer.system.console import make_console, progress_bars
 
 OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power")

@@ -31,7 +31,7 @@ from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.finished import Validation
 from skincancer.runs.lifecycle import RunWriter, start_run
 from skincancer.runs.store import RunStore
-from skincancer.schema import RUN, segmenter_run
+from skincancer.schema.data import RUN, segmenter_run
 from skincancer.system.console import warn
 from skincancer.system.interrupts import uninterrupted
 from skincancer.system.provenance import environment_text

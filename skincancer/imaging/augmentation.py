@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skincancer.errors import RunError
 from skincancer.imaging.augmentation_policies import AUGMENTATIONS, check, resolve
-from skincancer.schema import AugmentConfig
+from skincancer.schema.data import AugmentConfig
 
 # One random number per parameter. All are sampled, active or not, so that switching one transform does not change the others.
 _DRAWS = "horizontal vertical rotation shift_x shift_y scaling shear brightness contrast saturation hue".split()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from skincancer.errors import ConfigError, nearest
-from skincancer.schema import AugmentConfig
+from skincancer.schema.data import AugmentConfig
 
 POLICIES: dict[str, dict[str, float]] = {
     "none": {},

@@ -22,7 +22,8 @@ from skincancer.models.tasks.classification import Predictions
 from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import BACKBONE_FILE, CLASSES_FILE, CLASSICAL_CHECKPOINT, model_files
 from skincancer.runs.finished import FinishedRun
-from skincancer.schema import DEEP, Experiment
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import DEEP
 from skincancer.system.paths import cache_folder
 
 # A smaller probability is a zero in the files of nine digits. Its logarithm is finite.

@@ -28,7 +28,7 @@ from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import MODEL_FILES
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.store import RunStore
-from skincancer.schema import RUN, DataConfig, segmenter_run
+from skincancer.schema.data import RUN, DataConfig, segmenter_run
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.paths import cache_folder
 

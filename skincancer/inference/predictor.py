@@ -27,7 +27,7 @@ from skincancer.inference.model import AnyModel, TrainedModel, load_model, load_
 from skincancer.runs.artifacts import MODEL_FILES, SEGMENTER
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.store import RunStore
-from skincancer.schema import segmenter_run
+from skincancer.schema.data import segmenter_run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

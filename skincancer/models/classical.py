@@ -27,7 +27,8 @@ from threadpoolctl import threadpool_limits
 
 from skincancer.data.balance import class_weights, epoch_order
 from skincancer.errors import ConfigError, DataError, WeightsError
-from skincancer.schema import DEEP, ClassicalConfig, DataConfig
+from skincancer.schema.data import DataConfig
+from skincancer.schema.model import DEEP, ClassicalConfig
 
 Labels = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from skincancer.models.backbones import check_backbone
 from skincancer.models.segmenters import check_segmenter
-from skincancer.schema import TASKS, Experiment
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.tasks import TASKS
 
 
 def check_network(experiment: Experiment) -> None:

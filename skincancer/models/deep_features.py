@@ -18,7 +18,7 @@ from skincancer.errors import WeightsError
 from skincancer.models.backbones import build_backbone, normalisation
 from skincancer.models.tasks.base import Normalise
 from skincancer.models.weights import LoadedWeights, load_backbone
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 from skincancer.system.hardware import keep_freed_memory
 
 

@@ -19,7 +19,7 @@ from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
 from skincancer.models.tasks.segmentation import SegmentationTask
 from skincancer.models.weights import LoadedWeights, load_backbone, load_checkpoint, load_encoder
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 
 AnyTask = ClassificationTask | SegmentationTask | JointTask
 

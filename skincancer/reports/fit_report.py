@@ -18,7 +18,7 @@ from skincancer.reports.run_description import count
 from skincancer.reports.thumbnails import Thumbnails, embed_figure, thumbnail_cells
 from skincancer.runs import artifacts
 from skincancer.runs.finished import FinishedRun
-from skincancer.schema import TASKS
+from skincancer.schema.tasks import TASKS
 from skincancer.visualization.html import Cell, Part, Section, Table, Text, write_page
 
 NO_DEVICE = "Research software. No medical device: not for diagnosis, and not for decisions about patients."

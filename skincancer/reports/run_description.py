@@ -17,7 +17,10 @@ from skincancer.imaging.features.families import WORKING_SIDE
 from skincancer.reports.thumbnails import embed_figure
 from skincancer.runs import artifacts
 from skincancer.runs.finished import FinishedRun
-from skincancer.schema import DEEP, OF_CLASSIFIERS, DataConfig, Experiment, flatten
+from skincancer.schema.data import DataConfig
+from skincancer.schema.dotted_keys import flatten
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import DEEP, OF_CLASSIFIERS
 from skincancer.system.yaml_files import dump_yaml
 from skincancer.visualization.html import Cell, Code, Part, Section, Table, Text
 

@@ -27,7 +27,7 @@ from skincancer.models.tasks.joint import JointPredictions, JointTask
 from skincancer.models.tasks.segmentation import MaskPredictions, SegmentationTask
 from skincancer.runs.artifacts import SUBGROUPS_FILE, predictions_file
 from skincancer.runs.finished import FinishedRun
-from skincancer.schema import ModelConfig
+from skincancer.schema.model import ModelConfig
 from skincancer.visualization.classification import FIGURES
 from skincancer.visualization.segmentation import Case, choose_cases, jaccard_histogram, overlay_sheet
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from skincancer.schema import DEEP, Experiment
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import DEEP
 from skincancer.system.credentials import remove_password
 
 CONFIG_FILE = "config.yaml"

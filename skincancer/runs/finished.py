@@ -28,7 +28,8 @@ from skincancer.metrics.prediction_files import read_predictions, read_table
 from skincancer.runs import artifacts
 from skincancer.runs.registry import find_version, is_registered
 from skincancer.runs.store import RunStore
-from skincancer.schema import Experiment, flatten
+from skincancer.schema.dotted_keys import flatten
+from skincancer.schema.experiment import Experiment
 from skincancer.system.credentials import mask_passwords
 from skincancer.system.yaml_files import load_yaml
 

@@ -35,7 +35,7 @@ from skincancer.runs.artifacts import (
     figure_file,
 )
 from skincancer.runs.store import RunStore
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 from skincancer.system.console import make_console
 from skincancer.system.credentials import format_error, mask_password
 from skincancer.system.files import write_whole

@@ -18,7 +18,7 @@ from skincancer.metrics.names import monitor_mode
 from skincancer.models.compatibility import check_network
 from skincancer.runs.lifecycle import reap
 from skincancer.runs.store import RunStore
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 from skincancer.sweeps import executor, study
 from skincancer.sweeps.plan import Plan, used_images
 from skincancer.sweeps.report import SweepRecord

@@ -24,8 +24,9 @@ from skincancer.errors import ConfigError, RunError, SkinCancerError
 from skincancer.runs.artifacts import config_to_keep
 from skincancer.runs.lifecycle import STATE_TAG
 from skincancer.sweeps.storage import storage_errors
-from skincancer.sweeps.study import HEARTBEAT_SECONDS, RUN_ID, THREADS, Sweep, TrialResult
+from skincancer.sweeps.study import HEARTBEAT_SECONDS, Sweep
 from skincancer.sweeps.trial import GO, PRUNE, TRIAL_PROCESS
+from skincancer.sweeps.trial_state import RUN_ID, THREADS, TrialResult
 from skincancer.sweeps.worker_process import Slot, exit_reason, new_log
 from skincancer.system.interrupts import uninterrupted
 from skincancer.system.launcher import without_launcher

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from skincancer.sweeps.study import counts_towards_total
+from skincancer.sweeps.trial_state import counts_towards_total
 from skincancer.visualization.style import INK, PALETTE, finish_axes, legend_of_panels, new_figure
 
 _PRUNED, _BEST = "#b8b8b8", PALETTE[1]

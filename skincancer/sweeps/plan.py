@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from skincancer.config.resolve import resolve_content
 from skincancer.config.search_space import PLACE_KEYS
 from skincancer.errors import UnusedKey
-from skincancer.schema import Experiment, flatten, unflatten
+from skincancer.schema.dotted_keys import flatten, unflatten
+from skincancer.schema.experiment import Experiment
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -27,7 +27,8 @@ from skincancer.runs.dataset_inputs import data_tags
 from skincancer.runs.lifecycle import RunWriter, silent_seconds, start_run
 from skincancer.runs.store import RunStore
 from skincancer.sweeps.figures import sweep_figures
-from skincancer.sweeps.study import ENDED, REASON, RUN_ID, SILENT_SECONDS, THREADS, Sweep, counts_towards_total
+from skincancer.sweeps.study import SILENT_SECONDS, Sweep
+from skincancer.sweeps.trial_state import ENDED, REASON, RUN_ID, THREADS, counts_towards_total
 from skincancer.system.console import is_live, make_table
 from skincancer.system.credentials import mask_password
 from skincancer.system.files import write_whole

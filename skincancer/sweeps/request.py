@@ -11,7 +11,8 @@ from skincancer.config.experiments import find_experiment
 from skincancer.config.resolve import resolve
 from skincancer.config.search_space import PLACE_KEYS, grid
 from skincancer.errors import ConfigError
-from skincancer.schema import TYPES, Experiment
+from skincancer.schema.dotted_keys import TYPES
+from skincancer.schema.experiment import Experiment
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.space_check import check_space
 from skincancer.system.yaml_files import load_yaml

@@ -16,7 +16,8 @@ from skincancer.config.resolve import resolve_content
 from skincancer.config.search_space import Space, ends_of
 from skincancer.config.validation import check_experiment
 from skincancer.errors import ConfigError
-from skincancer.schema import TYPES, Experiment
+from skincancer.schema.dotted_keys import TYPES
+from skincancer.schema.experiment import Experiment
 from skincancer.sweeps.plan import DEFAULTS, Plan, without_unused
 
 # Largest number of checked corners.

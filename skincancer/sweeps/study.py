@@ -16,9 +16,9 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -26,10 +26,22 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from skincancer.config import search_space
 from skincancer.errors import ConfigError, RunError
-from skincancer.schema import TYPES
+from skincancer.schema.dotted_keys import TYPES
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.samplers import build_pruner, build_sampler
 from skincancer.sweeps.storage import open_storage, storage_errors
+from skincancer.sweeps.trial_state import (
+    DRAW,
+    ENDED,
+    HEARTBEAT,
+    OWNER,
+    PLANNED,
+    REASON,
+    TrialResult,
+    counts_towards_total,
+    is_repeated,
+    point_of,
+)
 from skincancer.system.credentials import mask_password, mask_passwords
 from skincancer.system.hardware import owner_alive, owner_tags
 
@@ -42,20 +54,6 @@ UNOWNED_SECONDS = 120.0
 FIRST_FAILURES, CONSECUTIVE_FAILURES = 3, 10
 # Waiting time of a joining worker, because the sweep may have to prepare its data first.
 JOIN_SECONDS = 1800.0
-
-# User attributes of a trial. ENDED is the reason why a trial does not count, _DRAW the seed of its point.
-REASON, RUN_ID, THREADS, ENDED = "reason", "run_id", "threads", "ended"
-_OWNER, _HEARTBEAT, _PLANNED, _DRAW = "owner", "heartbeat", "planned", "draw"
-_UNCOUNTED = ("interrupted", "dead", "surplus", "double")
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """Result of a trial: objective if complete, reason if failed."""
-
-    state: Literal["complete", "pruned", "failed", "interrupted"]
-    value: float = math.nan
-    reason: str = ""
 
 
 class Sweep:
@@ -115,14 +113,14 @@ class Sweep:
             )
             try:
                 trial = self.study.ask(self.distributions)
-                drawn = {} if _PLANNED in trial.user_attrs else {_DRAW: draw}
-                trial.set_user_attr(_OWNER, {**self._owner, **drawn})
+                drawn = {} if PLANNED in trial.user_attrs else {DRAW: draw}
+                trial.set_user_attr(OWNER, {**self._owner, **drawn})
             except optuna.exceptions.UpdateFinishedTrialError:
                 # Another worker has closed this trial, because this worker was silent for too long.
                 return None
-            repeats = trial.user_attrs.get(_PLANNED, -1)
+            repeats = trial.user_attrs.get(PLANNED, -1)
             if repeats >= 0 and any(
-                known.number < trial.number and known.user_attrs.get(_PLANNED) == repeats for known in self.trials()
+                known.number < trial.number and known.user_attrs.get(PLANNED) == repeats for known in self.trials()
             ):
                 # A restarted sweep and a worker may both queue the point of a closed trial.
                 self._close(trial, "double")
@@ -140,7 +138,7 @@ class Sweep:
         The number of trials is not sufficient, because it decreases when a trial of another worker is closed and not yet repeated.
         """
         made = [
-            trial.user_attrs.get(_OWNER, {}).get(_DRAW)
+            trial.user_attrs.get(OWNER, {}).get(DRAW)
             for trial in trials
             if set(trial.params) == set(self.distributions)
         ]
@@ -155,7 +153,7 @@ class Sweep:
         queued point has an old number, so all running trials count before it. Queued points have priority over new trials.
         """
         trials = self.trials()
-        planned = {trial.number for trial in trials if trial.user_attrs.get(_PLANNED) is not None}
+        planned = {trial.number for trial in trials if trial.user_attrs.get(PLANNED) is not None}
         before = [
             trial
             for trial in trials
@@ -167,14 +165,14 @@ class Sweep:
                 or not planned.isdisjoint((trial.number, claimed.number))
             )
         ]
-        queued = sum(trial.state == TrialState.WAITING and trial.user_attrs.get(_PLANNED, -1) >= 0 for trial in trials)
+        queued = sum(trial.state == TrialState.WAITING and trial.user_attrs.get(PLANNED, -1) >= 0 for trial in trials)
         if claimed.number in planned:
             queued = 0
         return len(before) + queued < self.total
 
     def beat(self, trial: Trial) -> None:
         """Record a heartbeat of the trial, for workers on other machines."""
-        trial.set_user_attr(_HEARTBEAT, datetime.now(UTC).isoformat(timespec="seconds"))
+        trial.set_user_attr(HEARTBEAT, datetime.now(UTC).isoformat(timespec="seconds"))
 
     def end(self, trial: Trial, ended: TrialResult) -> None:
         """Record the result of a trial, and queue an interrupted trial again."""
@@ -203,7 +201,7 @@ class Sweep:
         if not self._close(trial, why):
             return False
         closed = next(known for known in self.trials() if known.number == trial.number)
-        if _is_repeated(closed):
+        if is_repeated(closed):
             self._queue_again(closed)
         return True
 
@@ -218,9 +216,9 @@ class Sweep:
 
     def _queue_again(self, trial: FrozenTrial) -> None:
         """Queue the point of a trial, unless it was interrupted during sampling."""
-        point = _point(trial)
+        point = point_of(trial)
         if set(point) == set(self.distributions):
-            self.study.enqueue_trial(point, user_attrs={_PLANNED: trial.number})
+            self.study.enqueue_trial(point, user_attrs={PLANNED: trial.number})
 
     def _key(self, point: Mapping[str, Any]) -> tuple[float | None, ...]:
         """Return a key that identifies a point.
@@ -247,13 +245,13 @@ class Sweep:
         points = search_space.grid(self.plan.search, TYPES) if self.plan.sampler == "grid" else []
         with storage_errors(self.url):
             known = self.trials()
-            there = {self._key(_point(trial)) for trial in known}
+            there = {self._key(point_of(trial)) for trial in known}
             for point in points:
                 if self._key(point) not in there:
-                    self.study.enqueue_trial(point, user_attrs={_PLANNED: -1})
-            repeated = {trial.user_attrs.get(_PLANNED) for trial in known}
+                    self.study.enqueue_trial(point, user_attrs={PLANNED: -1})
+            repeated = {trial.user_attrs.get(PLANNED) for trial in known}
             for trial in known:
-                if _is_repeated(trial) and trial.number not in repeated:
+                if is_repeated(trial) and trial.number not in repeated:
                     # A worker was killed after closing this trial, before queueing it.
                     self._queue_again(trial)
             self.study.set_user_attr("trials", min(trials, len(points)) if points else trials)
@@ -267,14 +265,14 @@ class Sweep:
             return trial.should_prune()
 
     def _is_alive(self, trial: FrozenTrial) -> bool:
-        owner = trial.user_attrs.get(_OWNER)
+        owner = trial.user_attrs.get(OWNER)
         started = trial.datetime_start or datetime.now()
         if owner is None:
             return datetime.now() - started < timedelta(seconds=UNOWNED_SECONDS)
         alive = owner_alive(owner)
         if alive is not None:
             return alive
-        beat = trial.user_attrs.get(_HEARTBEAT)
+        beat = trial.user_attrs.get(HEARTBEAT)
         last = datetime.fromisoformat(beat) if beat else started.astimezone()
         return datetime.now(UTC) - last < timedelta(seconds=SILENT_SECONDS)
 
@@ -303,32 +301,6 @@ class Sweep:
         complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
         sign = 1 if self.study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
         return max(complete, key=lambda trial: (sign * float(trial.value or 0), -trial.number), default=None)
-
-
-def counts_towards_total(trial: FrozenTrial) -> bool:
-    """Return whether a trial counts towards the total.
-
-    Running, complete, pruned and failed trials count. A trial without heartbeat may still finish before another worker closes
-    it; its result then counts.
-    """
-    if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-        return True
-    return trial.state != TrialState.WAITING and trial.user_attrs.get(ENDED) not in _UNCOUNTED
-
-
-def _is_repeated(trial: FrozenTrial) -> bool:
-    """Return whether the point of a closed trial must be queued again.
-
-    Its trial was interrupted, its worker died, or it was a queued point beyond the total.
-    """
-    why = trial.user_attrs.get(ENDED)
-    planned = trial.user_attrs.get(_PLANNED) is not None
-    return trial.state == TrialState.FAIL and (why in ("dead", "interrupted") or (why == "surplus" and planned))
-
-
-def _point(trial: FrozenTrial) -> dict[str, Any]:
-    """Return the point of a trial, also of a waiting trial."""
-    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def create(url: str, name: str, plan: Plan, trials: int, *, maximize: bool) -> Sweep:

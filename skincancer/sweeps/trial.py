@@ -27,7 +27,7 @@ from typing import Any
 
 from skincancer.config.resolve import resolve
 from skincancer.runs.lifecycle import STATE_TAG
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 from skincancer.system.console import run_verb
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
 

@@ -17,7 +17,7 @@ from skincancer.models.classical import fit_pipeline, save_pipeline
 from skincancer.models.deep_features import DeepFeatures, first_backbone
 from skincancer.models.weights import LoadedWeights
 from skincancer.runs.artifacts import BACKBONE_FILE, CLASSICAL_CHECKPOINT
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import os
 import sys
 
 from skincancer.errors import ConfigError, RunError
-from skincancer.schema import TrainerConfig
+from skincancer.schema.training import TrainerConfig
 from skincancer.system.launcher import launcher
 
 

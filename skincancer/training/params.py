@@ -8,7 +8,9 @@ from skincancer.data.prepare import ROLES, PreparedData
 from skincancer.imaging.cleaning.steps import describe_clean
 from skincancer.imaging.features.families import WORKING_SIDE
 from skincancer.reports.task_outputs import Outcome
-from skincancer.schema import DEEP, OF_CLASSIFIERS, Experiment, segmenter_run
+from skincancer.schema.data import segmenter_run
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import DEEP, OF_CLASSIFIERS
 from skincancer.training.classical import ClassicalInputs
 from skincancer.training.launch import count_ranks
 

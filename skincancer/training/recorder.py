@@ -36,7 +36,9 @@ from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.lifecycle import STATE_TAG, RunWriter, check_resumable, has_checkpoint, start_run
 from skincancer.runs.store import RunStore
-from skincancer.schema import TASKS, Experiment, segmenter_run
+from skincancer.schema.data import segmenter_run
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.tasks import TASKS
 from skincancer.system.console import make_table, progress_bars, warn
 from skincancer.system.hardware import device_name
 from skincancer.system.interrupts import uninterrupted

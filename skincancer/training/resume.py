@@ -10,7 +10,8 @@ from skincancer.errors import RunError
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.lifecycle import check_resumable
 from skincancer.runs.store import RunStore
-from skincancer.schema import Experiment, flatten
+from skincancer.schema.dotted_keys import flatten
+from skincancer.schema.experiment import Experiment
 from skincancer.system.launcher import is_rank_zero
 
 if TYPE_CHECKING:

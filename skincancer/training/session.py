@@ -9,7 +9,7 @@ from skincancer.models.lightning import quiet_lightning
 from skincancer.runs import registry
 from skincancer.runs.lifecycle import reap
 from skincancer.runs.store import RunStore
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 from skincancer.system.console import make_console, progress_bars
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.launcher import is_rank_zero

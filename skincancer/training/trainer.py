@@ -29,7 +29,8 @@ from skincancer.runs.artifacts import BEST_CHECKPOINT, LAST_CHECKPOINT
 from skincancer.runs.finished import weights_file
 from skincancer.runs.lifecycle import has_checkpoint
 from skincancer.runs.store import RunStore
-from skincancer.schema import Experiment, TrainerConfig
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.training import TrainerConfig
 from skincancer.system.console import is_live, progress_bars, warn
 from skincancer.training.callbacks import EpochBars, EpochRecord, ReportToSweep, describe_averaging
 from skincancer.training.checkpoints import best_checkpoint, export_best

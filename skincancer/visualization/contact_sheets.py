@@ -22,7 +22,7 @@ from skincancer.imaging.features.abcd import abcd_features
 from skincancer.imaging.features.families import Lesion
 from skincancer.imaging.features.structures import find_structures
 from skincancer.imaging.types import Box
-from skincancer.schema import AugmentConfig
+from skincancer.schema.data import AugmentConfig
 
 # Height of one image, inches.
 _CELL = 1.7

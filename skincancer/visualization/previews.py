@@ -16,7 +16,7 @@ from skincancer.data.prepare import PreparedData
 from skincancer.errors import DataError
 from skincancer.imaging.cleaning.steps import acts_on
 from skincancer.imaging.decode import BadImage, read_image
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 from skincancer.system.console import make_console
 from skincancer.visualization.contact_sheets import augment_sheet, clean_sheet, crop_sheet, structure_sheet
 

@@ -17,7 +17,7 @@ from skincancer.audit.verdict import verdict_line
 from skincancer.data.prepare import prepare_data
 from skincancer.errors import ConfigError, DataError
 from skincancer.runs.store import connect
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 EVIL = "<script>alert(1)</script>"
 

@@ -11,7 +11,7 @@ from skincancer import prepare
 from skincancer.audit import audit, findings, report
 from skincancer.errors import ConfigError, DataError
 from skincancer.imaging.quality import COLUMNS, NAMES
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from skincancer.audit.report import lesion_texts
 from skincancer.audit.verdict import verdict_line
 from skincancer.data.groups import group_rows, known_lesions, unite
 from skincancer.data.prepare import prepare_data
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 
 def save(root, rows, **more):

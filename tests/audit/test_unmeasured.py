@@ -11,7 +11,7 @@ from skincancer.data.mask_sources import TruthOrOtsu
 from skincancer.data.prepare import prepare_data
 from skincancer.errors import DataError
 from skincancer.runs.store import connect
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 EMPTY = ("i03", "i04", "i11")
 

@@ -19,7 +19,9 @@ from skincancer.config.resolve import resolve
 from skincancer.config.validation import NAMES, RANGES, REQUIREMENTS, RULES
 from skincancer.errors import ConfigError
 from skincancer.models.names import MASK_LOSSES
-from skincancer.schema import KEYS, TYPES, Experiment, TrainerConfig, flatten, unflatten
+from skincancer.schema.dotted_keys import KEYS, TYPES, flatten, unflatten
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.training import TrainerConfig
 from skincancer.system.yaml_files import dump_yaml, load_yaml
 
 SPLITS = ["80:20", "70:30", "40:60", "60:40", "90:10", "99:1", "11:89", "50:50", "fold:0/5", "fold:4/5", "official"]

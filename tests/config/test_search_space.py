@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from skincancer.config.search_space import check_search, distributions, ends_of, grid
 from skincancer.errors import ConfigError
-from skincancer.schema import TYPES
+from skincancer.schema.dotted_keys import TYPES
 
 SPACE = {
     "model.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},

@@ -11,7 +11,7 @@ from skincancer.data.prepare import prepare_data
 from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.inference import model
 from skincancer.inference.model import SegmenterMasks, mask_source
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 STAMP = 10**18  # ns: keys contain the times of the files
 

@@ -16,7 +16,7 @@ from skincancer.data.balance import epoch_order
 from skincancer.data.datamodule import BatchIndices, EvaluationSampler, LesionDataModule, StoreDataset, TrainSampler
 from skincancer.data.prepare import ROLES, PreparedData, prepare_data
 from skincancer.data.store import Store
-from skincancer.schema import AugmentConfig, DataConfig
+from skincancer.schema.data import AugmentConfig, DataConfig
 
 Batch = dict[str, Any]
 SIZE = 32

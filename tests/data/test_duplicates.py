@@ -13,7 +13,7 @@ from skincancer.data.store import open_store
 from skincancer.imaging.crop import Crop
 from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.imaging.similarity import COARSE, coarse_detail, correlate, describe, is_flat, thumbnail, turn
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 SIDE = 96
 

@@ -20,7 +20,7 @@ from skincancer.imaging.features.families import bring_to_working_size, feature_
 from skincancer.imaging.mask_operations import otsu_mask
 from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.inference.model import SegmenterMasks, mask_source
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 
 @pytest.fixture

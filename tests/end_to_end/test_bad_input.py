@@ -270,7 +270,7 @@ def test_broken_files_are_listed_together(refused, ham: Path):
 
 def test_broken_files_can_be_left_out_and_nobody_else_moves(ham: Path, cache: Path):
     from skincancer.data.prepare import prepare_data
-    from skincancer.schema import DataConfig
+    from skincancer.schema.data import DataConfig
 
     config = DataConfig(dataset="ham10000", root=str(ham), size=32, skip_bad=True)
     whole = prepare_data(config)
@@ -317,7 +317,7 @@ def test_leaving_out_may_not_empty_a_class(refused, ham: Path):
 def test_files_of_every_kind_are_read_alike(tmp_path: Path, cache: Path):
     """CMYK, greyscale, alpha, palette and EXIF-rotated files are decoded like a plain file."""
     from skincancer.data.prepare import prepare_data
-    from skincancer.schema import DataConfig
+    from skincancer.schema.data import DataConfig
 
     blocks = np.zeros((24, 48), np.uint8)
     blocks[:, :24], blocks[:12, 24:], blocks[12:, 24:] = (
@@ -398,7 +398,7 @@ def test_a_full_disk_while_the_store_is_built(refused, tiny_demo: Path, cache: P
     assert stores(cache) == []
 
     from skincancer.data.prepare import prepare_data
-    from skincancer.schema import DataConfig
+    from skincancer.schema.data import DataConfig
 
     data = prepare_data(DataConfig(root=str(tiny_demo), size=32))
     assert len(stores(cache)) == 1

@@ -19,7 +19,7 @@ from skincancer.imaging.crop import crop_box
 from skincancer.imaging.decode import read_mask
 from skincancer.inference.model import mask_source
 from skincancer.runs.store import connect
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 SEGMENT = [
     "--experiment=unet_resnet34", *TINY_FIT, "--model.backbone=tu-test_resnet", "--model.optimizer.lr=1e-2",

@@ -27,7 +27,7 @@ from skincancer.imaging.mask_operations import mask_extent
 from skincancer.imaging.preprocessing import Preprocessing, View
 from skincancer.inference.model import SegmenterMasks
 from skincancer.metrics.mask_scorer import MaskRecipe, MaskScorer
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 STEPS_OF_RUN = "--data.clean=[frame,hair,colour]"
 

@@ -25,7 +25,7 @@ from skincancer.imaging.quality import measure
 from skincancer.runs import registry
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.store import RunStore, connect
-from skincancer.schema import Experiment
+from skincancer.schema.experiment import Experiment
 from skincancer.system.interrupts import Interrupted
 from skincancer.system.yaml_files import dump_yaml
 

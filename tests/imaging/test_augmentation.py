@@ -16,7 +16,7 @@ from PIL import Image
 from skincancer.errors import ConfigError
 from skincancer.imaging.augmentation import Augment
 from skincancer.imaging.augmentation_policies import POLICIES, check, describe, resolve
-from skincancer.schema import AugmentConfig
+from skincancer.schema.data import AugmentConfig
 from skincancer.visualization.contact_sheets import augment_sheet
 
 SHAPES = {"wide": (48, 96), "tall": (96, 48), "square": (64, 64)}

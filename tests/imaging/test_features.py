@@ -28,7 +28,7 @@ from skincancer.imaging.features.families import (
     prepare_lesion,
 )
 from skincancer.imaging.features.texture import cooccurrence, glcm_features, hog_features, lbp_features
-from skincancer.schema import FAMILIES as NAMES
+from skincancer.schema.model import FAMILIES as NAMES
 
 
 def ellipse(short, long, degrees=0):

@@ -11,7 +11,7 @@ from skincancer.errors import ConfigError
 from skincancer.imaging.crop import Crop
 from skincancer.imaging.geometry import from_square
 from skincancer.imaging.preprocessing import Preprocessing, View
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 
 def test_the_config_gives_whole_images_unless_a_mask_source_is_named():

@@ -14,7 +14,7 @@ from skincancer.data.index import load_index
 from skincancer.data.prepare import prepare_data
 from skincancer.errors import ConfigError
 from skincancer.imaging.quality import COLUMNS, RULES, border, flags, hair_share, measure
-from skincancer.schema import QUALITY_RULES, DataConfig
+from skincancer.schema.data import QUALITY_RULES, DataConfig
 
 
 def measured(image: Image.Image) -> dict[str, float]:

@@ -27,7 +27,7 @@ from skincancer.inference.image_files import find_images
 from skincancer.inference.model import mask_source
 from skincancer.inference.predictor import load_predictor, map_in_order
 from skincancer.runs.store import connect
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 
 CLASSIFY = ["--experiment=resnet50", *TINY_FIT, "--model.tta=flips", "--data.resize=pad", "--data.split=40:60"]
 

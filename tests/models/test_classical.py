@@ -29,7 +29,8 @@ from skincancer.models.classical import (
     load_pipeline,
     save_pipeline,
 )
-from skincancer.schema import ClassicalConfig, DataConfig
+from skincancer.schema.data import DataConfig
+from skincancer.schema.model import ClassicalConfig
 
 OPTIONS = ClassicalConfig(neighbours=5, clusters=9, trees=30)
 

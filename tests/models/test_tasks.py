@@ -23,7 +23,10 @@ from skincancer.models.factory import build_task, load_task
 from skincancer.models.optimizers import OPTIMIZERS
 from skincancer.models.tasks.base import VIEWS, Normalise, turn, turn_back
 from skincancer.models.tasks.classification import ClassificationTask
-from skincancer.schema import TASKS, DataConfig, Experiment, ModelConfig
+from skincancer.schema.data import DataConfig
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import ModelConfig
+from skincancer.schema.tasks import TASKS
 from skincancer.training.callbacks import EpochRecord
 
 # said of frozen BatchNorm, and of a few steps without validation: both are on purpose here

@@ -22,7 +22,7 @@ from skincancer.models.grad_cam import grad_cam
 from skincancer.models.tasks.classification import ClassificationTask
 from skincancer.models.tasks.joint import JointTask
 from skincancer.reports import error_analysis
-from skincancer.schema import DataConfig
+from skincancer.schema.data import DataConfig
 from skincancer.visualization import style
 
 CLASSES = ["a", "b", "c"]

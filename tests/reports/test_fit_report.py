@@ -15,7 +15,9 @@ from PIL import Image
 from skincancer.metrics.names import MASK_METRICS
 from skincancer.reports.fit_report import NO_DEVICE, write_report
 from skincancer.runs.artifacts import REPORT_FILE
-from skincancer.schema import DataConfig, Experiment, ModelConfig
+from skincancer.schema.data import DataConfig
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import ModelConfig
 from skincancer.system.yaml_files import dump_yaml
 
 NASTY = "<script>alert(1)</script>,\"'& $x$ 皮膚"

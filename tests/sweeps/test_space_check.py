@@ -9,7 +9,7 @@ import yaml
 from skincancer import sweep
 from skincancer.config.experiments import find_experiment, list_experiments
 from skincancer.errors import ConfigError
-from skincancer.schema import TYPES
+from skincancer.schema.dotted_keys import TYPES
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.space_check import MOST, Checked, check_space, corners
 from skincancer.system.yaml_files import load_yaml

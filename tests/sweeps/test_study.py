@@ -28,7 +28,7 @@ from sqlalchemy.exc import OperationalError
 from skincancer.errors import ConfigError, RunError
 from skincancer.sweeps import executor, storage, study
 from skincancer.sweeps.plan import Plan
-from skincancer.sweeps.study import TrialResult, counts_towards_total
+from skincancer.sweeps.trial_state import TrialResult, counts_towards_total
 from skincancer.system import credentials
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
 

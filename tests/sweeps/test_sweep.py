@@ -33,6 +33,7 @@ from skincancer.sweeps import executor, study, worker_process
 from skincancer.sweeps.figures import sweep_figures
 from skincancer.sweeps.plan import Plan, used_images
 from skincancer.sweeps.trial import TrialLink
+from skincancer.sweeps.trial_state import TrialResult
 from skincancer.system import paths
 from skincancer.system.hardware import owner_tags
 from skincancer.system.interrupts import Interrupted
@@ -295,7 +296,7 @@ def test_what_a_trials_process_says_or_does_is_how_it_ended(one, tmp_path, monke
             trial = one.claim(0)
             for epoch in range(1, 10):
                 trial.report(value, epoch)
-            one.end(trial, study.TrialResult("complete", value))
+            one.end(trial, TrialResult("complete", value))
     ended = runner(one, tmp_path, code, monkeypatch)(one.claim(0), 0, threading.Event())
     assert ended.state == state
     assert ended.reason.startswith(reason)
@@ -492,7 +493,7 @@ def test_the_run_of_a_dead_workers_trial_says_so(one, tmp_path, monkeypatch, sto
     work = paths.work_root(store) / child.info.run_id / "checkpoints"
     work.mkdir(parents=True)
     executor.work(
-        one, lambda *_: study.TrialResult("complete", 0.5), 1, bury=runner(one, tmp_path, COMPLETE, monkeypatch).bury
+        one, lambda *_: TrialResult("complete", 0.5), 1, bury=runner(one, tmp_path, COMPLETE, monkeypatch).bury
     )
     assert not work.parent.exists(), "it is repeated from its start"
     found = client.get_run(child.info.run_id)
@@ -506,7 +507,7 @@ def test_each_worker_has_its_own_gpu(one, tmp_path, monkeypatch, store):
     for slot, device in ((0, "4"), (1, "7"), (2, "4")):
         trial = one.claim(slot)
         assert run(trial, slot, threading.Event()).state == "complete"
-        one.end(trial, study.TrialResult("complete", 0.5))
+        one.end(trial, TrialResult("complete", 0.5))
         assert (tmp_path / f"logs/trial_{trial.number:04d}.log").read_text().strip() == device
 
 

@@ -13,7 +13,7 @@ from skincancer.runs.store import RunStore
 from skincancer.sweeps import report, study
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.report import SweepRecord, own_folder
-from skincancer.sweeps.study import TrialResult
+from skincancer.sweeps.trial_state import THREADS, TrialResult
 
 DROPOUT = optuna.distributions.FloatDistribution(0.0, 0.5)
 
@@ -111,7 +111,7 @@ def test_the_file_of_the_best_trial_says_how_to_repeat_it(record):
     for threads in (3, None):
         claimed = sweep.claim(0)
         if threads:
-            claimed.set_user_attr(study.THREADS, threads)
+            claimed.set_user_attr(THREADS, threads)
         sweep.end(claimed, TrialResult("complete", 0.5))
     first, second = (record.best_yaml(found).splitlines()[0] for found in sweep.trials())
     assert first == "# repeat this trial with: OMP_NUM_THREADS=3 python -m skincancer.fit --experiment best.yaml"

@@ -33,7 +33,8 @@ from skincancer.metrics.classification import classification_metrics
 from skincancer.models.factory import load_task
 from skincancer.runs.lifecycle import reap, start_run
 from skincancer.runs.store import RunStore, connect
-from skincancer.schema import DataConfig, TrainerConfig
+from skincancer.schema.data import DataConfig
+from skincancer.schema.training import TrainerConfig
 from skincancer.system.launcher import PARENT, RUN_ID, is_rank_zero, without_launcher
 from skincancer.training.distributed import Ranks
 from skincancer.training.launch import check_launcher, count_ranks

@@ -8,7 +8,7 @@ from skincancer.errors import ConfigError
 from skincancer.metrics.names import monitor_mode
 from skincancer.models.backbones import build_backbone
 from skincancer.models.lightning import SyncBatchNorm
-from skincancer.schema import TrainerConfig
+from skincancer.schema.training import TrainerConfig
 from skincancer.training.callbacks import EpochBars, describe_averaging
 from skincancer.training.trainer import check_devices
 

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from skincancer.data.seeding import MODEL_STREAM, step_seed
 from skincancer.errors import RunError
 from skincancer.models.optimizers import OPTIMIZERS, SCHEDULES
-from skincancer.schema import TaskKind
+from skincancer.schema.tasks import TaskKind
 
 Batch = dict[str, Any]
 # Quarter turns, then the axes to mirror.

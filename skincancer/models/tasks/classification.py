@@ -15,7 +15,7 @@ from skincancer.metrics.classification import classification_metrics
 from skincancer.models.backbones import build_backbone, count_features, frozen_parameters, normalisation
 from skincancer.models.losses import LOSSES
 from skincancer.models.tasks.base import VIEWS, Batch, Normalise, Task, View, turn
-from skincancer.schema import TASKS
+from skincancer.schema.tasks import TASKS
 
 
 @dataclass(frozen=True)

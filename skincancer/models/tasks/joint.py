@@ -15,7 +15,7 @@ from skincancer.models.segmenters import build_joint
 from skincancer.models.tasks.base import VIEWS, Batch, View, turn, turn_back
 from skincancer.models.tasks.classification import Classifying, Predictions
 from skincancer.models.tasks.segmentation import MaskPredictions, Segmenting
-from skincancer.schema import TASKS
+from skincancer.schema.tasks import TASKS
 
 
 @dataclass(frozen=True)

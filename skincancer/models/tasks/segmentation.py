@@ -20,7 +20,7 @@ from skincancer.models.losses import mask_loss
 from skincancer.models.maskrcnn import InstanceSegmenter
 from skincancer.models.segmenters import build_segmenter, encoder_normalisation
 from skincancer.models.tasks.base import VIEWS, Batch, Normalise, Task, View, turn, turn_back
-from skincancer.schema import TASKS
+from skincancer.schema.tasks import TASKS
 
 
 @dataclass(frozen=True)

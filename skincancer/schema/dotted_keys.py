@@ -1,0 +1,46 @@
+"""Dotted keys of an experiment, such as `data.split`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from skincancer.schema.experiment import Experiment
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Convert nested sections to dotted keys, without splitting schema keys such as search."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and dotted not in KEYS:
+            flat.update(flatten(value, f"{dotted}."))
+        else:
+            flat[dotted] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert dotted keys to nested sections."""
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        *sections, last = dotted.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return nested
+
+
+def _types(section: Any, prefix: str = "") -> dict[str, Any]:
+    types: dict[str, Any] = {}
+    for name, hint in get_type_hints(section).items():
+        types |= _types(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {f"{prefix}{name}": hint}
+    return types
+
+
+TYPES = _types(Experiment)
+KEYS = tuple(TYPES)
+MAY_BE_NULL = {key for key, value in flatten(Experiment().to_dict()).items() if value is None}
+SECTIONS = sorted({key.rsplit(".", 1)[0] for key in KEYS if "." in key})
