@@ -15,6 +15,7 @@ from sklearn.metrics import roc_curve
 
 from skincancer.comparison.entries import Entry
 from skincancer.comparison.predictions import ClassScores
+from skincancer.comparison.tables import table_title
 from skincancer.metrics.classification import CALIBRATION_BINS, calibration_bin
 from skincancer.visualization.style import INK, class_styles, finish_axes, legend_of_panels, new_figure
 
@@ -50,7 +51,7 @@ def interval_dots(table: pd.DataFrame, *, title: str = "", note: str = "") -> Fi
     axes.set_yticks(ticks, labels)
     axes.invert_yaxis()
     axes.set_xlabel(
-        _metric(table) + " (filled: own test images; hollow: common test images; 95 % intervals over lesions)"
+        table_title(table) + " (filled: own test images; hollow: common test images; 95 % intervals over lesions)"
     )
     axes.tick_params(axis="y", length=0)
     finish_axes(axes)
@@ -146,7 +147,7 @@ def training_size(table: pd.DataFrame, *, title: str = "", note: str = "") -> Fi
         x = rows["train_images"] * (1 + 0.006 * (number - (len(experiments) - 1) / 2))
         axes.errorbar(x, value, reach, color=colour, linestyle=dash, marker="o", markersize=5, capsize=3, label=name)
     test = f"the {int(table['common_images'].iloc[0]):,} common test images" if shared else "each run's own test images"
-    axes.set(xlabel="training images (before balancing)", ylabel=f"{_metric(table)}")
+    axes.set(xlabel="training images (before balancing)", ylabel=table_title(table))
     axes.set_title(f"on {test}", fontsize=10)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     finish_axes(axes)
@@ -204,7 +205,3 @@ def _dot(axes: Axes, value: float, low: float, high: float, y: float, colour: st
 
 def _names(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
-
-
-def _metric(table: pd.DataFrame) -> str:
-    return str(table["metric"].iloc[0]).replace("_", " ")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from skincancer.errors import DataError
 from skincancer.metrics.classification import weighted_metrics
-from skincancer.metrics.names import AREAS, is_mask_metric
+from skincancer.metrics.names import AREAS, check_class_metric, is_mask_metric
 from skincancer.metrics.prediction_files import read_predictions, read_scores
 
 Floats = npt.NDArray[np.float64]
@@ -64,9 +64,10 @@ class ClassScores(Scores):
 
     def values(self, metric: str, weight: npt.ArrayLike) -> Floats:
         """Return a metric (R,) for each row of weights (R, N)."""
+        check_class_metric("--metric", metric, len(self.classes))
         metrics = weighted_metrics(self.stratum, self.probability, self.classes, weight, areas=metric in AREAS)
         if metric not in metrics:
-            raise ValueError(f"metric is {metric!r}; expected one of {', '.join(metrics)}, {', '.join(AREAS)}")
+            raise ValueError(f"metric is {metric!r}; expected one of {', '.join(metrics)}")
         return metrics[metric]
 
 

@@ -11,8 +11,9 @@ import pandas as pd
 
 from skincancer.comparison import figures
 from skincancer.comparison.published import protocols
-from skincancer.comparison.tables import RESAMPLES, Comparison
+from skincancer.comparison.tables import RESAMPLES, Comparison, table_title
 from skincancer.data.catalog import SYNTHETIC_NOTE, SYNTHETIC_WARNING
+from skincancer.metrics.names import metric_title
 from skincancer.runs import artifacts
 from skincancer.visualization.html import Picture, Section, Table, Text, write_page
 from skincancer.visualization.style import save
@@ -46,10 +47,11 @@ def sheets(comparison: Comparison) -> list[Sheet]:
     tables = []
     for metric in comparison.metrics:
         table = comparison.table[comparison.table["metric"] == metric]
-        tables.append(_matrix(table, metric))
-        tables.append(_details(table, metric))
+        title = table_title(table)
+        tables.append(_matrix(table, title))
+        tables.append(_details(table, title))
         if len(comparison.pairs):
-            tables.append(_pairs(comparison.pairs[comparison.pairs["metric"] == metric], metric))
+            tables.append(_pairs(comparison.pairs[comparison.pairs["metric"] == metric], title))
     if "mcnemar_p" in comparison.pairs:
         tables.append(_tests(comparison.pairs[comparison.pairs["metric"] == comparison.metrics[0]]))
     if len(comparison.published):
@@ -57,7 +59,7 @@ def sheets(comparison: Comparison) -> list[Sheet]:
     return tables
 
 
-def _matrix(table: pd.DataFrame, metric: str) -> Sheet:
+def _matrix(table: pd.DataFrame, title: str) -> Sheet:
     splits = list(dict.fromkeys(table["split"]))
     texts = {
         (row["experiment"], row["split"]): format_estimate(row["value"], row["low"], row["high"], row["sd"])
@@ -66,14 +68,14 @@ def _matrix(table: pd.DataFrame, metric: str) -> Sheet:
     rows = [[name, *(texts.get((name, split), "–") for split in splits)] for name in dict.fromkeys(table["experiment"])]
     seeds = "mean ± sd over seeds" if table["sd"].notna().any() else "one seed each, without the variation of training"
     return Sheet(
-        f"{_plain(metric)}, each run on its own test images", ["experiment", *splits], rows,
+        f"{title}, each run on its own test images", ["experiment", *splits], rows,
         f"{seeds}; 95 % intervals: bootstrap over lesions within classes, {RESAMPLES:,} resamples",
     )  # fmt: skip
 
 
-def _details(table: pd.DataFrame, metric: str) -> Sheet:
+def _details(table: pd.DataFrame, title: str) -> Sheet:
     n_common = int(table["common_images"].iloc[0])
-    on_common = f"{_plain(metric)} on {n_common:,} common images"
+    on_common = f"{title} on {n_common:,} common images"
     columns = [
         "experiment", "split", "seeds", "test images", "lesions", on_common, "training images", "steps", "images seen",
     ]  # fmt: skip
@@ -92,8 +94,8 @@ def _details(table: pd.DataFrame, metric: str) -> Sheet:
     )
 
 
-def _pairs(table: pd.DataFrame, metric: str) -> Sheet:
-    columns = ["split", "first", "second", "images", "lesions", f"difference of {_plain(metric)}", "p", "p (Holm)"]
+def _pairs(table: pd.DataFrame, title: str) -> Sheet:
+    columns = ["split", "first", "second", "images", "lesions", f"difference of {title}", "p", "p (Holm)"]
     rows = [
         [
             row["split"], row["first"], row["second"], f"{row['n_images']:,}", f"{row['n_lesions']:,}",
@@ -135,7 +137,7 @@ def _published(table: pd.DataFrame) -> Sheet:
         ours = format_estimate(row["ours"], row["low"], row["high"], np.nan) if np.isfinite(row["ours"]) else "–"
         rows.append(
             [
-                row["study"], row["experiment"], row["split"], _plain(row["metric"]), published, ours, row["data"],
+                row["study"], row["experiment"], row["split"], metric_title(row["metric"]), published, ours, row["data"],
                 row["remark"] or "–",
             ]
         )  # fmt: skip
@@ -165,10 +167,6 @@ def format_p(p: float) -> str:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}" if np.isfinite(value) else "–"
-
-
-def _plain(metric: str) -> str:
-    return metric.replace("_", " ")
 
 
 def warnings(comparison: Comparison) -> list[str]:
@@ -212,7 +210,7 @@ def write_files(comparison: Comparison, folder: Path) -> list[Path]:
         Section("How to read this", [Text(_HOW_TO_READ)]),
         Section("Runs", [Table("", ["experiment", "split", "seed", "run"], ids)]),
     ]
-    metrics = ", ".join(_plain(metric) for metric in comparison.metrics)
+    metrics = ", ".join(metric_title(metric) for metric in comparison.metrics)
     footer = "Made by skincancer: research software, not a medical device."
     write_page(
         folder / artifacts.COMPARISON_PAGE, f"Comparison: {title}", f"{comparison.dataset}, {metrics}", sections, warnings(comparison),

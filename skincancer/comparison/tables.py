@@ -22,6 +22,7 @@ from skincancer.comparison.predictions import ClassScores, Scores
 from skincancer.comparison.published import published_metrics, published_table
 from skincancer.errors import RunError
 from skincancer.metrics.bootstrap import bootstrap_weights, percentile_interval
+from skincancer.metrics.names import OF_POSITIVE, metric_title, positive_of
 from skincancer.metrics.paired_tests import delong, holm, mcnemar
 
 RESAMPLES = 2000
@@ -212,9 +213,10 @@ def _restrict(scores: Mapping[tuple[str, str], Sequence[Scores]]) -> dict[tuple[
 def entries_table(entries: Sequence[Entry], metric: str, resamples: Resamples) -> pd.DataFrame:
     """Return one row per entry.
 
-    Columns: experiment, split, runs, seeds; value, sd, low, high, n_images, n_lesions on the entry's own test images; common_value,
-    common_sd, common_low, common_high, common_images on images common to all entries (NaN if nothing can be paired); means over runs
-    of train_images, optimizer_steps, images_seen; departures: deviations from the experiment file; run_ids.
+    Columns: experiment, split, metric, positive (class of a metric of one class, else ""), runs, seeds; value, sd, low, high, n_images,
+    n_lesions on the entry's own test images; common_value, common_sd, common_low, common_high, common_images on images common to all
+    entries (NaN if nothing can be paired); means over runs of train_images, optimizer_steps, images_seen; departures: deviations from
+    the experiment file; run_ids.
     """
     paired = not pairing_obstacle(entries)
     own = {(entry.experiment, entry.split): entry.scores for entry in entries}
@@ -230,7 +232,8 @@ def entries_table(entries: Sequence[Entry], metric: str, resamples: Resamples) -
         place = entry.experiment, entry.split
         table.append(
             {
-                "experiment": entry.experiment, "split": entry.split, "metric": metric, "runs": len(entry.runs),
+                "experiment": entry.experiment, "split": entry.split, "metric": metric,
+                "positive": positive_of(entry.runs[0].classes) if metric in OF_POSITIVE else "", "runs": len(entry.runs),
                 "seeds": " ".join(map(str, entry.seeds)), **asdict(estimates[place]),
                 **{f"common_{name}": getattr(shared.get(place, nothing), name) for name in ("value", "sd", "low", "high")},
                 "common_images": n_common, "train_images": _mean(run.params.get("train_images") for run in entry.runs),
@@ -240,6 +243,15 @@ def entries_table(entries: Sequence[Entry], metric: str, resamples: Resamples) -
             }
         )  # fmt: skip
     return pd.DataFrame(table)
+
+
+def table_title(table: pd.DataFrame) -> str:
+    """Return the title of the first metric, with the positive classes.
+
+    `table` contains rows of `entries_table`.
+    """
+    metric = str(table["metric"].iloc[0])
+    return metric_title(metric, " / ".join(dict.fromkeys(table.loc[table["metric"] == metric, "positive"])))
 
 
 def _mean(values: Iterable[str | float | None]) -> float:

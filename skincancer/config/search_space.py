@@ -22,7 +22,7 @@ Space = Mapping[str, Mapping[str, Any]]
 # Keys that all trials of a sweep share, because other values change the comparison and not the method.
 FIXED = (
     "name", "description", "task", "search", "plugins", "data.dataset", "data.split", "data.split_seed", "data.groups", "data.leaks",
-    "data.target", "data.malignant", "data.skip_bad", "data.quality", "data.quality_rules",
+    "data.target", "data.malignant", "data.positive", "data.skip_bad", "data.quality", "data.quality_rules",
     "training.monitor", "trainer.devices", "trainer.strategy", "trainer.num_nodes",
     "trainer.limit_val_batches", "trainer.limit_test_batches",
 )  # fmt: skip

@@ -16,7 +16,7 @@ from skincancer.errors import ConfigError, UnusedKey, nearest
 from skincancer.imaging import augmentation_policies, quality
 from skincancer.imaging.cleaning.steps import check_clean
 from skincancer.metrics.custom import custom_metrics
-from skincancer.metrics.names import TASK_METRICS
+from skincancer.metrics.names import TASK_METRICS, check_class_metric
 from skincancer.models.names import (
     LOSSES,
     OPTIMIZERS,
@@ -243,6 +243,10 @@ def _check_model(experiment: Experiment) -> None:
                 "model.unfreeze_epoch needs one device: DDP fixes the set of trained parameters when it starts. "
                 "Use --trainer.devices 1, or two runs with --model.weights run:RUN_ID."
             )
+    classes = 2 if experiment.data.target == "malignancy" else len(catalog_entry(experiment.data.dataset).classes)
+    if TASKS[experiment.task].has_classes:
+        # 0 means that only the reader knows the classes.
+        check_class_metric("training.monitor", experiment.training.monitor, classes)
     schedule = model.schedule
     _require(
         0 <= schedule.warmup_epochs < experiment.trainer.max_epochs, "model.schedule.warmup_epochs",
@@ -250,14 +254,11 @@ def _check_model(experiment: Experiment) -> None:
     )  # fmt: skip
     if TASKS[experiment.task].has_masks:
         _check_segmenter(experiment)
-    if model.head == "sigmoid":
-        classes = 2 if experiment.data.target == "malignancy" else len(catalog_entry(experiment.data.dataset).classes)
-        # 0 means that only the reader knows the classes.
-        if classes not in (0, 2):
-            raise ConfigError(
-                f"model.head is sigmoid, which is for two classes; {experiment.data.dataset} has {classes}. "
-                "Use --data.target malignancy or --model.head softmax."
-            )
+    if model.head == "sigmoid" and classes not in (0, 2):
+        raise ConfigError(
+            f"model.head is sigmoid, which is for two classes; {experiment.data.dataset} has {classes}. "
+            "Use --data.target malignancy or --model.head softmax."
+        )
 
 
 def _check_segmenter(experiment: Experiment) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from skincancer.data.catalog import Dataset
+from skincancer.data.positive_class import find_positive, order_classes
 from skincancer.errors import ConfigError, DataError, nearest
 from skincancer.system.paths import data_places, holds_files
 
@@ -194,17 +195,22 @@ def find_root(dataset: Dataset, root: str | None, env: str | None) -> Path:
 
 
 def add_target(
-    index: pd.DataFrame, dataset: Dataset, classes: tuple[str, ...], target: str, malignant: tuple[str, ...] = ()
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    index: pd.DataFrame, dataset: Dataset, classes: tuple[str, ...], target: str, malignant: tuple[str, ...] = (),
+    positive: str | None = None,
+) -> tuple[pd.DataFrame, tuple[str, ...]]:  # fmt: skip
     """Add the column `label`, int64 (N,), and return class names.
 
     Args:
         classes: class names from `load_index`.
-        target: "diagnosis" (the label is the position in `classes`, -1 if unknown) or "malignancy" (0 benign, 1 malignant).
+        target: "diagnosis" (the label is the position in the returned classes, -1 if unknown) or "malignancy" (0 benign, 1 malignant).
         malignant: malignant diagnoses (`data.malignant`), empty for those of the catalog.
+        positive: positive class of two (`data.positive`), None for the class that `find_positive` finds.
+
+    Returns:
+        The index, and the class names in label order. Of two classes, the positive class is the second, if known.
 
     Raises:
-        ConfigError: the target or a malignant class is unknown, or the malignant classes are all classes or unknown.
+        ConfigError: the target, a malignant class or the positive class is unknown, or the malignant classes are all classes or unknown.
     """
     for name in malignant:
         if name not in classes:
@@ -212,20 +218,22 @@ def add_target(
                 f"data.malignant contains {name!r}; expected classes of {dataset.name}: {', '.join(classes) or 'none'}."
                 f"{nearest(name, classes)}"
             )
+    if malignant and set(malignant) >= set(classes):
+        raise ConfigError(
+            f"data.malignant contains every class of {dataset.name}; expected at least one benign class. Remove one."
+        )
     if target == "diagnosis":
-        names, labels = classes, {name: position for position, name in enumerate(classes)}
+        names = order_classes(classes, find_positive(classes, malignant or dataset.malignant, positive)[0])
+        labels = {name: position for position, name in enumerate(names)}
     elif target == "malignancy":
-        positive = set(malignant or dataset.malignant)
-        if not positive:
+        malignant_names = set(malignant or dataset.malignant)
+        if not malignant_names:
             raise ConfigError(
                 f"data.target is malignancy, but the malignant classes of {dataset.name} are unknown. "
                 f"Set --data.malignant to some of its classes: {', '.join(classes) or 'none'}."
             )
-        if positive >= set(classes):
-            raise ConfigError(
-                f"data.malignant contains every class of {dataset.name}; expected at least one benign class. Remove one."
-            )
-        names, labels = ("benign", "malignant"), {name: int(name in positive) for name in classes}
+        names, labels = ("benign", "malignant"), {name: int(name in malignant_names) for name in classes}
+        find_positive(names, ("malignant",), positive)
     else:
         raise ConfigError(
             f"data.target is {target!r}; expected diagnosis or malignancy.{nearest(target, ('diagnosis', 'malignancy'))}"

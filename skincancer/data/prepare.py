@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 
 from skincancer.data.cache import ProgressBar
-from skincancer.data.catalog import Dataset
+from skincancer.data.catalog import Dataset, malignant_classes
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.feature_table import FeatureTable, open_features
 from skincancer.data.file_facts import Examination, examine, find_flagged, kept_examination
 from skincancer.data.groups import merge_groups, merge_patients
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.mask_sources import MaskSource
+from skincancer.data.positive_class import check_positive
 from skincancer.data.readers import demo
 from skincancer.data.splits import Roles, assign_roles, parse_split, split_hash
 from skincancer.data.store import Store, open_store
@@ -113,7 +114,7 @@ def locate_dataset(config: DataConfig, progress: ProgressBar | None = None) -> t
 
 def prepare_data(
     config: DataConfig, masks: MaskSource | None = None, progress: ProgressBar | None = None, jobs: int = -1,
-    task: str = "classification", whole: bool = False, hand_crafted: bool = False,
+    task: str = "classification", whole: bool = False, hand_crafted: bool = False, for_fit: bool = False,
 ) -> PreparedData:  # fmt: skip
     """Assign labels and roles to images, and open their store.
 
@@ -126,9 +127,10 @@ def prepare_data(
             Segmentation and joint store masks.
         whole: use every image as a test image, for the evaluation of a finished run.
         hand_crafted: also open the table of hand-crafted features.
+        for_fit: the positive class of two classes must be known.
 
     Raises:
-        ConfigError: the split or target does not fit the data.
+        ConfigError: the split, target or positive class does not fit the data.
         DataError: the data are missing, have another layout, are unreadable, or leak between subsets.
         SplitError: the data set has too few images to split.
     """
@@ -141,7 +143,10 @@ def prepare_data(
     index, groups_hash = merge_patients(index), ""
     if config.groups:
         index, groups_hash = merge_groups(index, Path(config.groups))
-    index, classes = add_target(index, entry, diagnoses, config.target, tuple(config.malignant))
+    index, classes = add_target(index, entry, diagnoses, config.target, config.malignant_names, config.positive_name)
+    if for_fit and kind.has_classes:
+        malignant = malignant_classes(entry, classes, config.target, config.malignant_names)
+        check_positive(classes, malignant, config.positive_name)
     if kind.has_masks and index["mask"].isna().all():
         raise DataError(f"{entry.name} in {root} has no masks, which {task} needs. To get them: {entry.how_to_get}")
     source = None

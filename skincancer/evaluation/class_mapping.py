@@ -102,9 +102,9 @@ def map_classes(
 ) -> ClassMapping:
     """Map the classes of a run and of a data set to common classes.
 
-    An explicit mapping has priority. Otherwise equal sets of names, and a data set that lacks some classes of the run, are compared in
-    the classes of the run. If one of the two has benign and malignant, and the malignant classes of the other are known, both are
-    compared in these two.
+    An explicit mapping has priority. Otherwise names count as equal if only their case differs. Equal sets of names, and a data set that
+    lacks some classes of the run, are compared in the classes of the run. If one of the two has benign and malignant, and the malignant
+    classes of the other are known, both are compared in these two.
 
     Args:
         run_classes: classes of the run in label order.
@@ -120,13 +120,13 @@ def map_classes(
     run, data = tuple(run_classes), tuple(data_classes)
     if explicit is not None:
         return _map_explicitly(run, tuple(run_malignant), data, explicit)
-    if set(data) <= set(run):
+    folded_run, folded_data = _folded(run), _folded(data)
+    if set(folded_data) <= set(folded_run):
         positive = tuple(name for name in run if name in run_malignant) or (run[1:] if len(run) == 2 else ())
         kind: Literal["same", "subset"] = "same" if len(data) == len(run) else "subset"
-        return ClassMapping(
-            kind, run, positive, run, data, tuple(range(len(run))), tuple(run.index(name) for name in data)
-        )
-    if set(TWO) in (set(run), set(data)):
+        of_data = tuple(folded_run.index(name) for name in folded_data)
+        return ClassMapping(kind, run, positive, run, data, tuple(range(len(run))), of_data)
+    if set(TWO) in (set(folded_run), set(folded_data)):
         known = [_malignant_of(run, run_malignant), _malignant_of(data, data_malignant)]
         if all(known):
             of_run, of_data = (
@@ -137,8 +137,15 @@ def map_classes(
     raise ConfigError(f"{_both(run, data)} They cannot be mapped by their names. {HOW_TO_MAP}")
 
 
+def _folded(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names in lower case, unchanged if two would become equal."""
+    folded = tuple(name.casefold() for name in classes)
+    return folded if len(set(folded)) == len(classes) else classes
+
+
 def _malignant_of(classes: tuple[str, ...], malignant: Sequence[str]) -> tuple[str, ...]:
-    return (MALIGNANT,) if set(classes) == set(TWO) else tuple(malignant)
+    folded = _folded(classes)
+    return (classes[folded.index(MALIGNANT)],) if set(folded) == set(TWO) else tuple(malignant)
 
 
 def _both(run: tuple[str, ...], data: tuple[str, ...]) -> str:

@@ -41,7 +41,7 @@ from skincancer.schema.model import DEEP
 from skincancer.schema.tasks import TASKS
 from skincancer.system.console import make_console, progress_bars
 
-OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power")
+OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power", "data.positive", "training.monitor")
 OF_RUN = ("data.size", "data.resize", "data.clean", "data.crop", "data.crop_margin", *OF_TRAINING)
 OF_DATASET = ("data.root", "data.groups", "data.malignant", "data.leaks", "data.skip_bad")
 # Keys that are the same for every run of an ensemble.
@@ -129,13 +129,13 @@ def plan(run: FinishedRun, flags: Mapping[str, Any]) -> Experiment:
     """
     for key in OF_RUN:
         if key in flags:
-            raise ConfigError(
-                f"--{key} is fixed by the run to {run.settings[key]!r}; remove the flag, or train another run."
-            )
+            value = run.positive if key == "data.positive" else run.settings[key]
+            raise ConfigError(f"--{key} is fixed by the run to {value!r}; remove the flag, or train another run.")
     values = dict(run.settings)
     schema = flatten(Experiment().to_dict())
     values |= {key: schema[key] for key in OF_TRAINING}
-    if flags.get("data.dataset", values["data.dataset"]) != values["data.dataset"]:
+    dataset, root = (flags.get(key, values[key]) for key in ("data.dataset", "data.root"))
+    if dataset != values["data.dataset"] or (dataset in OWN_FILES and root != values["data.root"]):
         values |= {key: schema[key] for key in OF_DATASET}
     elif values["data.root"] and not Path(values["data.root"]).exists():
         # The run was trained on another machine, so the standard folders are searched.
@@ -247,9 +247,9 @@ def map_runs(
     settings = experiment.data
     entry, root = locate_dataset(settings)
     index, diagnoses = load_index(entry, root)
-    malignant = tuple(settings.malignant)
-    _, classes = add_target(index, entry, diagnoses, settings.target, malignant)
-    malignant = malignant_classes(entry, classes, settings.target, malignant)
+    names = settings.malignant_names
+    _, classes = add_target(index, entry, diagnoses, settings.target, names)
+    malignant = malignant_classes(entry, classes, settings.target, names)
     mappings = tuple(map_classes(run.classes, run.malignant, classes, malignant, explicit) for run in runs)
     for run, mapping in zip(runs, mappings, strict=True):
         if mapping.classes != mappings[0].classes:

@@ -22,6 +22,7 @@ from skincancer.evaluation.external import Evaluation, mapped_validation
 from skincancer.imaging.cleaning.steps import describe_clean
 from skincancer.imaging.crop import EMPTY
 from skincancer.metrics import calibration
+from skincancer.metrics.names import positive_of
 from skincancer.metrics.operating_point import FEW_POSITIVES, SENSITIVITY, operating_point, sensitivity_threshold
 from skincancer.metrics.prediction_files import predictions_table, read_predictions, write_predictions
 from skincancer.reports.evaluation_report import write_evaluation_report
@@ -37,7 +38,7 @@ from skincancer.system.interrupts import uninterrupted
 from skincancer.system.provenance import environment_text
 from skincancer.visualization.classification import reliability_change
 from skincancer.visualization.style import save
-from skincancer.visualization.tables import intervals_table
+from skincancer.visualization.tables import intervals_table, with_titles
 
 # Tags of the evaluation and of the evaluated runs.
 EVALUATED, EVALUATED_BY = "evaluated_run", "evaluated_by"
@@ -236,7 +237,7 @@ class EvaluationRecorder:
         metrics = _values(intervals)
         tested = pd.read_csv(run.folder / artifacts.predictions_file("test"), usecols=["lesion_id"], dtype=str)
         caption = f"{len(tested)} images, {tested['lesion_id'].nunique()} lesions; intervals: bootstrap over lesions, 2,000 resamples"
-        self.tables.append((f"test: {self.title}", caption, intervals))
+        self.tables.append((f"test: {self.title}", caption, with_titles(intervals, positive_of(self.data.classes))))
         figures = list(self.outcome.figures(run.folder, task, f"{self.title} · test", self.note))
         if self.data.classes:
             self.validation = self._keep_validation(run)
@@ -314,7 +315,7 @@ class EvaluationRecorder:
             f"{head['positive']} is predicted from a probability of {threshold:.4f}; PPV, NPV and the number needed to biopsy at a "
             f"prevalence of {prevalence:.1%} ({source})"
         )
-        self.tables.append((title, caption, measured))
+        self.tables.append((title, caption, with_titles(measured, head["positive"])))
         values = _values(measured, f"_{POINT}")
         return name, measured.assign(**head)[[*head, *measured.columns]], {f"threshold_{POINT}": threshold, **values}
 

@@ -6,10 +6,13 @@ highest probability, the first of equal ones. The weight of an image is the numb
 * `accuracy`: share of images with the correct prediction.
 * `balanced_accuracy`: mean recall over the classes present in `label`.
 * `f1_macro`: mean F1 over the classes present in `label` or in the prediction.
-* `sensitivity`, `specificity`, `precision`: of two classes, those of class 1, the positive (malignant) class. Of more, each class
-  against the rest, averaged over the classes present in `label`. Precision of a class without predictions is 0.
-* `auroc_macro`, `average_precision_macro`: of two classes, those of class 1. Of more, each class against the rest, averaged over the
-  classes with positives and negatives. Ties count as in scikit-learn. Average precision is the step-wise sum, without interpolation.
+* `sensitivity`, `specificity`, `precision`: of two classes, those of class 1, the positive class. Precision of a class without
+  predictions is 0.
+* `recall_macro`, `specificity_macro`, `precision_macro`: the same of more classes, each class against the rest, averaged over the
+  classes present in `label`. `recall_macro` equals `balanced_accuracy`.
+* `auroc_macro`: AUROC of class 1 of two classes. Of more, each class against the rest, averaged over the classes with positives and
+  negatives. Ties count as in scikit-learn.
+* `average_precision`, `average_precision_macro`: average precision, likewise, as step-wise sum without interpolation.
 * `ece`: expected calibration error of the highest probability in 15 bins of equal width, each open below and closed above (Guo et al.,
   "On Calibration of Modern Neural Networks", ICML 2017).
 * `recall/<class>`: recall of one class.
@@ -28,7 +31,7 @@ import numpy.typing as npt
 
 from skincancer.errors import RunError
 from skincancer.metrics.custom import CUSTOM_METRICS
-from skincancer.metrics.names import AREAS
+from skincancer.metrics.names import class_metric
 from skincancer.plugins import describe_error
 
 Floats = npt.NDArray[np.float64]
@@ -52,7 +55,7 @@ def classification_metrics(
         weight: (N,), count of each image, not negative; None counts each image once.
 
     Returns:
-        Names in `names.METRICS`, metrics of plugins, then `recall/<class>`; NaN for undefined metrics.
+        Names in `names.METRICS` for this number of classes, metrics of plugins, then `recall/<class>`; NaN for undefined metrics.
 
     Raises:
         ValueError: malformed labels, probabilities or weights.
@@ -104,7 +107,9 @@ def weighted_metrics(
             "f1_macro": _mean(rates.f1),
             **{
                 name: _mean(np.stack(area, axis=1))
-                for name, area in zip(AREAS, zip(*class_areas, strict=True), strict=False)
+                for name, area in zip(
+                    ("auroc_macro", "average_precision"), zip(*class_areas, strict=True), strict=False
+                )
             },
             "sensitivity": _mean(np.where(chosen, rates.recall, np.nan)),
             "specificity": _mean(np.where(chosen, rates.specificity, np.nan)),
@@ -112,6 +117,7 @@ def weighted_metrics(
             "ece": _ratio(np.abs(rows @ gap).sum(axis=1), rows.sum(axis=1)),
             **{name: _custom(name, y, p, rows) for name in CUSTOM_METRICS},
         }
+        values = {class_metric(name, n_classes): value for name, value in values.items()}
         values |= {f"recall/{name}": rates.recall[:, c] for c, name in enumerate(classes)}
         chunks.append(values)
     return {name: np.concatenate([values[name] for values in chunks]) for name in chunks[0]}

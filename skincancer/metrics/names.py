@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from skincancer.errors import ConfigError
 from skincancer.metrics.custom import is_lower_better
 
+# Metrics of the positive class of two, each with its name as a mean over more classes.
+MACRO_NAMES = {
+    "average_precision": "average_precision_macro",
+    "sensitivity": "recall_macro",
+    "specificity": "specificity_macro",
+    "precision": "precision_macro",
+}
+OF_POSITIVE = (*MACRO_NAMES, "ppv", "npv")
+# Metrics of two classes. `recall/<class>` of every class follows, in the order of the classes.
+TWO_CLASS_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro", *MACRO_NAMES, "ece")
+METRICS = (*TWO_CLASS_METRICS, *MACRO_NAMES.values())
 # Areas under curves.
-AREAS = ("auroc_macro", "average_precision_macro")
-# `recall/<class>` of every class follows, in the order of the classes.
-METRICS = ("accuracy", "balanced_accuracy", "f1_macro", *AREAS, "sensitivity", "specificity", "precision", "ece")
+AREAS = ("auroc_macro", "average_precision", "average_precision_macro")
 MASK_METRICS = ("jaccard", "dice", "thresholded_jaccard", "pixel_accuracy", "sensitivity", "specificity", "hd95")
 # The joint task has metrics of both kinds, so its mask metrics and their columns have a prefix.
 MASK_PREFIX = "mask_"
@@ -23,7 +35,11 @@ MAIN_METRICS = {
     "joint": ("accuracy", "balanced_accuracy", "auroc_macro", "mask_jaccard"),
 }
 TITLES = {
+    "f1_macro": "macro F1",
     "auroc_macro": "AUROC",
+    **{macro: f"macro {macro.removesuffix('_macro').replace('_', ' ')}" for macro in MACRO_NAMES.values()},
+    "ppv": "PPV",
+    "npv": "NPV",
     "jaccard": "Jaccard",
     "dice": "Dice",
     "thresholded_jaccard": "thresholded Jaccard",
@@ -39,9 +55,49 @@ def default_monitor(task: str) -> str:
     return f"val/{DEFAULT_METRICS[task]}"
 
 
+def positive_of(classes: Sequence[str]) -> str:
+    """Return the positive class: the second of two classes, otherwise ""."""
+    return classes[1] if len(classes) == 2 else ""
+
+
+def class_metric(metric: str, n_classes: int) -> str:
+    """Return the name that a metric has for this number of classes."""
+    names = {macro: name for name, macro in MACRO_NAMES.items()} if n_classes == 2 else MACRO_NAMES
+    return names.get(metric, metric)
+
+
+def check_class_metric(key: str, metric: str, n_classes: int) -> None:
+    """Check that a metric exists for this number of classes.
+
+    Args:
+        key: key or flag with the metric, for the message.
+        metric: name, with or without `val/`.
+        n_classes: number of classes, 0 for a segmenter.
+
+    Raises:
+        ConfigError: the metric has another name for this number of classes.
+    """
+    prefix, name = ("val/", metric.removeprefix("val/")) if metric.startswith("val/") else ("", metric)
+    if n_classes and (other := class_metric(name, n_classes)) != name:
+        raise ConfigError(f"{key} is {metric!r}; for {n_classes} classes it is called {prefix}{other}. Use that name.")
+
+
+def metric_title(metric: str, positive: str = "") -> str:
+    """Return the printed name of a metric.
+
+    Args:
+        metric: name of a metric, without prefix of a subset.
+        positive: positive class, which the names of its metrics contain in brackets; "" if there is none.
+    """
+    if metric.startswith("recall/"):
+        return f"recall ({metric.removeprefix('recall/')})"
+    title = TITLES.get(metric, metric.replace("_", " "))
+    return f"{title} ({positive})" if positive and metric in OF_POSITIVE else title
+
+
 def epoch_columns(task: str) -> dict[str, str]:
     """Return the columns of the printed table of epochs, and their titles."""
-    metrics = {f"val/{name}": TITLES.get(name, name.replace("_", " ")) for name in MAIN_METRICS[task]}
+    metrics = {f"val/{name}": metric_title(name) for name in MAIN_METRICS[task]}
     losses = {"train/loss": "train loss", "val/loss": "valid loss"}
     return {"epoch": "epoch", **losses, **metrics, "epoch_seconds": "time (s)"}
 

@@ -31,7 +31,7 @@ def write_evaluation_report(
         run: MLflow run of the evaluation.
         title: title of the page.
         entry: catalog entry of the evaluated data.
-        tables: title, caption, and table with the columns metric, value, low, high.
+        tables: title, caption, and table with the columns metric (title), value, low, high.
         notes: title and text of each warning.
     """
     files = FinishedRun(folder, record=run)
@@ -43,7 +43,7 @@ def write_evaluation_report(
             ["metric", "value", "95 % interval"],
             [
                 [
-                    str(row["metric"]).replace("_", " "),
+                    str(row["metric"]),
                     float(row["value"]),
                     fit_report.interval(row["low"], row["high"]),
                 ]

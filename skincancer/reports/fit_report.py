@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Run as MlflowRun
 
-from skincancer.metrics.names import MASK_PREFIXES
+from skincancer.metrics.names import MASK_PREFIXES, metric_title
 from skincancer.reports import run_description
 from skincancer.reports.error_analysis import SHOWN_ERRORS, attention_means, choose_sample, read_attention
 from skincancer.reports.run_description import count
@@ -20,6 +20,7 @@ from skincancer.runs import artifacts
 from skincancer.runs.finished import FinishedRun
 from skincancer.schema.tasks import TASKS
 from skincancer.visualization.html import Cell, Part, Section, Table, Text, write_page
+from skincancer.visualization.tables import with_titles
 
 NO_DEVICE = "Research software. No medical device: not for diagnosis, and not for decisions about patients."
 
@@ -85,9 +86,8 @@ def results_section(run: FinishedRun) -> Section:
     )
     if TASKS[run.task].has_masks:
         caption += " Metrics of masks are means over images at their original size; hd95 in pixels."
-    return Section(
-        "Results", [Table("Test", ["metric", "value", "95 % interval"], _with_intervals(intervals), caption)]
-    )
+    rows = _with_intervals(with_titles(intervals, run.positive))
+    return Section("Results", [Table("Test", ["metric", "value", "95 % interval"], rows, caption)])
 
 
 def _with_intervals(table: pd.DataFrame, names: dict[str, str] | None = None) -> list[list[Cell]]:
@@ -126,7 +126,8 @@ def subgroups_section(run: FinishedRun) -> Section:
         "In brackets: 95 % intervals. Groups of few lesions are listed without metrics. Groups may differ in their lesions as "
         "much as in the performance of the model on them."
     )
-    return Section("Subgroups", [Table("", [str(name).replace("_", " ") for name in table], rows, caption)])
+    columns = [metric_title(str(name), run.positive) for name in table]
+    return Section("Subgroups", [Table("", columns, rows, caption)])
 
 
 def _pivot_groups(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from skincancer.metrics.names import positive_of
 from skincancer.schema.experiment import Experiment
 from skincancer.schema.model import DEEP
 from skincancer.system.credentials import remove_password
@@ -77,8 +78,12 @@ def model_files(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def classes_json(classes: Sequence[str], malignant: Sequence[str]) -> str:
-    """Return the content of classes.json: class names in label order, and the malignant classes."""
-    return json.dumps({"classes": list(classes), "malignant": list(malignant)}, indent=1)
+    """Return the content of classes.json.
+
+    It contains the class names in label order, the malignant classes, and the positive class of two classes.
+    """
+    positive = {"positive": positive_of(classes)} if positive_of(classes) else {}
+    return json.dumps({"classes": list(classes), "malignant": list(malignant), **positive}, indent=1)
 
 
 def config_to_keep(experiment: Experiment, **changes: Any) -> dict[str, Any]:

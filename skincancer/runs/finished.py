@@ -24,6 +24,7 @@ from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.overlap import Fingerprints, read_fingerprints
 from skincancer.errors import DataError, RunError
+from skincancer.metrics.names import positive_of
 from skincancer.metrics.prediction_files import read_predictions, read_table
 from skincancer.runs import artifacts
 from skincancer.runs.registry import find_version, is_registered
@@ -189,6 +190,11 @@ class FinishedRun:
     def malignant(self) -> tuple[str, ...]:
         """Names of the malignant classes."""
         return tuple(self._classes["malignant"])
+
+    @property
+    def positive(self) -> str:
+        """Positive class, the second of two classes, "" for other numbers of classes."""
+        return positive_of(self.classes)
 
     @cached_property
     def split(self) -> pd.DataFrame:

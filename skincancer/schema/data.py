@@ -78,6 +78,8 @@ class DataConfig:
         split_seed: seed of the split; the key seed does not change the split
         target: diagnosis (classes of the data set) or malignancy (benign or malignant)
         malignant: malignant classes, for data sets where the catalog does not define them
+        positive: positive class of two classes, the class of sensitivity and precision; default: the malignant class, else the class
+            with a name such as melanoma, malignant, positive or 1
         balance: none, undersample, oversample or class_weights; for the training set only
         balance_fixed: undersampling uses the same images in every epoch instead of sampling them again
         class_weight_power: class weights are proportional to (images of the class)^-power; 0.5 is the square root
@@ -104,7 +106,9 @@ class DataConfig:
     split: str = "80:20"
     split_seed: int = key(0, "0 or more")
     target: Literal["diagnosis", "malignancy"] = key("diagnosis", only_with=WITH_CLASSES)
-    malignant: list[str] = field(default_factory=list, metadata={"only_with": WITH_CLASSES})
+    # YAML reads class names such as 1 as numbers. The properties below return texts.
+    malignant: list[str | int] = field(default_factory=list, metadata={"only_with": WITH_CLASSES})
+    positive: str | int | None = key(None, only_with=WITH_CLASSES)
     balance: str = key("none", only_with=WITH_CLASSES)
     balance_fixed: bool = key(False, only_with={"data.balance": ("undersample",)})
     class_weight_power: float = key(1.0, "above 0, at most 2", {"data.balance": ("class_weights",)})
@@ -123,3 +127,13 @@ class DataConfig:
     quality_rules: dict[str, float] = field(
         default_factory=lambda: dict(QUALITY_RULES), metadata={"only_with": {"data.quality": ("drop_flagged",)}}
     )
+
+    @property
+    def malignant_names(self) -> tuple[str, ...]:
+        """Malignant classes as texts."""
+        return tuple(str(name) for name in self.malignant)
+
+    @property
+    def positive_name(self) -> str | None:
+        """Positive class as text, None if not set."""
+        return None if self.positive is None else str(self.positive)

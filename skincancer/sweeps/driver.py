@@ -14,7 +14,7 @@ from rich.console import Console
 from skincancer.data.prepare import prepare_data
 from skincancer.errors import RunError
 from skincancer.inference.model import mask_source
-from skincancer.metrics.names import monitor_mode
+from skincancer.metrics.names import check_class_metric, monitor_mode
 from skincancer.models.compatibility import check_network
 from skincancer.runs.lifecycle import reap
 from skincancer.runs.store import RunStore
@@ -53,8 +53,9 @@ def run_sweep(
     with progress_bars(console) as bars:
         data = prepare_data(
             experiment.data, mask_source(experiment.data, store), bars, task=experiment.task,
-            hand_crafted=experiment.model.is_hand_crafted,
+            hand_crafted=experiment.model.is_hand_crafted, for_fit=True,
         )  # fmt: skip
+    check_class_metric("training.monitor", experiment.training.monitor, len(data.classes))
     for closed in reap(store.client):
         console.print(f"closed run {closed} as KILLED: its process exited")
     plan = replace(plan, split_hash=data.split_hash, index_hash=data.index_hash, images=used_images(data))

@@ -19,12 +19,13 @@ from skincancer.data.catalog import SYNTHETIC_NOTE, malignant_classes
 from skincancer.data.index import image_root
 from skincancer.data.mask_sources import describe_crops, describe_masks
 from skincancer.data.overlap import digest_table, open_whole, write_fingerprints
+from skincancer.data.positive_class import find_positive
 from skincancer.data.prepare import ROLES, PreparedData
 from skincancer.data.splits import parse_split
 from skincancer.data.store import CROP_COLUMNS
 from skincancer.errors import RunError
 from skincancer.inference import serving
-from skincancer.metrics.names import best_name, epoch_columns
+from skincancer.metrics.names import best_name, epoch_columns, positive_of
 from skincancer.metrics.prediction_files import write_predictions
 from skincancer.models.weights import LoadedWeights
 from skincancer.reports.error_analysis import attention_means, explain_run, read_attention, write_errors
@@ -49,7 +50,7 @@ from skincancer.training.classical import ClassicalInputs
 from skincancer.training.params import fit_params
 from skincancer.visualization.classification import learning_curves
 from skincancer.visualization.style import save
-from skincancer.visualization.tables import intervals_table
+from skincancer.visualization.tables import intervals_table, with_titles
 
 EMPTY_MASKS = "nothing could be measured"
 
@@ -84,6 +85,11 @@ class FitRecorder:
         """Verdict of the last audit on the data, "" without an audit."""
         return verdict_line(self.data.index, image_root(self.data.root), bool(self.experiment.data.groups))
 
+    @property
+    def _malignant(self) -> tuple[str, ...]:
+        settings = self.experiment.data
+        return malignant_classes(self.data.entry, self.data.classes, settings.target, settings.malignant_names)
+
     def announce(self) -> None:
         """Print the subsets of the images, and what was excluded."""
         data, settings = self.data, self.experiment.data
@@ -101,6 +107,10 @@ class FitRecorder:
         self.console.print(
             make_table(title, ["role", "images", "lesions", *classes, *(["masks"] if masks else [])], rows, caption)
         )
+        if len(classes) == 2:
+            positive, reason = find_positive(classes, self._malignant, settings.positive_name)
+            if positive:
+                self.console.print(Text(f"positive class: {positive} (known by {reason})"))
         split = parse_split(settings.split)
         if split.kind == "ratio":
             self.console.print(
@@ -177,6 +187,12 @@ class FitRecorder:
                         f"--resume {resume}: the data have changed: {name} of the run is {then or '(none)'}, now it is "
                         f"{now or '(none)'}. Restore the data, or start a new run."
                     )
+            classes = FinishedRun(resume, self.store, before).classes if continues else data.classes
+            if classes != data.classes:
+                raise RunError(
+                    f"--resume {resume}: the classes of the run are {', '.join(classes)}, and now they are {', '.join(data.classes)}, of "
+                    "which the last is positive. An earlier version ordered them by name. Start a new run."
+                )
             first = before.data.params.get("weights", weights)
             if not continues and first != weights:
                 raise RunError(
@@ -209,8 +225,7 @@ class FitRecorder:
     def _write_start(self, run: RunWriter) -> None:
         data, settings = self.data, self.experiment.data
         run.write_config(self.experiment)
-        malignant = malignant_classes(data.entry, data.classes, settings.target, tuple(settings.malignant))
-        run.write_classes(data.classes, malignant)
+        run.write_classes(data.classes, self._malignant)
         run.write_table(artifacts.SPLIT_FILE, data.split_table)
         run.write_table(artifacts.DROPPED_FILE, data.dropped)
         if self.audited:
@@ -349,7 +364,8 @@ class FitRecorder:
             self.console.print(make_table("epochs", list(columns.values()), rows))
         images, lesions = self.tested
         caption = f"{images} images, {lesions} lesions; intervals: bootstrap over lesions, 2,000 resamples"
-        self.console.print(intervals_table(f"test: {self.title}", self.intervals, caption, bool(self.note)))
+        titled = with_titles(self.intervals, positive_of(self.outcome.classes))
+        self.console.print(intervals_table(f"test: {self.title}", titled, caption, bool(self.note)))
         uri = f" --tracking.uri {self.store}" if self.experiment.tracking.uri else ""
         self.console.print(f"run {self.run_id} in {self.store}\nbrowse it: python -m skincancer.ui{uri}", markup=False)
         if self.data.entry.synthetic:

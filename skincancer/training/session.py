@@ -5,11 +5,13 @@ from __future__ import annotations
 from skincancer.data.datamodule import check_shares
 from skincancer.data.prepare import prepare_data
 from skincancer.inference.model import mask_source
+from skincancer.metrics.names import check_class_metric
 from skincancer.models.lightning import quiet_lightning
 from skincancer.runs import registry
 from skincancer.runs.lifecycle import reap
 from skincancer.runs.store import RunStore
 from skincancer.schema.experiment import Experiment
+from skincancer.schema.tasks import TASKS
 from skincancer.system.console import make_console, progress_bars
 from skincancer.system.hardware import keep_freed_memory
 from skincancer.system.launcher import is_rank_zero
@@ -43,7 +45,11 @@ def train(
 
     with progress_bars(console) as bars:
         masks, hand_crafted = mask_source(experiment.data, store), experiment.model.is_hand_crafted
-        data = prepare_data(experiment.data, masks, bars, task=experiment.task, hand_crafted=hand_crafted)
+        data = prepare_data(
+            experiment.data, masks, bars, task=experiment.task, hand_crafted=hand_crafted, for_fit=not resume
+        )
+    if TASKS[experiment.task].has_classes:
+        check_class_metric("training.monitor", experiment.training.monitor, len(data.classes))
     if network:
         ranks = count_ranks(experiment.trainer)
         check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks)

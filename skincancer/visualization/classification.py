@@ -149,8 +149,9 @@ def precision_recall_curves(
 ) -> Figure:
     """Plot the precision-recall curve of each class against the rest.
 
-    Of two classes only the second has a curve. The legend contains average precision (as in `average_precision_macro`) and prevalence,
-    which is the precision of chance; ticks at the right edge mark the prevalence. A class without positives or negatives is undefined.
+    Of two classes only the second has a curve. The legend contains the areas behind `average_precision` or `average_precision_macro`,
+    and prevalence, which is the precision of chance; ticks at the right edge mark the prevalence. A class without positives or
+    negatives is undefined.
     """
     y, p = check_predictions(label, probability, classes)
     figure = new_figure((7.2, 5), title, note)

@@ -7,7 +7,16 @@ import pandas as pd
 from rich.table import Table
 
 from skincancer.data.catalog import SYNTHETIC_NOTE
+from skincancer.metrics.names import metric_title
 from skincancer.system.console import make_table
+
+
+def with_titles(intervals: pd.DataFrame, positive: str) -> pd.DataFrame:
+    """Replace the names of metrics by their titles.
+
+    `positive` is the positive class, "" if there is none.
+    """
+    return intervals.assign(metric=[metric_title(name, positive) for name in intervals["metric"]])
 
 
 def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic: bool) -> Table:

@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from synthetic_runs import CLASSES, class_predictions, finished_fit, mask_predictions
 
 from skincancer import compare
-from skincancer.comparison import driver, published, tables
+from skincancer.comparison import driver, published, report, tables
 from skincancer.comparison import request as request_module
 from skincancer.comparison.entries import Entry
 from skincancer.comparison.load import load_run
@@ -128,6 +128,16 @@ def test_seeds_are_summarised_and_paired_by_their_means(store):
     lesion = scores[A, 0]["lesion_id"]
     net = pd.Series(right[A].astype(int) - right[B].astype(int)).groupby(lesion).sum()
     assert (pair["first_only"], pair["second_only"]) == ((net > 0).sum(), (net < 0).sum())
+
+
+def test_tables_name_the_positive_class(store):
+    for seed, name in enumerate((A, B)):
+        finished_fit(name, class_predictions(seed, 60, 1.0, ("nevus", "melanoma")), classes=("nevus", "melanoma"))
+    compared = tables.compare_entries([load(A), load(B)], ("sensitivity",), "folder", 50)
+    assert compared.table["positive"].tolist() == ["melanoma", "melanoma"]
+    assert next(sheet.title for sheet in report.sheets(compared)).startswith("sensitivity (melanoma), each run")
+    with pytest.raises(ConfigError, match="--metric is 'recall_macro'; for 2 classes it is called sensitivity"):
+        tables.compare_entries([load(A)], ("recall_macro",), "folder", 50)
 
 
 def test_folds_are_pooled_out_of_fold(store):

@@ -27,6 +27,24 @@ def test_same_names_in_another_order_keep_the_runs_order():
     assert map_classes(TWO, (), TWO[::-1], ()).positive == ("malignant",)
 
 
+def test_names_that_differ_in_case_are_equal():
+    mapping = map_classes(TWO, (), ("Malignant", "BENIGN"), ())
+    assert (mapping.kind, mapping.classes, mapping.positive) == ("same", TWO, ("malignant",))
+    assert mapping.data_label(np.array([0, 1])).tolist() == [1, 0]
+    mapping = map_classes(("Benign", "Malignant"), (), HAM10000_CLASSES, HAM10000_MALIGNANT)
+    assert (mapping.kind, mapping.classes) == ("malignancy", TWO)
+    assert mapping.run_label(np.array([0, 1])).tolist() == [0, 1]
+    with pytest.raises(ConfigError, match="cannot be mapped by their names"):
+        map_classes(("Nevus", "nevus"), (), ("NEVUS", "nevus"), ())
+
+
+def test_an_older_run_keeps_its_positive_class():
+    """Earlier versions ordered two classes by name, so the second one was positive."""
+    mapping = map_classes(("melanoma", "nevus"), (), ("nevus", "melanoma"), ("melanoma",))
+    assert (mapping.classes, mapping.positive) == (("melanoma", "nevus"), ("nevus",))
+    assert mapping.data_label(np.array([0, 1])).tolist() == [1, 0]
+
+
 def test_malignancy_is_the_sum_of_the_malignant_classes():
     mapping = of_ham(TWO)
     assert (mapping.kind, mapping.classes, mapping.positive) == ("malignancy", TWO, ("malignant",))

@@ -127,7 +127,7 @@ def test_own_test_set_has_the_metrics_of_the_fit(run, artifacts, capsys):
     assert found.data.metrics["test/specificity_at_95_sensitivity"] == pytest.approx(point.loc["specificity", "value"])
     assert found.data.metrics["temperature"] > 0
     printed = capsys.readouterr().out
-    for text in ("the same classes: akiec", "a threshold from few images", "number_needed_to_biopsy", "calibration"):
+    for text in ("the same classes: akiec", "a threshold from few images", "number needed to biopsy", "calibration"):
         assert text in printed
 
 

@@ -8,7 +8,7 @@ from sklearn import metrics as reference
 
 from skincancer.metrics import classification
 from skincancer.metrics.classification import classification_metrics, weighted_metrics
-from skincancer.metrics.names import METRICS
+from skincancer.metrics.names import TWO_CLASS_METRICS, class_metric
 
 NAMES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
@@ -57,7 +57,7 @@ def by_sklearn(label, probability, classes, weight):
                 for c in scored
             ]
         ),
-        "average_precision_macro": np.mean(
+        "average_precision": np.mean(
             [reference.average_precision_score(label == c, probability[:, c], sample_weight=weight) for c in scored]
         ),
         "ece": naive_ece(label, probability, weight),
@@ -71,6 +71,8 @@ def by_sklearn(label, probability, classes, weight):
     recalls = reference.recall_score(
         label, prediction, labels=range(n_classes), average=None, sample_weight=weight, zero_division=np.nan
     )
+    if n_classes > 2:
+        expected = {class_metric(name, n_classes): value for name, value in expected.items()}
     return expected | {f"recall/{name}": recall for name, recall in zip(classes, recalls, strict=True)}
 
 
@@ -83,7 +85,10 @@ def test_equal_to_sklearn(n_classes, ties, weighted):
     weight = np.random.default_rng(1).uniform(0.1, 4, size=300) if weighted else np.ones(300)
     given = classification_metrics(label, probability, classes, weight if weighted else None)
     expected = by_sklearn(label, probability, classes, weight)
-    assert list(given) == [*METRICS, *(f"recall/{name}" for name in classes)]
+    assert list(given) == [
+        *(class_metric(name, len(classes)) for name in TWO_CLASS_METRICS),
+        *(f"recall/{name}" for name in classes),
+    ]
     assert given == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
@@ -121,9 +126,9 @@ def test_four_classes_by_hand():
             "f1_macro": (2 / 3 + 4 / 5 + 0 + 0) / 4,
             "auroc_macro": (1 + 5 / 6 + 3 / 4) / 3,
             "average_precision_macro": (1 + 5 / 6 + 1 / 2) / 3,
-            "sensitivity": (1 / 2 + 1 + 0) / 3,
-            "specificity": (1 + 2 / 3 + 1) / 3,
-            "precision": (1 + 2 / 3 + 0) / 3,
+            "recall_macro": (1 / 2 + 1 + 0) / 3,
+            "specificity_macro": (1 + 2 / 3 + 1) / 3,
+            "precision_macro": (1 + 2 / 3 + 0) / 3,
             # bins: 0.7 right, 0.5 wrong, 0.6 once right and once wrong, 0.4 right
             "ece": (0.3 + 0.5 + abs(1 - 1.2) + 0.6) / 5,
             "recall/a": 1 / 2,
@@ -145,19 +150,19 @@ def test_two_classes_by_hand():
     assert given["specificity"] == given["recall/benign"] == pytest.approx(2 / 3)
     assert given["precision"] == 1 / 2
     assert given["auroc_macro"] == pytest.approx((3 + 1.5) / 6)
-    assert given["average_precision_macro"] == pytest.approx((1 + 2 / 4) / 2)
+    assert given["average_precision"] == pytest.approx((1 + 2 / 4) / 2)
 
 
 def test_only_one_class_present():
     probability = np.array([[0.8, 0.2], [0.4, 0.6]])
     benign = classification_metrics([0, 0], probability, ["benign", "malignant"])
     undefined = {name for name, value in benign.items() if np.isnan(value)}
-    assert undefined == {"auroc_macro", "average_precision_macro", "sensitivity", "recall/malignant"}
+    assert undefined == {"auroc_macro", "average_precision", "sensitivity", "recall/malignant"}
     assert (benign["balanced_accuracy"], benign["specificity"], benign["precision"]) == (0.5, 0.5, 0)
     assert benign["f1_macro"] == pytest.approx((2 / 3 + 0) / 2)
     malignant = classification_metrics([1, 1], probability, ["benign", "malignant"])
     undefined = {name for name, value in malignant.items() if np.isnan(value)}
-    assert undefined == {"auroc_macro", "average_precision_macro", "specificity", "recall/benign"}
+    assert undefined == {"auroc_macro", "average_precision", "specificity", "recall/benign"}
 
 
 def test_class_that_drops_out_of_a_resample():

@@ -23,6 +23,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from skincancer import compare, evaluate, fit, predict
+from skincancer.metrics.names import MACRO_NAMES
 
 FIXTURE = Path(__file__).parents[1] / "fixtures/runs_before_move"
 IMAGES = sorted((FIXTURE / "images").glob("*.jpg"))
@@ -184,6 +185,10 @@ def test_folder_of_a_run_is_evaluated_as_before(old, client, name):
     assert evaluate.main(argv) == 0
     (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
     expected = json.loads((FIXTURE / "expected" / name / "evaluation.json").read_text())
+    # These means over seven classes had the names of metrics of two classes.
+    of_classes = "test/accuracy" in expected
+    renamed = {f"test/{metric}": f"test/{macro}" for metric, macro in MACRO_NAMES.items()} if of_classes else {}
+    expected = {renamed.get(metric, metric): value for metric, value in expected.items()}
     assert run.data.metrics == pytest.approx(expected, abs=TOLERANCE)
 
 
