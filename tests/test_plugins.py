@@ -566,6 +566,17 @@ def test_a_metric_is_logged_monitored_and_compared(write_plugin, tiny_demo, stor
     assert "kappa" in (tmp_path / "together" / "compare.html").read_text()
 
 
+def test_a_monitored_metric_that_is_always_nan_ends_the_run(write_plugin, tiny_demo, store, capsys):
+    write_plugin(
+        "undefined",
+        "import skincancer.plugins as p\np.register_metric('nothing')(lambda label, probability, weight: float('nan'))\n",
+    )
+    argv = [EXPERIMENT, *TINY_FIT, "--plugin=undefined", f"--data.root={tiny_demo}", "--training.monitor=val/nothing"]
+    assert fit.main(argv) == 1
+    assert "training.monitor is val/nothing, which is NaN after epoch 1" in " ".join(capsys.readouterr().err.split())
+    assert only_run().info.status == "FAILED"
+
+
 def test_a_metric_counts_as_often_as_its_weights_say(write_plugin):
     import numpy as np
 

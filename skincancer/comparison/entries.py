@@ -29,6 +29,7 @@ METHOD = {
     "backbone": "model.backbone", "architecture": "model.architecture", "balance": "data.balance", "size": "data.size",
     "batch_size": "data.batch_size", "max_epochs": "trainer.max_epochs", "lr": "model.optimizer.lr", "optimizer": "model.optimizer.name",
     "augment": "augment.policy", "freeze": "model.freeze", "dropout": "model.dropout", "tta": "model.tta",
+    "schedule": "model.schedule.name", "ema_decay": "training.ema_decay", "resize": "data.resize", "crop": "data.crop",
 }  # fmt: skip
 WATCHED_TAGS = {"index_hash": "index of images", "groups_hash": "groups of lesions", "synthetic": "synthetic data"}
 

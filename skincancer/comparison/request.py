@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from skincancer.comparison.entries import METHOD
 from skincancer.config.resolve import resolve
 from skincancer.errors import ConfigError, nearest
 from skincancer.metrics.custom import CUSTOM_METRICS
@@ -122,13 +123,28 @@ def split_and_seed(run: MlflowRun) -> tuple[str, int]:
 def group_runs(
     runs: Sequence[MlflowRun], places: Mapping[tuple[str, str], Any]
 ) -> dict[tuple[str, str], list[MlflowRun]]:
-    """Group explicit runs by experiment and split. Ids distinguish runs of the same seed."""
-    named = Counter((run.data.params["experiment"], *split_and_seed(run)) for run in runs)
+    """Group explicit runs by experiment, settings and split.
+
+    Different settings of one experiment become part of its name. Ids distinguish runs of the same settings and seed.
+    """
+    names = [_name_with_settings(run, runs) for run in runs]
+    counts = Counter((name, *split_and_seed(run)) for name, run in zip(names, runs, strict=True))
     grouped: dict[tuple[str, str], list[MlflowRun]] = {}
-    for run in runs:
-        name, (split, seed) = run.data.params["experiment"], split_and_seed(run)
+    for name, run in zip(names, runs, strict=True):
+        split, seed = split_and_seed(run)
         folds = "fold:*/" + split.rpartition("/")[2]
-        if named[name, split, seed] > 1:
-            name = f"{name} {run.info.run_id[:8]}"
-        grouped.setdefault((name, folds if (name, folds) in places else split), []).append(run)
+        label = f"{name} {run.info.run_id[:8]}" if counts[name, split, seed] > 1 else name
+        grouped.setdefault((label, folds if (label, folds) in places else split), []).append(run)
     return grouped
+
+
+def _name_with_settings(run: MlflowRun, runs: Sequence[MlflowRun]) -> str:
+    """Return the experiment of a run, with the params in which runs of the experiment differ."""
+    name, params = run.data.params["experiment"], run.data.params
+    others = [other.data.params for other in runs if other.data.params["experiment"] == name]
+    different = [
+        f"{param} {params[param]}"
+        for param in METHOD
+        if param in params and any(other.get(param, params[param]) != params[param] for other in others)
+    ]
+    return f"{name} ({', '.join(different)})" if different else str(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
+from skincancer.errors import RunError
 from skincancer.models.tasks.base import Task
 from skincancer.runs.artifacts import EPOCHS_FILE
 from skincancer.runs.lifecycle import RunWriter
@@ -47,10 +49,14 @@ class EpochRecord(Callback):
 
     Columns: epoch (from 1), train/loss (mean over images), val/loss, val/<metric>, lr, epoch_seconds, images_per_second (of training
     without validation), optimizer_steps and images_seen (both since the start of the run). Checkpoints contain the rows.
+
+    Args:
+        run: the run. None on ranks above 0.
+        monitor: metric that selects the best epoch.
     """
 
-    def __init__(self, run: RunWriter | None) -> None:
-        self.run = run
+    def __init__(self, run: RunWriter | None, monitor: str) -> None:
+        self.run, self.monitor = run, monitor
         self.rows: list[dict[str, float]] = []
         self.images_seen = 0
 
@@ -91,7 +97,11 @@ class EpochRecord(Callback):
             self._validation += time.perf_counter() - self._validation_start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the row of the epoch."""
+        """Write the row of the epoch.
+
+        Raises:
+            RunError: the monitored metric has been NaN in every epoch, so no epoch is the best.
+        """
         assert isinstance(pl_module, Task)
         pl_module.stop_if_not_finite()
         total, images = float(self._loss), self._images
@@ -118,6 +128,13 @@ class EpochRecord(Callback):
                 {name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
             )
             self.table().to_csv(self.run.folder / EPOCHS_FILE, index=False)
+        # The checkpoint callback takes NaN for the worst value, and would keep the first of such epochs.
+        monitored = [row[self.monitor] for row in self.rows if self.monitor in row]
+        if monitored and all(map(math.isnan, monitored)):
+            raise RunError(
+                f"training.monitor is {self.monitor}, which is NaN after epoch {row['epoch']}: the metric is undefined for these "
+                "validation images, so no epoch can be selected. Use another --training.monitor."
+            )
 
     def table(self) -> pd.DataFrame:
         """Return the rows so far."""
@@ -143,9 +160,14 @@ def describe_averaging(decay: float, steps: int) -> str:
     window = round(1 / (1 - decay))
     if not decay or 2 * window <= steps:
         return ""
+    longest = steps // 2
+    # Two digits of 1 - decay, rounded up, so that the suggested decay is accepted.
+    digits = len(str(longest)) + 1
+    suggested = math.floor((1 - 1 / longest) * 10**digits) / 10**digits if longest else 0.0
+    remedy = f"Use at most {suggested}, or 0." if suggested else "Use 0."
     return (
         f"training.ema_decay is {decay} and averages over about {window} steps, but the run has {steps}: its result consists mostly "
-        f"of early weights. Use at most {max(0.0, 1 - 2 / steps):.3g}, or 0."
+        f"of early weights. {remedy}"
     )
 
 

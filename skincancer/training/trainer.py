@@ -142,7 +142,7 @@ def fit_network(
         if run:
             run.set_tags(tags)
         datamodule = build_datamodule(experiment, data)
-        record = EpochRecord(run)
+        record = EpochRecord(run, experiment.training.monitor)
         reports = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
         trainer = build_trainer(experiment, recorder.folder, [record, *reports], progress_bar=is_live(recorder.console))
         if run:

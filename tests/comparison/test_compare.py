@@ -198,6 +198,14 @@ def test_explicit_runs_replace_others_and_have_distinct_names(store, quiet, tmp_
     assert list(table["experiment"]) == [f"{A} {old[:8]}", f"{A} {new[:8]}"]
 
 
+def test_explicit_runs_of_other_settings_are_separate_entries(store, quiet, tmp_path):
+    slow = [finished_fit(A, class_predictions(seed, 60, 1.0), seed=seed, params={"lr": "0.001"}) for seed in (0, 1)]
+    fast = [finished_fit(A, class_predictions(seed, 60, 2.0), seed=seed, params={"lr": "0.1"}) for seed in (0, 2)]
+    run_id, _ = compare.compare(request_module.Request(runs=(*slow, *fast)), console=quiet)
+    table = pd.read_csv(files(run_id, tmp_path) / "compare.csv").set_index("experiment")
+    assert table["seeds"].to_dict() == {f"{A} (lr 0.001)": "0 1", f"{A} (lr 0.1)": "0 2"}
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -224,17 +232,17 @@ def test_no_common_images(store, capsys):
 
 
 def test_differences_between_runs_are_reported(store, capsys):
-    one = finished_fit(A, class_predictions(1, 60, 1.0), params={"size": 64, "weights": "imagenet"})
+    one = finished_fit(A, class_predictions(1, 60, 1.0), params={"size": 128, "weights": "imagenet"})
     two = finished_fit(B, class_predictions(1, 60, 1.0)[lambda t: t["label"] != "df"], tags={"index_hash": "other"})
-    three = finished_fit(B, class_predictions(1, 60, 1.0), seed=1, params={"size": 128, "lr": 0.1})
+    three = finished_fit(B, class_predictions(1, 60, 1.0), seed=1, params={"monitor": "val/accuracy"})
     compare.compare(request_module.Request(runs=(one, two, three)))
     text = capsys.readouterr().out
     for words in (
-        "image size differs: 64",
+        "image size differs: 128",
         "first weights differs",
         "index of images differs",
         "no test image of df",
-        "its runs differ in lr",
+        "its runs differ in monitor",
     ):
         assert words in text
 

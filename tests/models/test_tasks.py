@@ -223,7 +223,7 @@ def test_four_images_are_learned_by_heart(name: str) -> None:
     task = make_task(backbone="test_efficientnet", loss={"name": name, "label_smoothing": 0.0, "gamma": 2.0})
     batches = make_batches(count=1)
     first = task.class_loss(task(batches[0]["image"]), batches[0]["label"], None).item()
-    record = EpochRecord(None)
+    record = EpochRecord(None, "val/loss")
     make_trainer(40, record).fit(task, loader(batches))
     losses = record.table()["train/loss"]
     assert losses.iloc[0] == pytest.approx(first, rel=1e-4)
@@ -279,7 +279,7 @@ def test_class_weights_act_in_training_and_are_no_part_of_a_checkpoint() -> None
     task, (batch,) = make_task(class_weights=weights), make_batches(count=1)
     logits = make_task().train()(batch["image"])
     expected = F.cross_entropy(logits, batch["label"], weight=torch.tensor(weights))
-    record = EpochRecord(None)
+    record = EpochRecord(None, "val/loss")
     make_trainer(1, record).fit(task, loader([batch]))
     assert record.rows[0]["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert set(task.state_dict()) == set(make_task().state_dict())
@@ -374,14 +374,14 @@ def nan_in(batches: list[Batch], number: int) -> list[Batch]:
 
 @pytest.mark.parametrize(("bad", "log_every"), [(0, 1), (3, 1), (3, 5), (7, 5), (8, 50)])
 def test_a_loss_that_is_not_a_number_is_reported_with_its_step(bad: int, log_every: int) -> None:
-    trainer = make_trainer(2, EpochRecord(None), log_every_n_steps=log_every)
+    trainer = make_trainer(2, EpochRecord(None, "val/loss"), log_every_n_steps=log_every)
     with pytest.raises(RunError, match=rf"at optimiser step {bad} \(epoch 1\)\. Lower --model\.optimizer\.lr"):
         trainer.fit(make_task(), loader(nan_in(make_batches(count=9), bad)))
     assert trainer.global_step - bad <= log_every
 
 
 def test_its_step_is_reported_also_where_validation_comes_first() -> None:
-    trainer = make_trainer(2, EpochRecord(None), log_every_n_steps=50)
+    trainer = make_trainer(2, EpochRecord(None, "val/loss"), log_every_n_steps=50)
     with pytest.raises(RunError, match="at optimiser step 3 "):
         trainer.fit(make_task(), loader(nan_in(make_batches(count=9), 3)), loader(make_batches()))
 

@@ -1,5 +1,7 @@
 """Trainer settings: averaged weights, monitors, devices."""
 
+import re
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -19,6 +21,16 @@ from skincancer.training.trainer import check_devices
 )
 def test_averaging_over_most_of_a_run_is_reported(decay, steps, warns):
     assert bool(describe_averaging(decay, steps)) == warns
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 19, 20, 99, 100, 999, 1001, 12345])
+def test_the_suggested_decay_is_another_and_is_accepted(steps):
+    warning = describe_averaging(0.99999, steps)
+    suggested = float(re.search(r"Use (?:at most )?(0(?:\.\d+)?)", warning)[1])
+    assert suggested < 0.99999
+    assert describe_averaging(suggested, steps) == ""
+    # A run of 999 steps was told to use at most 0.998, the refused value.
+    assert "0.998," not in describe_averaging(0.998, 999)
 
 
 def test_monitors_are_maximised_except_losses_calibration_error_and_distances():
