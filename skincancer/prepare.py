@@ -89,6 +89,7 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     by_role = f", and their images by role at {experiment.data.split} (split seed {experiment.data.split_seed})"
     title = f"classes{'' if split_error else by_role}"
     console.print(make_table(title, ["diagnosis", "images", "lesions", *roles], rows))
+    data.reading.report(console)
     if split_error:
         reason = split_error.removesuffix(".")
         warn(console, "no split", f"{reason}. No experiment can be fitted on these images as they are.")

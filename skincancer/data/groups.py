@@ -10,12 +10,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.data.duplicates import link
-from skincancer.data.index import name_first
+from skincancer.data.index import is_unknown, name_first
 from skincancer.data.readers.files import read_csv
 from skincancer.data.splits import hash_rows
 from skincancer.errors import DataError
 
 Names = npt.NDArray[np.object_]
+
+# In the public data sets, the largest lesion has 31 images (of 25,331 in ISIC 2019) and the largest patient 115 (of 33,126 in ISIC 2020):
+# at most 0.5 % of the images. A group of more than ten images that is ten times larger is rather a placeholder for unknown ids.
+LARGEST_SHARE = 0.05
+ALWAYS_SMALL = 10
 
 
 def known_lesions(index: pd.DataFrame) -> pd.Series:
@@ -56,17 +61,70 @@ def read_groups(path: Path) -> pd.DataFrame:
     """Read the table of `data.groups`, with the columns image_id and group.
 
     Raises:
-        DataError: The file is missing or cannot be read, lacks a column, or has an empty group.
+        DataError: The file is missing or cannot be read, or lacks a column.
     """
     if not path.is_file():
         raise DataError(
             f"data.groups is {path}, which is not a file; expected a CSV file with the columns image_id and group. prepare --audit "
             "--write-groups FILE writes such a file."
         )
-    table = read_csv(path, required=("image_id", "group"))
-    if (table["group"] == "").any():
-        raise DataError(f"{path}: images without a group: {name_first(table.loc[table['group'] == '', 'image_id'])}")
-    return table
+    return read_csv(path, required=("image_id", "group"))
+
+
+def check_lesions(index: pd.DataFrame) -> list[tuple[str, str]]:
+    """Check the lesions of an index for wrong ids, as `check_groups` does.
+
+    A publisher may number the lesions of each patient, so that images of one lesion have the same lesion and patient.
+    """
+    names = index["lesion_id"].where(
+        index["patient_id"] == "", index["lesion_id"] + " of patient " + index["patient_id"]
+    )
+    return check_groups(names.where(known_lesions(index), ""), "lesion", index["diagnosis"])
+
+
+def check_merged(index: pd.DataFrame, before: pd.Series) -> list[tuple[str, str]]:
+    """Check the lesions that `merge_groups` changed, as `check_groups` does.
+
+    Args:
+        index: Index with merged lesions.
+        before: (N,) lesions before the merge.
+    """
+    lesions = index["lesion_id"]
+    merged = lesions.where(lesions.isin(lesions[lesions != before]), "")
+    # The lesions of a patient may have several diagnoses.
+    has_patients = (index["patient_id"] != "").any()
+    return check_groups(merged, "merged group", None if has_patients else index["diagnosis"])
+
+
+def check_groups(names: pd.Series, kind: str, diagnoses: pd.Series | None = None) -> list[tuple[str, str]]:
+    """Check for groups that span diagnoses, and for groups that are too large.
+
+    Args:
+        names: (N,) group of each image, "" for none.
+        kind: Singular noun for a group.
+        diagnoses: (N,) diagnosis of each image, None to skip the check of diagnoses.
+
+    Returns:
+        Title and text of each warning.
+    """
+    warnings = []
+    known = names != ""
+    if diagnoses is not None:
+        kinds = diagnoses[known].groupby(names[known]).agg(lambda values: sorted(set(values.dropna())))
+        mixed = [f"{name} ({', '.join(several)})" for name, several in kinds.items() if len(several) > 1]
+        if mixed:
+            text = f"the images of {len(mixed)} {kind}s have several diagnoses: {name_first(mixed, 3)}. Check the ids and the diagnoses."
+            warnings.append((f"a {kind} with several diagnoses", text))
+    sizes = names[known].value_counts()
+    large = sizes[(sizes > ALWAYS_SMALL) & (sizes > LARGEST_SHARE * len(names))]
+    if len(large):
+        listed = name_first((f"{name} ({size:,} images)" for name, size in large.items()), 3)
+        text = (
+            f"{len(large)} {kind}{'s have' if len(large) > 1 else ' has'} more than {LARGEST_SHARE:.0%} of the {len(names):,} images each: "
+            f"{listed}. All images of a {kind} get the same role. If the id means that the {kind} is unknown, leave the cell empty."
+        )
+        warnings.append((f"a {kind} of many images", text))
+    return warnings
 
 
 def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
@@ -75,20 +133,21 @@ def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
     Args:
         index: Finished index.
         path: CSV file with the columns `image_id` and `group`, as written by an audit. An image may be in several
-            groups. All linked lesions become one lesion, with the smallest of their ids.
+            groups. All linked lesions become one lesion, with the smallest of their ids. An unknown group, such as NA or
+            an empty cell, merges nothing.
 
     Returns:
         Index with merged `lesion_id`, and the sha256 (hex) of the rows of the table, independent of their order.
 
     Raises:
-        DataError: The table cannot be read, has an empty group, or contains an image that is not in the index.
+        DataError: The table cannot be read, or contains an image that is not in the index.
     """
     table = read_groups(path)
     position = {image_id: number for number, image_id in enumerate(index["image_id"])}
     unknown = sorted(set(table["image_id"]) - set(position))
     if unknown:
         raise DataError(f"{path} contains {len(unknown)} images that are not in the data set: {name_first(unknown)}")
-
+    table = table[~table["group"].map(is_unknown)]
     groups = [[position[image_id] for image_id in images] for _, images in table.groupby("group")["image_id"]]
     merged = unite(index["lesion_id"], groups)
     digest = hash_rows(sorted(set(zip(table["image_id"], table["group"], strict=True))))

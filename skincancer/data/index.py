@@ -25,7 +25,13 @@ PARTS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"
 }  # fmt: skip
 MM_PER_PX = "the size of a pixel in mm, above 0"
-UNKNOWN = ("", "unknown", "nan", "na", "none")
+# Spellings of an unknown value in tables, in lower case.
+UNKNOWN = ("", "-", "--", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown")
+
+
+def is_unknown(text: str) -> bool:
+    """Return whether a cell of a table means an unknown value, such as NA."""
+    return text.strip().casefold() in UNKNOWN
 
 
 def name_first(values: Iterable[object], count: int = 5) -> str:
@@ -44,8 +50,9 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
 
     Returns:
         All `COLUMNS` with a RangeIndex, sorted by `image_id`. Text columns contain str. Unknown values are None in `mask` and `diagnosis`,
-        the image_id in `lesion_id`, and "" in `patient_id`, `sex`, `site` and `dx_type`. `part` is train, val, test or "". `age` (years)
-        and `mm_per_px` (size of an image pixel) are float64, unknown values NaN.
+        the image_id in `lesion_id`, and "" in `patient_id`, `sex`, `site` and `dx_type`. In `lesion_id` and `patient_id`, `UNKNOWN`
+        spellings such as NA are unknown values too: as an id, NA would be one large lesion. `part` is train, val, test or "". `age`
+        (years) and `mm_per_px` (size of an image pixel) are float64, unknown values NaN.
 
     Raises:
         DataError: the table is empty, an id is empty or not unique, a diagnosis is not one of the classes, or `part`, `age` or
@@ -83,7 +90,10 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
         "image": text["image"],
         "mask": [value or None for value in text.get("mask", blank)],
         "diagnosis": [value or None for value in diagnoses],
-        "lesion_id": [lesion or own for lesion, own in zip(text.get("lesion_id", blank), ids, strict=True)],
+        "lesion_id": [
+            own if is_unknown(lesion) else lesion for lesion, own in zip(text.get("lesion_id", blank), ids, strict=True)
+        ],
+        "patient_id": ["" if is_unknown(patient) else patient for patient in text.get("patient_id", blank)],
         "part": _parts(text.get("part", blank), ids, dataset),
         "age": _numbers(
             text.get("age", blank), ids, "the age", dataset, lambda age: 0 <= age <= 150, "the age in years"
@@ -92,7 +102,7 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
             text.get("mm_per_px", blank), ids, "mm_per_px", dataset, lambda mm: 0 < mm < math.inf, MM_PER_PX
         ),
     }
-    columns |= {name: text.get(name, blank) for name in ("patient_id", "sex", "site", "dx_type")}
+    columns |= {name: text.get(name, blank) for name in ("sex", "site", "dx_type")}
     # Text columns have dtype object, because the text type of pandas 3 would turn None into NaN.
     finished = pd.DataFrame({name: pd.Series(columns[name], dtype=object) for name in COLUMNS})
     finished = finished.astype({"age": "float64", "mm_per_px": "float64"})
@@ -112,7 +122,7 @@ def _numbers(
     numbers = []
     for image_id, text in zip(ids, texts, strict=True):
         try:
-            number = math.nan if text.casefold() in UNKNOWN else float(text)
+            number = math.nan if is_unknown(text) else float(text)
             fits = math.isnan(number) or allowed(number)
         except ValueError:
             fits = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,10 +17,11 @@ from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.feature_table import FeatureTable, open_features
 from skincancer.data.file_facts import Examination, examine, find_flagged, kept_examination
-from skincancer.data.groups import merge_groups, merge_patients
+from skincancer.data.groups import check_groups, check_lesions, check_merged, merge_groups, merge_patients
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.mask_sources import MaskSource
 from skincancer.data.readers import demo
+from skincancer.data.reading import Reading
 from skincancer.data.splits import Roles, assign_roles, parse_split, split_hash
 from skincancer.data.store import Store, open_store
 from skincancer.errors import DataError, SplitError
@@ -51,6 +52,7 @@ class PreparedData:
         segmenter_saw: number of test images that overlap with the images of the segmenter of crops or features (`data.overlap`).
         flagged: number of images left out by `data.quality`.
         features: hand-crafted features of every image, None if not requested.
+        reading: messages about the data set.
     """
 
     entry: Dataset
@@ -67,6 +69,7 @@ class PreparedData:
     segmenter_saw: int = 0
     flagged: int = 0
     features: FeatureTable | None = None
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def split_table(self) -> pd.DataFrame:
@@ -138,9 +141,13 @@ def prepare_data(
     index, diagnoses = load_index(entry, root)
     if kind.has_classes and index["diagnosis"].isna().all():
         raise DataError(f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}")
+    reading = Reading()
+    reading.warnings.extend(check_lesions(index) + check_groups(index["patient_id"], "patient"))
     index, groups_hash = merge_patients(index), ""
     if config.groups:
+        before = index["lesion_id"]
         index, groups_hash = merge_groups(index, Path(config.groups))
+        reading.warnings.extend(check_merged(index, before))
     index, classes = add_target(index, entry, diagnoses, config.target, tuple(config.malignant))
     if kind.has_masks and index["mask"].isna().all():
         raise DataError(f"{entry.name} in {root} has no masks, which {task} needs. To get them: {entry.how_to_get}")
@@ -190,6 +197,7 @@ def prepare_data(
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
         segmenter_saw=source.count_overlap(index, entry) if source else 0, flagged=flagged, features=features,
+        reading=reading,
     )  # fmt: skip
 
 

@@ -84,6 +84,7 @@ class EvaluationRecorder:
         rows = data.rows("test")
         subset = "every image" if evaluation.whole else f"test set of {self.split}"
         self._print(f"{data.entry.title}, {subset}: {len(rows)} images of {rows['lesion_id'].nunique()} lesions")
+        data.reading.report(self.console)
         if evaluation.mappings:
             self._print(f"classes: {evaluation.mappings[0].describe()}")
             if len(evaluation.classes) == 2:

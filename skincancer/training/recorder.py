@@ -107,6 +107,7 @@ class FitRecorder:
                 f"{settings.split}: {90 - split.test} % of the lesions for training, 10 % for validation, {split.test} % for testing; "
                 "no lesion is in two subsets"
             )
+        data.reading.report(self.console)
         if data.left_out:
             self.console.print(Text(f"left out: {data.left_out}"))
         if data.leaking_groups:
