@@ -127,7 +127,7 @@ def check_groups(names: pd.Series, kind: str, diagnoses: pd.Series | None = None
     return warnings
 
 
-def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
+def merge_groups(index: pd.DataFrame, path: Path, is_part: bool = False) -> tuple[pd.DataFrame, str]:
     """Merge the lesions of images in the same group of a table.
 
     Args:
@@ -135,6 +135,7 @@ def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
         path: CSV file with the columns `image_id` and `group`, as written by an audit. An image may be in several
             groups. All linked lesions become one lesion, with the smallest of their ids. An unknown group, such as NA or
             an empty cell, merges nothing.
+        is_part: The index is a part of the data set (`data.where`), so that the table may contain further images.
 
     Returns:
         Index with merged `lesion_id`, and the sha256 (hex) of the rows of the table, independent of their order.
@@ -144,6 +145,8 @@ def merge_groups(index: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
     """
     table = read_groups(path)
     position = {image_id: number for number, image_id in enumerate(index["image_id"])}
+    if is_part:
+        table = table[table["image_id"].isin(position)]
     unknown = sorted(set(table["image_id"]) - set(position))
     if unknown:
         raise DataError(f"{path} contains {len(unknown)} images that are not in the data set: {name_first(unknown)}")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import shlex
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from skincancer.data.catalog import Dataset
+from skincancer.data.reading import Reading
+from skincancer.data.where import select_rows
 from skincancer.errors import ConfigError, DataError, nearest
 from skincancer.system.paths import data_places, holds_files
 
@@ -137,6 +142,32 @@ def classes_of(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(sorted({str(value) for value in table.get("diagnosis", ()) if not pd.isna(value) and value != ""}))
 
 
+def merge_spellings(diagnoses: pd.Series, classes: tuple[str, ...], reading: Reading) -> pd.Series:
+    """Merge diagnoses that differ only in case, Unicode form or blanks.
+
+    macOS writes the accents of file names in another Unicode form (NFD) than other systems (NFC), which looks the same.
+
+    Args:
+        diagnoses: diagnosis of each image.
+        classes: class names of the catalog. If empty, the most frequent spelling of a class is its name.
+        reading: receiver of a warning about the merged spellings.
+    """
+    counts = Counter[str](value for value in diagnoses if isinstance(value, str))
+    spellings: dict[str, list[str]] = {}
+    # A name of the catalog is first, then the most frequent spelling.
+    for name in sorted(counts.keys() | set(classes), key=lambda name: (name not in classes, -counts[name], name)):
+        spellings.setdefault(_plain(name), []).append(name)
+    merged = {name: names[0] for names in spellings.values() for name in names[1:]}
+    if merged:
+        text = name_first(f"{name!r} ({counts[name]:,} images) as {into!r}" for name, into in merged.items())
+        reading.warnings.append(("classes that differ only in case, accents or blanks are merged", f"read {text}"))
+    return diagnoses.replace(merged)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", "".join(unicodedata.normalize("NFD", name).casefold().split()))
+
+
 def index_hash(index: pd.DataFrame) -> str:
     """Return the sha256 of image ids, diagnoses and lesion ids.
 
@@ -147,22 +178,35 @@ def index_hash(index: pd.DataFrame) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def load_index(dataset: Dataset, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def load_index(dataset: Dataset, root: Path, reading: Reading | None = None) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read the index of a data set, and its class names.
+
+    A reader with the parameter `reading` selects the rows itself, by the columns of its file. For other readers,
+    `reading.where` is a condition on the columns of the index.
 
     Args:
         root: folder of the files, or the table of `csv`. Paths of the index are relative to `image_root(root)`.
+        reading: options of the reader, and receiver of notes and warnings.
 
     Raises:
+        ConfigError: `reading.where` is wrong, or no row fulfils it.
         DataError: the files have another layout than the reader expects, or `finish_index` rejects the table.
     """
+    reading = reading or Reading()
     module, function = dataset.reader.split(":")
-    table: pd.DataFrame = getattr(importlib.import_module(module), function)(root)
+    reader = getattr(importlib.import_module(module), function)
+    selects = "reading" in inspect.signature(reader).parameters
+    table: pd.DataFrame = reader(root, reading=reading) if selects else reader(root)
     # A plugin may register any function as a reader.
     if not isinstance(table, pd.DataFrame):
         raise DataError(
             f"the reader of {dataset.name} returned {type(table).__name__}; expected a pandas table. Fix it."
         )
+    if reading.where and not selects:
+        total, table = len(table), select_rows(table, reading.where, dataset.title)
+        reading.notes.append(f"data.where: {len(table):,} of {total:,} images of {dataset.title}")
+    if "diagnosis" in table:
+        table = table.assign(diagnosis=merge_spellings(table["diagnosis"], dataset.classes, reading))
     classes = dataset.classes or classes_of(table)
     return finish_index(table, dataset=dataset.name, classes=classes), classes
 

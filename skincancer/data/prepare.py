@@ -106,7 +106,8 @@ def locate_dataset(config: DataConfig, progress: ProgressBar | None = None) -> t
     """
     entry = catalog_entry(config.dataset)
     if entry.name != "demo":
-        return entry, find_root(entry, config.root, data_folder())
+        root = find_root(entry, config.root, data_folder())
+        return entry.renamed(config.name), root
     root = Path(config.root) if config.root else demo.default_root(cache_folder())
     # The demo folder is created atomically, so metadata.csv proves that it is complete. Its content does not matter.
     if not (root / "metadata.csv").is_file():
@@ -138,15 +139,15 @@ def prepare_data(
     kind = TASKS[task]
     entry, root = locate_dataset(config, progress)
     images = image_root(root)
-    index, diagnoses = load_index(entry, root)
+    reading = Reading.from_config(config)
+    index, diagnoses = load_index(entry, root, reading)
     if kind.has_classes and index["diagnosis"].isna().all():
         raise DataError(f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}")
-    reading = Reading()
     reading.warnings.extend(check_lesions(index) + check_groups(index["patient_id"], "patient"))
     index, groups_hash = merge_patients(index), ""
     if config.groups:
         before = index["lesion_id"]
-        index, groups_hash = merge_groups(index, Path(config.groups))
+        index, groups_hash = merge_groups(index, Path(config.groups), is_part=bool(config.where))
         reading.warnings.extend(check_merged(index, before))
     index, classes = add_target(index, entry, diagnoses, config.target, tuple(config.malignant))
     if kind.has_masks and index["mask"].isna().all():

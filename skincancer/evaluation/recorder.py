@@ -186,6 +186,7 @@ class EvaluationRecorder:
         return {
             "experiment": self.name, "task": self.experiment.task, "dataset": data.entry.name, "split": self.split,
             "split_seed": settings.split_seed, "part": "all" if evaluation.whole else "test", "target": settings.target, **several,
+            **({"where": settings.where} if settings.where else {}),
             **({"masks": self._masks()} if settings.crop or model.is_hand_crafted else {}),
             **({"architecture": model.architecture} if model.architecture else {}),
             "evaluated_runs": len(evaluation.runs),
