@@ -147,7 +147,9 @@ def _are_parts(cells: Iterable[str]) -> bool:
 
 
 def _find_one_hot(table: pd.DataFrame) -> list[str]:
-    """Return neighbouring columns of 0 and 1 with exactly one 1 per row, as in the tables of the ISIC challenges.
+    """Return the columns of one-hot labels.
+
+    These are neighbouring columns of 0 and 1 with exactly one 1 per row, as in the tables of the ISIC challenges.
 
     Returns:
         Names of two or more columns, empty if there are none or several such blocks.
