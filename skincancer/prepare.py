@@ -42,6 +42,7 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     Raises:
         ConfigError, DataError: as in `skincancer.data.prepare.prepare_data`.
     """
+    from skincancer.data.groups import known_lesions
     from skincancer.data.mask_sources import describe_crops
     from skincancer.data.prepare import ROLES, prepare_data
     from skincancer.inference.model import mask_source
@@ -66,7 +67,10 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     facts: list[list[object]] = [
         ["folder", data.root],
         ["images", f"{len(index)}, of which {len(store.bad)} cannot be read"],
-        ["lesions", index["lesion_id"].nunique()],
+        [
+            "lesions",
+            index["lesion_id"].nunique() if known_lesions(index).any() else "unknown: each image counts as one",
+        ],
         *_count_patients(index),
         ["masks", int(index["mask"].notna().sum())],
         ["sizes (px)", common + (f" and {len(sizes) - 4} more" if len(sizes) > 4 else "")],

@@ -31,6 +31,40 @@ def known_lesions(index: pd.DataFrame) -> pd.Series:
     return (index["lesion_id"] != index["image_id"]) | index["lesion_id"].duplicated(keep=False)
 
 
+def describe_unknown_lesions(table: pd.DataFrame) -> str:
+    """Describe the images without a lesion id, "" if all images have one.
+
+    Args:
+        table: One row per image, with the columns image_id and lesion_id.
+    """
+    unknown = int((~known_lesions(table)).sum())
+    if unknown == len(table):
+        return (
+            "the data have no lesion ids: each image counts as one lesion, and whether images of one lesion are in two subsets cannot be "
+            "known"
+        )
+    if unknown:
+        return (
+            f"{unknown:,} of {len(table):,} images have no lesion id: each of them counts as one lesion, and whether its lesion is in "
+            "another subset too cannot be known"
+        )
+    return ""
+
+
+def count_images(table: pd.DataFrame, link: str = ", ") -> str:
+    """Return the numbers of images and lesions as text.
+
+    Args:
+        table: One row per image, with the columns image_id and lesion_id.
+        link: Text between the two numbers.
+    """
+    unknown = int((~known_lesions(table)).sum())
+    if unknown == len(table):
+        return f"{len(table):,} images, lesions unknown (each image counts as one)"
+    text = f"{len(table):,} images{link}{table['lesion_id'].nunique():,} lesions"
+    return text + (f" ({unknown:,} images without a lesion id count as one each)" if unknown else "")
+
+
 def unite(names: Sequence[str] | Names | pd.Series, groups: Iterable[Sequence[int]]) -> Names:
     """Merge names that are linked by groups, directly or through other groups.
 
@@ -157,23 +191,29 @@ def merge_groups(index: pd.DataFrame, path: Path, is_part: bool = False) -> tupl
     return index.assign(lesion_id=pd.Series(merged, index=index.index, dtype=object)), digest
 
 
+def count_shared_ids(index: pd.DataFrame) -> int:
+    """Count the lesion ids that belong to several patients, as in publishers' tables that number lesions per patient."""
+    known = index[index["patient_id"] != ""]
+    return int((known.groupby("lesion_id")["patient_id"].nunique() > 1).sum())
+
+
 def merge_patients(index: pd.DataFrame) -> pd.DataFrame:
     """Merge all lesions of a known patient into one, named `patient ID`.
 
     Lesions of one patient share skin, camera and physician. Therefore no patient may be in two subsets of a split, and
-    confidence intervals resample patients.
+    confidence intervals resample patients. The same lesion id of two patients is two lesions (PAD-UFES-20: 250 ids).
 
     Raises:
-        DataError: A lesion has several patients, or some of its images have a patient and others have none.
+        DataError: Some images of a lesion have a patient and others have none.
     """
     known = index["patient_id"] != ""
     if not known.any():
         return index
-    patients = index.groupby("lesion_id")["patient_id"].nunique()
-    for lesion in patients.index[patients > 1]:
+    has_patient = known.groupby(index["lesion_id"]).nunique()
+    for lesion in has_patient.index[has_patient > 1]:
         names = sorted(set(index.loc[index["lesion_id"] == lesion, "patient_id"]))
         raise DataError(
-            f"the images of lesion {lesion} have the patients {name_first(map(repr, names))}; expected one patient per "
-            "lesion. Fix patient_id or lesion_id in the table."
+            f"the images of lesion {lesion} have the patients {name_first(map(repr, names))}; expected a patient for all of them or "
+            "for none. Fix patient_id or lesion_id in the table."
         )
     return index.assign(lesion_id=index["lesion_id"].mask(known, "patient " + index["patient_id"]))

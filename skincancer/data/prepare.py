@@ -17,7 +17,14 @@ from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.feature_table import FeatureTable, open_features
 from skincancer.data.file_facts import Examination, examine, find_flagged, kept_examination
-from skincancer.data.groups import check_groups, check_lesions, check_merged, merge_groups, merge_patients
+from skincancer.data.groups import (
+    check_groups,
+    check_lesions,
+    check_merged,
+    count_shared_ids,
+    merge_groups,
+    merge_patients,
+)
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.mask_sources import MaskSource
 from skincancer.data.readers import demo
@@ -53,6 +60,7 @@ class PreparedData:
         flagged: number of images left out by `data.quality`.
         features: hand-crafted features of every image, None if not requested.
         reading: messages about the data set.
+        shared_lesion_ids: number of lesion ids that belong to several patients.
     """
 
     entry: Dataset
@@ -70,6 +78,7 @@ class PreparedData:
     flagged: int = 0
     features: FeatureTable | None = None
     reading: Reading = field(default_factory=Reading)
+    shared_lesion_ids: int = 0
 
     @property
     def split_table(self) -> pd.DataFrame:
@@ -144,6 +153,11 @@ def prepare_data(
     if kind.has_classes and index["diagnosis"].isna().all():
         raise DataError(f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}")
     reading.warnings.extend(check_lesions(index) + check_groups(index["patient_id"], "patient"))
+    shared_ids = count_shared_ids(index)
+    if shared_ids:
+        reading.notes.append(
+            f"{shared_ids} lesion ids belong to several patients: a lesion is a lesion id of one patient"
+        )
     index, groups_hash = merge_patients(index), ""
     if config.groups:
         before = index["lesion_id"]
@@ -198,7 +212,7 @@ def prepare_data(
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
         segmenter_saw=source.count_overlap(index, entry) if source else 0, flagged=flagged, features=features,
-        reading=reading,
+        reading=reading, shared_lesion_ids=shared_ids,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from skincancer.data.catalog import SYNTHETIC_NOTE
 from skincancer.data.feature_table import FeatureTable
+from skincancer.data.groups import count_images
 from skincancer.data.mask_sources import describe_crops, describe_masks
 from skincancer.data.overlap import REASONS
 from skincancer.evaluation.external import Evaluation, mapped_validation
@@ -83,7 +84,7 @@ class EvaluationRecorder:
         evaluation, data = self.evaluation, self.data
         rows = data.rows("test")
         subset = "every image" if evaluation.whole else f"test set of {self.split}"
-        self._print(f"{data.entry.title}, {subset}: {len(rows)} images of {rows['lesion_id'].nunique()} lesions")
+        self._print(f"{data.entry.title}, {subset}: {count_images(rows, ' of ')}")
         data.reading.report(self.console)
         if evaluation.mappings:
             self._print(f"classes: {evaluation.mappings[0].describe()}")
@@ -236,8 +237,13 @@ class EvaluationRecorder:
         intervals = self.outcome.test(run.folder)
         tables = [(artifacts.INTERVALS_FILE, intervals)]
         metrics = _values(intervals)
-        tested = pd.read_csv(run.folder / artifacts.predictions_file("test"), usecols=["lesion_id"], dtype=str)
-        caption = f"{len(tested)} images, {tested['lesion_id'].nunique()} lesions; intervals: bootstrap over lesions, 2,000 resamples"
+        tested = pd.read_csv(
+            run.folder / artifacts.predictions_file("test"),
+            usecols=["image_id", "lesion_id"],
+            dtype=str,
+            keep_default_na=False,
+        )
+        caption = f"{count_images(tested)}; intervals: bootstrap over lesions, 2,000 resamples"
         self.tables.append((f"test: {self.title}", caption, intervals))
         figures = list(self.outcome.figures(run.folder, task, f"{self.title} · test", self.note))
         if self.data.classes:

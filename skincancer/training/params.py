@@ -39,6 +39,7 @@ def fit_params(
         "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
         "dropped_images": len(data.dropped), "quality": e.data.quality, "quality_dropped_images": data.flagged,
         **({"where": e.data.where} if e.data.where else {}),
+        **({"shared_lesion_ids": data.shared_lesion_ids} if data.shared_lesion_ids else {}),
         "devices": e.trainer.devices, "ranks": ranks, **counts, **own,
     }  # fmt: skip
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from skincancer.audit.verdict import verdict_line
 from skincancer.data.catalog import SYNTHETIC_NOTE, malignant_classes
+from skincancer.data.groups import count_images, describe_unknown_lesions, known_lesions
 from skincancer.data.index import image_root
 from skincancer.data.mask_sources import describe_crops, describe_masks
 from skincancer.data.overlap import digest_table, open_whole, write_fingerprints
@@ -75,7 +76,7 @@ class FitRecorder:
         self.title = f"{experiment.name} · {data.entry.name} · {experiment.data.split} · seed {experiment.seed}"
         self.outcome: Outcome = OUTCOMES[experiment.task](data)
         self.intervals = pd.DataFrame()
-        self.tested = (0, 0)
+        self.tested = ""
         self.epochs = pd.DataFrame()
         self.inputs: ClassicalInputs | None = None
 
@@ -101,12 +102,15 @@ class FitRecorder:
         self.console.print(
             make_table(title, ["role", "images", "lesions", *classes, *(["masks"] if masks else [])], rows, caption)
         )
-        split = parse_split(settings.split)
+        split, unknown = parse_split(settings.split), describe_unknown_lesions(data.index)
         if split.kind == "ratio":
+            claim = "no known lesion is in two subsets" if unknown else "no lesion is in two subsets"
             self.console.print(
-                f"{settings.split}: {90 - split.test} % of the lesions for training, 10 % for validation, {split.test} % for testing; "
-                "no lesion is in two subsets"
+                f"{settings.split}: {90 - split.test} % of the lesions for training, 10 % for validation, {split.test} % for testing"
+                + (f"; {claim}" if known_lesions(data.index).any() else "")
             )
+        if unknown:
+            self.console.print(Text(unknown))
         data.reading.report(self.console)
         if data.left_out:
             self.console.print(Text(f"left out: {data.left_out}"))
@@ -255,8 +259,13 @@ class FitRecorder:
         if run is None:
             return
         best = self._best(record, best_epoch)
-        tested = pd.read_csv(self.folder / artifacts.predictions_file("test"), usecols=["lesion_id"], dtype=str)
-        self.tested = len(tested), tested["lesion_id"].nunique()
+        tested = pd.read_csv(
+            self.folder / artifacts.predictions_file("test"),
+            usecols=["image_id", "lesion_id"],
+            dtype=str,
+            keep_default_na=False,
+        )
+        self.tested = count_images(tested)
         self.intervals = self.outcome.test(self.folder)
         self.intervals.to_csv(self.folder / artifacts.INTERVALS_FILE, index=False)
         test = {f"test/{row['metric']}": float(row["value"]) for row in self.intervals.to_dict("records")}
@@ -348,8 +357,7 @@ class FitRecorder:
         ]
         if rows:
             self.console.print(make_table("epochs", list(columns.values()), rows))
-        images, lesions = self.tested
-        caption = f"{images} images, {lesions} lesions; intervals: bootstrap over lesions, 2,000 resamples"
+        caption = f"{self.tested}; intervals: bootstrap over lesions, 2,000 resamples"
         self.console.print(intervals_table(f"test: {self.title}", self.intervals, caption, bool(self.note)))
         uri = f" --tracking.uri {self.store}" if self.experiment.tracking.uri else ""
         self.console.print(f"run {self.run_id} in {self.store}\nbrowse it: python -m skincancer.ui{uri}", markup=False)

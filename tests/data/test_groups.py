@@ -11,7 +11,15 @@ from PIL import Image
 
 from skincancer import prepare
 from skincancer.data.catalog import dataset
-from skincancer.data.groups import check_groups, check_lesions, check_merged, merge_groups, merge_patients
+from skincancer.data.groups import (
+    check_groups,
+    check_lesions,
+    check_merged,
+    count_images,
+    describe_unknown_lesions,
+    merge_groups,
+    merge_patients,
+)
 from skincancer.data.index import load_index
 from skincancer.data.splits import assign_roles, parse_split
 
@@ -96,3 +104,41 @@ def test_a_merged_group_is_checked(tmp_path: Path) -> None:
     assert "L1 (mel, nv)" in text
     assert "L3" not in text
     assert check_merged(index.assign(patient_id="P"), before["lesion_id"]) == []
+
+
+@pytest.mark.parametrize(
+    ("lesions", "counts", "unknown"),
+    [
+        (["L1", "L1", "L2", "L3"], "4 images of 3 lesions", ""),
+        (["a", "a", "a", "a"], "4 images of 1 lesions", ""),
+        (
+            ["L1", "L1", "c", "d"],
+            "4 images of 3 lesions (2 images without a lesion id count as one each)",
+            "2 of 4 images have no lesion id: each of them counts as one lesion, ",
+        ),
+        (
+            ["a", "b", "c", "d"],
+            "4 images, lesions unknown (each image counts as one)",
+            "the data have no lesion ids: each image counts as one lesion, ",
+        ),
+    ],
+)
+def test_lesions_are_only_counted_where_they_are_known(lesions: list[str], counts: str, unknown: str) -> None:
+    table = pd.DataFrame({"image_id": list("abcd"), "lesion_id": lesions})
+    assert count_images(table, " of ") == counts
+    text = describe_unknown_lesions(table)
+    assert text.startswith(unknown)
+    assert text.endswith("cannot be known") == bool(unknown)
+
+
+def test_prepare_reports_lesion_ids_of_several_patients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path / "cache"))
+    lines = [f"{number:02}.png,{'mel' if number % 2 else 'nv'},{number // 4},P{number // 2}" for number in range(40)]
+    for line in lines:
+        Image.new("RGB", (8, 8)).save(tmp_path / line.split(",")[0])
+    write(tmp_path / "index.csv", "img_id,diagnostic,lesion_id,patient_id", *lines)
+    assert prepare.main(["csv", f"--data.root={tmp_path}", "--data.size=8"]) == 0
+    output = capsys.readouterr().out
+    assert "10 lesion ids belong to several patients: a lesion is a lesion id of one patient" in output

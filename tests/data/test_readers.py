@@ -171,6 +171,31 @@ def test_isic2018_task3_refuses(tmp_path: Path, damage: Callable[[Path], object]
         load("isic2018_task3", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["csv", "tab", ""])
+def test_isic2018_task3_reads_the_lesions_of_the_test_set(tmp_path: Path, name: str) -> None:
+    """As in the record of HAM10000 on Harvard Dataverse."""
+    make_isic(tmp_path)
+    (tmp_path / "ISIC2018_Task3_Test_GroundTruth.csv").unlink()
+    (tmp_path / "ISIC2018_Task3_Test_Input").rename(tmp_path / "ISIC2018_Task3_Test_Images")
+    put(tmp_path, "ISIC2018_Task3_Test_Images/ISIC_6.jpg", "ISIC2018_Task3_Test_Images/ISIC_7.jpg")
+    rows = [f"{HAM_HEADER},dataset", *(f"{lesion},{i},nv,histo,45.0,male,back,vienna" for lesion, i in
+            (("HAM_9", "ISIC_5"), ("HAM_9", "ISIC_6"), ("", "ISIC_7")))]  # fmt: skip
+    rows = [row.replace(",", "\t") for row in rows] if name == "tab" else rows
+    write(tmp_path / f"ISIC2018_Task3_Test_GroundTruth{'.' if name else ''}{name}", *rows)
+    index, _ = load("isic2018_task3", tmp_path)
+    assert index["lesion_id"].tolist() == ["HAM_7", "HAM_8", "HAM_9", "HAM_9", "ISIC_7"]
+    assert index["diagnosis"].tolist() == ["nv", "akiec", "nv", "nv", "nv"]
+    assert index["part"].tolist() == ["train", "train", "test", "test", "test"]
+    assert index["dx_type"].tolist() == ["histopathology", "serial imaging", "histo", "histo", "histo"]
+    assert index["site"].tolist() == ["", "", "back", "back", "back"]
+
+
+def test_isic2018_task3_reads_lesions_next_to_the_labels(tmp_path: Path) -> None:
+    make_isic(tmp_path)
+    write(tmp_path / "ISIC2018_Task3_Test_GroundTruth.csv", f"{ISIC_HEADER},lesion_id", "ISIC_5,0,0,0,0,0,0,1,HAM_7")
+    assert load("isic2018_task3", tmp_path)[0]["lesion_id"].tolist() == ["HAM_7", "HAM_8", "HAM_7"]
+
+
 @pytest.mark.parametrize("level", ["", "data"])
 def test_malignant_vs_benign(tmp_path: Path, level: str) -> None:
     base = tmp_path / level

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import pandas as pd
@@ -35,11 +37,25 @@ def flags(tiny_demo: Path, table: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(session_cache, tmp_path_factory, flags):
+def output():
+    """Printed text of the fit."""
+    return io.StringIO()
+
+
+@pytest.fixture
+def fitted_output(finished, output) -> str:
+    return output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(session_cache, tmp_path_factory, flags, output):
     one_epoch = [flag for flag in TINY_FIT if "max_epochs" not in flag] + ["--trainer.max_epochs=1"]
-    with finished_run(
-        session_cache, tmp_path_factory.mktemp("own"), "--experiment=densenet169_undersample", *one_epoch, *flags
-    ) as fitted:
+    with (
+        contextlib.redirect_stdout(output),
+        finished_run(
+            session_cache, tmp_path_factory.mktemp("own"), "--experiment=densenet169_undersample", *one_epoch, *flags
+        ) as fitted,
+    ):
         yield fitted
 
 
@@ -57,6 +73,18 @@ def test_a_run_has_the_name_and_the_rows_of_the_data(run, artifacts, table):
     settings = FinishedRun(run.info.run_id, RunStore(None)).settings
     assert (settings["data.where"], settings["data.name"]) == (WHERE, NAME)
     assert f"<h1>densenet169_undersample · {NAME} · 80:20" in (artifacts / "report.html").read_text()
+
+
+def test_nothing_is_claimed_about_unknown_lesions(run, artifacts, fitted_output):
+    unknown = "the data have no lesion ids: each image counts as one lesion, and whether images of one lesion are in two subsets"
+    assert "no lesion is in two subsets" not in fitted_output
+    assert "no known lesion" not in fitted_output
+    assert fitted_output.count(unknown) == 1
+    tested = len(pd.read_csv(artifacts / "predictions/test.csv"))
+    assert f"{tested} images, lesions unknown (each image counts as one); intervals" in fitted_output
+    report = (artifacts / "report.html").read_text()
+    assert unknown.replace("the data", "The data") in report
+    assert "unknown: every image has its own lesion" in report
 
 
 def test_compare_finds_the_run_by_its_name(run, flags):
