@@ -192,7 +192,7 @@ def merge_groups(index: pd.DataFrame, path: Path, is_part: bool = False) -> tupl
 
 
 def count_shared_ids(index: pd.DataFrame) -> int:
-    """Count the lesion ids that belong to several patients, as in publishers' tables that number lesions per patient."""
+    """Count the lesion ids that belong to several patients."""
     known = index[index["patient_id"] != ""]
     return int((known.groupby("lesion_id")["patient_id"].nunique() > 1).sum())
 
