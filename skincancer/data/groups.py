@@ -17,6 +17,8 @@ from skincancer.errors import DataError
 
 Names = npt.NDArray[np.object_]
 
+# Name of a group of all lesions of one patient, before the id of the patient.
+_PATIENT = "patient "
 # In the public data sets, the largest lesion has 31 images (of 25,331 in ISIC 2019) and the largest patient 115 (of 33,126 in ISIC 2020):
 # at most 0.5 % of the images. A group of more than ten images that is ten times larger is rather a placeholder for unknown ids.
 LARGEST_SHARE = 0.05
@@ -51,8 +53,15 @@ def describe_unknown_lesions(table: pd.DataFrame) -> str:
     return ""
 
 
+def group_noun(table: pd.DataFrame, plural: bool = True) -> str:
+    """Return lesions, patients, or lesions or patients: the units that `lesion_id` contains after `merge_patients`."""
+    is_patient = table["lesion_id"].str.startswith(_PATIENT)
+    nouns = [noun for noun, present in (("lesion", not is_patient.all()), ("patient", is_patient.any())) if present]
+    return " or ".join(f"{noun}s" if plural else noun for noun in nouns)
+
+
 def count_images(table: pd.DataFrame, link: str = ", ") -> str:
-    """Return the numbers of images and lesions as text.
+    """Return the numbers of images and of lesions (or patients) as text.
 
     Args:
         table: One row per image, with the columns image_id and lesion_id.
@@ -61,7 +70,7 @@ def count_images(table: pd.DataFrame, link: str = ", ") -> str:
     unknown = int((~known_lesions(table)).sum())
     if unknown == len(table):
         return f"{len(table):,} images, lesions unknown (each image counts as one)"
-    text = f"{len(table):,} images{link}{table['lesion_id'].nunique():,} lesions"
+    text = f"{len(table):,} images{link}{table['lesion_id'].nunique():,} {group_noun(table)}"
     return text + (f" ({unknown:,} images without a lesion id count as one each)" if unknown else "")
 
 
@@ -216,4 +225,4 @@ def merge_patients(index: pd.DataFrame) -> pd.DataFrame:
             f"the images of lesion {lesion} have the patients {name_first(map(repr, names))}; expected a patient for all of them or "
             "for none. Fix patient_id or lesion_id in the table."
         )
-    return index.assign(lesion_id=index["lesion_id"].mask(known, "patient " + index["patient_id"]))
+    return index.assign(lesion_id=index["lesion_id"].mask(known, _PATIENT + index["patient_id"]))

@@ -22,6 +22,7 @@ from skincancer.data.groups import (
     check_lesions,
     check_merged,
     count_shared_ids,
+    known_lesions,
     merge_groups,
     merge_patients,
 )
@@ -60,6 +61,7 @@ class PreparedData:
         flagged: number of images left out by `data.quality`.
         features: hand-crafted features of every image, None if not requested.
         reading: messages about the data set.
+        lesions: number of lesions, before those of a patient are merged. 0 if no image has a lesion id.
         shared_lesion_ids: number of lesion ids that belong to several patients.
     """
 
@@ -78,6 +80,7 @@ class PreparedData:
     flagged: int = 0
     features: FeatureTable | None = None
     reading: Reading = field(default_factory=Reading)
+    lesions: int = 0
     shared_lesion_ids: int = 0
 
     @property
@@ -153,6 +156,7 @@ def prepare_data(
     if kind.has_classes and index["diagnosis"].isna().all():
         raise DataError(f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}")
     reading.warnings.extend(check_lesions(index) + check_groups(index["patient_id"], "patient"))
+    lesions = len(index[["patient_id", "lesion_id"]].drop_duplicates()) if known_lesions(index).any() else 0
     shared_ids = count_shared_ids(index)
     if shared_ids:
         reading.notes.append(
@@ -212,7 +216,7 @@ def prepare_data(
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
         segmenter_saw=source.count_overlap(index, entry) if source else 0, flagged=flagged, features=features,
-        reading=reading, shared_lesion_ids=shared_ids,
+        reading=reading, lesions=lesions, shared_lesion_ids=shared_ids,
     )  # fmt: skip
 
 

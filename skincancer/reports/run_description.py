@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from skincancer.data.catalog import SYNTHETIC_WARNING, Dataset
-from skincancer.data.groups import describe_unknown_lesions, known_lesions
+from skincancer.data.groups import describe_unknown_lesions, group_noun, known_lesions
 from skincancer.data.mask_sources import describe_crops
 from skincancer.data.prepare import ROLES
 from skincancer.data.splits import VALIDATION_PERCENT, parse_split
@@ -111,7 +111,7 @@ def data_section(run: FinishedRun) -> Section:
         [name, *(number for role in ROLES for number in count(run.split[rows & (run.split["role"] == role)]))]
         for name, rows in groups.items()
     ]
-    columns = ["class", *(f"{role} {what}" for role in ROLES for what in ("images", "lesions"))]
+    columns = ["class", *(f"{role} {what}" for role in ROLES for what in ("images", group_noun(run.split)))]
     size = settings["size"]
     inputs = f"the input of the network has {size} × {size} px (resize: {settings['resize']})"
     if "masks" in run.params and not run.is_network:
@@ -174,7 +174,9 @@ def _leaks(run: FinishedRun) -> list[list[Cell]]:
         shared = "unknown: every image has its own lesion, as in data sets without lesion ids"
     elif not known.all():
         shared += f"; unknown for {(~known).sum():,} images without a lesion id"
-    rows: list[list[Cell]] = [[f"lesions with images in more than one role ({artifacts.SPLIT_FILE})", shared]]
+    rows: list[list[Cell]] = [
+        [f"{group_noun(run.split)} with images in more than one role ({artifacts.SPLIT_FILE})", shared]
+    ]
     if settings["split"] == "official":
         lesions_between = run.params.get("leaking_lesions", "")
         rows.append(

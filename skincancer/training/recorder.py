@@ -16,7 +16,7 @@ from rich.text import Text
 
 from skincancer.audit.verdict import verdict_line
 from skincancer.data.catalog import SYNTHETIC_NOTE, malignant_classes
-from skincancer.data.groups import count_images, describe_unknown_lesions, known_lesions
+from skincancer.data.groups import count_images, describe_unknown_lesions, group_noun, known_lesions
 from skincancer.data.index import image_root
 from skincancer.data.mask_sources import describe_crops, describe_masks
 from skincancer.data.overlap import digest_table, open_whole, write_fingerprints
@@ -100,13 +100,19 @@ class FitRecorder:
         title = f"{data.entry.title}, {settings.split}, split seed {settings.split_seed}"
         caption = f"balance of the training set: {settings.balance}" if settings.balance != "none" else ""
         self.console.print(
-            make_table(title, ["role", "images", "lesions", *classes, *(["masks"] if masks else [])], rows, caption)
+            make_table(
+                title,
+                ["role", "images", group_noun(data.index), *classes, *(["masks"] if masks else [])],
+                rows,
+                caption,
+            )
         )
         split, unknown = parse_split(settings.split), describe_unknown_lesions(data.index)
         if split.kind == "ratio":
-            claim = "no known lesion is in two subsets" if unknown else "no lesion is in two subsets"
+            claim = f"no {'known ' if unknown else ''}{group_noun(data.index, plural=False)} is in two subsets"
+            units = group_noun(data.index)
             self.console.print(
-                f"{settings.split}: {90 - split.test} % of the lesions for training, 10 % for validation, {split.test} % for testing"
+                f"{settings.split}: {90 - split.test} % of the {units} for training, 10 % for validation, {split.test} % for testing"
                 + (f"; {claim}" if known_lesions(data.index).any() else "")
             )
         if unknown:

@@ -17,6 +17,7 @@ from skincancer.data.groups import (
     check_merged,
     count_images,
     describe_unknown_lesions,
+    group_noun,
     merge_groups,
     merge_patients,
 )
@@ -135,10 +136,31 @@ def test_prepare_reports_lesion_ids_of_several_patients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SKINCANCER_CACHE", str(tmp_path / "cache"))
-    lines = [f"{number:02}.png,{'mel' if number % 2 else 'nv'},{number // 4},P{number // 2}" for number in range(40)]
+    lines = [f"{number:02}.png,{'mel' if number % 2 else 'nv'},{number % 4},P{number // 2}" for number in range(40)]
     for line in lines:
         Image.new("RGB", (8, 8)).save(tmp_path / line.split(",")[0])
     write(tmp_path / "index.csv", "img_id,diagnostic,lesion_id,patient_id", *lines)
     assert prepare.main(["csv", f"--data.root={tmp_path}", "--data.size=8"]) == 0
     output = capsys.readouterr().out
-    assert "10 lesion ids belong to several patients: a lesion is a lesion id of one patient" in output
+    assert "4 lesion ids belong to several patients: a lesion is a lesion id of one patient" in output
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in output.splitlines()]
+    assert ["lesions", "40"] in rows
+    assert ["nv", "20", "20", "14", "2", "4"] in rows
+    assert any(
+        row[1:3] == ["images", "patients"] for row in (line.split() for line in output.replace("┃", "").splitlines())
+    )
+
+
+@pytest.mark.parametrize(
+    ("lesions", "noun", "plural"),
+    [
+        (["L1", "L2"], "lesion", "lesions"),
+        (["patient 1", "patient 2"], "patient", "patients"),
+        (["L1", "patient 2"], "lesion or patient", "lesions or patients"),
+    ],
+)
+def test_patients_are_not_called_lesions(lesions: list[str], noun: str, plural: str) -> None:
+    table = pd.DataFrame({"image_id": ["a", "b"], "lesion_id": lesions})
+    assert group_noun(table, plural=False) == noun
+    assert group_noun(table) == plural
+    assert count_images(table) == f"2 images, 2 {plural}"
