@@ -155,11 +155,14 @@ def test_images_of_another_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("../out/x.jpg", r"outside .*home, by \.\. or by a link: ../out/x.jpg \(row 2\)\. Set --data\.images"),
+        (
+            "../out/x.jpg",
+            r"outside .*home, by \.\. or by a link: ../out/x.jpg \(row 2, in .*/out\)\. Set --data\.images",
+        ),
         ("in/../../out/x.jpg", "outside"),
         ("..", "outside"),
         ("link.jpg", "outside"),
-        ("linked/x.jpg", "outside"),
+        ("linked/x.jpg", r"linked/x.jpg \(row 2, in .*/out\)"),
         ("link", "outside"),
         ("/etc/passwd", "absolute path outside"),
         ("twice", r"can be several files: twice \(row 2: .*twice.jpg, .*twice.png\)"),

@@ -69,7 +69,9 @@ class ImageFiles:
                 text = text.replace("\\", "/")
             matches = self._candidates(text)
             if Path(os.path.normpath(text)).parts[0] == ".." or any(not self._is_inside(path) for path in matches[:1]):
-                outside.append(f"{value} (row {number})")
+                # The folder of the real file is the remedy.
+                real = os.path.realpath(matches[0] if matches else self.folders[0] / text)
+                outside.append(f"{value} (row {number}, in {os.path.dirname(real)})")
             elif not matches:
                 missing.append(f"{value} (row {number})")
             elif len(matches) > 1:
@@ -86,8 +88,8 @@ class ImageFiles:
             )
         if outside:
             raise DataError(
-                f"{self.table}: the {column} of {len(outside)} rows is outside {folders}, by .. or by a link: {name_first(outside)}. Set "
-                "--data.images to the folder of the files."
+                f"{self.table}: the {column} of {len(outside)} rows is outside {folders}, by .. or by a link: {name_first(outside, 3)}. Set "
+                "--data.images to the folder of the real files."
             )
         if several:
             raise DataError(
