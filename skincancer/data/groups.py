@@ -193,7 +193,7 @@ def merge_groups(index: pd.DataFrame, path: Path, is_part: bool = False) -> tupl
     unknown = sorted(set(table["image_id"]) - set(position))
     if unknown:
         raise DataError(f"{path} contains {len(unknown)} images that are not in the data set: {name_first(unknown)}")
-    table = table[~table["group"].map(is_unknown)]
+    table = table[~table["group"].map(is_unknown).astype(bool)]
     groups = [[position[image_id] for image_id in images] for _, images in table.groupby("group")["image_id"]]
     merged = unite(index["lesion_id"], groups)
     digest = hash_rows(sorted(set(zip(table["image_id"], table["group"], strict=True))))

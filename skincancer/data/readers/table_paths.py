@@ -88,8 +88,8 @@ class ImageFiles:
             )
         if outside:
             raise DataError(
-                f"{self.table}: the {column} of {len(outside)} rows is outside {folders}, by .. or by a link: {name_first(outside, 3)}. Set "
-                "--data.images to the folder of the real files."
+                f"{self.table}: the {column} of {len(outside)} rows is outside {folders}, by .. or by a link: {name_first(outside, 3)}. "
+                "Set --data.images to the folder of the real files."
             )
         if several:
             raise DataError(
