@@ -42,6 +42,7 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     Raises:
         ConfigError, DataError: as in `skincancer.data.prepare.prepare_data`.
     """
+    from skincancer.data.groups import group_noun
     from skincancer.data.mask_sources import describe_crops
     from skincancer.data.prepare import ROLES, prepare_data
     from skincancer.inference.model import mask_source
@@ -66,7 +67,7 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     facts: list[list[object]] = [
         ["folder", data.root],
         ["images", f"{len(index)}, of which {len(store.bad)} cannot be read"],
-        ["lesions", index["lesion_id"].nunique()],
+        ["lesions", data.lesions or "unknown: the data have no lesion ids"],
         *_count_patients(index),
         ["masks", int(index["mask"].notna().sum())],
         ["sizes (px)", common + (f" and {len(sizes) - 4} more" if len(sizes) > 4 else "")],
@@ -88,7 +89,8 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     ]
     by_role = f", and their images by role at {experiment.data.split} (split seed {experiment.data.split_seed})"
     title = f"classes{'' if split_error else by_role}"
-    console.print(make_table(title, ["diagnosis", "images", "lesions", *roles], rows))
+    console.print(make_table(title, ["diagnosis", "images", group_noun(index), *roles], rows))
+    data.reading.report(console)
     if split_error:
         reason = split_error.removesuffix(".")
         warn(console, "no split", f"{reason}. No experiment can be fitted on these images as they are.")

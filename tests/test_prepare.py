@@ -25,13 +25,14 @@ def test_splits_keep_patients_together(tiny_demo, tmp_path, capsys):
     table["diagnosis"] = table["diagnosis"].where(table["diagnosis"] == "nv", "mel")  # enough of each class
     (tmp_path / "images").symlink_to(tiny_demo / "images")
     table.assign(patient_id=table["lesion_id"].map(patients)).to_csv(tmp_path / "index.csv", index=False)
-    config = DataConfig(dataset="csv", root=str(tmp_path), split="60:40", size=32)
+    config = DataConfig(dataset="csv", root=str(tmp_path), images=str(tiny_demo), split="60:40", size=32)
     index = prepare_data(config).index
     known = index[index["patient_id"] != ""]
     assert set(known["patient_id"]) == set(patients.values())
     assert (known.groupby("patient_id")["role"].nunique() == 1).all()
     assert {"train", "test"} <= set(known["role"])
-    assert prepare.main(["csv", f"--data.root={tmp_path}", "--data.split=60:40", "--data.size=32"]) == 0
+    flags = [f"--data.root={tmp_path}", f"--data.images={tiny_demo}", "--data.split=60:40", "--data.size=32"]
+    assert prepare.main(["csv", *flags]) == 0
     assert f"{known['patient_id'].nunique()}, of {len(known)} of the {len(index)} images" in " ".join(
         capsys.readouterr().out.split()
     )

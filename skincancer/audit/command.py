@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from skincancer.audit.audit import Audit
 
-USED_KEYS = ("data.dataset", "data.root", "data.quality_rules", "plugins")
+USED_KEYS = ("data.dataset", "data.root", "data.images", "data.where", "data.name", "data.quality_rules", "plugins")
 # Flag, flag that it requires, and its spelling in messages.
 REQUIRED = (
     ("against", "audit", "against"),
@@ -52,6 +52,7 @@ def audit(
     entry, rows = result.own.entry, summary(result)
     title = f"audit of {entry.title}: {len(result.own.index)} images in {result.own.root}"
     console.print(make_table(title, ["found", "images", "groups"], rows or [["nothing", "", ""]]))
+    result.own.reading.report(console)
     for text in sentences(result):
         console.print(text, markup=False)
     name = f"{entry.name}_audit" if result.other is None else f"{entry.name}_audit_against_{result.other.entry.name}"

@@ -13,6 +13,7 @@ from skincancer.data.catalog import Dataset
 from skincancer.data.file_facts import Examination, examine
 from skincancer.data.index import image_root, load_index
 from skincancer.data.prepare import locate_dataset
+from skincancer.data.reading import Reading
 from skincancer.errors import ConfigError, DataError
 from skincancer.schema.data import DataConfig
 from skincancer.system.paths import cache_folder
@@ -28,6 +29,7 @@ class Located:
     root: Path
     index: pd.DataFrame
     classes: tuple[str, ...]
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def load(config: DataConfig, progress: ProgressBar | None = None) -> Located:
         DataError: data are missing or have another layout.
     """
     entry, root = locate_dataset(config, progress)
-    return Located(entry, root, *load_index(entry, root))
+    reading = Reading.from_config(config)
+    return Located(entry, root, *load_index(entry, root, reading), reading)
 
 
 def examine_files(own: Located, progress: ProgressBar | None = None, jobs: int = -1) -> Examined:
@@ -60,7 +63,7 @@ def examine_files(own: Located, progress: ProgressBar | None = None, jobs: int =
     """
     bar = progress(f"examining {own.entry.name}") if progress else None
     facts = examine(own.index, image_root(own.root), cache_folder(), bar, jobs)
-    return Examined(own.entry, own.root, own.index, own.classes, facts)
+    return Examined(own.entry, own.root, own.index, own.classes, own.reading, facts)
 
 
 def check_other(own: Located, other: Located) -> None:

@@ -47,7 +47,7 @@ def compare_requests(
         _train_missing(store, requests, request, console)
     with progress_bars(console) as bars:
         entries = collect_entries(store, requests, explicit_runs, request, metrics, console, bars("reading runs"))
-    dataset = request.dataset if requests else entries[0].runs[0].params["dataset"]
+    dataset = request.dataset_name if requests else entries[0].runs[0].params["dataset"]
     comparison = compare_entries(entries, metrics, dataset)
     return _log(store, comparison, out, console), comparison
 
@@ -58,7 +58,8 @@ def _train_missing(store: RunStore, requests: Sequence[EntryRequest], request: R
     for entry in requests:
         query = run_query(entry, request)
         existing = {
-            (run.data.params["split"], int(run.data.params["seed"])) for run in find_runs(store, request.dataset, query)
+            (run.data.params["split"], int(run.data.params["seed"]))
+            for run in find_runs(store, request.dataset_name, query)
         }
         for seed in request.seeds or sorted({seed for _, seed in existing}) or (entry.experiment.seed,):
             for split in query.splits():

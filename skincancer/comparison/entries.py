@@ -16,10 +16,10 @@ from skincancer.errors import RunError
 WATCHED = {
     "dataset": "data set", "target": "target", "split_seed": "split seed", "size": "image size", "resize": "resize", "clean": "cleaning",
     "weights": "first weights", "crop": "crop", "masks": "masks of crops or features", "leaks": "handling of leaks",
-    "dropped_images": "images left out",
+    "dropped_images": "images left out", "where": "selection of rows",
 }  # fmt: skip
 # Meaning of a param that older runs lack.
-UNNAMED = {"clean": "none"}
+UNNAMED = {"clean": "none", "where": "all rows"}
 # Params in which the runs of one entry may differ.
 OWN_PARAMS = (
     "seed", "split", "devices", "ranks", "train_images", "val_images", "test_images", "segmenter_saw_test_images", "leaking_lesions",

@@ -36,7 +36,7 @@ def collect_entries(
 ) -> list[Entry]:
     """Find and read the runs of every entry, and warn of missing ones."""
     places: dict[tuple[str, str], list[MlflowRun]] = {
-        (entry.experiment.name, entry.split): find_runs(store, request.dataset, run_query(entry, request))
+        (entry.experiment.name, entry.split): find_runs(store, request.dataset_name, run_query(entry, request))
         for entry in requests
     }
     for place, runs in group_runs(explicit_runs, places).items():
@@ -45,7 +45,7 @@ def collect_entries(
     missing = [f"{name} {split}" for (name, split), runs in places.items() if not runs]
     if len(missing) == len(places):
         raise RunError(
-            f"no finished run of {', '.join(missing)} on {request.dataset} in {store}. "
+            f"no finished run of {', '.join(missing)} on {request.dataset_name} in {store}. "
             "Train them (use --run-missing), or use --runs RUN_ID …"
         )
     if missing:

@@ -13,6 +13,7 @@ from skincancer.comparison import figures
 from skincancer.comparison.published import protocols
 from skincancer.comparison.tables import RESAMPLES, Comparison, table_title
 from skincancer.data.catalog import SYNTHETIC_NOTE, SYNTHETIC_WARNING
+from skincancer.data.groups import describe_unknown_lesions
 from skincancer.metrics.names import metric_title
 from skincancer.runs import artifacts
 from skincancer.visualization.html import Picture, Section, Table, Text, write_page
@@ -174,6 +175,15 @@ def warnings(comparison: Comparison) -> list[str]:
     bands = [SYNTHETIC_WARNING] if comparison.synthetic else []
     if comparison.obstacle:
         bands.append(f"Nothing could be paired: {comparison.obstacle}. The figures are listed without tests.")
+    # Runs of one data set have the same lesion ids.
+    scores = pd.DataFrame(
+        {"image_id": score.image_id, "lesion_id": score.lesion_id}
+        for entry in comparison.entries
+        for score in entry.scores
+    )
+    images = scores.explode(["image_id", "lesion_id"]).drop_duplicates("image_id")
+    if unknown := describe_unknown_lesions(images):
+        bands.append(f"Lesions of the test images: {unknown}.")
     return bands + [f"Hard to compare: {line}." for line in comparison.differences]
 
 

@@ -44,6 +44,11 @@ class Request:
     flags: Mapping[str, Any] = field(default_factory=dict)
     uri: str | None = None
 
+    @property
+    def dataset_name(self) -> str:
+        """Name of the data set in runs (`data.name`)."""
+        return str(self.flags.get("data.name") or self.dataset)
+
 
 @dataclass(frozen=True)
 class EntryRequest:
@@ -101,7 +106,7 @@ def run_query(entry: EntryRequest, request: Request) -> Query:
     params = {"target": data.target, "split_seed": str(data.split_seed), "task": entry.experiment.task}
     values = flatten(entry.experiment.to_dict())
     # Locations of files, runs and plugins do not define a method.
-    locations = ("data.root", "plugins")
+    locations = ("data.root", "data.images", "plugins")
     settings = {key: values[key] for key in request.flags if key not in locations and not key.startswith("tracking.")}
     return Query(entry.experiment.name, entry.split, params, settings, request.seeds)
 

@@ -135,6 +135,7 @@ def resolve_content(
         data=dataclasses.replace(
             resolved.data,
             root=_absolute(resolved.data.root),
+            images=_absolute(resolved.data.images),
             groups=_absolute(resolved.data.groups),
             masks=absolute_run(resolved.data.masks),
         ),

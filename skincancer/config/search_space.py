@@ -21,13 +21,21 @@ Space = Mapping[str, Mapping[str, Any]]
 
 # Keys that all trials of a sweep share, because other values change the comparison and not the method.
 FIXED = (
-    "name", "description", "task", "search", "plugins", "data.dataset", "data.split", "data.split_seed", "data.groups", "data.leaks",
+    "name", "description", "task", "search", "plugins", "data.dataset", "data.where", "data.name",
+    "data.split", "data.split_seed", "data.groups", "data.leaks",
     "data.target", "data.malignant", "data.positive", "data.skip_bad", "data.quality", "data.quality_rules",
     "training.monitor", "trainer.devices", "trainer.strategy", "trainer.num_nodes",
     "trainer.limit_val_batches", "trainer.limit_test_batches",
 )  # fmt: skip
 # Keys of the machine, which may differ between the workers of a sweep.
-PLACE_KEYS = ("data.root", "data.workers", "tracking.uri", "tracking.system_metrics", "trainer.accelerator")
+PLACE_KEYS = (
+    "data.root",
+    "data.images",
+    "data.workers",
+    "tracking.uri",
+    "tracking.system_metrics",
+    "trainer.accelerator",
+)
 LARGEST_GRID = 10_000
 SAMPLERS, PRUNERS = ("tpe", "random", "grid"), ("median", "hyperband", "none")
 _RANGE = "{low, high}, optionally with log or step, or {choices}"

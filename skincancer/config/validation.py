@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, NamedTuple, get_type_hints
@@ -12,6 +13,7 @@ from skincancer.data.balance import BALANCES
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.splits import parse_split
+from skincancer.data.where import parse_where
 from skincancer.errors import ConfigError, UnusedKey, nearest
 from skincancer.imaging import augmentation_policies, quality
 from skincancer.imaging.cleaning.steps import check_clean
@@ -30,6 +32,7 @@ from skincancer.schema.data import segmenter_run
 from skincancer.schema.dotted_keys import flatten
 from skincancer.schema.experiment import Experiment
 from skincancer.schema.model import DEEP, FAMILIES
+from skincancer.schema.rules import NAMES as DATASET_NAMES
 from skincancer.schema.tasks import TASKS
 
 NAMES: dict[str, Iterable[str]] = {
@@ -60,6 +63,7 @@ RANGES: dict[str, Callable[[Any], bool]] = {
     "auto, or 1 or more": lambda value: value == "auto" or (str(value).isdigit() and int(value) > 0),
     "auto, or above 0 and below 1": lambda value: value == "auto" or 0 < value < 1,
     "scale, or above 0": lambda value: value == "scale" or 0 < value < math.inf,
+    DATASET_NAMES: lambda value: bool(re.fullmatch(r"\w[\w .-]{0,79}", value)) and value not in DATASETS,
     "none, all, or a number of stages": lambda value: (
         value in ("none", "all") or (str(value).isdigit() and int(value) > 0)
     ),
@@ -200,6 +204,8 @@ def _check_data(experiment: Experiment) -> None:
             f"For {experiment.task}: {', '.join(fitting)}."
         )
     parse_split(data.split)
+    if data.where is not None:
+        parse_where(data.where)
     check_clean(data.clean)
     check_masks(data.masks)
     quality.check(data.quality_rules)

@@ -6,7 +6,7 @@ This module imports no large library, because names are checked before pandas, n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from skincancer.errors import ConfigError, nearest
@@ -123,6 +123,10 @@ class Dataset:
     synthetic: bool = False
     downloads: tuple[Source, ...] = ()
     copies: tuple[str, ...] = ()
+
+    def renamed(self, name: str | None) -> Dataset:
+        """Return the entry under another name (`data.name`), None to keep its own."""
+        return replace(self, name=name, title=name) if name else self
 
 
 DATASETS: dict[str, Dataset] = {
@@ -343,9 +347,9 @@ DATASETS: dict[str, Dataset] = {
         citation="",
         how_to_get="Set --data.root to your table, or to its folder.",
         layout=(
-            "index.csv or a single CSV file with the column `image` (path relative to the folder of the table) and "
-            "`diagnosis` or `mask` or both; optional: image_id, lesion_id, part (train, val, test), age, sex, site, "
-            "dx_type"
+            "index.csv or a single CSV file with the column `image` (path relative to the folder of the table, or to "
+            "--data.images) and `diagnosis` or `mask` or both; optional: image_id, lesion_id, patient_id, part (train, "
+            "val, test), age, sex, site, dx_type"
         ),
     ),
 }

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import shlex
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,6 +17,8 @@ import pandas as pd
 
 from skincancer.data.catalog import Dataset
 from skincancer.data.positive_class import find_positive, order_classes
+from skincancer.data.reading import Reading
+from skincancer.data.where import select_rows
 from skincancer.errors import ConfigError, DataError, nearest
 from skincancer.system.paths import data_places, holds_files
 
@@ -26,7 +31,13 @@ PARTS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"
 }  # fmt: skip
 MM_PER_PX = "the size of a pixel in mm, above 0"
-UNKNOWN = ("", "unknown", "nan", "na", "none")
+# Spellings of an unknown value in tables, in lower case.
+UNKNOWN = ("", "-", "--", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown")
+
+
+def is_unknown(text: str) -> bool:
+    """Return whether a cell of a table means an unknown value, such as NA."""
+    return text.strip().casefold() in UNKNOWN
 
 
 def name_first(values: Iterable[object], count: int = 5) -> str:
@@ -45,8 +56,9 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
 
     Returns:
         All `COLUMNS` with a RangeIndex, sorted by `image_id`. Text columns contain str. Unknown values are None in `mask` and `diagnosis`,
-        the image_id in `lesion_id`, and "" in `patient_id`, `sex`, `site` and `dx_type`. `part` is train, val, test or "". `age` (years)
-        and `mm_per_px` (size of an image pixel) are float64, unknown values NaN.
+        the image_id in `lesion_id`, and "" in `patient_id`, `sex`, `site` and `dx_type`. In `lesion_id` and `patient_id`, `UNKNOWN`
+        spellings such as NA are unknown values too: as an id, NA would be one large lesion. `part` is train, val, test or "". `age`
+        (years) and `mm_per_px` (size of an image pixel) are float64, unknown values NaN.
 
     Raises:
         DataError: the table is empty, an id is empty or not unique, a diagnosis is not one of the classes, or `part`, `age` or
@@ -84,7 +96,10 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
         "image": text["image"],
         "mask": [value or None for value in text.get("mask", blank)],
         "diagnosis": [value or None for value in diagnoses],
-        "lesion_id": [lesion or own for lesion, own in zip(text.get("lesion_id", blank), ids, strict=True)],
+        "lesion_id": [
+            own if is_unknown(lesion) else lesion for lesion, own in zip(text.get("lesion_id", blank), ids, strict=True)
+        ],
+        "patient_id": ["" if is_unknown(patient) else patient for patient in text.get("patient_id", blank)],
         "part": _parts(text.get("part", blank), ids, dataset),
         "age": _numbers(
             text.get("age", blank), ids, "the age", dataset, lambda age: 0 <= age <= 150, "the age in years"
@@ -93,7 +108,7 @@ def finish_index(table: pd.DataFrame, *, dataset: str, classes: tuple[str, ...])
             text.get("mm_per_px", blank), ids, "mm_per_px", dataset, lambda mm: 0 < mm < math.inf, MM_PER_PX
         ),
     }
-    columns |= {name: text.get(name, blank) for name in ("patient_id", "sex", "site", "dx_type")}
+    columns |= {name: text.get(name, blank) for name in ("sex", "site", "dx_type")}
     # Text columns have dtype object, because the text type of pandas 3 would turn None into NaN.
     finished = pd.DataFrame({name: pd.Series(columns[name], dtype=object) for name in COLUMNS})
     finished = finished.astype({"age": "float64", "mm_per_px": "float64"})
@@ -113,7 +128,7 @@ def _numbers(
     numbers = []
     for image_id, text in zip(ids, texts, strict=True):
         try:
-            number = math.nan if text.casefold() in UNKNOWN else float(text)
+            number = math.nan if is_unknown(text) else float(text)
             fits = math.isnan(number) or allowed(number)
         except ValueError:
             fits = False
@@ -128,6 +143,32 @@ def classes_of(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(sorted({str(value) for value in table.get("diagnosis", ()) if not pd.isna(value) and value != ""}))
 
 
+def merge_spellings(diagnoses: pd.Series, classes: tuple[str, ...], reading: Reading) -> pd.Series:
+    """Merge diagnoses that differ only in case, Unicode form or blanks.
+
+    macOS writes the accents of file names in another Unicode form (NFD) than other systems (NFC), which looks the same.
+
+    Args:
+        diagnoses: diagnosis of each image.
+        classes: class names of the catalog. If empty, the most frequent spelling of a class is its name.
+        reading: receiver of a warning about the merged spellings.
+    """
+    counts = Counter[str](value for value in diagnoses if isinstance(value, str))
+    spellings: dict[str, list[str]] = {}
+    # A name of the catalog is first, then the most frequent spelling.
+    for name in sorted(counts.keys() | set(classes), key=lambda name: (name not in classes, -counts[name], name)):
+        spellings.setdefault(_plain(name), []).append(name)
+    merged = {name: names[0] for names in spellings.values() for name in names[1:]}
+    if merged:
+        text = name_first(f"{name!r} ({counts[name]:,} images) as {into!r}" for name, into in merged.items())
+        reading.warnings.append(("classes that differ only in case, accents or blanks are merged", f"read {text}"))
+    return diagnoses.replace(merged)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", "".join(unicodedata.normalize("NFD", name).casefold().split()))
+
+
 def index_hash(index: pd.DataFrame) -> str:
     """Return the sha256 of image ids, diagnoses and lesion ids.
 
@@ -138,22 +179,35 @@ def index_hash(index: pd.DataFrame) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def load_index(dataset: Dataset, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def load_index(dataset: Dataset, root: Path, reading: Reading | None = None) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read the index of a data set, and its class names.
+
+    A reader with the parameter `reading` selects the rows itself, by the columns of its file. For other readers,
+    `reading.where` is a condition on the columns of the index.
 
     Args:
         root: folder of the files, or the table of `csv`. Paths of the index are relative to `image_root(root)`.
+        reading: options of the reader, and receiver of notes and warnings.
 
     Raises:
+        ConfigError: `reading.where` is wrong, or no row fulfils it.
         DataError: the files have another layout than the reader expects, or `finish_index` rejects the table.
     """
+    reading = reading or Reading()
     module, function = dataset.reader.split(":")
-    table: pd.DataFrame = getattr(importlib.import_module(module), function)(root)
+    reader = getattr(importlib.import_module(module), function)
+    selects = "reading" in inspect.signature(reader).parameters
+    table: pd.DataFrame = reader(root, reading=reading) if selects else reader(root)
     # A plugin may register any function as a reader.
     if not isinstance(table, pd.DataFrame):
         raise DataError(
             f"the reader of {dataset.name} returned {type(table).__name__}; expected a pandas table. Fix it."
         )
+    if reading.where and not selects:
+        total, table = len(table), select_rows(table, reading.where, dataset.title)
+        reading.notes.append(f"data.where: {len(table):,} of {total:,} images of {dataset.title}")
+    if "diagnosis" in table:
+        table = table.assign(diagnosis=merge_spellings(table["diagnosis"], dataset.classes, reading))
     classes = dataset.classes or classes_of(table)
     return finish_index(table, dataset=dataset.name, classes=classes), classes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,11 +17,20 @@ from skincancer.data.catalog import Dataset, malignant_classes
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.feature_table import FeatureTable, open_features
 from skincancer.data.file_facts import Examination, examine, find_flagged, kept_examination
-from skincancer.data.groups import merge_groups, merge_patients
+from skincancer.data.groups import (
+    check_groups,
+    check_lesions,
+    check_merged,
+    count_shared_ids,
+    known_lesions,
+    merge_groups,
+    merge_patients,
+)
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.mask_sources import MaskSource
 from skincancer.data.positive_class import check_positive
 from skincancer.data.readers import demo
+from skincancer.data.reading import Reading
 from skincancer.data.splits import Roles, assign_roles, parse_split, split_hash
 from skincancer.data.store import Store, open_store
 from skincancer.errors import DataError, SplitError
@@ -52,6 +61,9 @@ class PreparedData:
         segmenter_saw: number of test images that overlap with the images of the segmenter of crops or features (`data.overlap`).
         flagged: number of images left out by `data.quality`.
         features: hand-crafted features of every image, None if not requested.
+        reading: messages about the data set.
+        lesions: number of lesions, before those of a patient are merged. 0 if no image has a lesion id.
+        shared_lesion_ids: number of lesion ids that belong to several patients.
     """
 
     entry: Dataset
@@ -68,6 +80,9 @@ class PreparedData:
     segmenter_saw: int = 0
     flagged: int = 0
     features: FeatureTable | None = None
+    reading: Reading = field(default_factory=Reading)
+    lesions: int = 0
+    shared_lesion_ids: int = 0
 
     @property
     def split_table(self) -> pd.DataFrame:
@@ -104,7 +119,8 @@ def locate_dataset(config: DataConfig, progress: ProgressBar | None = None) -> t
     """
     entry = catalog_entry(config.dataset)
     if entry.name != "demo":
-        return entry, find_root(entry, config.root, data_folder())
+        root = find_root(entry, config.root, data_folder())
+        return entry.renamed(config.name), root
     root = Path(config.root) if config.root else demo.default_root(cache_folder())
     # The demo folder is created atomically, so metadata.csv proves that it is complete. Its content does not matter.
     if not (root / "metadata.csv").is_file():
@@ -137,12 +153,22 @@ def prepare_data(
     kind = TASKS[task]
     entry, root = locate_dataset(config, progress)
     images = image_root(root)
-    index, diagnoses = load_index(entry, root)
+    reading = Reading.from_config(config)
+    index, diagnoses = load_index(entry, root, reading)
     if kind.has_classes and index["diagnosis"].isna().all():
         raise DataError(f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}")
+    reading.warnings.extend(check_lesions(index) + check_groups(index["patient_id"], "patient"))
+    lesions = len(index[["patient_id", "lesion_id"]].drop_duplicates()) if known_lesions(index).any() else 0
+    shared_ids = count_shared_ids(index)
+    if shared_ids:
+        reading.notes.append(
+            f"{shared_ids} lesion ids belong to several patients: a lesion is a lesion id of one patient"
+        )
     index, groups_hash = merge_patients(index), ""
     if config.groups:
-        index, groups_hash = merge_groups(index, Path(config.groups))
+        before = index["lesion_id"]
+        index, groups_hash = merge_groups(index, Path(config.groups), is_part=bool(config.where))
+        reading.warnings.extend(check_merged(index, before))
     index, classes = add_target(index, entry, diagnoses, config.target, config.malignant_names, config.positive_name)
     if for_fit and kind.has_classes:
         malignant = malignant_classes(entry, classes, config.target, config.malignant_names)
@@ -195,6 +221,7 @@ def prepare_data(
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
         segmenter_saw=source.count_overlap(index, entry) if source else 0, flagged=flagged, features=features,
+        reading=reading, lesions=lesions, shared_lesion_ids=shared_ids,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Train, validation and test splits by a stable ranking of the lesions.
 
 Within each diagnosis, lesions are ranked by sha256 of "split_seed:lesion". The test set is taken from the low end of
-the ranking and the validation set from the high end. Therefore images of one lesion never get into two subsets, the
+the ranking and the validation set from the high end. Therefore images with one lesion id never get into two subsets, the
 test sets of different ratios are nested, the training sets too, all ratios share one validation set, and new images
 move only lesions near a cut. 80:20 trains on 70 % and validates on 10 %.
 

@@ -22,6 +22,7 @@ from skincancer.data.index import add_target, image_root, load_index
 from skincancer.data.mask_sources import used_mask_source
 from skincancer.data.overlap import find_overlap, find_similar, open_whole, pixel_digests
 from skincancer.data.prepare import PreparedData, locate_dataset, prepare_data
+from skincancer.data.reading import Reading
 from skincancer.errors import ConfigError, DataError, RunError
 from skincancer.evaluation.class_mapping import ClassMapping, map_classes
 from skincancer.inference.classical_model import ClassicalModel, predict_test_set
@@ -43,11 +44,22 @@ from skincancer.system.console import make_console, progress_bars
 
 OF_TRAINING = ("data.balance", "data.balance_fixed", "data.class_weight_power", "data.positive", "training.monitor")
 OF_RUN = ("data.size", "data.resize", "data.clean", "data.crop", "data.crop_margin", *OF_TRAINING)
-OF_DATASET = ("data.root", "data.groups", "data.malignant", "data.leaks", "data.skip_bad")
+OF_DATASET = (
+    "data.root",
+    "data.images",
+    "data.where",
+    "data.name",
+    "data.groups",
+    "data.malignant",
+    "data.leaks",
+    "data.skip_bad",
+)
 # Keys that are the same for every run of an ensemble.
 OF_ALL = (
     *OF_DATASET, "data.dataset", "data.split", "data.split_seed", "data.target", "data.quality", "data.quality_rules",
 )  # fmt: skip
+# Keys of one folder or table of the user.
+OF_OWN_FILES = ("data.images", "data.where", "data.name", "data.malignant")
 # Data sets with one name but other images in every folder.
 OWN_FILES = ("demo", "folder", "csv")
 # The mean of probabilities with nine digits has no meaningful logarithm below this value.
@@ -134,9 +146,10 @@ def plan(run: FinishedRun, flags: Mapping[str, Any]) -> Experiment:
     values = dict(run.settings)
     schema = flatten(Experiment().to_dict())
     values |= {key: schema[key] for key in OF_TRAINING}
-    dataset, root = (flags.get(key, values[key]) for key in ("data.dataset", "data.root"))
-    if dataset != values["data.dataset"] or (dataset in OWN_FILES and root != values["data.root"]):
+    if flags.get("data.dataset", values["data.dataset"]) != values["data.dataset"]:
         values |= {key: schema[key] for key in OF_DATASET}
+    elif "data.root" in flags and values["data.dataset"] in OWN_FILES:
+        values |= {key: schema[key] for key in OF_OWN_FILES}
     elif values["data.root"] and not Path(values["data.root"]).exists():
         # The run was trained on another machine, so the standard folders are searched.
         values["data.root"] = None
@@ -246,7 +259,7 @@ def map_runs(
     """
     settings = experiment.data
     entry, root = locate_dataset(settings)
-    index, diagnoses = load_index(entry, root)
+    index, diagnoses = load_index(entry, root, Reading.from_config(settings))
     names = settings.malignant_names
     _, classes = add_target(index, entry, diagnoses, settings.target, names)
     malignant = malignant_classes(entry, classes, settings.target, names)

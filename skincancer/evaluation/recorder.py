@@ -16,6 +16,7 @@ from rich.text import Text
 
 from skincancer.data.catalog import SYNTHETIC_NOTE
 from skincancer.data.feature_table import FeatureTable
+from skincancer.data.groups import count_images
 from skincancer.data.mask_sources import describe_crops, describe_masks
 from skincancer.data.overlap import REASONS
 from skincancer.evaluation.external import Evaluation, mapped_validation
@@ -84,7 +85,8 @@ class EvaluationRecorder:
         evaluation, data = self.evaluation, self.data
         rows = data.rows("test")
         subset = "every image" if evaluation.whole else f"test set of {self.split}"
-        self._print(f"{data.entry.title}, {subset}: {len(rows)} images of {rows['lesion_id'].nunique()} lesions")
+        self._print(f"{data.entry.title}, {subset}: {count_images(rows, ' of ')}")
+        data.reading.report(self.console)
         if evaluation.mappings:
             self._print(f"classes: {evaluation.mappings[0].describe()}")
             if len(evaluation.classes) == 2:
@@ -186,6 +188,7 @@ class EvaluationRecorder:
         return {
             "experiment": self.name, "task": self.experiment.task, "dataset": data.entry.name, "split": self.split,
             "split_seed": settings.split_seed, "part": "all" if evaluation.whole else "test", "target": settings.target, **several,
+            **({"where": settings.where} if settings.where else {}),
             **({"masks": self._masks()} if settings.crop or model.is_hand_crafted else {}),
             **({"architecture": model.architecture} if model.architecture else {}),
             "evaluated_runs": len(evaluation.runs),
@@ -235,8 +238,13 @@ class EvaluationRecorder:
         intervals = self.outcome.test(run.folder)
         tables = [(artifacts.INTERVALS_FILE, intervals)]
         metrics = _values(intervals)
-        tested = pd.read_csv(run.folder / artifacts.predictions_file("test"), usecols=["lesion_id"], dtype=str)
-        caption = f"{len(tested)} images, {tested['lesion_id'].nunique()} lesions; intervals: bootstrap over lesions, 2,000 resamples"
+        tested = pd.read_csv(
+            run.folder / artifacts.predictions_file("test"),
+            usecols=["image_id", "lesion_id"],
+            dtype=str,
+            keep_default_na=False,
+        )
+        caption = f"{count_images(tested)}; intervals: bootstrap over lesions, 2,000 resamples"
         self.tables.append((f"test: {self.title}", caption, with_titles(intervals, positive_of(self.data.classes))))
         figures = list(self.outcome.figures(run.folder, task, f"{self.title} · test", self.note))
         if self.data.classes:

@@ -182,7 +182,8 @@ class SegmenterMasks:
 
     def count_overlap(self, index: pd.DataFrame, entry: Dataset) -> int:
         """Count the test images that the segmenter was trained or selected on."""
-        return count_overlap(index, self.split, self.segmenter.settings["data"]["dataset"] == entry.name)
+        data = self.segmenter.settings["data"]
+        return count_overlap(index, self.split, (data.get("name") or data["dataset"]) == entry.name)
 
 
 def mask_source(config: DataConfig, store: RunStore | None = None) -> MaskSource:

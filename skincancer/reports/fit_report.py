@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Run as MlflowRun
 
+from skincancer.data.groups import count_images
 from skincancer.metrics.names import MASK_PREFIXES, metric_title
 from skincancer.reports import run_description
 from skincancer.reports.error_analysis import SHOWN_ERRORS, attention_means, choose_sample, read_attention
-from skincancer.reports.run_description import count
 from skincancer.reports.thumbnails import Thumbnails, embed_figure, thumbnail_cells
 from skincancer.runs import artifacts
 from skincancer.runs.finished import FinishedRun
@@ -78,9 +78,8 @@ def results_section(run: FinishedRun) -> Section:
     intervals = run.table(artifacts.INTERVALS_FILE, "metric")
     if intervals is None:
         return Section("Results")
-    images, lesions = count(run.predictions("test"))
     caption = (
-        f"{images:,} images of {lesions:,} lesions. Intervals: bootstrap over lesions, {intervals['n_resamples'].max():,} "
+        f"{count_images(run.predictions('test'), ' of ')}. Intervals: bootstrap over lesions, {intervals['n_resamples'].max():,} "
         "resamples. They cover the sampling of test lesions, but not that of training images or seeds, nor images of another "
         "clinic."
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from skincancer.data.catalog import SYNTHETIC_WARNING, Dataset
+from skincancer.data.groups import describe_unknown_lesions, group_noun, known_lesions
 from skincancer.data.mask_sources import describe_crops
 from skincancer.data.prepare import ROLES
 from skincancer.data.splits import VALIDATION_PERCENT, parse_split
@@ -89,12 +90,12 @@ def split_in_words(split: str, seed: int) -> str:
     if rule.kind == "fold":
         return (
             f"Split: fold {rule.fold} of {rule.folds} (counted from 0). {ranked}. Every {rule.folds}th lesion is in the test "
-            "set, and a tenth of the others in the validation set. All images of a lesion are in one subset."
+            "set, and a tenth of the others in the validation set. All images with one lesion id are in one subset."
         )
     train = 100 - VALIDATION_PERCENT - rule.test
     return (
         f"Split {split}: {rule.test} % of the lesions are in the test set, {VALIDATION_PERCENT} % in the validation set, {train} % in "
-        f"the training set. {ranked}. All images of a lesion are in one subset, and larger test sets contain the smaller ones."
+        f"the training set. {ranked}. All images with one lesion id are in one subset, and larger test sets contain the smaller ones."
     )
 
 
@@ -110,7 +111,7 @@ def data_section(run: FinishedRun) -> Section:
         [name, *(number for role in ROLES for number in count(run.split[rows & (run.split["role"] == role)]))]
         for name, rows in groups.items()
     ]
-    columns = ["class", *(f"{role} {what}" for role in ROLES for what in ("images", "lesions"))]
+    columns = ["class", *(f"{role} {what}" for role in ROLES for what in ("images", group_noun(run.split)))]
     size = settings["size"]
     inputs = f"the input of the network has {size} × {size} px (resize: {settings['resize']})"
     if "masks" in run.params and not run.is_network:
@@ -118,7 +119,11 @@ def data_section(run: FinishedRun) -> Section:
     parts: list[Part] = [
         Text(f"{run.dataset.title}; {inputs}.{_cleaned(run)}{_crops(run)}"),
         Table("Images and lesions of each role", columns, counts),
-        Text(split_in_words(settings["split"], int(settings["split_seed"]))),
+        Text(
+            _sentences(
+                split_in_words(settings["split"], int(settings["split_seed"])), describe_unknown_lesions(run.split)
+            )
+        ),
     ]
     balance = BALANCE if run.is_network else BALANCE_AT_ONCE
     if run.classes:
@@ -140,6 +145,11 @@ def data_section(run: FinishedRun) -> Section:
     return Section("Data", parts)
 
 
+def _sentences(*texts: str) -> str:
+    """Join texts to sentences, and leave out empty ones."""
+    return " ".join(f"{text[0].upper()}{text[1:].removesuffix('.')}." for text in texts if text)
+
+
 def _cleaned(run: FinishedRun) -> str:
     steps = run.config["data"].get("clean", [])
     if not steps:
@@ -158,16 +168,23 @@ def _crops(run: FinishedRun) -> str:
 
 def _leaks(run: FinishedRun) -> list[list[Cell]]:
     settings = run.config["data"]
-    images, lesions = count(run.split)
-    shared = f"{shared_lesions(run.split):,} of {lesions:,}"
-    if images == lesions:
+    known = known_lesions(run.split)
+    shared = f"{shared_lesions(run.split):,} of {run.split['lesion_id'][known].nunique():,}"
+    if not known.any():
         shared = "unknown: every image has its own lesion, as in data sets without lesion ids"
-    rows: list[list[Cell]] = [[f"lesions with images in more than one role ({artifacts.SPLIT_FILE})", shared]]
+    elif not known.all():
+        shared += f"; unknown for {(~known).sum():,} images without a lesion id"
+    rows: list[list[Cell]] = [
+        [f"{group_noun(run.split)} with images in more than one role ({artifacts.SPLIT_FILE})", shared]
+    ]
     if settings["split"] == "official":
         lesions_between = run.params.get("leaking_lesions", "")
         rows.append(
             ["lesions in two of the publisher's subsets", f"{lesions_between} (data.leaks: {settings['leaks']})"]
         )
+    if "shared_lesion_ids" in run.params:
+        text = f"{run.params['shared_lesion_ids']}; a lesion is a lesion id of one patient"
+        rows.append(["lesion ids that belong to several patients", text])
     if settings["groups"]:
         rows.append(["lesions with duplicate images", f"merged by {Path(settings['groups']).name}"])
     if "segmenter_saw_test_images" in run.params:

@@ -172,8 +172,8 @@ class FinishedRun:
 
     @property
     def dataset(self) -> Dataset:
-        """Catalog entry of the run's data set."""
-        return catalog_entry(self.settings["data.dataset"])
+        """Catalog entry of the run's data set, under its `data.name`."""
+        return catalog_entry(self.settings["data.dataset"]).renamed(self.settings["data.name"])
 
     @cached_property
     def _classes(self) -> dict[str, list[str]]:

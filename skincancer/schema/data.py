@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from skincancer.schema.rules import CLASSIFICATION, NETWORK, WITH_CLASSES, key
+from skincancer.schema.rules import CLASSIFICATION, NAMES, NETWORK, WITH_CLASSES, key
 
 # Threshold of each quality rule, selected by visual inspection of HAM10000 (contrast, ink and brightness also of ISIC 2018
 # Task 1): each rule flags images that a human reader would flag. `imaging.quality` describes the rules.
@@ -74,6 +74,10 @@ class DataConfig:
     Args:
         dataset: name of a data set in the catalog (`python -m skincancer.prepare --list`)
         root: folder of the data set; default $SKINCANCER_DATA/<dataset>, then data/<dataset>
+        images: folder of the images that a csv table names; default: the folder of the table
+        where: condition on the columns of the table, such as image_type == 'dermoscopic' (csv: columns of the file; other data sets:
+            columns of the index, such as dx_type)
+        name: name of a folder or csv data set in runs and reports
         split: train:test in percent (80:20), fold:i/k, or official (split of the publisher)
         split_seed: seed of the split; the key seed does not change the split
         target: diagnosis (classes of the data set) or malignancy (benign or malignant)
@@ -103,6 +107,9 @@ class DataConfig:
 
     dataset: str = "demo"
     root: str | None = None
+    images: str | None = key(None, only_with={"data.dataset": ("csv",)})
+    where: str | None = None
+    name: str | None = key(None, NAMES, {"data.dataset": ("folder", "csv")})
     split: str = "80:20"
     split_seed: int = key(0, "0 or more")
     target: Literal["diagnosis", "malignancy"] = key("diagnosis", only_with=WITH_CLASSES)

@@ -15,6 +15,8 @@ CLASSIFICATION = {"task": ("classification",)}
 NETWORK = {"model.classifier": ("network",)}
 # Range of the keys trainer.limit_*_batches.
 BATCHES = "a number of batches (1 or more) or a share (above 0, at most 1.0)"
+# Range of data.name, which is part of the names of MLflow experiments and files.
+NAMES = "up to 80 letters, digits, spaces and . _ - (the first a letter or digit), and no name of the catalog"
 
 
 def key(default: Any, allowed: str = "", only_with: Mapping[str, tuple[str, ...]] | None = None) -> Any:

@@ -86,7 +86,7 @@ class SweepRecord:
             self.folder = own_folder(self.store.sweeps_folder / self.name, run.run_id)
             self.console.print(f"sweep {run.run_id} in {group}" + (" (resumed)" if before else ""))
             params = {
-                "experiment": base.name, "task": base.task, "dataset": base.data.dataset, "split": base.data.split,
+                "experiment": base.name, "task": base.task, "dataset": self.data.entry.name, "split": base.data.split,
                 "split_seed": base.data.split_seed, "seed": base.seed, "study": self.name, "storage": mask_password(self.sweep.url),
                 "objective": self.objective, "sampler": plan.sampler, "pruner": plan.pruner, "search": json.dumps(plan.search),
             }  # fmt: skip

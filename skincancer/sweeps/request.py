@@ -52,7 +52,9 @@ class Request:
 
 def default_name(experiment: Experiment) -> str:
     """Return the default name of a study: experiment, data set and split."""
-    return re.sub(r"[^\w.]+", "-", f"{experiment.name}-{experiment.data.dataset}-{experiment.data.split}")
+    return re.sub(
+        r"[^\w.]+", "-", f"{experiment.name}-{experiment.data.name or experiment.data.dataset}-{experiment.data.split}"
+    )
 
 
 def check_request(request: Request) -> tuple[Plan, Experiment, list[Experiment], list[str]]:

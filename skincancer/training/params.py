@@ -31,13 +31,15 @@ def fit_params(
     counts = {f"{role}_images": len(data.rows(role)) for role in ROLES}
     own = _network_params(e, outcome, ranks) if inputs is None else _classical_params(e, data, inputs)
     return {
-        "experiment": e.name, "task": e.task, "dataset": e.data.dataset, "split": e.data.split,
+        "experiment": e.name, "task": e.task, "dataset": data.entry.name, "split": e.data.split,
         "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.learner,
         "clean": describe_clean(e.data.clean), "crop": e.data.crop, **(_crop_params(e, data) if e.data.crop else {}),
         "target": e.data.target, "balance": e.data.balance,
         "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
         "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
         "dropped_images": len(data.dropped), "quality": e.data.quality, "quality_dropped_images": data.flagged,
+        **({"where": e.data.where} if e.data.where else {}),
+        **({"shared_lesion_ids": data.shared_lesion_ids} if data.shared_lesion_ids else {}),
         "devices": e.trainer.devices, "ranks": ranks, **counts, **own,
     }  # fmt: skip
 

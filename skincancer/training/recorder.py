@@ -16,6 +16,7 @@ from rich.text import Text
 
 from skincancer.audit.verdict import verdict_line
 from skincancer.data.catalog import SYNTHETIC_NOTE, malignant_classes
+from skincancer.data.groups import count_images, describe_unknown_lesions, group_noun, known_lesions
 from skincancer.data.index import image_root
 from skincancer.data.mask_sources import describe_crops, describe_masks
 from skincancer.data.overlap import digest_table, open_whole, write_fingerprints
@@ -76,7 +77,7 @@ class FitRecorder:
         self.title = f"{experiment.name} · {data.entry.name} · {experiment.data.split} · seed {experiment.seed}"
         self.outcome: Outcome = OUTCOMES[experiment.task](data)
         self.intervals = pd.DataFrame()
-        self.tested = (0, 0)
+        self.tested = ""
         self.epochs = pd.DataFrame()
         self.inputs: ClassicalInputs | None = None
 
@@ -105,18 +106,28 @@ class FitRecorder:
         title = f"{data.entry.title}, {settings.split}, split seed {settings.split_seed}"
         caption = f"balance of the training set: {settings.balance}" if settings.balance != "none" else ""
         self.console.print(
-            make_table(title, ["role", "images", "lesions", *classes, *(["masks"] if masks else [])], rows, caption)
+            make_table(
+                title,
+                ["role", "images", group_noun(data.index), *classes, *(["masks"] if masks else [])],
+                rows,
+                caption,
+            )
         )
         if len(classes) == 2:
             positive, reason = find_positive(classes, self._malignant, settings.positive_name)
             if positive:
                 self.console.print(Text(f"positive class: {positive} (known by {reason})"))
-        split = parse_split(settings.split)
+        split, unknown = parse_split(settings.split), describe_unknown_lesions(data.index)
         if split.kind == "ratio":
+            claim = f"no {'known ' if unknown else ''}{group_noun(data.index, plural=False)} is in two subsets"
+            units = group_noun(data.index)
             self.console.print(
-                f"{settings.split}: {90 - split.test} % of the lesions for training, 10 % for validation, {split.test} % for testing; "
-                "no lesion is in two subsets"
+                f"{settings.split}: {90 - split.test} % of the {units} for training, 10 % for validation, {split.test} % for testing"
+                + (f"; {claim}" if known_lesions(data.index).any() else "")
             )
+        if unknown:
+            self.console.print(Text(unknown))
+        data.reading.report(self.console)
         if data.left_out:
             self.console.print(Text(f"left out: {data.left_out}"))
         if data.leaking_groups:
@@ -269,8 +280,13 @@ class FitRecorder:
         if run is None:
             return
         best = self._best(record, best_epoch)
-        tested = pd.read_csv(self.folder / artifacts.predictions_file("test"), usecols=["lesion_id"], dtype=str)
-        self.tested = len(tested), tested["lesion_id"].nunique()
+        tested = pd.read_csv(
+            self.folder / artifacts.predictions_file("test"),
+            usecols=["image_id", "lesion_id"],
+            dtype=str,
+            keep_default_na=False,
+        )
+        self.tested = count_images(tested)
         self.intervals = self.outcome.test(self.folder)
         self.intervals.to_csv(self.folder / artifacts.INTERVALS_FILE, index=False)
         test = {f"test/{row['metric']}": float(row["value"]) for row in self.intervals.to_dict("records")}
@@ -362,8 +378,7 @@ class FitRecorder:
         ]
         if rows:
             self.console.print(make_table("epochs", list(columns.values()), rows))
-        images, lesions = self.tested
-        caption = f"{images} images, {lesions} lesions; intervals: bootstrap over lesions, 2,000 resamples"
+        caption = f"{self.tested}; intervals: bootstrap over lesions, 2,000 resamples"
         titled = with_titles(self.intervals, positive_of(self.outcome.classes))
         self.console.print(intervals_table(f"test: {self.title}", titled, caption, bool(self.note)))
         uri = f" --tracking.uri {self.store}" if self.experiment.tracking.uri else ""

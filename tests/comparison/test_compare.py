@@ -3,6 +3,7 @@
 import csv
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from skincancer.comparison import request as request_module
 from skincancer.comparison.entries import Entry
 from skincancer.comparison.load import load_run
 from skincancer.comparison.predictions import ClassScores
+from skincancer.comparison.report import warnings
 from skincancer.errors import ConfigError, RunError
 from skincancer.metrics.names import is_mask_metric
 from skincancer.runs.search import Query, find_runs, runs_by_id
@@ -566,3 +568,16 @@ def test_an_out_file_is_refused_before_the_search(tmp_path, store, capsys):
     assert compare.main(["--runs", "a", "b", f"--out={tmp_path / 'file'}"]) == 2
     assert f"--out is {tmp_path / 'file'}, a file; expected a folder. Use a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_unknown_lesions_of_the_test_images_are_reported():
+    def comparison(*lesions):
+        scores = SimpleNamespace(image_id=np.array(["a", "b"], object), lesion_id=np.array(lesions, object))
+        entry = SimpleNamespace(scores=[scores, scores])
+        return SimpleNamespace(entries=[entry, entry], synthetic=False, obstacle="", differences=[])
+
+    assert warnings(comparison("L1", "L2")) == []
+    [text] = warnings(comparison("a", "b"))
+    assert text.startswith("Lesions of the test images: the data have no lesion ids")
+    [text] = warnings(comparison("L1", "b"))
+    assert text.startswith("Lesions of the test images: 1 of 2 images have no lesion id")

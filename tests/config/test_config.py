@@ -17,6 +17,7 @@ from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.config.resolve import resolve
 from skincancer.config.validation import NAMES, RANGES, REQUIREMENTS, RULES
+from skincancer.data.catalog import DATASETS
 from skincancer.errors import ConfigError
 from skincancer.models.names import MASK_LOSSES
 from skincancer.schema.dotted_keys import KEYS, TYPES, flatten, unflatten
@@ -619,7 +620,7 @@ def test_every_rule_of_the_schema_can_be_checked():
     assert {rules["allowed"] for rules in RULES.values() if rules.get("allowed")} == set(RANGES)
     values = {key: get_args(hint) for key, hint in TYPES.items() if get_origin(hint) is Literal}
     values |= {key: tuple(names) for key, names in NAMES.items()}
-    values |= {"data.crop": ("true", "false"), "model.loss.masks": tuple(MASK_LOSSES)}
+    values |= {"data.dataset": tuple(DATASETS), "data.crop": ("true", "false"), "model.loss.masks": tuple(MASK_LOSSES)}
     for key, other, allowed in REQUIREMENTS:
         assert set(allowed) < set(values[other]), key
 
@@ -633,6 +634,12 @@ def test_every_rule_of_the_schema_can_be_checked():
         (["--model.loss.name=focal", "--model.loss.label_smoothing=0.1"], "it is for cross_entropy, and chosen is focal"),
         (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps is 0; it must be 1 or more"),
         (["--data.class_weight_power=3"], "data.class_weight_power is 3.0; it must be above 0, at most 2"),
+        (["--data.images=x"], "it is for data.dataset csv, and data.dataset is demo"),
+        (["--data.name=x"], "it is for data.dataset folder, csv, and data.dataset is demo"),
+        (["--data.dataset=csv", "--data.name=ham10000"], "data.name is 'ham10000'; it must be up to 80 letters"),
+        (["--data.dataset=csv", "--data.name=a/b"], "data.name is 'a/b'; it must be up to 80 letters"),
+        (["--data.dataset=csv", "--data.name="], "data.name is ''; it must be up to 80 letters"),
+        (["--data.where=f(x)"], "data.where is 'f(x)'; expected a condition"),
     ],
 )  # fmt: skip
 def test_rules_of_the_schema_name_key_value_and_choice(flags, message):

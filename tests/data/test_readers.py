@@ -171,6 +171,31 @@ def test_isic2018_task3_refuses(tmp_path: Path, damage: Callable[[Path], object]
         load("isic2018_task3", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["csv", "tab", ""])
+def test_isic2018_task3_reads_the_lesions_of_the_test_set(tmp_path: Path, name: str) -> None:
+    """As in the record of HAM10000 on Harvard Dataverse."""
+    make_isic(tmp_path)
+    (tmp_path / "ISIC2018_Task3_Test_GroundTruth.csv").unlink()
+    (tmp_path / "ISIC2018_Task3_Test_Input").rename(tmp_path / "ISIC2018_Task3_Test_Images")
+    put(tmp_path, "ISIC2018_Task3_Test_Images/ISIC_6.jpg", "ISIC2018_Task3_Test_Images/ISIC_7.jpg")
+    rows = [f"{HAM_HEADER},dataset", *(f"{lesion},{i},nv,histo,45.0,male,back,vienna" for lesion, i in
+            (("HAM_9", "ISIC_5"), ("HAM_9", "ISIC_6"), ("", "ISIC_7")))]  # fmt: skip
+    rows = [row.replace(",", "\t") for row in rows] if name == "tab" else rows
+    write(tmp_path / f"ISIC2018_Task3_Test_GroundTruth{'.' if name else ''}{name}", *rows)
+    index, _ = load("isic2018_task3", tmp_path)
+    assert index["lesion_id"].tolist() == ["HAM_7", "HAM_8", "HAM_9", "HAM_9", "ISIC_7"]
+    assert index["diagnosis"].tolist() == ["nv", "akiec", "nv", "nv", "nv"]
+    assert index["part"].tolist() == ["train", "train", "test", "test", "test"]
+    assert index["dx_type"].tolist() == ["histopathology", "serial imaging", "histo", "histo", "histo"]
+    assert index["site"].tolist() == ["", "", "back", "back", "back"]
+
+
+def test_isic2018_task3_reads_lesions_next_to_the_labels(tmp_path: Path) -> None:
+    make_isic(tmp_path)
+    write(tmp_path / "ISIC2018_Task3_Test_GroundTruth.csv", f"{ISIC_HEADER},lesion_id", "ISIC_5,0,0,0,0,0,0,1,HAM_7")
+    assert load("isic2018_task3", tmp_path)[0]["lesion_id"].tolist() == ["HAM_7", "HAM_8", "HAM_7"]
+
+
 @pytest.mark.parametrize("level", ["", "data"])
 def test_malignant_vs_benign(tmp_path: Path, level: str) -> None:
     base = tmp_path / level
@@ -293,7 +318,7 @@ def test_csv_for_segmentation_needs_no_diagnosis(tmp_path: Path) -> None:
             r"the image of 2 of 3 rows .*lost.jpg \(row 2\), gone.jpg \(row 3\).*delete the rows",
         ),
         (["image,diagnosis,mask", "a.jpg,nv,lost.png"], r"the mask of 1 of 1 rows .*lost.png \(row 1\)"),
-        (["path,diagnosis", "a.jpg,nv"], "no column 'image'"),
+        (["picture,diagnosis", "a.jpg,nv"], "no column 'image'"),
         (["image,camera", "a.jpg,1"], "neither 'diagnosis' nor 'mask'"),
         (["image,diagnosis,Patient ID", "a.jpg,nv,1"], r"'Patient ID'; rename it to 'patient_id'"),
         (["image,diagnosis,lesionid", "a.jpg,nv,1"], r"'lesionid'; rename it to 'lesion_id'"),
@@ -321,6 +346,11 @@ def test_csv_refuses(tmp_path: Path, lines: list[str], message: str) -> None:
         ("", "is empty"),
         ("\n\n", "is empty"),
         ("a,c\n1,2\n", "no column b; its columns are a, c"),
+        ('a,b\n1,2\n3,"4\n5,6\n7,8\n', r'unbalanced quote \("\) in the row that begins in line 3'),
+        ('a,b\n1,2\n3,"4\n5,6"\n7,"8\n', "in the row that begins in line 5"),
+        ('a,b\n1,"x"y\n', "in the row that begins in line 2"),
+        ('a,b\n1,"' + "x" * 200_000, "in the row that begins in line 2"),
+        ("a,b\n1,2\n3,\x004\n", "NUL character in line 3"),
     ],
 )
 def test_read_csv_refuses(tmp_path: Path, text: str, message: str) -> None:
@@ -328,6 +358,30 @@ def test_read_csv_refuses(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_csv(path, required=("a", "b"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_read_csv_reads_spreadsheets(tmp_path: Path, encoding: str, separator: str) -> None:
+    path = tmp_path / "t.csv"
+    lines = ["a,b", "Nävus,1", ",", "x,"]
+    path.write_bytes("\r\n".join(line.replace(",", separator) for line in lines).encode(encoding))
+    assert read_csv(path, required=("a", "b")).to_dict("list") == {"a": ["Nävus", "x"], "b": ["1", ""]}
+
+
+def test_read_csv_reads_decimal_commas(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a;b;c\n0,5;1,2 mm;x,y\n-1,25;3;1,2\n2;;\n")
+    assert read_csv(path).to_dict("list") == {
+        "a": ["0.5", "-1.25", "2"], "b": ["1,2 mm", "3", ""], "c": ["x,y", "1,2", ""],
+    }  # fmt: skip
+
+
+def test_read_csv_refuses_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("a,b\n1,2\nNävus,3\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"not UTF-8 \(line 3\).*Save the table as UTF-8"):
+        read_csv(path)
 
 
 def test_read_csv_reads_text(tmp_path: Path) -> None:

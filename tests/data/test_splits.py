@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skincancer.data.groups import merge_groups, merge_patients
+from skincancer.data.groups import count_shared_ids, merge_groups, merge_patients
 from skincancer.data.index import finish_index
 from skincancer.data.splits import Roles, Split, assign_roles, parse_split, split_hash
 from skincancer.errors import ConfigError, DataError
@@ -310,6 +310,18 @@ def test_a_group_named_like_a_lesion_is_not_that_lesion(tmp_path: Path) -> None:
     assert merge_groups(index, table)[0]["lesion_id"].tolist() == ["L1", "L1", "L3"]
 
 
+@pytest.mark.parametrize("unknown", ["", "NA", " nan ", "None", "N/A", "unknown", "NULL", "-", "?"])
+def test_an_unknown_group_merges_nothing(tmp_path: Path, unknown: str) -> None:
+    index = make_index([("a", "L1", "nv", ""), ("b", "L2", "nv", ""), ("c", "L3", "nv", "")])
+    table = tmp_path / "groups.csv"
+    table.write_text("image_id,group\nb,g\nc,g\n")
+    expected = merge_groups(index, table)
+    table.write_text(f"image_id,group\na,{unknown}\nb,g\nc,g\na,{unknown}\n")
+    merged, digest = merge_groups(index, table)
+    assert merged["lesion_id"].tolist() == expected[0]["lesion_id"].tolist() == ["L1", "L2", "L2"]
+    assert digest == expected[1]
+
+
 def of_patients(*patients: str) -> pd.DataFrame:
     """Five images of the lesions L1, L1, L2, 7 and L3, with a patient each."""
     rows = [(name, lesion, "nv", "") for name, lesion in zip("abcde", ("L1", "L1", "L2", "7", "L3"), strict=True)]
@@ -324,10 +336,19 @@ def test_lesions_of_a_patient_are_one() -> None:
     assert merge_patients(nobody)["lesion_id"].tolist() == ["L1", "L1", "L2", "7", "L3"]
 
 
-@pytest.mark.parametrize(("other", "message"), [("8", "'7', '8'"), ("", "'', '7'")])
-def test_a_lesion_of_two_patients_is_refused(other: str, message: str) -> None:
-    with pytest.raises(DataError, match=f"lesion L1 have the patients {message}; expected one patient"):
-        merge_patients(of_patients("7", other, "", "", ""))
+def test_a_lesion_id_of_two_patients_is_two_lesions() -> None:
+    """As in PAD-UFES-20, where 250 lesion ids belong to several patients."""
+    index = of_patients("7", "8", "7", "", "")
+    assert count_shared_ids(index) == 1
+    assert merge_patients(index)["lesion_id"].tolist() == ["patient 7", "patient 8", "patient 7", "7", "L3"]
+    assert count_shared_ids(of_patients("7", "7", "8", "", "")) == 0
+
+
+def test_a_lesion_of_a_known_and_an_unknown_patient_is_refused() -> None:
+    with pytest.raises(
+        DataError, match="lesion L1 have the patients '', '7'; expected a patient for all of them or for none"
+    ):
+        merge_patients(of_patients("7", "", "", "", ""))
 
 
 def test_bad_group_tables(tmp_path: Path) -> None:
@@ -335,7 +356,6 @@ def test_bad_group_tables(tmp_path: Path) -> None:
     table = tmp_path / "groups.csv"
     for text, message in (
         ("image_id,group\na,g\nx,g\ny,g\n", "contains 2 images that are not in the data set: x, y"),
-        ("image_id,group\na,\n", "without a group: a"),
         ("image,group\na,g\n", "no column image_id"),
     ):
         table.write_text(text)

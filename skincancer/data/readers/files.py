@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -12,23 +15,36 @@ import pandas as pd
 from skincancer.data.index import name_first
 from skincancer.errors import DataError
 
+# A number with a decimal comma, as German spreadsheets write it in tables with semicolons.
+_DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
 
 def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
-    """Read a comma- or tab-separated table as strings.
+    """Read a table with commas, semicolons or tabs as strings.
 
-    Empty cells become "".
+    The encoding is UTF-8, or UTF-16 with a byte order mark. Empty cells become "". Rows of empty cells are skipped. In a
+    table with semicolons, a column of numbers with decimal commas gets decimal points.
 
     Raises:
-        DataError: The file cannot be read as such a table, is empty, repeats a column, lacks a required column, or has a
-            row of another length than the header.
+        DataError: The file cannot be read as such a table, is empty, repeats a column, lacks a required column, has a row
+            of another length than the header, an unbalanced quote, or a NUL character.
     """
+    text = _read_text(path)
+    first = text.lstrip("\r\n").partition("\n")[0]
+    separator = "\t" if "\t" in first else ";" if first.count(";") > first.count(",") else ","
+    lines, end = [], 0
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            separator = "\t" if "\t" in file.readline() else ","
-            file.seek(0)
-            lines = [[cell.strip() for cell in line] for line in csv.reader(file, delimiter=separator) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
+        for line in reader:
+            cells, end = [cell.strip() for cell in line], reader.line_num
+            if any(cells):
+                lines.append(cells)
+    except csv.Error as error:
+        raise DataError(
+            f'{path} has an unbalanced quote (") in the row that begins in line {end + 1}: {error}. Close the quote, and write a '
+            'quote inside a cell as "".'
+        ) from error
     if not lines:
         raise DataError(f"{path} is empty")
     header, *rows = lines
@@ -41,7 +57,36 @@ def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise DataError(f"{path}: row {number} after the header has {len(row)} columns instead of {len(header)}")
-    return pd.DataFrame({name: [row[i] for row in rows] for i, name in enumerate(header)}, dtype=object)
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    if separator == ";":
+        columns = {name: _with_points(cells) for name, cells in columns.items()}
+    return pd.DataFrame(columns, dtype=object)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content.startswith(_UTF16) else "utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"the encoding of {path} is not UTF-8 (line {line}); it may be that of Windows (cp1252). Save the table as UTF-8: in Excel "
+            f"as 'CSV UTF-8', or with iconv -f cp1252 -t utf-8 {path.name} > utf8.csv"
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(
+            f"{path} has a NUL character in line {line}: the file is damaged or no table. Save it again as CSV."
+        )
+    return text
+
+
+def _with_points(cells: list[str]) -> list[str]:
+    """Replace the decimal commas of a column of numbers."""
+    numbers = all(not cell or cell.lstrip("-").isdecimal() or _DECIMAL_COMMA.fullmatch(cell) for cell in cells)
+    return [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in cells] if numbers else cells
 
 
 def list_jpegs(folder: Path) -> dict[str, Path]:

@@ -15,17 +15,21 @@ from skincancer.errors import DataError
 
 PARTS = {"Training": "train", "Validation": "val", "Test": "test"}
 LABELS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+# Metadata of the test set on Harvard Dataverse, in the columns of HAM10000, with their names in the index.
+METADATA = {"lesion_id": "lesion_id", "dx_type": "dx_type", "age": "age", "sex": "sex", "localization": "site"}
 
 
 def read(root: Path) -> pd.DataFrame:
     """Read the training set and, where complete, the validation and test sets.
 
     The lesion groupings are required: without them, views of one lesion could get into both the training and the
-    validation set. They are published for the training set only.
+    validation set. The challenge publishes them for the training set only. HAM10000 on Harvard Dataverse contains the test
+    set with lesion ids and other metadata: the folder ISIC2018_Task3_Test_Images, and a table of its own form, which may
+    end in .tab or have no extension.
 
     Returns:
-        Columns image_id, image, diagnosis (lower-case names of HAM10000), lesion_id and dx_type (empty outside
-        the training set), part.
+        Columns image_id, image, diagnosis (lower-case names of HAM10000), lesion_id, dx_type and other metadata (empty
+        where the publisher gives none), part.
 
     Raises:
         DataError: The training set or its groupings are missing, a subset has only images or only ground truth, images
@@ -36,6 +40,10 @@ def read(root: Path) -> pd.DataFrame:
         folder = root / f"ISIC2018_Task3_{published}_Input"
         name = f"ISIC2018_Task3_{published}_GroundTruth"
         truth = _find(root, f"{name}.csv", name)
+        if part == "test":
+            images = folder.with_name("ISIC2018_Task3_Test_Images")
+            folder = images if images.is_dir() and not folder.is_dir() else folder
+            truth = truth or _find(root, f"{name}.tab", name) or _find(root, name)
         if not folder.is_dir() and truth is None and part != "train":
             continue
         if not folder.is_dir():
@@ -57,21 +65,28 @@ def _find(root: Path, name: str, *folders: str) -> Path | None:
 
 
 def _read_part(root: Path, folder: Path, truth: Path) -> pd.DataFrame:
-    table = read_csv(truth, required=("image", *LABELS))
+    has_names = "dx" in read_csv(truth)
+    table = read_csv(truth, required=("image_id", "dx", "lesion_id") if has_names else ("image", *LABELS))
+    table = table.rename(columns={"image_id": "image"} if has_names else {})
     images = list_jpegs(folder)
     check_match(images, table["image"], truth, f" Check that {folder.name} is complete.")
+    return pd.DataFrame(
+        {
+            "image_id": table["image"],
+            "image": [images[i].relative_to(root).as_posix() for i in table["image"]],
+            "diagnosis": table["dx"] if has_names else _read_one_hot(table, truth),
+            **{column: table[name] for name, column in METADATA.items() if name in table},
+        }
+    )
+
+
+def _read_one_hot(table: pd.DataFrame, truth: Path) -> pd.Series[str]:
     values = table[list(LABELS)].apply(pd.to_numeric, errors="coerce")
     one_hot = values.isin([0, 1]).all(axis=1) & (values.sum(axis=1) == 1)
     if not one_hot.all():
         wrong = table.loc[~one_hot, "image"]
         raise DataError(f"{truth}: {len(wrong)} rows do not contain exactly one 1 among zeros: {name_first(wrong)}")
-    return pd.DataFrame(
-        {
-            "image_id": table["image"],
-            "image": [images[i].relative_to(root).as_posix() for i in table["image"]],
-            "diagnosis": values.idxmax(axis=1).str.lower(),
-        }
-    )
+    return values.idxmax(axis=1).str.lower()
 
 
 def _read_groupings(root: Path, ids: pd.Series[str]) -> tuple[list[str], list[str]]:
