@@ -81,6 +81,8 @@ def prepare(experiment: Experiment, console: Console | None = None) -> PreparedD
     if experiment.data.crop:
         facts.append(["crops", describe_crops(store.table, experiment.data)])
     console.print(make_table(entry.title, ["", "found"], facts))
+    for note in data.notes:
+        console.print(note, markup=False)
     roles = () if split_error else ROLES
     rows: list[list[object]] = [
         [diagnosis, len(group), group["lesion_id"].nunique(), *(int((group["role"] == role).sum()) for role in roles)]

@@ -140,6 +140,8 @@ def index_hash(index: pd.DataFrame) -> str:
 def load_index(dataset: Dataset, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read the index of a data set, and its class names.
 
+    The attribute `notes` of the index lists sentences about skipped files.
+
     Args:
         root: folder of the files, or the table of `csv`. Paths of the index are relative to `image_root(root)`.
 
@@ -154,7 +156,9 @@ def load_index(dataset: Dataset, root: Path) -> tuple[pd.DataFrame, tuple[str, .
             f"the reader of {dataset.name} returned {type(table).__name__}; expected a pandas table. Fix it."
         )
     classes = dataset.classes or classes_of(table)
-    return finish_index(table, dataset=dataset.name, classes=classes), classes
+    index = finish_index(table, dataset=dataset.name, classes=classes)
+    index.attrs["notes"] = list(table.attrs.get("notes", ()))
+    return index, classes
 
 
 def image_root(root: Path) -> Path:

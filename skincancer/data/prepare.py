@@ -18,9 +18,11 @@ from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.feature_table import FeatureTable, open_features
 from skincancer.data.file_facts import Examination, examine, find_flagged, kept_examination
 from skincancer.data.groups import merge_groups, merge_patients
+from skincancer.data.image_files import unpacked_root
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.mask_sources import MaskSource
 from skincancer.data.readers import demo
+from skincancer.data.same_files import merge_same_files
 from skincancer.data.splits import Roles, assign_roles, parse_split, split_hash
 from skincancer.data.store import Store, open_store
 from skincancer.errors import DataError, SplitError
@@ -51,6 +53,7 @@ class PreparedData:
         segmenter_saw: number of test images that overlap with the images of the segmenter of crops or features (`data.overlap`).
         flagged: number of images left out by `data.quality`.
         features: hand-crafted features of every image, None if not requested.
+        notes: sentences about files that are not in the index, and about links.
     """
 
     entry: Dataset
@@ -67,6 +70,7 @@ class PreparedData:
     segmenter_saw: int = 0
     flagged: int = 0
     features: FeatureTable | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def split_table(self) -> pd.DataFrame:
@@ -103,7 +107,7 @@ def locate_dataset(config: DataConfig, progress: ProgressBar | None = None) -> t
     """
     entry = catalog_entry(config.dataset)
     if entry.name != "demo":
-        return entry, find_root(entry, config.root, data_folder())
+        return entry, unpacked_root(find_root(entry, config.root, data_folder()))
     root = Path(config.root) if config.root else demo.default_root(cache_folder())
     # The demo folder is created atomically, so metadata.csv proves that it is complete. Its content does not matter.
     if not (root / "metadata.csv").is_file():
@@ -136,6 +140,8 @@ def prepare_data(
     entry, root = locate_dataset(config, progress)
     images = image_root(root)
     index, diagnoses = load_index(entry, root)
+    notes = index.attrs["notes"]
+    index, same_files = merge_same_files(index, images)
     if kind.has_classes and index["diagnosis"].isna().all():
         raise DataError(f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}")
     index, groups_hash = merge_patients(index), ""
@@ -152,6 +158,7 @@ def prepare_data(
     if whole:
         roles = Roles(np.full(len(index), "test", dtype=object))
     else:
+        _check_training_set(index, entry, root)
         roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
     store = open_store(
         index, images, cache_folder(), preprocessing, masks=kind.has_masks,
@@ -190,6 +197,7 @@ def prepare_data(
         leaking_groups=roles.leaking_groups, leaking_images=roles.leaking_images,
         index_hash=identity[0], split_hash=identity[1], groups_hash=groups_hash,
         segmenter_saw=source.count_overlap(index, entry) if source else 0, flagged=flagged, features=features,
+        notes=(*notes, *([same_files] if same_files else ())),
     )  # fmt: skip
 
 
@@ -226,6 +234,16 @@ def _dropped(index: pd.DataFrame, roles: Roles, bad: pd.DataFrame, task: str) ->
     reasons |= dict.fromkeys(roles.dropped, "its lesion or patient is also in another subset of the publisher")
     reasons |= dict(zip(bad["image_id"], bad["error"], strict=True))
     return pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
+
+
+def _check_training_set(index: pd.DataFrame, entry: Dataset, root: Path) -> None:
+    parts = set(index["part"])
+    if "train" not in parts and "" not in parts:
+        names = " and ".join(SUBSETS[part] for part in ROLES if part in parts)
+        raise SplitError(
+            f"{entry.name} in {root} contains only the publisher's {names}, so that there is nothing to train on. Add the training set; "
+            "prepare, evaluate --part all and predict work without it."
+        )
 
 
 def _check_whole(index: pd.DataFrame, entry: Dataset, task: str) -> None:

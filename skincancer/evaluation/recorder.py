@@ -80,6 +80,8 @@ class EvaluationRecorder:
 
     def announce(self) -> None:
         """Print the evaluated images, excluded images and warnings."""
+        for note in self.data.notes:
+            self._print(note)
         evaluation, data = self.evaluation, self.data
         rows = data.rows("test")
         subset = "every image" if evaluation.whole else f"test set of {self.split}"

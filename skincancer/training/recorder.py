@@ -107,6 +107,8 @@ class FitRecorder:
                 f"{settings.split}: {90 - split.test} % of the lesions for training, 10 % for validation, {split.test} % for testing; "
                 "no lesion is in two subsets"
             )
+        for note in data.notes:
+            self.console.print(Text(note))
         if data.left_out:
             self.console.print(Text(f"left out: {data.left_out}"))
         if data.leaking_groups:

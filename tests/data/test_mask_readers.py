@@ -51,7 +51,14 @@ def make(name: str, root: Path, parts: tuple[str, ...] = ("train", "val", "test"
             for image_id in (f"ISIC_{2 * number}", f"ISIC_{2 * number + 1}"):
                 put(root / images / (images if nested else ""), f"{image_id}.jpg", f"{image_id}_superpixels.png")
                 put(root / masks / (masks if nested else ""), f"{image_id}{ending}")
-            put(root / images, "ATTRIBUTION.txt", f"{images}_metadata.csv", "._ISIC_0.jpg")
+            put(root / images, "ATTRIBUTION.txt", "._ISIC_0.jpg")
+            inner = images if nested else ""
+            write(
+                root / images / inner / f"{images}_metadata.csv",
+                "image_id,age_approximate,sex",
+                "ISIC_0,55,female",
+                "ISIC_1,unknown,unknown",
+            )
             put(root / masks, "LICENSE.txt", f"._ISIC_0{ending}")
 
 
@@ -132,7 +139,7 @@ def test_isic_segmentation_refuses(tmp_path: Path, name: str) -> None:
         ),
         "a folder without images": (
             remove(name, 1, 0, "ISIC_0.jpg", "ISIC_1.jpg"),
-            rf"{images} contains no \*\.jpg",
+            rf"{images} contains no image",
         ),
         "two masks of one image": (
             lambda root: put(root, f"{masks}/ISIC_0_SEGMENTATION.png"),

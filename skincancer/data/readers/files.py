@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
+from skincancer.data.image_files import ImageSearch
 from skincancer.data.index import name_first
 from skincancer.errors import DataError
 
 
-def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
+def read_csv(path: Path, required: Iterable[str] = (), columns: Sequence[str] = ()) -> pd.DataFrame:
     """Read a comma- or tab-separated table as strings.
 
     Empty cells become "".
+
+    Args:
+        path: file of the table.
+        required: columns that the header must contain.
+        columns: names of the columns of a table without a header.
 
     Raises:
         DataError: The file cannot be read as such a table, is empty, repeats a column, lacks a required column, or has a
@@ -31,7 +37,7 @@ def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     if not lines:
         raise DataError(f"{path} is empty")
-    header, *rows = lines
+    header, *rows = [list(columns), *lines] if columns else lines
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise DataError(f"{path} has the column {repeated[0]!r} more than once")
@@ -44,20 +50,19 @@ def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
     return pd.DataFrame({name: [row[i] for row in rows] for i, name in enumerate(header)}, dtype=object)
 
 
-def list_jpegs(folder: Path) -> dict[str, Path]:
-    """List the JPEG files directly in a folder by image id.
+def list_images(folder: Path, search: ImageSearch) -> dict[str, Path]:
+    """List the image files directly in a folder by image id.
 
-    The image id is the file name without extension. Other files and hidden files are ignored.
+    The image id is the file name without extension. Masks, other files and hidden files are left out.
 
     Raises:
-        DataError: Two files have the same id.
+        DataError: Two files have the same id, or a link is broken.
     """
     images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in (".jpg", ".jpeg") and not path.name.startswith("."):
-            if path.stem in images:
-                raise DataError(f"{images[path.stem]} and {path} have the same image id; keep one file")
-            images[path.stem] = path
+    for path in search.list_images(folder):
+        if path.stem in images:
+            raise DataError(f"{images[path.stem]} and {path} have the same image id; keep one file")
+        images[path.stem] = path
     return images
 
 
@@ -67,17 +72,28 @@ def list_masks(folder: Path) -> dict[str, Path]:
     The case of the ending does not matter. Other files and hidden files are ignored.
 
     Raises:
-        DataError: Two files belong to one image.
+        DataError: Two files belong to one image, or a link is broken.
     """
     ending = "_segmentation.png"
     masks: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.lower().endswith(ending) and not path.name.startswith("."):
+    for path in ImageSearch().list_entries(folder):
+        if path.name.lower().endswith(ending):
             image_id = path.name[: -len(ending)]
             if image_id in masks:
                 raise DataError(f"{masks[image_id]} and {path} are masks of the same image; keep one file")
             masks[image_id] = path
     return masks
+
+
+def find_folder(root: Path, name: str) -> Path | None:
+    """Find the folder of an archive, at the root or one level deeper."""
+    return next((path for path in (root / name / name, root / name) if path.is_dir()), None)
+
+
+def find_table(root: Path, name: str, *folders: str) -> Path | None:
+    """Find a table in the root, or in one of its folders as `find_folder` does."""
+    places = [root, *(place for folder in folders if (place := find_folder(root, folder)))]
+    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def check_match(
