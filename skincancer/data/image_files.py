@@ -26,7 +26,7 @@ _SHOWN = 5
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is ignored: hidden, or added by a system or an archive."""
+    """Return whether a file or folder is hidden, or litter of an archive."""
     return name.startswith(".") or name.casefold() in LITTER
 
 
@@ -132,7 +132,7 @@ class ImageSearch:
         images.setdefault(key, path)
 
     def is_image(self, name: str) -> bool:
-        """Return whether a file is read as an image. Count a visible file as skipped otherwise."""
+        """Return whether a file is read as an image, and count skipped files."""
         if is_image_name(name):
             return True
         if not is_hidden(name) and not _is_other(name):
@@ -216,13 +216,13 @@ def unpacked_root(root: Path) -> Path:
 
 
 def _above(folder: Path) -> set[Hashable]:
-    """Return the keys of a folder and of all folders above it, by its name and by its target."""
+    """Return the keys of a folder, of its target, and of all folders above."""
     places = Path(os.path.abspath(folder)), Path(os.path.realpath(folder))
     return {file_key(path) for place in places for path in (place, *place.parents)}
 
 
 def _is_other(name: str) -> bool:
-    """Return whether nobody expects a file of this name to be read as an image."""
+    """Return whether a file name is that of a text, table or archive."""
     path = Path(name)
     return path.suffix.lower() in _OTHERS or path.stem.casefold() in _OTHER_NAMES
 

@@ -41,6 +41,10 @@ FLAGGED = "flagged: "
 SHOWN_REASONS = 8
 
 
+class NoDiagnoses(DataError):
+    """Data set without diagnoses for a task with classes."""
+
+
 @dataclass(frozen=True)
 class PreparedData:
     """Prepared data of a run.
@@ -143,7 +147,9 @@ def prepare_data(
     notes = index.attrs["notes"]
     index, same_files = merge_same_files(index, images)
     if kind.has_classes and index["diagnosis"].isna().all():
-        raise DataError(f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}")
+        raise NoDiagnoses(
+            f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}"
+        )
     index, groups_hash = merge_patients(index), ""
     if config.groups:
         index, groups_hash = merge_groups(index, Path(config.groups))

@@ -1,4 +1,4 @@
-"""Images that are the same file: links that a data set contains beside their targets."""
+"""Images of a data set that are links to the same file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skincancer.data.image_files import check_links, file_key
 
 
 def merge_same_files(index: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, str]:
-    """Merge the lesions of images that are the same file, by hard or symbolic links.
+    """Merge the lesions of images that are links to the same file.
 
     The copies then stay in one subset of a split, and `data.leaks` decides about copies in two subsets of the publisher.
 

@@ -88,7 +88,10 @@ def _find(text: str, search: ImageSearch) -> Iterator[tuple[str, str]]:
 
 
 def _match_below(pattern: Path, base: Path, search: ImageSearch) -> list[Path]:
-    """Return the images below a folder that match a pattern with `**`, or are in a folder that matches."""
+    """Return the images below a folder that match a pattern with `**`.
+
+    If a folder matches, all images in it are returned.
+    """
     patterns = pattern.relative_to(base).parts
     # Other files count as skipped only if the pattern matches every name.
     search = search if patterns[-1] in ("*", "**") else ImageSearch(search.without)

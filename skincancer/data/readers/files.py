@@ -91,7 +91,7 @@ def find_folder(root: Path, name: str) -> Path | None:
 
 
 def find_table(root: Path, name: str, *folders: str) -> Path | None:
-    """Find a table in the root, or in one of its folders as `find_folder` does."""
+    """Find a table in the root, or in the folder of an archive."""
     places = [root, *(place for folder in folders if (place := find_folder(root, folder)))]
     return next((place / name for place in places if (place / name).is_file()), None)
 

@@ -73,7 +73,7 @@ def read_2016(root: Path) -> pd.DataFrame:
 
 
 def read_2017(root: Path) -> pd.DataFrame:
-    """Read ISIC 2017 Parts 1 and 3 (Codella et al. 2018), with age and sex.
+    """Read ISIC 2017 Parts 1 and 3 (Codella et al. 2018).
 
     The diagnoses are ISIC-2017_<Part>_Part3_GroundTruth.csv in the root: melanoma, nevus, seborrheic_keratosis. Age and
     sex are ISIC-2017_<Part>_Data_metadata.csv in the folder of images or in the root.
@@ -192,7 +192,7 @@ def _with_diagnoses(root: Path, layout: Layout, read: Callable[[Path, pd.Series[
 
 
 def _read_malignancy(path: Path, ids: pd.Series[str]) -> dict[str, str]:
-    """Read the ground truth of ISIC 2016 Part 3: rows of id and value, without a header."""
+    """Read the ground truth of ISIC 2016 Part 3, which has no header."""
     rows = read_csv(path, columns=("image_id", "malignancy"))
     check_match(ids, rows["image_id"], path)
     _check_rows(
