@@ -58,26 +58,30 @@ class ImageSearch:
         """List visible files and folders in a folder, sorted.
 
         Raises:
-            DataError: the folder cannot be read, a name is not valid UTF-8, or a link is broken.
+            DataError: the folder cannot be read, or a link is broken.
         """
         try:
             with os.scandir(folder) as entries:
                 visible = [folder / entry.name for entry in entries if not is_hidden(entry.name)]
         except OSError as error:
             raise DataError(f"{folder} cannot be read as a folder: {error.strerror}. Make it readable.") from error
-        check_names(visible)
         check_links(path for path in visible if not _is_other(path.name))
         return sorted(path for path in visible if Path(os.path.abspath(path)) not in self.without)
 
     def list_folders(self, folder: Path) -> list[Path]:
-        """List visible folders in a folder, sorted, without links to a folder above."""
-        above, folders = _above(folder), []
+        """List visible folders in a folder, sorted, without links to a folder above.
+
+        Raises:
+            DataError: as in `list_entries`, or the name of a folder is not valid UTF-8.
+        """
+        above, folders = _above(folder), list[Path]()
         for path in self.list_entries(folder):
             if path.is_dir():
                 if path.is_symlink() and file_key(path) in above:
                     self.loops[path] = None
                 else:
                     folders.append(path)
+        check_names(folders)
         return folders
 
     def list_images(self, folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from skincancer.data.image_files import ImageSearch, check_links, check_names
+from skincancer.data.image_files import ImageSearch, check_links
 from skincancer.errors import DataError
 from skincancer.imaging.formats import install_command, missing_extra
 
@@ -34,7 +34,7 @@ def find_images(paths: Sequence[Path | str], search: ImageSearch | None = None) 
 
     Raises:
         DataError: a path does not exist or is a broken link, a folder or a pattern contains no image, a file needs an extra that is
-            not installed, a name is not valid UTF-8, or two images have the same id.
+            not installed, or two images have the same id.
     """
     search = search or ImageSearch()
     # The key is the absolute path, so that a file counts once.
@@ -61,7 +61,6 @@ def find_images(paths: Sequence[Path | str], search: ImageSearch | None = None) 
 def _find(text: str, search: ImageSearch) -> Iterator[tuple[str, str]]:
     """Yield files, each with its path below the searched folder, without suffix."""
     path = Path(os.path.expanduser(text))
-    check_names([path])
     check_links([path])
     if path.is_dir():
         yield from _search(path, path, search)
@@ -77,7 +76,6 @@ def _find(text: str, search: ImageSearch) -> Iterator[tuple[str, str]]:
             if "**" in path.parts
             else [Path(match) for match in sorted(glob.glob(str(path)))]
         )
-        check_names(matches)
         check_links(matches)
         entries = [row for match in matches for row in _in_match(match, base, search)]
         if not entries:

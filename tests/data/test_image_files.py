@@ -170,10 +170,12 @@ def test_names_that_are_not_utf8_are_refused(root: Path, name: bytes) -> None:
     path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"placeholder")
-    for search in (lambda: names(root), lambda: find_images([root]), lambda: find_images([path])):
-        with pytest.raises(DataError, match=r"1 file name is not valid UTF-8: .*\\x(ff|e4).*Rename") as error:
-            search()
-        str(error.value).encode()
+    with pytest.raises(DataError, match=r"1 file name is not valid UTF-8: .*\\x(ff|e4).*Rename") as error:
+        names(root)
+    str(error.value).encode()
+    # The table of predict replaces these bytes.
+    assert str(path) in [row.file for row in find_images([root])]
+    assert len(find_images([path])) == 1
 
 
 def test_skipped_files_are_counted_by_ending(root: Path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
-from skincancer.data.image_files import ImageSearch
+from skincancer.data.image_files import ImageSearch, check_names
 from skincancer.data.index import name_first
 from skincancer.errors import DataError
 
@@ -56,10 +56,12 @@ def list_images(folder: Path, search: ImageSearch) -> dict[str, Path]:
     The image id is the file name without extension. Masks, other files and hidden files are left out.
 
     Raises:
-        DataError: Two files have the same id, or a link is broken.
+        DataError: Two files have the same id, a link is broken, or a name is not valid UTF-8.
     """
     images: dict[str, Path] = {}
-    for path in search.list_images(folder):
+    paths = search.list_images(folder)
+    check_names(paths)
+    for path in paths:
         if path.stem in images:
             raise DataError(f"{images[path.stem]} and {path} have the same image id; keep one file")
         images[path.stem] = path

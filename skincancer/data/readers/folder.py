@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from skincancer.data.image_files import ImageSearch
+from skincancer.data.image_files import ImageSearch, check_names
 from skincancer.data.index import PARTS, name_first
 from skincancer.errors import DataError
 
@@ -67,7 +67,7 @@ def read_classes(root: Path, folders: dict[str, Path], search: ImageSearch) -> p
 
     Raises:
         DataError: A class folder contains no image, images lie next to the class folders, two files differ only in their
-            extension, or a file is in two classes.
+            extension, a file is in two classes, or a name is not valid UTF-8.
     """
     rows: dict[str, tuple[str, str, str, str]] = {}
     places: dict[Hashable, tuple[str, Path]] = {}
@@ -75,6 +75,7 @@ def read_classes(root: Path, folders: dict[str, Path], search: ImageSearch) -> p
         _refuse_loose_images(folder, search)
         for class_folder in search.list_folders(folder):
             images = search.walk(class_folder)
+            check_names(images.values())
             if not images:
                 raise DataError(f"the class folder {class_folder} contains no image; {search.describe_empty()}")
             for key, path in images.items():
