@@ -52,7 +52,7 @@ def audit(
     entry, rows = result.own.entry, summary(result)
     title = f"audit of {entry.title}: {len(result.own.index)} images in {result.own.root}"
     console.print(make_table(title, ["found", "images", "groups"], rows or [["nothing", "", ""]]))
-    for text in sentences(result):
+    for text in (*result.own.index.attrs["notes"], *sentences(result)):
         console.print(text, markup=False)
     name = f"{entry.name}_audit" if result.other is None else f"{entry.name}_audit_against_{result.other.entry.name}"
     files: dict[Path, Callable[[Audit, Path], object]] = {

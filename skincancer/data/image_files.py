@@ -6,7 +6,7 @@ Every reader and predict search folders here. A real file, identified by device 
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class ImageSearch:
         self.loops = dict[Path, None]()
         self.repeated = 0
 
-    def list_entries(self, folder: Path) -> list[Path]:
+    def list_entries(self, folder: Path) -> list[os.DirEntry[str]]:
         """List visible files and folders in a folder, sorted.
 
         Raises:
@@ -62,11 +62,13 @@ class ImageSearch:
         """
         try:
             with os.scandir(folder) as entries:
-                visible = [folder / entry.name for entry in entries if not is_hidden(entry.name)]
+                visible = sorted(
+                    (entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name
+                )
         except OSError as error:
             raise DataError(f"{folder} cannot be read as a folder: {error.strerror}. Make it readable.") from error
-        check_links(path for path in visible if not _is_other(path.name))
-        return sorted(path for path in visible if Path(os.path.abspath(path)) not in self.without)
+        check_links(Path(entry.path) for entry in visible if entry.is_symlink() and not is_other(entry.name))
+        return [entry for entry in visible if not (self.without and Path(os.path.abspath(entry.path)) in self.without)]
 
     def list_folders(self, folder: Path) -> list[Path]:
         """List visible folders in a folder, sorted, without links to a folder above.
@@ -75,19 +77,19 @@ class ImageSearch:
             DataError: as in `list_entries`, or the name of a folder is not valid UTF-8.
         """
         above, folders = _above(folder), list[Path]()
-        for path in self.list_entries(folder):
-            if path.is_dir():
-                if path.is_symlink() and file_key(path) in above:
-                    self.loops[path] = None
+        for entry in self.list_entries(folder):
+            if entry.is_dir():
+                if entry.is_symlink() and file_key(entry.path) in above:
+                    self.loops[Path(entry.path)] = None
                 else:
-                    folders.append(path)
+                    folders.append(Path(entry.path))
         check_names(folders)
         return folders
 
     def list_images(self, folder: Path) -> list[Path]:
         """List the image files directly in a folder, sorted, and ignore masks."""
-        files = [path for path in self.list_entries(folder) if path.is_file()]
-        return [path for path in files if not is_mask_name(path.name) and self.is_image(path.name)]
+        files = [entry for entry in self.list_entries(folder) if not is_mask_name(entry.name) and entry.is_file()]
+        return [Path(entry.path) for entry in files if self.is_image(entry.name)]
 
     def walk(self, folder: Path) -> dict[Hashable, Path]:
         """Find the image files in a folder and its subfolders, each real file once.
@@ -102,44 +104,47 @@ class ImageSearch:
         """
         images: dict[Hashable, Path] = {}
         visited: set[Hashable] = {file_key(folder)}
-        waiting, links = [(folder, _above(folder))], list[tuple[Path, set[Hashable]]]()
+        waiting, links = deque([(folder, _above(folder))]), deque[tuple[os.DirEntry[str], set[Hashable]]]()
         while waiting or links:
-            if not waiting:
-                # All real folders have been searched. Links of links come last.
-                link, above = links.pop(0)
-                key = file_key(link)
-                if not link.is_dir():
-                    self._add(images, key, link)
-                elif key in above:
-                    self.loops[link] = None
-                elif key in visited:
-                    self.repeated += 1
-                else:
-                    visited.add(key)
-                    waiting.append((link, above | _above(link)))
+            if waiting:
+                current, above = waiting.popleft()
+                for entry in self.list_entries(current):
+                    is_folder = entry.is_dir()
+                    if entry.is_symlink():
+                        if is_folder or self.is_image(entry.name):
+                            links.append((entry, above))
+                    elif is_folder:
+                        if (key := file_key(entry.path)) not in visited:
+                            visited.add(key)
+                            waiting.append((Path(entry.path), above | {key}))
+                    elif self.is_image(entry.name) and entry.is_file():
+                        self._add(images, entry)
                 continue
-            current, above = waiting.pop(0)
-            for path in self.list_entries(current):
-                if path.is_symlink():
-                    if path.is_dir() or self.is_image(path.name):
-                        links.append((path, above))
-                elif path.is_dir():
-                    if (key := file_key(path)) not in visited:
-                        visited.add(key)
-                        waiting.append((path, above | {key}))
-                elif path.is_file() and self.is_image(path.name):
-                    self._add(images, file_key(path), path)
+            # All real folders have been searched. Links of links come last.
+            entry, above = links.popleft()
+            if not entry.is_dir():
+                self._add(images, entry)
+            elif (key := file_key(entry.path)) in above:
+                self.loops[Path(entry.path)] = None
+            elif key in visited:
+                self.repeated += 1
+            else:
+                visited.add(key)
+                waiting.append((Path(entry.path), above | _above(Path(entry.path))))
         return dict(sorted(images.items(), key=lambda item: item[1]))
 
-    def _add(self, images: dict[Hashable, Path], key: Hashable, path: Path) -> None:
-        self.repeated += key in images
-        images.setdefault(key, path)
+    def _add(self, images: dict[Hashable, Path], entry: os.DirEntry[str]) -> None:
+        key = file_key(entry.path)
+        if key in images:
+            self.repeated += 1
+        else:
+            images[key] = Path(entry.path)
 
     def is_image(self, name: str) -> bool:
         """Return whether a file is read as an image, and count skipped files."""
         if is_image_name(name):
             return True
-        if not is_hidden(name) and not _is_other(name):
+        if not is_hidden(name) and not is_other(name):
             suffix = Path(name).suffix.lower() or "without ending"
             self.skipped[f"*_{Path(name).stem.rsplit('_', 1)[-1]}{suffix}" if is_mask_name(name) else suffix] += 1
         return False
@@ -225,7 +230,7 @@ def _above(folder: Path) -> set[Hashable]:
     return {file_key(path) for place in places for path in (place, *place.parents)}
 
 
-def _is_other(name: str) -> bool:
+def is_other(name: str) -> bool:
     """Return whether a file name is that of a text, table or archive."""
     path = Path(name)
     return path.suffix.lower() in _OTHERS or path.stem.casefold() in _OTHER_NAMES

@@ -165,7 +165,11 @@ def prepare_data(
         roles = Roles(np.full(len(index), "test", dtype=object))
     else:
         _check_training_set(index, entry, root)
-        roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
+        try:
+            roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
+        except DataError as error:
+            # Links explain lesions in two subsets of data without lesion ids.
+            raise type(error)(f"{error}{f' Note: {same_files}.' if same_files else ''}") from error
     store = open_store(
         index, images, cache_folder(), preprocessing, masks=kind.has_masks,
         find_masks=partial(source.find, index, images, mask_extent, progress, jobs) if source and config.crop else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from pathlib import PurePath
+from os.path import splitext
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif", ".jp2", ".j2k",
@@ -30,16 +30,16 @@ def install_command(extra: str) -> str:
 
 def missing_extra(name: str) -> str:
     """Return the extra that a file needs and that is not installed, or ""."""
-    extra = EXTRAS.get(PurePath(name).suffix.lower(), "")
+    extra = EXTRAS.get(splitext(name)[1].lower(), "")
     return extra if extra and not is_installed(extra) else ""
 
 
 def is_mask_name(name: str) -> bool:
     """Return whether a file name is that of a publisher's mask."""
-    return PurePath(name).stem.casefold().endswith(MASK_ENDINGS)
+    return splitext(name)[0].casefold().endswith(MASK_ENDINGS)
 
 
 def is_image_name(name: str) -> bool:
     """Return whether a visible file of this name is read as an image."""
-    known = PurePath(name).suffix.lower() in (*IMAGE_SUFFIXES, *EXTRAS)
+    known = splitext(name)[1].lower() in (*IMAGE_SUFFIXES, *EXTRAS)
     return known and not missing_extra(name) and not name.startswith(".") and not is_mask_name(name)

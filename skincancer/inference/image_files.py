@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from skincancer.data.image_files import ImageSearch, check_links
+from skincancer.data.image_files import ImageSearch, check_links, is_other
 from skincancer.errors import DataError
 from skincancer.imaging.formats import install_command, missing_extra
 
@@ -76,7 +76,7 @@ def _find(text: str, search: ImageSearch) -> Iterator[tuple[str, str]]:
             if "**" in path.parts
             else [Path(match) for match in sorted(glob.glob(str(path)))]
         )
-        check_links(matches)
+        check_links(match for match in matches if not is_other(match.name))
         entries = [row for match in matches for row in _in_match(match, base, search)]
         if not entries:
             raise DataError(f"no image matches {text} ({search.describe_empty()}).")

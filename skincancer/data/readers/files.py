@@ -78,7 +78,7 @@ def list_masks(folder: Path) -> dict[str, Path]:
     """
     ending = "_segmentation.png"
     masks: dict[str, Path] = {}
-    for path in ImageSearch().list_entries(folder):
+    for path in (Path(entry.path) for entry in ImageSearch().list_entries(folder)):
         if path.name.lower().endswith(ending):
             image_id = path.name[: -len(ending)]
             if image_id in masks:
