@@ -46,7 +46,7 @@ def read_dicom(file: Path | BytesIO) -> npt.NDArray[np.uint8]:
     except DicomError:
         raise
     except Exception as error:
-        raise DicomError(f"cannot be decoded: {error}; export it as PNG") from error
+        raise DicomError(f"cannot be decoded: {' '.join(str(error).split())}; export it as PNG") from error
 
 
 def count_dicom_pixels(file: Path | BytesIO) -> int:

@@ -6,29 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from image_writers import write_png
+from image_writers import quadrants, ramps, upright, write_png
 from PIL import Image, ImageOps
 
 from skincancer.imaging.decode import BadImage, decoding, read_image, read_mask
 from skincancer.imaging.preprocessing import Preprocessing
-
-RED, GREEN, BLUE = (200, 40, 30), (20, 180, 60), (30, 50, 210)
-
-
-def quadrants() -> Image.Image:
-    """Create a 32×16 image that every rotation and flip changes: left red, right green above blue."""
-    pixels = np.zeros((16, 32, 3), np.uint8)
-    pixels[:, :16], pixels[:8, 16:], pixels[8:, 16:] = RED, GREEN, BLUE
-    return Image.fromarray(pixels)
-
-
-def upright(image: Image.Image, tolerance: int = 0) -> bool:
-    """Return whether an image is `quadrants()` in the middle of each colour (JPEG blurs edges)."""
-    pixels = np.asarray(image).astype(int)
-    wanted = {(8, 8): RED, (4, 24): GREEN, (12, 24): BLUE}
-    return pixels.shape == (16, 32, 3) and all(
-        abs(pixels[place] - colour).max() <= tolerance for place, colour in wanted.items()
-    )
 
 
 def test_plain_rgb_is_read_unchanged(tmp_path: Path):
@@ -124,13 +106,6 @@ def test_truncated_files(tmp_path: Path, suffix: str, share: float):
     read_image(tmp_path / f"whole.{suffix}")
     with pytest.raises(BadImage, match="cannot be decoded"):
         read_image(tmp_path / f"cut.{suffix}")
-
-
-def ramps(depth: int) -> np.ndarray:
-    """uint16 (32, 48, 3): colours from 0 to the largest value of a depth."""
-    y, x = np.mgrid[:32, :48]
-    top = 2**depth - 1
-    return np.dstack([x * top // 47, y * top // 31, top - x * top // 47]).astype(np.uint16)
 
 
 def write_tiff(path: Path, values: np.ndarray, **options) -> None:

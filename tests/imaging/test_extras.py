@@ -1,14 +1,14 @@
 """Test reading of HEIC and DICOM files, which need extras."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pillow_heif
 import pydicom
 import pytest
-from image_writers import write_dicom
+from image_writers import BLUE, GREEN, RED, quadrants, ramps, upright, write_dicom
 from PIL import Image, ImageOps
-from test_decode import quadrants, ramps, upright
 
 from skincancer.imaging import decode
 from skincancer.imaging.decode import BadImage, MissingExtra, count_pixels, decoding, read_image
@@ -49,6 +49,28 @@ def test_dicom(tmp_path: Path):
     assert np.array_equal(np.asarray(read_image(path))[..., 0], grey)
     write_dicom(path, ramps(10)[..., 0], "MONOCHROME1", BitsStored=12, HighBit=11)
     assert np.array_equal(np.asarray(read_image(path))[..., 2], 255 - grey)
+
+
+def test_compressed_dicom(tmp_path: Path):
+    stream = io.BytesIO()
+    quadrants().save(stream, "jpeg", quality=95)
+    tags = {"PixelData": pydicom.encaps.encapsulate([stream.getvalue()])}
+    write_dicom(tmp_path / "a.dcm", np.asarray(quadrants()), "YBR_FULL_422", pydicom.uid.JPEGBaseline8Bit, **tags)
+    assert upright(read_image(tmp_path / "a.dcm"), tolerance=12)
+    write_dicom(tmp_path / "a.dcm", np.asarray(quadrants()), "RGB", pydicom.uid.JPEGLSLossless, **tags)
+    with pytest.raises(BadImage, match=r"^cannot be decoded: [^\n]*JPEG-LS[^\n]*; export it as PNG$"):
+        read_image(tmp_path / "a.dcm")
+
+
+def test_dicom_of_a_palette(tmp_path: Path):
+    colours = np.array([RED, GREEN, BLUE])
+    indices = (np.asarray(quadrants())[:, :, None] == colours).all(axis=3).argmax(axis=2).astype(np.uint8)
+    tags = {}
+    for channel, name in enumerate(("Red", "Green", "Blue")):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [3, 0, 16]
+        tags[f"{name}PaletteColorLookupTableData"] = (colours[:, channel] * 257).astype(np.uint16).tobytes()
+    write_dicom(tmp_path / "a.dcm", indices, "PALETTE COLOR", **tags)
+    assert np.array_equal(read_image(tmp_path / "a.dcm"), quadrants())
 
 
 @pytest.mark.parametrize(("tags", "message"), [
