@@ -168,6 +168,17 @@ def test_broken_links_stop_readers_of_publishers(tmp_path: Path) -> None:
         load_index(dataset("ham10000"), tmp_path)
 
 
+@pytest.mark.parametrize(("name", "link"), [
+    ("malignant_vs_benign", "test"), ("isic2018_task1", "ISIC2018_Task1-2_Training_Input"), ("ph2", "PH2Dataset"),
+    ("isic2018_task3", "ISIC2018_Task3_Test_Input"), ("ham10000", "HAM10000_images"),
+])  # fmt: skip
+def test_a_broken_link_to_a_folder_of_a_publisher_is_named(tmp_path: Path, name: str, link: str) -> None:
+    write(tmp_path / "HAM10000_metadata.csv", "lesion_id,image_id,dx,dx_type,age,sex,localization", "H,ISIC_1,mel,,,,")
+    (tmp_path / link).symlink_to("/nowhere/else")
+    with pytest.raises(DataError, match=f"1 link is broken: .*{link} -> /nowhere/else"):
+        load_index(dataset(name), tmp_path)
+
+
 @pytest.mark.parametrize("name", [b"mel/\xff.jpg", b"\xe4h/1.jpg"])
 def test_names_that_are_not_utf8_are_refused(root: Path, name: bytes) -> None:
     path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))

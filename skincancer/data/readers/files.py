@@ -9,7 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
-from skincancer.data.image_files import ImageSearch, check_names
+from skincancer.data.image_files import ImageSearch, check_links, check_names
 from skincancer.data.index import name_first
 from skincancer.errors import DataError
 
@@ -88,7 +88,12 @@ def list_masks(folder: Path) -> dict[str, Path]:
 
 
 def find_folder(root: Path, name: str) -> Path | None:
-    """Find the folder of an archive, at the root or one level deeper."""
+    """Find the folder of an archive, at the root or one level deeper.
+
+    Raises:
+        DataError: The folder is a broken link.
+    """
+    check_links([root / name])
     return next((path for path in (root / name / name, root / name) if path.is_dir()), None)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from skincancer.data.image_files import ImageSearch
+from skincancer.data.image_files import ImageSearch, check_links
 from skincancer.data.readers.folder import read_classes
 from skincancer.errors import DataError
 
@@ -38,4 +38,5 @@ def read(root: Path) -> pd.DataFrame:
 
 
 def _parts(base: Path) -> dict[str, Path]:
+    check_links([base / "train", base / "test"])
     return {part: base / part for part in ("train", "test") if (base / part).is_dir()}
