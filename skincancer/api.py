@@ -98,6 +98,7 @@ def prepare_dataset(experiment: Experiment) -> PreparedDataset:
     with keyboard_interrupts(), progress_bars(make_console()) as bars:
         masks = mask_source(experiment.data, store) if experiment.data.crop or hand_crafted else None
         prepared = prepare_data(experiment.data, masks, bars, task=experiment.task, hand_crafted=hand_crafted)
+    prepared.reading.report(make_console())
     return PreparedDataset(experiment, prepared)
 
 

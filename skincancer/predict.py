@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skincancer.data.image_files import ImageSearch
 from skincancer.errors import ConfigError, RunError
 from skincancer.inference.image_files import find_images
 from skincancer.system.console import make_console, program, progress_bars, run_verb, warn
@@ -34,6 +35,7 @@ class PredictResult:
         bad: number of unreadable images; `errors` describes the first of them.
         empty: number of images with an empty mask.
         measured: whether the input of the model is features measured in masks.
+        notes: sentences about skipped files.
     """
 
     images: int = 0
@@ -41,6 +43,7 @@ class PredictResult:
     empty: int = 0
     measured: bool = False
     errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def predict(
@@ -79,12 +82,15 @@ def predict(
     """
     if format not in FORMATS:
         raise ConfigError(f"--format is {format!r}; use one of {', '.join(FORMATS)}.")
-    images = find_images(paths, without=(out / "masks", out / "overlays"))
+    search = ImageSearch(without=(out / "masks", out / "overlays"))
+    images = find_images(paths, search)
     check_folder(out, "--out")
     from skincancer.inference.predictor import load_predictor
     from skincancer.runs.store import RunStore
 
-    return write_outputs(load_predictor(run, RunStore(uri), masks), images, out, format, progress)
+    result = write_outputs(load_predictor(run, RunStore(uri), masks), images, out, format, progress)
+    result.notes = search.describe()
+    return result
 
 
 def write_outputs(
@@ -166,6 +172,8 @@ def _verb(argv: Sequence[str]) -> None:
             progress=bars("predicting"),
         )  # fmt: skip
     console.print(f"{result.images - result.bad} images answered, in {flags.out}", markup=False)
+    for note in result.notes:
+        console.print(note, markup=False)
     if result.empty:
         consequence = (
             "their features were replaced by the medians of the training images"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from skincancer.audit.command import audit, check_audit_flags, check_outputs, other_dataset
 from skincancer.config.cli import build_parser, parse_flags
@@ -257,13 +257,33 @@ def _verb(argv: Sequence[str]) -> None:
     if flags.get("audit"):
         audit(experiment.data, folder, other_dataset(flags), groups, console)
         return
-    data = prepare(experiment, console)
+    data = _prepare_any(experiment, keys, flags, parser, console)
     if features:
         prepare_features(data, experiment, masks or experiment.data.masks, console, table)
     if show:
         from skincancer.visualization.previews import SHEETS
 
         console.print(f"wrote {SHEETS[show](data, experiment, sheet)}", markup=False)
+
+
+def _prepare_any(
+    experiment: Experiment, keys: dict[str, Any], flags: dict[str, Any], parser: ArgumentParser, console: Console
+) -> PreparedData:
+    """Prepare a data set. Without diagnoses and a chosen task, prepare its masks."""
+    from skincancer.data.prepare import NoDiagnoses
+
+    try:
+        return prepare(experiment, console)
+    except NoDiagnoses:
+        if (
+            flags.get("experiment")
+            or "task" in keys
+            or "segmentation" not in catalog_entry(experiment.data.dataset).tasks
+        ):
+            raise
+    console.print("The data set has no diagnoses; its masks are prepared for segmentation.")
+    masks_only, _ = resolve(None, {**keys, "task": "segmentation", "model.architecture": "unet"}, parser)
+    return prepare(masks_only, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

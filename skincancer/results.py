@@ -18,6 +18,7 @@ from skincancer.comparison.figures import draw_all
 from skincancer.comparison.report import warnings
 from skincancer.comparison.tables import Comparison
 from skincancer.data.datamodule import LesionDataModule
+from skincancer.data.image_files import ImageSearch
 from skincancer.data.prepare import PreparedData
 from skincancer.errors import ConfigError
 from skincancer.imaging.decode import ImageFile
@@ -25,6 +26,7 @@ from skincancer.inference.image_files import find_images
 from skincancer.inference.predictor import Predictor
 from skincancer.runs.finished import FinishedRun
 from skincancer.schema.experiment import Experiment
+from skincancer.system.console import make_console
 from skincancer.system.interrupts import keyboard_interrupts
 from skincancer.training.trainer import build_datamodule
 
@@ -117,6 +119,7 @@ class Model:
 def _image_files(images: Sequence[ImageInput]) -> tuple[list[str | int], list[ImageFile]]:
     names: list[str | int] = []
     files: list[ImageFile] = []
+    search = ImageSearch()
     for number, image in enumerate(images):
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -128,9 +131,11 @@ def _image_files(images: Sequence[ImageInput]) -> tuple[list[str | int], list[Im
             names.append(number)
             files.append(content.getvalue())
         else:
-            paths = [path for _, path in find_images([image])]
+            paths = [path for _, path in find_images([image], search)]
             names += paths
             files += map(Path, paths)
+    for note in search.describe():
+        make_console().print(note, markup=False)
     return names, files
 
 

@@ -65,7 +65,7 @@ def without_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Verbs that parse and check, and then do nothing; a home with what placeholders stand for."""
 
     def nothing(*_: Any, **__: Any) -> Any:
-        return types.SimpleNamespace(images=0, bad=0, empty=0)
+        return predict.PredictResult()
 
     for module, names in (
         (fit, ["fit"]), (sweep, ["sweep", "join"]), (compare, ["compare"]), (evaluate, ["evaluate"]),

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from skincancer import prepare
+from skincancer import fit, prepare
 from skincancer.data.prepare import prepare_data
 from skincancer.data.readers import demo
 from skincancer.schema.data import DataConfig
@@ -45,6 +45,35 @@ def test_missing_data_are_reported_with_a_remedy(tmp_path, monkeypatch, capsys):
     assert "DVN/DBW86T" in message
     assert "SKINCANCER_DATA" in message
     assert "HAM10000_metadata.csv" in message
+
+
+def picture(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 9), (value, 0, 0)).save(path)
+
+
+def test_a_test_set_alone_is_prepared_but_not_fitted(tmp_path, capsys):
+    for number in range(4):
+        picture(tmp_path / f"test/{'benign' if number % 2 else 'malignant'}/{number}.jpg", number)
+    (tmp_path / "test/benign/x.svg").write_bytes(b"")
+    flags = ["malignant_vs_benign", f"--data.root={tmp_path}", "--data.size=8"]
+    assert prepare.main(flags) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "contains only the publisher's test set" in printed
+    assert "skipped 1 file not read as images: 1 .svg" in printed
+    assert fit.main(["--experiment=efficientnet_lite0", "--data.dataset", *flags]) == 2
+    assert "Add the training set" in capsys.readouterr().err
+
+
+def test_a_set_of_masks_is_prepared_without_diagnoses(tmp_path, capsys):
+    for number in range(4):
+        picture(tmp_path / f"ISBI2016_ISIC_Part1_Training_Data/ISIC_{number}.jpg", number)
+        picture(tmp_path / f"ISBI2016_ISIC_Part1_Training_GroundTruth/ISIC_{number}_Segmentation.png", 255)
+    flags = ["isic2016_task1", f"--data.root={tmp_path}", "--data.size=8"]
+    assert prepare.main(flags) == 0
+    assert "its masks are prepared for segmentation" in capsys.readouterr().out
+    assert prepare.main([*flags, "--task=classification"]) == 2
+    assert "has no diagnoses" in capsys.readouterr().err
 
 
 def test_lists_data_sets(capsys):

@@ -144,7 +144,7 @@ def group_runs(
 
 
 def _name_with_settings(run: MlflowRun, runs: Sequence[MlflowRun]) -> str:
-    """Return the experiment of a run, with the params in which runs of the experiment differ."""
+    """Return the experiment of a run, with its differing params in brackets."""
     name, params = run.data.params["experiment"], run.data.params
     others = [other.data.params for other in runs if other.data.params["experiment"] == name]
     different = [

@@ -17,6 +17,7 @@ from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 
 from skincancer.errors import DataError
+from skincancer.imaging.decode import decoding
 
 SINGLE = 4  # Up to this number of tasks, worker processes take longer than they save.
 Progress = Callable[[int, int], None]  # Receives the numbers of finished items and of all items.
@@ -108,7 +109,7 @@ def files_key(index: pd.DataFrame, root: Path, recipe: dict[str, Any], masks: bo
             except OSError:
                 missing.append(str(path))
                 continue
-            digest.update(f"{row[0]}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(f"{row[0]}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n{decoding(root / path)}".encode())
     if missing:
         raise DataError(
             f"{len(missing)} files of the index are missing in {root}, such as {', '.join(missing[:5])}. Restore them and rerun."

@@ -197,7 +197,7 @@ DATASETS: dict[str, Dataset] = {
         layout=(
             "ISIC2018_Task3_Training_Input/*.jpg, "
             "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv, "
-            "ISIC2018_Task3_Training_LesionGroupings.csv; optionally Input and GroundTruth of Validation and of Test. "
+            "ISIC2018_Task3_Training_LesionGroupings.csv; also, or alone, Input and GroundTruth of Validation and of Test. "
             "The CSV files may also be in the root"
         ),
         downloads=_isic(
@@ -225,7 +225,7 @@ DATASETS: dict[str, Dataset] = {
         ),
         layout=(
             "ISIC2018_Task1-2_Training_Input/<image id>.jpg and "
-            "ISIC2018_Task1_Training_GroundTruth/<image id>_segmentation.png; optionally the same of Validation and Test"
+            "ISIC2018_Task1_Training_GroundTruth/<image id>_segmentation.png; also, or alone, the same of Validation and Test"
         ),
         downloads=_isic(
             2018,
@@ -238,7 +238,7 @@ DATASETS: dict[str, Dataset] = {
     ),
     "isic2017_task1": Dataset(
         name="isic2017_task1",
-        title="ISIC 2017 Part 1",
+        title="ISIC 2017 Parts 1 and 3",
         reader="skincancer.data.readers.isic_segmentation:read_2017",
         tasks=("classification", "segmentation", "joint"),
         classes=("melanoma", "nevus", "seborrheic_keratosis"),
@@ -248,12 +248,13 @@ DATASETS: dict[str, Dataset] = {
         how_to_get=(
             "https://challenge.isic-archive.com/data/#2017: ISIC-2017_<Part>_Data.zip and "
             "ISIC-2017_<Part>_Part1_GroundTruth.zip for <Part> = Training, Validation and Test_v2; unpack them side by "
-            "side. For diagnoses, add ISIC-2017_<Part>_Part3_GroundTruth.csv to the same folder."
+            "side. For diagnoses, add ISIC-2017_<Part>_Part3_GroundTruth.csv to the same folder; for classification alone, the masks "
+            "are not needed."
         ),
         layout=(
-            "ISIC-2017_Training_Data/<image id>.jpg and "
-            "ISIC-2017_Training_Part1_GroundTruth/<image id>_segmentation.png; optionally the same of Validation and "
-            "Test_v2; for classification and joint also ISIC-2017_<Part>_Part3_GroundTruth.csv of each available subset"
+            "ISIC-2017_<Part>_Data/<image id>.jpg of one or more of Training, Validation and Test_v2; for segmentation and joint "
+            "ISIC-2017_<Part>_Part1_GroundTruth/<image id>_segmentation.png; for classification and joint "
+            "ISIC-2017_<Part>_Part3_GroundTruth.csv of each available subset"
         ),
         downloads=_isic(
             2017,
@@ -266,27 +267,29 @@ DATASETS: dict[str, Dataset] = {
     ),
     "isic2016_task1": Dataset(
         name="isic2016_task1",
-        title="ISIC 2016 Part 1",
+        title="ISIC 2016 Parts 1 and 3",
         reader="skincancer.data.readers.isic_segmentation:read_2016",
-        tasks=("segmentation",),
-        classes=(),
-        malignant=(),
+        tasks=("classification", "segmentation", "joint"),
+        classes=("benign", "malignant"),
+        malignant=("malignant",),
         licence="CC0",
         citation=ISIC2016_CITATION,
         how_to_get=(
             "https://challenge.isic-archive.com/data/#2016, Part 1: ISBI2016_ISIC_Part1_<Part>_Data.zip and "
-            "ISBI2016_ISIC_Part1_<Part>_GroundTruth.zip of Training and Test; unpack them side by side."
+            "ISBI2016_ISIC_Part1_<Part>_GroundTruth.zip of Training and Test; unpack them side by side. For diagnoses, add "
+            "ISBI2016_ISIC_Part3_<Part>_GroundTruth.csv of Part 3 to the same folder; for classification alone, the masks are not needed."
         ),
         layout=(
-            "ISBI2016_ISIC_Part1_Training_Data/<image id>.jpg and "
-            "ISBI2016_ISIC_Part1_Training_GroundTruth/<image id>_Segmentation.png; optionally the same of Test"
+            "ISBI2016_ISIC_Part1_<Part>_Data/<image id>.jpg (or ISBI2016_ISIC_Part3_<Part>_Data) of one or both of Training and Test; for "
+            "segmentation and joint ISBI2016_ISIC_Part1_<Part>_GroundTruth/<image id>_Segmentation.png; for classification and "
+            "joint ISBI2016_ISIC_Part3_<Part>_GroundTruth.csv of each available subset"
         ),
         downloads=_isic(
             2016,
             *(
-                f"ISBI2016_ISIC_Part1_{part}_{kind}.zip"
+                f"ISBI2016_ISIC_{kind.format(part)}"
                 for part in ("Training", "Test")
-                for kind in ("GroundTruth", "Data")
+                for kind in ("Part3_{}_GroundTruth.csv", "Part1_{}_GroundTruth.zip", "Part1_{}_Data.zip")
             ),
         ),
     ),
@@ -321,7 +324,7 @@ DATASETS: dict[str, Dataset] = {
             "Kaggle, https://www.kaggle.com/datasets/fanconic/skin-cancer-malignant-vs-benign "
             "(kaggle datasets download fanconic/skin-cancer-malignant-vs-benign); unpack the archive as it is."
         ),
-        layout="train/ and test/ (or data/train/ and data/test/), each with benign/*.jpg and malignant/*.jpg",
+        layout="train/ and test/ (or data/train/ and data/test/), each with benign/*.jpg and malignant/*.jpg; one of both is enough",
         copies=("ham10000", "isic2018_task3"),
     ),
     "folder": Dataset(

@@ -6,7 +6,6 @@ The audit and `data.quality` use the facts. The cache key contains ids, paths, s
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from PIL import Image
 
 from skincancer.data.cache import Progress, build_once, files_key, in_processes
 from skincancer.data.mask_sources import mask_files
-from skincancer.imaging.decode import BadImage, read_image, read_truth
+from skincancer.imaging.decode import BadImage, open_image, read_image, read_truth
 from skincancer.imaging.quality import COLUMNS as QUALITY_COLUMNS
 from skincancer.imaging.quality import flags, measure
 from skincancer.imaging.similarity import thumbnail
@@ -175,7 +174,7 @@ def _frame(pixels: RGB, lesion: Mask | None) -> list[float]:
 
 def _jpeg_table(content: bytes) -> float:
     """Return the mean JPEG quantisation entry, 0 for other formats."""
-    with Image.open(io.BytesIO(content)) as image:
+    with open_image(content) as image:
         tables: Mapping[int, list[int]] = getattr(image, "quantization", None) or {}
         entries = [entry for table in tables.values() for entry in table]
     return float(np.mean(entries)) if entries else 0.0

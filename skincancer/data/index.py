@@ -183,7 +183,8 @@ def load_index(dataset: Dataset, root: Path, reading: Reading | None = None) -> 
     """Read the index of a data set, and its class names.
 
     A reader with the parameter `reading` selects the rows itself, by the columns of its file. For other readers,
-    `reading.where` is a condition on the columns of the index.
+    `reading.where` is a condition on the columns of the index. The attribute `notes` of a reader's table lists sentences
+    about skipped files.
 
     Args:
         root: folder of the files, or the table of `csv`. Paths of the index are relative to `image_root(root)`.
@@ -203,13 +204,15 @@ def load_index(dataset: Dataset, root: Path, reading: Reading | None = None) -> 
         raise DataError(
             f"the reader of {dataset.name} returned {type(table).__name__}; expected a pandas table. Fix it."
         )
+    reading.notes.extend(table.attrs.get("notes", ()))
     if reading.where and not selects:
         total, table = len(table), select_rows(table, reading.where, dataset.title)
         reading.notes.append(f"data.where: {len(table):,} of {total:,} images of {dataset.title}")
     if "diagnosis" in table:
         table = table.assign(diagnosis=merge_spellings(table["diagnosis"], dataset.classes, reading))
     classes = dataset.classes or classes_of(table)
-    return finish_index(table, dataset=dataset.name, classes=classes), classes
+    index = finish_index(table, dataset=dataset.name, classes=classes)
+    return index, classes
 
 
 def image_root(root: Path) -> Path:

@@ -26,11 +26,13 @@ from skincancer.data.groups import (
     merge_groups,
     merge_patients,
 )
+from skincancer.data.image_files import unpacked_root
 from skincancer.data.index import add_target, find_root, image_root, index_hash, load_index
 from skincancer.data.mask_sources import MaskSource
 from skincancer.data.positive_class import check_positive
 from skincancer.data.readers import demo
 from skincancer.data.reading import Reading
+from skincancer.data.same_files import merge_same_files
 from skincancer.data.splits import Roles, assign_roles, parse_split, split_hash
 from skincancer.data.store import Store, open_store
 from skincancer.errors import DataError, SplitError
@@ -47,6 +49,10 @@ SUBSETS = {"train": "training set", "val": "validation set", "test": "test set"}
 SPLIT_COLUMNS = ("image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type")
 FLAGGED = "flagged: "
 SHOWN_REASONS = 8
+
+
+class NoDiagnoses(DataError):
+    """Data set without diagnoses for a task with classes."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def locate_dataset(config: DataConfig, progress: ProgressBar | None = None) -> t
     """
     entry = catalog_entry(config.dataset)
     if entry.name != "demo":
-        root = find_root(entry, config.root, data_folder())
+        root = unpacked_root(find_root(entry, config.root, data_folder()))
         return entry.renamed(config.name), root
     root = Path(config.root) if config.root else demo.default_root(cache_folder())
     # The demo folder is created atomically, so metadata.csv proves that it is complete. Its content does not matter.
@@ -156,7 +162,9 @@ def prepare_data(
     reading = Reading.from_config(config)
     index, diagnoses = load_index(entry, root, reading)
     if kind.has_classes and index["diagnosis"].isna().all():
-        raise DataError(f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}")
+        raise NoDiagnoses(
+            f"{entry.name} in {root} has no diagnoses, which {task} needs. To get them: {entry.how_to_get}"
+        )
     reading.warnings.extend(check_lesions(index) + check_groups(index["patient_id"], "patient"))
     lesions = len(index[["patient_id", "lesion_id"]].drop_duplicates()) if known_lesions(index).any() else 0
     shared_ids = count_shared_ids(index)
@@ -164,6 +172,9 @@ def prepare_data(
         reading.notes.append(
             f"{shared_ids} lesion ids belong to several patients: a lesion is a lesion id of one patient"
         )
+    index, same_files = merge_same_files(index, images)
+    if same_files:
+        reading.notes.append(same_files)
     index, groups_hash = merge_patients(index), ""
     if config.groups:
         before = index["lesion_id"]
@@ -183,7 +194,12 @@ def prepare_data(
     if whole:
         roles = Roles(np.full(len(index), "test", dtype=object))
     else:
-        roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
+        _check_training_set(index, entry, root)
+        try:
+            roles = assign_roles(index, parse_split(config.split), config.split_seed, config.leaks)
+        except DataError as error:
+            # Links explain lesions in two subsets of data without lesion ids.
+            raise type(error)(f"{error}{f' Note: {same_files}.' if same_files else ''}") from error
     store = open_store(
         index, images, cache_folder(), preprocessing, masks=kind.has_masks,
         find_masks=partial(source.find, index, images, mask_extent, progress, jobs) if source and config.crop else None,
@@ -258,6 +274,16 @@ def _dropped(index: pd.DataFrame, roles: Roles, bad: pd.DataFrame, task: str) ->
     reasons |= dict.fromkeys(roles.dropped, "its lesion or patient is also in another subset of the publisher")
     reasons |= dict(zip(bad["image_id"], bad["error"], strict=True))
     return pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
+
+
+def _check_training_set(index: pd.DataFrame, entry: Dataset, root: Path) -> None:
+    parts = set(index["part"])
+    if "train" not in parts and "" not in parts:
+        names = " and ".join(SUBSETS[part] for part in ROLES if part in parts)
+        raise SplitError(
+            f"{entry.name} in {root} contains only the publisher's {names}, so that there is nothing to train on. Add the training set; "
+            "prepare, evaluate --part all and predict work without it."
+        )
 
 
 def _check_whole(index: pd.DataFrame, entry: Dataset, task: str) -> None:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
+from skincancer.errors import DataError
+from skincancer.imaging.dicom import MAGIC, PREAMBLE, DicomError, count_dicom_pixels, read_dicom
+from skincancer.imaging.formats import EXTRAS, install_command, is_installed
+
 ImageFile = Path | bytes  # path or content of a file
 MASK_COLOURS = 1 << 16  # An image with more colours is not a mask.
 CLASS_NUMBERS = 16  # Three or more values up to this one are class numbers, however rare one of them is.
+DEPTHS = (8, 10, 12, 14, 16)  # Bits of the values that cameras and scanners store in 16 bits.
+# Major brands of HEIF files with HEVC images (ISO/IEC 23008-12, annex B).
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# Endings of formats that may have more than 8 bits per channel. Those of extras were not read by older versions.
+_MAYBE_DEEP = (".png", ".tif", ".tiff", ".jp2", ".j2k", ".ppm", ".pgm", ".pnm")
+# Numbers of TIFF and EXIF tags.
+_BITS, _PHOTOMETRIC, _ORIENTATION, _PLANES = 258, 262, 274, 284
 # Cameras and scanners exceed the 89 megapixels at which Pillow warns. `BadImage` reports images of twice as many.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
@@ -21,17 +33,28 @@ class BadImage(Exception):
     """Reason why a file cannot be used."""
 
 
+class MissingExtra(DataError):
+    """A file that only an extra reads, which is not installed.
+
+    Unlike `BadImage`, this is not a fact about the file, so that no cache keeps it.
+    """
+
+
 def read_image(path: ImageFile) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
-    EXIF rotation is applied. CMYK, grey and palette images are converted. An alpha channel is dropped.
+    EXIF rotation is applied. CMYK, grey and palette images are converted. An alpha channel is dropped. Values of 16 bits are scaled
+    by their depth: the smallest of `DEPTHS` that holds the brightest value of the image, as cameras store 12 bits in 16.
 
     Raises:
-        BadImage: the file is missing, empty, truncated, no image, or has more than 8 bits per channel.
+        BadImage: the file is missing, empty, truncated, no image, an animation, or has 32 bits per channel.
+        MissingExtra: the format needs an extra that is not installed.
     """
     image = _open(path)
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        raise BadImage(f"has mode {image.mode} (more than 8 bits per channel); convert it to 8-bit RGB")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image = Image.fromarray(_scale_depth(np.asarray(image)))
+    if image.mode in ("I", "F"):
+        raise BadImage(f"has mode {image.mode} (32 bits per channel, of unknown range); convert it to 8-bit RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -120,14 +143,64 @@ def _third_values(histogram: npt.NDArray[np.int64], brightest: float) -> list[in
     return [int(value) for value in third[np.argsort(-histogram[third], kind="stable")]]
 
 
+def open_image(file: ImageFile) -> Image.Image:
+    """Open an image file as Pillow does, also HEIC and DICOM by their extras.
+
+    Raises:
+        UnidentifiedImageError, OSError: as `Image.open`.
+        BadImage: a DICOM file cannot be read.
+        MissingExtra: the format needs an extra that is not installed.
+    """
+    try:
+        return Image.open(_stream(file))
+    except UnidentifiedImageError:
+        extra = _needed_extra(file)
+        if not extra:
+            raise
+        if not is_installed(extra):
+            name = "" if isinstance(file, bytes) else f"{file} "
+            raise MissingExtra(f"{name}needs the extra {extra}; install it: {install_command(extra)}") from None
+        if extra == "dicom":
+            try:
+                return Image.fromarray(read_dicom(_stream(file)))
+            except DicomError as error:
+                raise BadImage(str(error)) from error
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        return Image.open(_stream(file))
+
+
+def _needed_extra(file: ImageFile) -> str:
+    """Return the extra that reads a file, by its first bytes, or ""."""
+    if isinstance(file, bytes):
+        start = file[:PREAMBLE]
+    else:
+        with file.open("rb") as stream:
+            start = stream.read(PREAMBLE)
+    if start.endswith(MAGIC) and len(start) == PREAMBLE:
+        return "dicom"
+    return "heic" if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS else ""
+
+
 def _open(path: ImageFile) -> Image.Image:
     try:
         if not (len(path) if isinstance(path, bytes) else path.stat().st_size):
             raise BadImage("is empty (0 bytes)")
-        with Image.open(_stream(path)) as image:
+        with open_image(path) as image:
+            if image.format == "GIF" and getattr(image, "n_frames", 1) > 1:
+                raise BadImage("is an animation; expected one image. Save the frame of interest as PNG")
+            if _is_deep(image) and not image.mode.startswith(("I", "F")):
+                return _read_deep(path, image)
+            inverted = image.mode.startswith("I;16") and image.format == "TIFF" and _tag(image, _PHOTOMETRIC) == 0
+            kind = image.format
             image.load()
             # exif_transpose returns None only with in_place=True.
-            return ImageOps.exif_transpose(image) or image
+            upright = ImageOps.exif_transpose(image) or image
+            if inverted:
+                upright = Image.fromarray(_top(np.asarray(upright)) - np.asarray(upright))
+            upright.format = kind
+            return upright
     except FileNotFoundError as error:
         raise BadImage("does not exist") from error
     except UnidentifiedImageError as error:
@@ -145,14 +218,106 @@ def _stream(file: ImageFile) -> Path | io.BytesIO:
     return io.BytesIO(file) if isinstance(file, bytes) else file
 
 
+def _tag(image: Image.Image, number: int) -> Any:
+    return getattr(image, "tag_v2", {}).get(number)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether an opened image has more than 8 bits per channel.
+
+    The image must not be loaded, because loading removes the facts.
+    """
+    bits = _tag(image, _BITS) or (8,)
+    # Pillow scales other maxima of PPM files itself.
+    ppm = image.format == "PPM" and str(getattr(image, "tile", "")).endswith("65535))]")
+    return max(bits) > 8 or ppm or image.mode.startswith("I") or ";16" in str(getattr(image, "tile", ""))
+
+
+def _read_deep(file: ImageFile, image: Image.Image) -> Image.Image:
+    """Read a colour image of 16 bits per channel.
+
+    Pillow keeps only the upper 8 bits.
+
+    Args:
+        image: opened image, not loaded.
+    """
+    import cv2
+
+    content = file if isinstance(file, bytes) else file.read_bytes()
+    values: npt.NDArray[Any] | None
+    if _tag(image, _PLANES) == 2:
+        import tifffile
+
+        # OpenCV mixes up separate planes.
+        planes = tifffile.TiffFile(io.BytesIO(content)).pages[0].asarray()
+        values = np.moveaxis(planes, 0, -1) if planes.ndim == 3 else None
+        turned = False
+    else:
+        values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        values = values[..., [2, 1, 0, 3][: values.shape[2]]] if values is not None and values.ndim == 3 else None
+        # OpenCV applies the orientation of TIFF files.
+        turned = image.format == "TIFF"
+    straight = image.mode in ("RGB", "RGBA", "RGBX") and "RGBa" not in str(getattr(image, "tile", ""))
+    if values is None or values.dtype != np.uint16 or values.shape[2] not in (3, 4) or not straight:
+        raise BadImage(f"has mode {image.mode} with 16 bits per channel, which is not read; convert it to 8-bit RGB")
+    colour = _scale_depth(values[..., :3])
+    if values.shape[2] == 4:
+        colour = np.dstack([colour, _scale_depth(values[..., 3])])
+    scaled = Image.fromarray(colour)
+    if not turned:
+        scaled.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    return ImageOps.exif_transpose(scaled) or scaled
+
+
+def _top(values: npt.NDArray[Any]) -> int:
+    """Return the largest value of the depth of an image."""
+    brightest = int(values.max())
+    return next(2**bits - 1 for bits in DEPTHS if brightest < 2**bits)
+
+
+def _scale_depth(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Scale values of up to 16 bits to 8 bits by their depth."""
+    top = _top(values)
+    return ((values.astype(np.uint32) * 510 + top) // (2 * top)).astype(np.uint8)
+
+
 def count_pixels(file: ImageFile) -> int:
     """Count the pixels of an image by its header, 0 if unreadable."""
+    # Pillow and pydicom raise errors of many types for broken files. Decoding the file reports the reason.
     try:
-        with Image.open(_stream(file)) as image:
-            return image.width * image.height
-    # Pillow raises errors of many types for broken files. Decoding the file reports the reason.
+        try:
+            with Image.open(_stream(file)) as image:
+                return image.width * image.height
+        except UnidentifiedImageError:
+            if _needed_extra(file) == "dicom":
+                return count_dicom_pixels(_stream(file))
+            with open_image(file) as image:
+                return image.width * image.height
     except Exception:
         return 0
+
+
+def decoding(path: Path) -> str:
+    """Return the part of a cache key that describes the decoding of a file.
+
+    The part is "" if older versions decoded the file as today. They read 16-bit images otherwise or not at all, and no files of extras.
+    """
+    suffix = path.suffix.lower()
+    if suffix in EXTRAS:
+        return "extra"
+    if suffix not in _MAYBE_DEEP:
+        return ""
+    try:
+        if suffix == ".png":
+            with path.open("rb") as stream:
+                start = stream.read(25)
+            # The depth is in the header of a PNG file, at a fixed place.
+            return "deep" if start[1:4] == b"PNG" and start[24:] == b"\x10" else ""
+        with Image.open(path) as image:
+            return "deep" if _is_deep(image) else ""
+    # Decoding the file reports the reason.
+    except Exception:
+        return ""
 
 
 def read_truth(mask: Path, image: Image.Image) -> Image.Image:

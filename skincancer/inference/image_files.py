@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 from collections import Counter
@@ -9,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from skincancer.data.image_files import ImageSearch, check_links, is_other
 from skincancer.errors import DataError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-# Endings of masks that publishers store next to images, and that predict writes.
-_NO_IMAGES = ("_segmentation", "_superpixels")
+from skincancer.imaging.formats import install_command, missing_extra
 
 
 class ImageEntry(NamedTuple):
@@ -23,7 +22,7 @@ class ImageEntry(NamedTuple):
     file: str
 
 
-def find_images(paths: Sequence[Path | str], without: Sequence[Path] = ()) -> list[ImageEntry]:
+def find_images(paths: Sequence[Path | str], search: ImageSearch | None = None) -> list[ImageEntry]:
     """Return the image files that paths name, each once, sorted within each path.
 
     The id of an image is its file name without extension. If two images in folders have the same name, their ids are their paths
@@ -31,16 +30,18 @@ def find_images(paths: Sequence[Path | str], without: Sequence[Path] = ()) -> li
 
     Args:
         paths: files, folders (searched recursively), or patterns with `*`, `?`, `[…]` or `**`. A file is used whatever its name.
-        without: folders that are not searched.
+        search: search of folders, which then describes the skipped files. None for a new one.
 
     Raises:
-        DataError: a path does not exist, a folder or a pattern contains no image, or two images have the same id.
+        DataError: a path does not exist or is a broken link, a folder or a pattern contains no image, a file needs an extra that is
+            not installed, or two images have the same id.
     """
+    search = search or ImageSearch()
     # The key is the absolute path, so that a file counts once.
     rows: dict[str, tuple[str, str]] = {}
     for path in paths:
         try:
-            for file, below in _find(str(path), [Path(os.path.abspath(folder)) for folder in without]):
+            for file, below in _find(str(path), search):
                 rows.setdefault(os.path.abspath(file), (file, below))
         except OSError as error:
             raise DataError(f"{path} cannot be searched: {error.strerror or error}.") from error
@@ -57,28 +58,57 @@ def find_images(paths: Sequence[Path | str], without: Sequence[Path] = ()) -> li
     return [ImageEntry(image_id, file) for image_id, file in files.items()]
 
 
-def _find(text: str, without: Sequence[Path]) -> Iterator[tuple[str, str]]:
+def _find(text: str, search: ImageSearch) -> Iterator[tuple[str, str]]:
     """Yield files, each with its path below the searched folder, without suffix."""
     path = Path(os.path.expanduser(text))
+    check_links([path])
     if path.is_dir():
-        yield from _search(path, path, without)
+        yield from _search(path, path, search)
     elif path.is_file():
+        if extra := missing_extra(path.name):
+            raise DataError(f"{path} cannot be read without the extra {extra}; install it: {install_command(extra)}")
         yield str(path), path.stem
     elif glob.has_magic(text):
         base = _base_folder(path)
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        entries = [row for match in matches for row in _in_match(match, base, without)]
+        # Unlike a recursive glob, a walk stops at loops of links.
+        matches = (
+            _match_below(path, base, search)
+            if "**" in path.parts
+            else [Path(match) for match in sorted(glob.glob(str(path)))]
+        )
+        check_links(match for match in matches if not is_other(match.name))
+        entries = [row for match in matches for row in _in_match(match, base, search)]
         if not entries:
-            raise DataError(f"no image matches {text} (expected {', '.join(IMAGE_SUFFIXES)}).")
+            raise DataError(f"no image matches {text} ({search.describe_empty()}).")
         yield from entries
     else:
         raise DataError(f"{text} does not exist; use image files, folders or patterns.")
 
 
-def _in_match(match: Path, base: Path, without: Sequence[Path]) -> Iterator[tuple[str, str]]:
+def _match_below(pattern: Path, base: Path, search: ImageSearch) -> list[Path]:
+    """Return the images below a folder that match a pattern with `**`.
+
+    If a folder matches, all images in it are returned.
+    """
+    patterns = pattern.relative_to(base).parts
+    # Other files count as skipped only if the pattern matches every name.
+    search = search if patterns[-1] in ("*", "**") else ImageSearch(search.without)
+    files = [(file, file.relative_to(base).parts) for file in search.walk(base).values()] if base.is_dir() else []
+    return [file for file, parts in files if any(_matches(parts[:end], patterns) for end in range(1, len(parts) + 1))]
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return _matches(parts, patterns[1:]) or (bool(parts) and _matches(parts[1:], patterns))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
+
+
+def _in_match(match: Path, base: Path, search: ImageSearch) -> Iterator[tuple[str, str]]:
     if match.is_dir():
-        yield from _search(match, base, without, may_be_empty=True)
-    elif _is_image(match):
+        yield from _search(match, base, search, may_be_empty=True)
+    elif match.is_file() and search.is_image(match.name):
         yield str(match), match.relative_to(base).with_suffix("").as_posix()
 
 
@@ -92,16 +122,9 @@ def _base_folder(pattern: Path) -> Path:
     return fixed
 
 
-def _search(folder: Path, base: Path, without: Sequence[Path], may_be_empty: bool = False) -> Iterator[tuple[str, str]]:
-    any_image = may_be_empty
-    for file in sorted(folder.rglob("*")):
-        if _is_image(file) and not any(Path(os.path.abspath(file)).is_relative_to(place) for place in without):
-            any_image = True
-            yield str(file), file.relative_to(base).with_suffix("").as_posix()
-    if not any_image:
-        raise DataError(f"{folder} contains no image (expected {', '.join(IMAGE_SUFFIXES)}).")
-
-
-def _is_image(file: Path) -> bool:
-    is_mask = file.stem.casefold().endswith(_NO_IMAGES)
-    return not is_mask and file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+def _search(folder: Path, base: Path, search: ImageSearch, may_be_empty: bool = False) -> Iterator[tuple[str, str]]:
+    images = search.walk(folder)
+    if not images and not may_be_empty:
+        raise DataError(f"{folder} contains no image ({search.describe_empty()}).")
+    for file in images.values():
+        yield str(file), file.relative_to(base).with_suffix("").as_posix()

@@ -18,7 +18,7 @@ from skincancer.data.feature_table import measure
 from skincancer.data.mask_sources import used_mask_source
 from skincancer.errors import ConfigError
 from skincancer.imaging.crop import Crop
-from skincancer.imaging.decode import BadImage, ImageFile, count_pixels
+from skincancer.imaging.decode import BadImage, ImageFile, MissingExtra, count_pixels
 from skincancer.imaging.mask_operations import mask_extent
 from skincancer.imaging.preprocessing import Preprocessing, View
 from skincancer.imaging.types import Box, Mask
@@ -226,8 +226,8 @@ def _catch_errors(file: ImageFile, pixels: int, read: Callable[[], Prediction]) 
     try:
         with memory_lock(pixels):
             return read()
-    except BadImage as error:
-        return Prediction(file, str(error))
+    except (BadImage, MissingExtra) as error:
+        return Prediction(file, str(error).removeprefix(f"{file!s} "))
     except OSError as error:
         return Prediction(file, f"cannot be read: {error.strerror or error}")
     except MemoryError:

@@ -1,11 +1,16 @@
 """Keys of stores and feature tables: a cache that exists must stay valid, so the keys are compared with literals."""
 
+import hashlib
+import json
 import os
 
 import numpy as np
 import pandas as pd
 import pytest
+from image_writers import write_png
+from PIL import Image
 
+from skincancer.data.cache import files_key
 from skincancer.data.mask_sources import BY_NAME
 from skincancer.data.prepare import prepare_data
 from skincancer.imaging.preprocessing import Preprocessing
@@ -92,3 +97,17 @@ def test_the_segmenter_is_loaded_once_for_store_and_feature_table(root, monkeypa
     data = prepare_data(config, mask_source(config, None), jobs=1, hand_crafted=True, whole=True)
     assert loads == [(str(root), f"data.masks run:{root}")]
     assert set(data.features.table["masks"]) == {"run:0123"}
+
+
+@pytest.mark.parametrize(("name", "bits", "same"), [("a.png", 8, True), ("a.png", 16, False), ("a.dcm", 8, False)])
+def test_only_files_that_were_read_otherwise_get_new_keys(tmp_path, name, bits, same):
+    """Older versions read 16 bits per channel almost black or not at all, and cached that."""
+    file = tmp_path / name
+    if bits == 16:
+        write_png(file, np.zeros((4, 4, 3), np.uint16))
+    else:
+        Image.new("RGB", (4, 4)).save(file, format="png")
+    os.utime(file, ns=(STAMP, STAMP))
+    index = pd.DataFrame({"image_id": ["a"], "image": [name], "mask": [None]})
+    old = f"{json.dumps({})}a\0{name}\0{file.stat().st_size}\0{STAMP}\n"
+    assert (files_key(index, tmp_path, {}, masks=False) == hashlib.sha256(old.encode()).hexdigest()[:32]) == same

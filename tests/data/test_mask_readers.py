@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from PIL import Image
 
 from skincancer.data.catalog import dataset
 from skincancer.data.index import add_target, load_index
+from skincancer.data.prepare import prepare_data
 from skincancer.data.splits import assign_roles, parse_split
 from skincancer.data.store import open_store
-from skincancer.errors import DataError
+from skincancer.errors import DataError, SplitError
 from skincancer.imaging.preprocessing import Preprocessing
+from skincancer.schema.data import DataConfig
 
 
 def load(name: str, root: Path) -> pd.DataFrame:
@@ -51,7 +54,14 @@ def make(name: str, root: Path, parts: tuple[str, ...] = ("train", "val", "test"
             for image_id in (f"ISIC_{2 * number}", f"ISIC_{2 * number + 1}"):
                 put(root / images / (images if nested else ""), f"{image_id}.jpg", f"{image_id}_superpixels.png")
                 put(root / masks / (masks if nested else ""), f"{image_id}{ending}")
-            put(root / images, "ATTRIBUTION.txt", f"{images}_metadata.csv", "._ISIC_0.jpg")
+            put(root / images, "ATTRIBUTION.txt", "._ISIC_0.jpg")
+            inner = images if nested else ""
+            write(
+                root / images / inner / f"{images}_metadata.csv",
+                "image_id,age_approximate,sex",
+                "ISIC_0,55,female",
+                "ISIC_1,unknown,unknown",
+            )
             put(root / masks, "LICENSE.txt", f"._ISIC_0{ending}")
 
 
@@ -72,10 +82,29 @@ def test_isic_segmentation(tmp_path: Path, name: str, nested: bool) -> None:
     assert set(index["diagnosis"]) == {None}
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_training_alone_is_enough(tmp_path: Path, name: str) -> None:
-    make(name, tmp_path, parts=("train",))
-    assert load(name, tmp_path)["part"].tolist() == ["train", "train"]
+@pytest.mark.parametrize(("name", "part"), [(name, row[2]) for name, rows in LAYOUTS.items() for row in rows[1:]])
+def test_one_part_alone_is_enough(tmp_path: Path, name: str, part: str) -> None:
+    make(name, tmp_path, parts=(part,))
+    index = load(name, tmp_path)
+    assert index["part"].tolist() == [part, part]
+    assert index["mask"].notna().all()
+
+
+@pytest.mark.parametrize("name", ["isic2016_task1", "isic2017_task1"])
+def test_fit_needs_the_training_part(tmp_path: Path, name: str) -> None:
+    make(name, tmp_path, parts=("test",))
+    for split in ("80:20", "official"):
+        config = DataConfig(dataset=name, root=str(tmp_path), split=split)
+        with pytest.raises(SplitError, match=r"contains only the publisher's test set.*Add the training set"):
+            prepare_data(config, task="segmentation", jobs=1)
+
+
+def test_age_and_sex_of_isic2017(tmp_path: Path) -> None:
+    make("isic2017_task1", tmp_path)
+    index = load("isic2017_task1", tmp_path)
+    assert index["age"].tolist()[:1] == [55.0]
+    assert index["age"][1:].isna().all()
+    assert index["sex"].tolist()[:3] == ["female", "unknown", ""]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -132,7 +161,7 @@ def test_isic_segmentation_refuses(tmp_path: Path, name: str) -> None:
         ),
         "a folder without images": (
             remove(name, 1, 0, "ISIC_0.jpg", "ISIC_1.jpg"),
-            rf"{images} contains no \*\.jpg",
+            rf"{images} contains no image",
         ),
         "two masks of one image": (
             lambda root: put(root, f"{masks}/ISIC_0_SEGMENTATION.png"),
@@ -162,6 +191,45 @@ def test_another_year_is_not_taken_for_this_one(tmp_path: Path, name: str) -> No
         load(name, tmp_path)
 
 
+def make_2016(root: Path, images: str = "Part1") -> None:
+    for part, rows in (("Training", ("ISIC_1,benign", "ISIC_0,malignant")), ("Test", ("ISIC_2,0.0", "ISIC_3,1.0"))):
+        put(root / f"ISBI2016_ISIC_{images}_{part}_Data", *(f"{row.split(',')[0]}.jpg" for row in rows))
+        write(root / f"ISBI2016_ISIC_Part3_{part}_GroundTruth.csv", *rows)
+
+
+@pytest.mark.parametrize("images", ["Part1", "Part3"])
+def test_isic2016_is_classified_without_masks(tmp_path: Path, images: str) -> None:
+    make_2016(tmp_path, images)
+    index = load("isic2016_task1", tmp_path)
+    assert index["diagnosis"].tolist() == ["malignant", "benign", "benign", "malignant"]
+    assert index["part"].tolist() == ["train", "train", "test", "test"]
+    assert set(index["mask"]) == {None}
+
+
+def test_isic2016_with_masks_and_diagnoses(tmp_path: Path) -> None:
+    make("isic2016_task1", tmp_path)
+    make_2016(tmp_path, "Part3")
+    index = load("isic2016_task1", tmp_path)
+    assert index["image"].str.contains("Part1").all()
+    assert index["mask"].notna().all()
+    assert index["diagnosis"].tolist() == ["malignant", "benign", "benign", "malignant"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (("ISIC_1,benign", "ISIC_0,melanoma"), "1 rows are repeated, or contain other values than benign.*: ISIC_0"),
+        (("ISIC_1,benign", "ISIC_0,benign", "ISIC_0,benign"), "1 rows are repeated.*: ISIC_0"),
+        (("ISIC_1,benign",), "1 images without a row: ISIC_0"),
+    ],
+)
+def test_isic2016_refuses_diagnoses(tmp_path: Path, rows: tuple[str, ...], message: str) -> None:
+    make_2016(tmp_path)
+    write(tmp_path / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv", *rows)
+    with pytest.raises(DataError, match=message):
+        load("isic2016_task1", tmp_path)
+
+
 PART3 = "image_id,melanoma,seborrheic_keratosis"
 
 
@@ -188,6 +256,15 @@ def test_isic2017_with_diagnoses(tmp_path: Path) -> None:
     labelled, _ = add_target(index, entry, entry.classes, "malignancy")
     assert labelled["label"].tolist() == [1, 0, 0, 1, 0, 0]
     assert index["mask"].notna().all()
+
+
+def test_isic2017_is_classified_without_masks(tmp_path: Path) -> None:
+    make_2017(tmp_path)
+    for _, masks, _ in LAYOUTS["isic2017_task1"][1:]:
+        shutil.rmtree(tmp_path / masks)
+    index = load("isic2017_task1", tmp_path)
+    assert index["diagnosis"].notna().all()
+    assert set(index["mask"]) == {None}
 
 
 @pytest.mark.parametrize(
@@ -234,7 +311,7 @@ def make_ph2(base: Path) -> None:
     write(base / "PH2_dataset.txt", PH2_HEADER, *PH2_ROWS, *PH2_LEGEND)
 
 
-@pytest.mark.parametrize("level", ["", "PH2Dataset"])
+@pytest.mark.parametrize("level", ["", "PH2Dataset", "PH2Dataset/PH2Dataset"])
 def test_ph2(tmp_path: Path, level: str) -> None:
     make_ph2(tmp_path / level)
     index = load("ph2", tmp_path)

@@ -389,3 +389,35 @@ def test_read_csv_reads_text(tmp_path: Path) -> None:
     path.write_bytes('\ufeffa,b\r\n 007 ,"x, y"\r\nNaN,\r\n'.encode())
     table = read_csv(path, required=("a", "b"))
     assert table.to_dict("list") == {"a": ["007", "NaN"], "b": ["x, y", ""]}
+
+
+@pytest.mark.parametrize(("part", "inner"), [("Test", False), ("Validation", True)])
+def test_isic2018_task3_with_one_part_alone(tmp_path: Path, part: str, inner: bool) -> None:
+    images, labels = f"ISIC2018_Task3_{part}_Input", f"ISIC2018_Task3_{part}_GroundTruth"
+    put(tmp_path / images / (images if inner else ""), "ISIC_5.jpg")
+    put(tmp_path / "__MACOSX" / images, "._ISIC_5.jpg")
+    write(tmp_path / labels / (labels if inner else "") / f"{labels}.csv", ISIC_HEADER, "ISIC_5,0,0,0,0,0,0,1")
+    index, _ = load("isic2018_task3", tmp_path)
+    assert index[["image_id", "diagnosis", "part"]].values.tolist() == [
+        ["ISIC_5", "vasc", part.lower()[:3] if part != "Test" else "test"]
+    ]
+
+
+def test_malignant_vs_benign_with_one_part_alone(tmp_path: Path) -> None:
+    put(tmp_path, "test/benign/1.jpg", "test/malignant/2.jpg")
+    assert load("malignant_vs_benign", tmp_path)[0]["part"].tolist() == ["test", "test"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"train/benign is missing.*one of train and test is enough"):
+        load("malignant_vs_benign", tmp_path / "empty")
+
+
+def test_ham10000_in_folders_of_their_own_name(tmp_path: Path) -> None:
+    make_ham(tmp_path)
+    for name in ("HAM10000_images_part_1", "HAM10000_segmentations_lesion_tschandl"):
+        (tmp_path / name).rename(tmp_path / "moved")
+        (tmp_path / name).mkdir()
+        (tmp_path / "moved").rename(tmp_path / name / name)
+    put(tmp_path / "__MACOSX/HAM10000_images_part_1", "._ISIC_1.jpg", "ISIC_9.jpg")
+    index, _ = load("ham10000", tmp_path)
+    assert index["image"][0] == "HAM10000_images_part_1/HAM10000_images_part_1/ISIC_1.jpg"
+    assert index["mask"][1].count("HAM10000_segmentations_lesion_tschandl") == 2

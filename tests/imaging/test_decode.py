@@ -2,30 +2,15 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+import tifffile
+from image_writers import quadrants, ramps, upright, write_png
+from PIL import Image, ImageOps
 
-from skincancer.imaging.decode import BadImage, read_image, read_mask
+from skincancer.imaging.decode import BadImage, decoding, read_image, read_mask
 from skincancer.imaging.preprocessing import Preprocessing
-
-RED, GREEN, BLUE = (200, 40, 30), (20, 180, 60), (30, 50, 210)
-
-
-def quadrants() -> Image.Image:
-    """Create a 32×16 image that every rotation and flip changes: left red, right green above blue."""
-    pixels = np.zeros((16, 32, 3), np.uint8)
-    pixels[:, :16], pixels[:8, 16:], pixels[8:, 16:] = RED, GREEN, BLUE
-    return Image.fromarray(pixels)
-
-
-def upright(image: Image.Image, tolerance: int = 0) -> bool:
-    """Return whether an image is `quadrants()` in the middle of each colour (JPEG blurs edges)."""
-    pixels = np.asarray(image).astype(int)
-    wanted = {(8, 8): RED, (4, 24): GREEN, (12, 24): BLUE}
-    return pixels.shape == (16, 32, 3) and all(
-        abs(pixels[place] - colour).max() <= tolerance for place, colour in wanted.items()
-    )
 
 
 def test_plain_rgb_is_read_unchanged(tmp_path: Path):
@@ -123,12 +108,110 @@ def test_truncated_files(tmp_path: Path, suffix: str, share: float):
         read_image(tmp_path / f"cut.{suffix}")
 
 
-def test_more_than_eight_bits_are_rejected(tmp_path: Path):
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "sixteen.png")
+def write_tiff(path: Path, values: np.ndarray, **options) -> None:
+    options = {"photometric": "rgb", **options}
+    if values.shape[2] == 4:
+        options["extrasamples"] = ["unassalpha"]
+    tifffile.imwrite(path, values[..., 0] if values.shape[2] == 1 else values, **options)
+
+
+def write_planes(path: Path, values: np.ndarray, **options) -> None:
+    tifffile.imwrite(path, np.moveaxis(values, -1, 0).copy(), photometric="rgb", planarconfig="separate", **options)
+
+
+WRITERS = {
+    "grey.png": lambda path, values: write_png(path, values[..., :1]),
+    "grey and alpha.png": lambda path, values: write_png(path, np.dstack([values[..., 0], np.full((32, 48), 65535, np.uint16)])),
+    "rgb.png": write_png,
+    "rgba.png": lambda path, values: write_png(path, np.dstack([values, np.full((32, 48), 65535, np.uint16)])),
+    "grey.tif": lambda path, values: write_tiff(path, values[..., :1], photometric="minisblack"),
+    "rgb.tif": write_tiff,
+    "rgba.tif": lambda path, values: write_tiff(path, np.dstack([values, np.full((32, 48), 65535, np.uint16)])),
+    "big endian.tif": lambda path, values: write_tiff(path, values, byteorder=">"),
+    "deflate.tif": lambda path, values: write_tiff(path, values, compression="zlib"),
+    "lzw.tif": lambda path, values: cv2.imwrite(str(path), values[..., ::-1].copy(), [cv2.IMWRITE_TIFF_COMPRESSION, 5]),
+    "planes.tif": write_planes,
+    "deflated planes.tif": lambda path, values: write_planes(path, values, compression="zlib"),
+    "rgb.ppm": lambda path, values: path.write_bytes(b"P6 48 32 65535\n" + values.astype(">u2").tobytes()),
+    "grey.pgm": lambda path, values: path.write_bytes(b"P5 48 32 65535\n" + values[..., 0].astype(">u2").tobytes()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("name", WRITERS)
+def test_sixteen_bits_are_scaled_by_their_depth(tmp_path: Path, name: str, depth: int):
+    values = ramps(depth)
+    WRITERS[name](tmp_path / name, values)
+    exact = np.rint(values.astype(np.float64) * 255 / (2**depth - 1))
+    pixels = np.asarray(read_image(tmp_path / name))
+    assert np.abs(pixels - (exact[..., :1] if name.startswith("grey") else exact)).max() == 0
+    assert np.array_equal(pixels, read_image((tmp_path / name).read_bytes()))
+    assert decoding(tmp_path / name) == "deep"
+
+
+def test_white_is_zero_in_a_tiff_of_sixteen_bits(tmp_path: Path):
+    write_tiff(tmp_path / "a.tif", 4095 - ramps(12)[..., :1], photometric="miniswhite")
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.tif"))[..., 0], np.rint(ramps(12)[..., 0] * (255 / 4095)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "tif", "planes"])
+def test_exif_orientation_is_applied_to_sixteen_bits(tmp_path: Path, orientation: int, kind: str):
+    values, path = ramps(16), tmp_path / f"a.{kind[:3].replace('pla', 'tif')}"
+    if kind == "png":
+        write_png(path, values, orientation)
+    else:
+        (write_planes if kind == "planes" else write_tiff)(path, values, extratags=[(274, "H", 1, orientation, True)])
+    with Image.open(path) as image:
+        # Pillow is right on the upper 8 bits, except of planes.
+        upper = Image.fromarray((values >> 8).astype(np.uint8))
+        upper.getexif()[0x0112] = orientation
+        expected = np.asarray(
+            ImageOps.exif_transpose(upper) if kind == "planes" else ImageOps.exif_transpose(image)
+        ).astype(int)
+    pixels = np.asarray(read_image(path)).astype(int)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected).max() <= 1
+
+
+def test_a_depth_of_unknown_range_is_refused(tmp_path: Path):
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "float.tiff")
-    for name in ("sixteen.png", "float.tiff"):
-        with pytest.raises(BadImage, match="more than 8 bits"):
+    Image.fromarray(np.full((8, 8), 70_000, np.int32)).save(tmp_path / "integer.tiff")
+    for name in ("float.tiff", "integer.tiff"):
+        with pytest.raises(BadImage, match="32 bits per channel, of unknown range"):
             read_image(tmp_path / name)
+    cmyk = np.dstack([ramps(16), ramps(16)[..., 0]])
+    tifffile.imwrite(tmp_path / "cmyk.tif", cmyk, photometric="separated")
+    with pytest.raises(BadImage, match="has mode CMYK with 16 bits per channel, which is not read"):
+        read_image(tmp_path / "cmyk.tif")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.ppm", "a.jp2", "a.gif", "a.webp"])
+def test_files_of_eight_bits_keep_their_cache(tmp_path: Path, name: str):
+    quadrants().save(tmp_path / name)
+    assert decoding(tmp_path / name) == ""
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("a.jfif", {"format": "JPEG", "quality": 95}), ("a.jpe", {"format": "JPEG", "quality": 95}), ("a.avif", {"quality": 90}),
+    ("a.webp", {"lossless": True}), ("a.jp2", {}), ("a.j2k", {}), ("a.gif", {}), ("a.ppm", {}),
+])  # fmt: skip
+def test_formats_of_phones_and_archives(tmp_path: Path, name: str, options: dict):
+    quadrants().save(tmp_path / name, **options)
+    assert upright(read_image(tmp_path / name), tolerance=12)
+
+
+def test_an_animation_is_refused(tmp_path: Path):
+    quadrants().save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (32, 16))])
+    with pytest.raises(BadImage, match="is an animation"):
+        read_image(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize("top", [1, 1000, 65535])
+def test_colour_masks_of_sixteen_bits(tmp_path: Path, top: int):
+    lesion = disc(48, 32)[..., None] * np.array([top, top, top], np.uint16)
+    write_png(tmp_path / "m.png", lesion.astype(np.uint16))
+    assert np.array_equal(np.asarray(read_mask(tmp_path / "m.png")), disc(48, 32) * np.uint8(255))
 
 
 def disc(width: int = 40, height: int = 20) -> np.ndarray:

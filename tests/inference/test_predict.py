@@ -20,6 +20,7 @@ from PIL import Image
 
 from skincancer import predict
 from skincancer.data import prepare
+from skincancer.data.image_files import ImageSearch
 from skincancer.data.prepare import prepare_data
 from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, DataError
@@ -175,7 +176,7 @@ def test_output_of_predict_is_not_used_as_input(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"named alone")
     monkeypatch.chdir(tmp_path)
-    rows = find_images([tmp_path], without=(Path("masks"), Path("overlays")))
+    rows = find_images([tmp_path], ImageSearch(without=(Path("masks"), Path("overlays"))))
     assert [row.image_id for row in rows] == ["a"]
 
 

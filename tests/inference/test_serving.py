@@ -16,9 +16,11 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pandas as pd
+import pillow_heif
 import pytest
 import torch
 from conftest import TINY_FIT, all_runs, finished_run
+from image_writers import write_dicom, write_png
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -199,6 +201,31 @@ def test_bad_images_are_reported_by_row(paths, tmp_path, cell, message):
     model.load_context(context)
     with pytest.raises(MlflowException, match=message):
         model.predict(context, pd.DataFrame({"image": pd.Series([str(paths[0]), cell], dtype=object)}))
+
+
+@pytest.mark.parametrize("kind", ["heic", "avif", "dicom", "sixteen bits"])
+def test_formats_of_phones_and_clinics_are_served(paths, tmp_path, kind):
+    run, file = make_run(tmp_path / "classifier", "resnet50"), tmp_path / f"a.{kind}"
+    pixels = np.asarray(Image.open(paths[0]).convert("RGB"))
+    if kind == "heic":
+        pillow_heif.from_pillow(Image.open(paths[0])).save(file, quality=95)
+    elif kind == "avif":
+        Image.open(paths[0]).save(file, quality=95)
+    elif kind == "dicom":
+        write_dicom(file, pixels, "RGB")
+    else:
+        file = tmp_path / "a.png"
+        write_png(file, pixels.astype(np.uint16) * 16)
+    context = type("Context", (), {"artifacts": {"run": str(run)}})
+    model = serving.Model()
+    model.load_context(context)
+    cells = [paths[0].read_bytes(), file.read_bytes(), base64.b64encode(file.read_bytes()).decode(), str(file)]
+    answers = model.predict(context, pd.DataFrame({"image": pd.Series(cells, dtype=object)}))["p_malignant"]
+    # Lossy compression changes some pixels a little.
+    np.testing.assert_allclose(answers, [answers[0]] * 4, atol=0.01)
+    assert predict.main(["--run", str(run), "--out", str(tmp_path / "out"), str(file)]) == 0
+    table = pd.read_csv(tmp_path / "out/predictions.csv")
+    np.testing.assert_allclose(table["p_malignant"], answers[1], rtol=1e-4)
 
 
 class Malicious:

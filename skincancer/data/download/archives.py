@@ -10,13 +10,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from skincancer.data.image_files import is_hidden
 from skincancer.errors import DataError
 from skincancer.system.files import check_space, disk_full
 
 # Images and masks are already compressed, so an archive of images cannot grow a hundredfold.
 MAX_RATIO = 100
-# Files that macOS and Windows add to archives.
-LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db")
 
 
 class BadArchive(DataError):
@@ -82,7 +81,7 @@ def _members(opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         path = PurePosixPath(info.orig_filename)
         if re.search(r"[\x00-\x1f\\]|^[A-Za-z]:", info.orig_filename) or path.is_absolute() or ".." in path.parts:
             raise BadArchive(f"it contains a path outside its folder: {info.orig_filename!r}")
-        if info.is_dir() or any(part in LITTER for part in path.parts):
+        if info.is_dir() or any(is_hidden(part) for part in path.parts):
             continue
         # On disks that ignore case, the second of two such files would replace the first.
         if other := members.get(str(path).casefold()):

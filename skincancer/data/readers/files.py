@@ -6,12 +6,13 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
+from skincancer.data.image_files import ImageSearch, check_links, check_names
 from skincancer.data.index import name_first
 from skincancer.errors import DataError
 
@@ -20,11 +21,16 @@ _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
+def read_csv(path: Path, required: Iterable[str] = (), columns: Sequence[str] = ()) -> pd.DataFrame:
     """Read a table with commas, semicolons or tabs as strings.
 
     The encoding is UTF-8, or UTF-16 with a byte order mark. Empty cells become "". Rows of empty cells are skipped. In a
     table with semicolons, a column of numbers with decimal commas gets decimal points.
+
+    Args:
+        path: file of the table.
+        required: columns that the header must contain.
+        columns: names of the columns of a table without a header.
 
     Raises:
         DataError: The file cannot be read as such a table, is empty, repeats a column, lacks a required column, has a row
@@ -37,9 +43,9 @@ def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for line in reader:
-            cells, end = [cell.strip() for cell in line], reader.line_num
-            if any(cells):
-                lines.append(cells)
+            row, end = [cell.strip() for cell in line], reader.line_num
+            if any(row):
+                lines.append(row)
     except csv.Error as error:
         raise DataError(
             f'{path} has an unbalanced quote (") in the row that begins in line {end + 1}: {error}. Close the quote, and write a '
@@ -47,7 +53,7 @@ def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
         ) from error
     if not lines:
         raise DataError(f"{path} is empty")
-    header, *rows = lines
+    header, *rows = [list(columns), *lines] if columns else lines
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise DataError(f"{path} has the column {repeated[0]!r} more than once")
@@ -57,10 +63,10 @@ def read_csv(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise DataError(f"{path}: row {number} after the header has {len(row)} columns instead of {len(header)}")
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    cells = {name: [row[i] for row in rows] for i, name in enumerate(header)}
     if separator == ";":
-        columns = {name: _with_points(cells) for name, cells in columns.items()}
-    return pd.DataFrame(columns, dtype=object)
+        cells = {name: _with_points(column) for name, column in cells.items()}
+    return pd.DataFrame(cells, dtype=object)
 
 
 def _read_text(path: Path) -> str:
@@ -89,20 +95,21 @@ def _with_points(cells: list[str]) -> list[str]:
     return [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in cells] if numbers else cells
 
 
-def list_jpegs(folder: Path) -> dict[str, Path]:
-    """List the JPEG files directly in a folder by image id.
+def list_images(folder: Path, search: ImageSearch) -> dict[str, Path]:
+    """List the image files directly in a folder by image id.
 
-    The image id is the file name without extension. Other files and hidden files are ignored.
+    The image id is the file name without extension. Masks, other files and hidden files are left out.
 
     Raises:
-        DataError: Two files have the same id.
+        DataError: Two files have the same id, a link is broken, or a name is not valid UTF-8.
     """
     images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in (".jpg", ".jpeg") and not path.name.startswith("."):
-            if path.stem in images:
-                raise DataError(f"{images[path.stem]} and {path} have the same image id; keep one file")
-            images[path.stem] = path
+    paths = search.list_images(folder)
+    check_names(paths)
+    for path in paths:
+        if path.stem in images:
+            raise DataError(f"{images[path.stem]} and {path} have the same image id; keep one file")
+        images[path.stem] = path
     return images
 
 
@@ -112,17 +119,33 @@ def list_masks(folder: Path) -> dict[str, Path]:
     The case of the ending does not matter. Other files and hidden files are ignored.
 
     Raises:
-        DataError: Two files belong to one image.
+        DataError: Two files belong to one image, or a link is broken.
     """
     ending = "_segmentation.png"
     masks: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.lower().endswith(ending) and not path.name.startswith("."):
+    for path in (Path(entry.path) for entry in ImageSearch().list_entries(folder)):
+        if path.name.lower().endswith(ending):
             image_id = path.name[: -len(ending)]
             if image_id in masks:
                 raise DataError(f"{masks[image_id]} and {path} are masks of the same image; keep one file")
             masks[image_id] = path
     return masks
+
+
+def find_folder(root: Path, name: str) -> Path | None:
+    """Find the folder of an archive, at the root or one level deeper.
+
+    Raises:
+        DataError: The folder is a broken link.
+    """
+    check_links([root / name])
+    return next((path for path in (root / name / name, root / name) if path.is_dir()), None)
+
+
+def find_table(root: Path, name: str, *folders: str) -> Path | None:
+    """Find a table in the root, or in the folder of an archive."""
+    places = [root, *(place for folder in folders if (place := find_folder(root, folder)))]
+    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def check_match(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from skincancer.data.image_files import ImageSearch
 from skincancer.data.index import name_first
-from skincancer.data.readers.files import check_match, list_jpegs, list_masks, read_csv
+from skincancer.data.readers.files import check_match, find_folder, list_images, list_masks, read_csv
 from skincancer.errors import DataError
 
 METADATA = ("ham10000_metadata.csv", "ham10000_metadata.tab", "ham10000_metadata")
@@ -32,18 +33,21 @@ def read(root: Path) -> pd.DataFrame:
     table = read_csv(
         metadata, required=("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
     ).rename(columns={"dx": "diagnosis", "localization": "site"})
-    images = _images(root)
+    search = ImageSearch()
+    images = _images(root, search)
     check_match(images, table["image_id"], metadata, " Download the images of both archives.")
 
     masks = _masks(root, images)
     mask = [masks[i].relative_to(root).as_posix() if i in masks else None for i in table["image_id"]]
-    return pd.DataFrame(
+    index = pd.DataFrame(
         {
             **{name: table[name] for name in ("image_id", "diagnosis", "lesion_id", "age", "sex", "site", "dx_type")},
             "image": [images[i].relative_to(root).as_posix() for i in table["image_id"]],
             "mask": pd.Series(mask, dtype=object),
         }
     )
+    index.attrs["notes"] = search.describe()
+    return index
 
 
 def _metadata(root: Path) -> Path:
@@ -59,11 +63,11 @@ def _metadata(root: Path) -> Path:
     return tables[0]
 
 
-def _images(root: Path) -> dict[str, Path]:
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and _IMAGE_FOLDER.fullmatch(path.name))
+def _images(root: Path, search: ImageSearch) -> dict[str, Path]:
+    folders = [path for path in search.list_folders(root) if _IMAGE_FOLDER.fullmatch(path.name)]
     listings: dict[str, dict[str, Path]] = {}
     for folder in folders or [root]:
-        listing = list_jpegs(folder)
+        listing = list_images(folder / folder.name if (folder / folder.name).is_dir() else folder, search)
         # Kaggle's archive contains each folder twice, with its name in upper and in lower case.
         twin = listings.setdefault(folder.name.casefold(), listing)
         if _sizes(twin) != _sizes(listing):
@@ -79,13 +83,13 @@ def _images(root: Path) -> dict[str, Path]:
         images |= listing
     if not images:
         searched = name_first(folder.name for folder in folders) or "the root itself, because no image folder exists"
-        raise DataError(f"ham10000: no *.jpg in {root}; searched {searched}")
+        raise DataError(f"ham10000: no image in {root}; searched {searched}; {search.describe_empty()}")
     return images
 
 
 def _masks(root: Path, images: dict[str, Path]) -> dict[str, Path]:
-    folder = root / MASKS
-    if not folder.is_dir():
+    folder = find_folder(root, MASKS)
+    if folder is None:
         return {}
     masks = list_masks(folder)
     if not masks:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from skincancer.data.image_files import ImageSearch
 from skincancer.data.index import name_first
-from skincancer.data.readers.files import check_match, list_jpegs, read_csv
+from skincancer.data.readers.files import check_match, find_folder, find_table, list_images, read_csv
 from skincancer.errors import DataError
 
 PARTS = {"Training": "train", "Validation": "val", "Test": "test"}
@@ -20,55 +21,59 @@ METADATA = {"lesion_id": "lesion_id", "dx_type": "dx_type", "age": "age", "sex":
 
 
 def read(root: Path) -> pd.DataFrame:
-    """Read the training set and, where complete, the validation and test sets.
+    """Read the training, validation and test sets that exist.
 
-    The lesion groupings are required: without them, views of one lesion could get into both the training and the
-    validation set. The challenge publishes them for the training set only. HAM10000 on Harvard Dataverse contains the test
-    set with lesion ids and other metadata: the folder ISIC2018_Task3_Test_Images, and a table of its own form, which may
-    end in .tab or have no extension.
+    The lesion groupings of a training set are required: without them, views of one lesion could get into both the
+    training and the validation set. The challenge publishes them for the training set only. HAM10000 on Harvard Dataverse
+    contains the test set with lesion ids and other metadata: the folder ISIC2018_Task3_Test_Images, and a table of its own
+    form, which may end in .tab or have no extension.
 
     Returns:
         Columns image_id, image, diagnosis (lower-case names of HAM10000), lesion_id, dx_type and other metadata (empty
         where the publisher gives none), part.
 
     Raises:
-        DataError: The training set or its groupings are missing, a subset has only images or only ground truth, images
-            and ground truth have different ids, or a row of the ground truth is not one-hot.
+        DataError: No set exists, or the groupings of the training set are missing, a subset has only images or only
+            ground truth, images and ground truth have different ids, or a row of the ground truth is not one-hot.
     """
-    tables = []
-    for published, part in PARTS.items():
-        folder = root / f"ISIC2018_Task3_{published}_Input"
-        name = f"ISIC2018_Task3_{published}_GroundTruth"
-        truth = _find(root, f"{name}.csv", name)
-        if part == "test":
-            images = folder.with_name("ISIC2018_Task3_Test_Images")
-            folder = images if images.is_dir() and not folder.is_dir() else folder
-            truth = truth or _find(root, f"{name}.tab", name) or _find(root, name)
-        if not folder.is_dir() and truth is None and part != "train":
-            continue
-        if not folder.is_dir():
-            raise DataError(f"isic2018_task3: {folder} is missing; download {folder.name}.zip and unpack it there")
+    tables, search = [], ImageSearch()
+    places = {published: _find_set(root, published) for published in PARTS}
+    present = [published for published, place in places.items() if any(place)] or ["Training"]
+    for published in present:
+        folder, truth = places[published]
+        archive, name = f"ISIC2018_Task3_{published}_Input", f"ISIC2018_Task3_{published}_GroundTruth"
+        if folder is None:
+            raise DataError(f"isic2018_task3: {root / archive} is missing; download {archive}.zip and unpack it there")
         if truth is None:
             raise DataError(
-                f"isic2018_task3: {folder.name} has no labels; download {name}.zip and unpack it so that "
-                f"{root / name / f'{name}.csv'} exists" + (", or delete the images" if part != "train" else "")
+                f"isic2018_task3: {archive} has no labels; download {name}.zip and unpack it so that "
+                f"{root / name / f'{name}.csv'} exists, or delete the images"
             )
-        tables.append(_read_part(root, folder, truth).assign(part=part))
-    training = tables[0]
-    lesions, dx_type = _read_groupings(root, training["image_id"])
-    tables[0] = training.assign(lesion_id=lesions, dx_type=dx_type)
-    return pd.concat(tables, ignore_index=True)
+        table = _read_part(root, folder, truth, search).assign(part=PARTS[published])
+        if published == "Training":
+            lesions, dx_type = _read_groupings(root, table["image_id"])
+            table = table.assign(lesion_id=lesions, dx_type=dx_type)
+        tables.append(table)
+    index = pd.concat(tables, ignore_index=True)
+    index.attrs["notes"] = search.describe()
+    return index
 
 
-def _find(root: Path, name: str, *folders: str) -> Path | None:
-    return next((path for path in (root / name, *(root / folder / name for folder in folders)) if path.is_file()), None)
+def _find_set(root: Path, published: str) -> tuple[Path | None, Path | None]:
+    """Find the images and the ground truth of a set, None if missing."""
+    name = f"ISIC2018_Task3_{published}_GroundTruth"
+    folder, truth = find_folder(root, f"ISIC2018_Task3_{published}_Input"), find_table(root, f"{name}.csv", name)
+    if published == "Test":
+        folder = folder or find_folder(root, "ISIC2018_Task3_Test_Images")
+        truth = truth or find_table(root, f"{name}.tab", name) or find_table(root, name)
+    return folder, truth
 
 
-def _read_part(root: Path, folder: Path, truth: Path) -> pd.DataFrame:
+def _read_part(root: Path, folder: Path, truth: Path, search: ImageSearch) -> pd.DataFrame:
     has_names = "dx" in read_csv(truth)
     table = read_csv(truth, required=("image_id", "dx", "lesion_id") if has_names else ("image", *LABELS))
     table = table.rename(columns={"image_id": "image"} if has_names else {})
-    images = list_jpegs(folder)
+    images = list_images(folder, search)
     check_match(images, table["image"], truth, f" Check that {folder.name} is complete.")
     return pd.DataFrame(
         {
@@ -91,7 +96,7 @@ def _read_one_hot(table: pd.DataFrame, truth: Path) -> pd.Series[str]:
 
 def _read_groupings(root: Path, ids: pd.Series[str]) -> tuple[list[str], list[str]]:
     name = "ISIC2018_Task3_Training_LesionGroupings"
-    path = _find(root, f"{name}.csv", "ISIC2018_Task3_Training_GroundTruth", name)
+    path = find_table(root, f"{name}.csv", "ISIC2018_Task3_Training_GroundTruth", name)
     if path is None:
         raise DataError(
             f"isic2018_task3: {root / f'{name}.csv'} is missing; without it, views of one lesion could get into "

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from skincancer.data.image_files import ImageSearch
 from skincancer.data.index import name_first
-from skincancer.data.readers.files import check_match
+from skincancer.data.readers.files import check_match, find_folder
 from skincancer.errors import DataError
 
 IMAGES = "PH2 Dataset images"
@@ -30,12 +31,13 @@ def read(root: Path) -> pd.DataFrame:
         DataError: Images or table are missing, a case lacks its image or its mask, images and table have different
             cases, or the table cannot be parsed.
     """
-    base = next((path for path in (root, root / "PH2Dataset") if (path / IMAGES).is_dir()), None)
+    places = (root, find_folder(root, "PH2Dataset"))
+    base = next((path for path in places if path and (path / IMAGES).is_dir()), None)
     if base is None:
         raise DataError(
             f"ph2: neither {root} nor {root / 'PH2Dataset'} contains the folder {IMAGES!r}; unpack the archive there"
         )
-    cases = sorted(path for path in (base / IMAGES).iterdir() if path.is_dir() and not path.name.startswith("."))
+    cases = ImageSearch().list_folders(base / IMAGES)
     images = {case.name: case / f"{case.name}_Dermoscopic_Image" / f"{case.name}.bmp" for case in cases}
     masks = {case.name: case / f"{case.name}_lesion" / f"{case.name}_lesion.bmp" for case in cases}
     for paths, kind in ((images, "image"), (masks, "mask")):

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from skincancer.data.image_files import ImageSearch
 from skincancer.data.index import name_first
-from skincancer.data.readers.folder import IMAGE_SUFFIXES
 from skincancer.errors import DataError
 
 
@@ -133,13 +133,9 @@ class ImageFiles:
         listings = []
         for folder in self.folders:
             listing: dict[str, list[Path]] = defaultdict(list)
-            for current, subfolders, names in os.walk(folder):
-                subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
-                for name in sorted(names):
-                    path = Path(current, name)
-                    if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                        listing[name].append(path)
-                        listing[path.stem].append(path)
+            for path in ImageSearch().walk(folder).values():
+                listing[path.name].append(path)
+                listing[path.stem].append(path)
             listings.append(listing)
         return listings
 
