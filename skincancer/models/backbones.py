@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
 from timm.models import group_parameters
 from timm.models.vgg import ConvMlp
-from torch import nn
+from torch import Tensor, nn
 
 from skincancer.errors import ConfigError, nearest
 from skincancer.models.names import BACKBONES
@@ -60,7 +62,7 @@ def _check_own(name: str, size: int) -> None:
         )
 
 
-def build_backbone(name: str, size: int, file: Path | None = None) -> nn.Module:
+def build_backbone(name: str, size: int, **options: Any) -> nn.Module:
     """Build a timm model without its classifier.
 
     VGG loses its two layers of 4,096 units too, because they belong to ImageNet's classifier. The new head follows the pooled
@@ -69,19 +71,47 @@ def build_backbone(name: str, size: int, file: Path | None = None) -> nn.Module:
     Args:
         name: timm's name, with or without a weights tag, or the name of a plugin's backbone.
         size: image side in px, for backbones of fixed input size (ViT, Swin …).
-        file: weights in timm's own layout; None for random weights.
+        options: further options of `timm.create_model`.
     """
     if name in BACKBONES:
         return BACKBONES[name](size)
-    options: dict[str, Any] = {}
     if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         options["img_size"] = size
-    if file is not None:
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
     backbone = timm.create_model(name, num_classes=0, **options)
     if isinstance(getattr(backbone, "pre_logits", None), ConvMlp):
         backbone.pre_logits = nn.Identity()
     return backbone
+
+
+def convert_weights(name: str, size: int, state: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Build a timm model, and convert weights as timm does on loading.
+
+    timm renames tensors of published layouts, resamples position embeddings and tables of relative positions to the image size, and
+    drops ImageNet's classifier.
+
+    Args:
+        name: timm's name.
+        size: image side, px.
+        state: weights in a layout that timm knows, not empty.
+
+    Returns:
+        The model with random weights, and the converted weights.
+    """
+    converted: dict[str, Tensor] = {}
+
+    def keep(_: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **options: Any) -> SimpleNamespace:
+        converted.update(tensors)
+        return SimpleNamespace(missing_keys=[], unexpected_keys=[])
+
+    # timm converts weights only while it creates a model. Its loading refuses all weights for one tensor of another shape, and does
+    # not report tensors that are missing.
+    with mock.patch.object(nn.Module, "load_state_dict", keep):
+        backbone = build_backbone(
+            name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state), "custom_load": False}
+        )
+    # timm keeps a copy of the weights.
+    backbone.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]
+    return backbone, converted
 
 
 def count_features(backbone: nn.Module, size: int) -> int:
