@@ -9,13 +9,18 @@ from unittest import mock
 
 import timm
 import torch
-from timm.models import group_parameters
+from timm.models import get_deprecated_models, group_parameters
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from skincancer.errors import ConfigError, nearest
 from skincancer.models.names import BACKBONES
 from skincancer.plugins import describe_error
+
+
+def current_name(name: str) -> str:
+    """Return the name and weights tag by which timm has replaced an old name."""
+    return get_deprecated_models().get(name) or name
 
 
 def check_backbone(name: str, size: int) -> None:

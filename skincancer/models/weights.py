@@ -348,9 +348,7 @@ def _from_entries(
         def convert(plain: dict[str, Tensor]) -> Mapping[str, Tensor]:
             try:
                 return convert_weights(name, size, plain)[1]
-            except (
-                Exception
-            ):  # timm raises many types for weights of another model, which are then refused for their names
+            except Exception:  # timm raises many types for weights of another model; their names are then refused
                 return {}
 
         # The encoder of a segmenter has no layers after the last features, such as a last convolution of timm's model.

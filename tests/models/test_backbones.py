@@ -6,16 +6,22 @@ import torch
 import yaml
 from torch import nn
 
+from skincancer import fit
 from skincancer.errors import ConfigError
 from skincancer.models.backbones import (
     build_backbone,
     check_backbone,
     count_features,
+    current_name,
     frozen_parameters,
     normalisation,
     stages,
 )
+from skincancer.models.compatibility import check_network, with_current_name
 from skincancer.models.names import SMALLEST_SIZE
+from skincancer.schema.data import DataConfig
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import ModelConfig
 from skincancer.system.paths import experiments_folder
 
 TINY = ["test_efficientnet", "test_resnet", "test_vit"]
@@ -47,6 +53,43 @@ def test_an_unknown_weights_tag_is_reported_with_the_nearest_and_the_known() -> 
         ConfigError, match=r"unknown weights tag\. Did you mean 'test_vit\.r160_in1k'\? Known: test_vit"
     ):
         check_backbone("test_vit.r160", 32)
+
+
+def test_every_old_name_of_timm_is_replaced_as_timm_does() -> None:
+    old_names = timm.models.get_deprecated_models()
+    assert len(old_names) > 200
+    for old, current in old_names.items():
+        assert current_name(old) == current
+        assert current_name(current) == current
+        assert timm.is_model(current)
+    assert current_name("resnet50") == "resnet50"
+    assert current_name("no_model") == "no_model"
+
+
+@pytest.mark.parametrize(
+    ("task", "old", "current"),
+    [
+        ("classification", "xception", "legacy_xception"),
+        ("classification", "tf_efficientnet_b0_ns", "tf_efficientnet_b0.ns_jft_in1k"),
+        ("segmentation", "tu-tv_resnet34", "tu-resnet34.tv_in1k"),
+    ],
+)
+def test_an_experiment_gets_the_current_name(task: str, old: str, current: str) -> None:
+    architecture = "unet" if task == "segmentation" else ""
+    experiment = Experiment(
+        task=task, model=ModelConfig(architecture=architecture, backbone=old), data=DataConfig(size=64)
+    )
+    check_network(experiment)
+    assert with_current_name(experiment).model.backbone == current
+    assert with_current_name(with_current_name(experiment)) == with_current_name(experiment)
+
+
+def test_fit_prints_the_current_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """timm's own table names a weights tag that it has renamed since, which is then reported."""
+    assert fit.main(["--experiment=efficientnet_lite0", "--model.backbone=vit_base_patch16_224_sam"]) == 2
+    output = capsys.readouterr()
+    assert "model.backbone vit_base_patch16_224_sam is called vit_base_patch16_224.sam in timm now" in output.out
+    assert "unknown weights tag" in output.err
 
 
 @pytest.mark.parametrize(
