@@ -23,14 +23,14 @@ def current_name(name: str) -> str:
     return get_deprecated_models().get(name) or name
 
 
-def check_backbone(name: str, size: int) -> None:
-    """Check a backbone and an image size, without memory for weights.
+def check_backbone(name: str, size: int, freeze: str = "none") -> None:
+    """Check a backbone, its image size and frozen stages, without loading weights.
 
     Raises:
-        ConfigError: unknown (with the nearest names), or the backbone fails at this size.
+        ConfigError: unknown (with the nearest names), the backbone fails at this size, or it has fewer stages than `freeze`.
     """
     if name in BACKBONES:
-        _check_own(name, size)
+        frozen_parameters(_check_own(name, size), freeze)
         return
     if not timm.is_model(name.split(".")[0]):
         raise ConfigError(
@@ -44,19 +44,21 @@ def check_backbone(name: str, size: int) -> None:
         )
     try:
         with torch.device("meta"), torch.no_grad():
-            build_backbone(name, size).eval()(torch.zeros(1, 3, size, size))
+            backbone = build_backbone(name, size).eval()
+            backbone(torch.zeros(1, 3, size, size))
     except Exception as error:  # backbones raise many types for a size that they do not take
         raise ConfigError(
             f"model.backbone {name} does not take images of {size} px ({type(error).__name__}: {error}). Use another --data.size."
         ) from error
+    frozen_parameters(backbone, freeze)
 
 
-def _check_own(name: str, size: int) -> None:
-    """Check that the backbone of a plugin returns features (B, F)."""
+def _check_own(name: str, size: int) -> nn.Module:
+    """Return the backbone of a plugin after a check of its features (B, F)."""
     try:
         with torch.no_grad():
-            features = BACKBONES[name](size).eval()(torch.zeros(2, 3, size, size))
-        shape = tuple(features.shape)
+            backbone: nn.Module = BACKBONES[name](size).eval()
+            shape = tuple(backbone(torch.zeros(2, 3, size, size)).shape)
     except Exception as error:  # the code of a user may raise anything
         raise ConfigError(
             f"model.backbone {name} of a plugin fails on images of {size} px: {describe_error(error)}. Fix it."
@@ -65,6 +67,7 @@ def _check_own(name: str, size: int) -> None:
         raise ConfigError(
             f"model.backbone {name} of a plugin turns images (2, 3, {size}, {size}) into {shape}; expected features (2, F). Fix it."
         )
+    return backbone
 
 
 def build_backbone(name: str, size: int, **options: Any) -> nn.Module:
@@ -140,14 +143,29 @@ def normalisation(name: str) -> tuple[list[float], list[float]]:
 def stages(backbone: nn.Module) -> list[list[str]]:
     """Return the parameter names of each stage, the stem first.
 
-    timm groups the parameters. For the backbone of a plugin, every child module is a stage.
+    timm groups the parameters. In a timm model without groups, and in the backbone of a plugin, every child module is a stage. In a
+    timm model, the children of a container are stages, too.
     """
-    if not hasattr(backbone, "group_matcher"):
-        children = backbone.named_children()
-        groups = [[f"{name}.{key}" for key, _ in child.named_parameters()] for name, child in children]
-        return [names for names in groups if names]
-    matcher: Any = backbone.group_matcher
-    return [names for _, names in sorted(group_parameters(backbone, matcher(coarse=True)).items())]
+    matcher: Any = getattr(backbone, "group_matcher", None)
+    if matcher is None:
+        return _children(backbone)
+    try:
+        groups = matcher(coarse=True)
+    except AssertionError:  # RDNet has only fine groups, which are its stages
+        groups = matcher(coarse=False)
+    return [names for _, names in sorted(group_parameters(backbone, groups).items())]
+
+
+def _children(backbone: nn.Module) -> list[list[str]]:
+    groups = []
+    for name, child in backbone.named_children():
+        split = isinstance(child, nn.Sequential) and hasattr(backbone, "pretrained_cfg")
+        parts = child.named_children() if split else [("", child)]
+        groups += [[f"{name}.{key}" for key, _ in part.named_parameters(prefix)] for prefix, part in parts]
+    # Parameters without a module, such as position embeddings, belong to the stem.
+    own = [name for name, _ in backbone.named_parameters(recurse=False)]
+    stem, *others = [names for names in groups if names] or [[]]
+    return [own + stem, *others]
 
 
 def frozen_parameters(backbone: nn.Module, freeze: str) -> set[str]:

@@ -31,4 +31,4 @@ def check_network(experiment: Experiment) -> None:
     if task.has_masks:
         check_segmenter(model.architecture, model.backbone, size, task.has_classes)
     else:
-        check_backbone(model.backbone, size)
+        check_backbone(model.backbone, size, str(model.freeze))

@@ -162,7 +162,21 @@ def test_normalisation_is_that_of_the_weights() -> None:
     assert normalisation("test_vit.r160_in1k") == normalisation("test_vit")
 
 
-@pytest.mark.parametrize("name", [*TINY, *SHIPPED])
+# Models for which timm has no groups, or only fine ones.
+WITHOUT_GROUPS = ["caformer_s18", "csatv2", "pit_ti_224", "poolformer_s12", "rdnet_tiny"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", timm.list_modules())
+def test_stages_of_every_family_are_complete(module: str) -> None:
+    for name in timm.list_models(module=module)[::20]:
+        backbone = build_on_meta(name, timm.get_pretrained_cfg(name).input_size[-1])
+        found = stages(backbone)
+        assert len(found) >= 3, name
+        assert sorted(key for stage in found for key in stage) == sorted(dict(backbone.named_parameters())), name
+
+
+@pytest.mark.parametrize("name", [*TINY, *SHIPPED, *WITHOUT_GROUPS])
 def test_stages_stand_in_the_order_in_which_an_image_passes_them(name: str) -> None:
     size = 96
     backbone = build_on_meta(name, size)
@@ -198,6 +212,23 @@ def test_frozen_parameters(name: str) -> None:
     assert before == everything
     with pytest.raises(ConfigError, match=rf"freeze is {count + 1}, but the backbone has {count} stages"):
         frozen_parameters(backbone, str(count + 1))
+    check_backbone(name, 32, str(count))
+    with pytest.raises(ConfigError, match=rf"freeze is {count + 1}, but"):
+        check_backbone(name, 32, str(count + 1))
+
+
+def test_the_stages_of_a_plugins_backbone_are_its_modules() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+            self.pool = nn.AdaptiveAvgPool2d(1)
+            self.last = nn.Linear(4, 5)
+
+    stem = ["stem.0.weight", "stem.0.bias", "stem.1.weight", "stem.1.bias"]
+    assert stages(Own()) == [["scale", *stem], ["last.weight", "last.bias"]]
+    assert stages(nn.Linear(2, 2)) == [["weight", "bias"]]
 
 
 def test_the_first_stages_of_a_resnet_by_name() -> None:
