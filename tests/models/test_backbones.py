@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
+import torch._inductor.config
 import yaml
 from torch import nn
 
@@ -90,6 +93,21 @@ def test_fit_prints_the_current_name(capsys: pytest.CaptureFixture[str]) -> None
     output = capsys.readouterr()
     assert "model.backbone vit_base_patch16_224_sam is called vit_base_patch16_224.sam in timm now" in output.out
     assert "unknown weights tag" in output.err
+
+
+def test_compiling_without_a_compiler_is_refused_before_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = ["--model.backbone=test_resnet", "--data.size=32", "--model.compile=true", f"--data.root={tmp_path / 'no'}"]
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert fit.main(["--experiment=efficientnet_lite0", *flags]) == 2
+    torch._dynamo.reset()
+    message = capsys.readouterr().err
+    assert "model.compile is True, but torch.compile fails on this machine" in message
+    assert "Install a C++ compiler" in message
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(
