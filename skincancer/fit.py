@@ -17,6 +17,7 @@ from skincancer.runs.artifacts import config_to_keep
 from skincancer.schema.experiment import Experiment
 from skincancer.system.console import make_console, make_table, program, run_verb
 from skincancer.system.interrupts import signals_as_interrupts
+from skincancer.system.launcher import is_rank_zero
 from skincancer.system.yaml_files import dump_yaml
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ def fit(
             f"python -m skincancer.fit --experiment {experiment.name} …"
         )
     # The check loads torch.
-    from skincancer.models.compatibility import check_network
+    from skincancer.models.compatibility import check_network, with_current_name
 
+    old, experiment = experiment.model.backbone, with_current_name(experiment)
+    if experiment.model.backbone != old and is_rank_zero():
+        make_console().print(f"model.backbone {old} is called {experiment.model.backbone} in timm now", markup=False)
     check_network(experiment)
     # This module loads Lightning, pandas and MLflow. Errors of the command line are reported before.
     from skincancer.training.session import train

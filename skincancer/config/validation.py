@@ -48,9 +48,11 @@ MASK_SOURCES = ("auto", "truth", "otsu")
 OF_BACKBONE = ("model.backbone", "model.weights")
 RANGES: dict[str, Callable[[Any], bool]] = {
     "0 or more": lambda value: value >= 0,
-    "0 or more, and finite": lambda value: 0 <= value < math.inf,
     "0 or more and below 1": lambda value: 0 <= value < 1,
     "1 or more": lambda value: value >= 1,
+    "1 or more, at most a million": lambda value: 1 <= value <= 10**6,
+    "0 or more, at most a million": lambda value: 0 <= value <= 10**6,
+    "0 or more, at most 1000": lambda value: 0 <= value <= 1000,
     "above 0, and finite": lambda value: 0 < value < math.inf,
     "above 0 and below 100": lambda value: 0 < value < 100,
     "above 0, at most 1": lambda value: 0 < value <= 1,
@@ -60,12 +62,14 @@ RANGES: dict[str, Callable[[Any], bool]] = {
     "a number of batches (1 or more) or a share (above 0, at most 1.0)": lambda value: (
         value >= 1 if isinstance(value, int) else 0 < value <= 1
     ),
-    "auto, or 1 or more": lambda value: value == "auto" or (str(value).isdigit() and int(value) > 0),
+    "auto, or 1 or more": lambda value: (
+        value == "auto" or (str(value).isdecimal() and len(str(value)) < 10 and int(value) > 0)
+    ),
     "auto, or above 0 and below 1": lambda value: value == "auto" or 0 < value < 1,
     "scale, or above 0": lambda value: value == "scale" or 0 < value < math.inf,
     DATASET_NAMES: lambda value: bool(re.fullmatch(r"\w[\w .-]{0,79}", value)) and value not in DATASETS,
     "none, all, or a number of stages": lambda value: (
-        value in ("none", "all") or (str(value).isdigit() and int(value) > 0)
+        value in ("none", "all") or (str(value).isdecimal() and len(str(value)) < 10 and int(value) > 0)
     ),
 }
 

@@ -57,19 +57,27 @@ class StoreDataset(Dataset[dict[str, Any]]):
         return batch
 
 
-def check_shares(data: PreparedData, batch_size: int, balance: str, ranks: int) -> None:
+def check_shares(data: PreparedData, batch_size: int, balance: str, ranks: int) -> int:
     """Check that every subset has images for each rank in every step.
+
+    Returns:
+        Number of images of the smallest training batch of any rank.
 
     Raises:
         ConfigError: A subset is too small; with its role, its number of images and the number of ranks.
     """
+    smallest = batch_size
     for role in ROLES:
         labels = data.rows(role)["label"].to_numpy(np.int64)
         images = len(epoch_order(labels, balance, seed=0, epoch=0)) if role == "train" else len(labels)
         try:
-            distribute_batches(np.arange(images), batch_size, rank=0, world_size=ranks)
+            # The last rank has the fewest images, and its last batch is the smallest.
+            batches = distribute_batches(np.arange(images), batch_size, rank=ranks - 1, world_size=ranks)
         except ConfigError as error:
             raise ConfigError(f"the {role} set: {error}") from error
+        if role == "train":
+            smallest = len(batches[-1])
+    return smallest
 
 
 class TrainSampler(Sampler[BatchIndices]):

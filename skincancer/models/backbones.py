@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
-from timm.models import group_parameters
+from timm.models import get_deprecated_models, group_parameters
 from timm.models.vgg import ConvMlp
-from torch import nn
+from torch import Tensor, nn
 
 from skincancer.errors import ConfigError, nearest
 from skincancer.models.names import BACKBONES
 from skincancer.plugins import describe_error
 
 
-def check_backbone(name: str, size: int) -> None:
-    """Check a backbone and an image size, without memory for weights.
+def current_name(name: str) -> str:
+    """Return the name and weights tag by which timm has replaced an old name."""
+    return get_deprecated_models().get(name) or name
+
+
+def check_backbone(name: str, size: int, freeze: str = "none") -> None:
+    """Check a backbone, its image size and frozen stages, without loading weights.
 
     Raises:
-        ConfigError: unknown (with the nearest names), or the backbone fails at this size.
+        ConfigError: unknown (with the nearest names), the backbone fails at this size, or it has fewer stages than `freeze`.
     """
     if name in BACKBONES:
-        _check_own(name, size)
+        frozen_parameters(_check_own(name, size), freeze)
         return
     if not timm.is_model(name.split(".")[0]):
         raise ConfigError(
@@ -37,19 +44,21 @@ def check_backbone(name: str, size: int) -> None:
         )
     try:
         with torch.device("meta"), torch.no_grad():
-            build_backbone(name, size).eval()(torch.zeros(1, 3, size, size))
+            backbone = build_backbone(name, size).eval()
+            backbone(torch.zeros(1, 3, size, size))
     except Exception as error:  # backbones raise many types for a size that they do not take
         raise ConfigError(
             f"model.backbone {name} does not take images of {size} px ({type(error).__name__}: {error}). Use another --data.size."
         ) from error
+    frozen_parameters(backbone, freeze)
 
 
-def _check_own(name: str, size: int) -> None:
-    """Check that the backbone of a plugin returns features (B, F)."""
+def _check_own(name: str, size: int) -> nn.Module:
+    """Return the backbone of a plugin after a check of its features (B, F)."""
     try:
         with torch.no_grad():
-            features = BACKBONES[name](size).eval()(torch.zeros(2, 3, size, size))
-        shape = tuple(features.shape)
+            backbone: nn.Module = BACKBONES[name](size).eval()
+            shape = tuple(backbone(torch.zeros(2, 3, size, size)).shape)
     except Exception as error:  # the code of a user may raise anything
         raise ConfigError(
             f"model.backbone {name} of a plugin fails on images of {size} px: {describe_error(error)}. Fix it."
@@ -58,9 +67,10 @@ def _check_own(name: str, size: int) -> None:
         raise ConfigError(
             f"model.backbone {name} of a plugin turns images (2, 3, {size}, {size}) into {shape}; expected features (2, F). Fix it."
         )
+    return backbone
 
 
-def build_backbone(name: str, size: int, file: Path | None = None) -> nn.Module:
+def build_backbone(name: str, size: int, **options: Any) -> nn.Module:
     """Build a timm model without its classifier.
 
     VGG loses its two layers of 4,096 units too, because they belong to ImageNet's classifier. The new head follows the pooled
@@ -69,19 +79,47 @@ def build_backbone(name: str, size: int, file: Path | None = None) -> nn.Module:
     Args:
         name: timm's name, with or without a weights tag, or the name of a plugin's backbone.
         size: image side in px, for backbones of fixed input size (ViT, Swin …).
-        file: weights in timm's own layout; None for random weights.
+        options: further options of `timm.create_model`.
     """
     if name in BACKBONES:
         return BACKBONES[name](size)
-    options: dict[str, Any] = {}
     if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         options["img_size"] = size
-    if file is not None:
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
     backbone = timm.create_model(name, num_classes=0, **options)
     if isinstance(getattr(backbone, "pre_logits", None), ConvMlp):
         backbone.pre_logits = nn.Identity()
     return backbone
+
+
+def convert_weights(name: str, size: int, state: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Build a timm model, and convert weights as timm does on loading.
+
+    timm renames tensors of published layouts, resamples position embeddings and tables of relative positions to the image size, and
+    drops ImageNet's classifier.
+
+    Args:
+        name: timm's name.
+        size: image side, px.
+        state: weights in a layout that timm knows, not empty.
+
+    Returns:
+        The model with random weights, and the converted weights.
+    """
+    converted: dict[str, Tensor] = {}
+
+    def keep(_: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **options: Any) -> SimpleNamespace:
+        converted.update(tensors)
+        return SimpleNamespace(missing_keys=[], unexpected_keys=[])
+
+    # timm converts weights only while it creates a model. Its loading refuses all weights for one tensor of another shape, and does
+    # not report tensors that are missing.
+    with mock.patch.object(nn.Module, "load_state_dict", keep):
+        backbone = build_backbone(
+            name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state), "custom_load": False}
+        )
+    # timm keeps a copy of the weights.
+    backbone.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]
+    return backbone, converted
 
 
 def count_features(backbone: nn.Module, size: int) -> int:
@@ -105,14 +143,29 @@ def normalisation(name: str) -> tuple[list[float], list[float]]:
 def stages(backbone: nn.Module) -> list[list[str]]:
     """Return the parameter names of each stage, the stem first.
 
-    timm groups the parameters. For the backbone of a plugin, every child module is a stage.
+    timm groups the parameters. In a timm model without groups, and in the backbone of a plugin, every child module is a stage. In a
+    timm model, the children of a container are stages, too.
     """
-    if not hasattr(backbone, "group_matcher"):
-        children = backbone.named_children()
-        groups = [[f"{name}.{key}" for key, _ in child.named_parameters()] for name, child in children]
-        return [names for names in groups if names]
-    matcher: Any = backbone.group_matcher
-    return [names for _, names in sorted(group_parameters(backbone, matcher(coarse=True)).items())]
+    matcher: Any = getattr(backbone, "group_matcher", None)
+    if matcher is None:
+        return _children(backbone)
+    try:
+        groups = matcher(coarse=True)
+    except AssertionError:  # RDNet has only fine groups, which are its stages
+        groups = matcher(coarse=False)
+    return [names for _, names in sorted(group_parameters(backbone, groups).items())]
+
+
+def _children(backbone: nn.Module) -> list[list[str]]:
+    groups = []
+    for name, child in backbone.named_children():
+        split = isinstance(child, nn.Sequential) and hasattr(backbone, "pretrained_cfg")
+        parts = child.named_children() if split else [("", child)]
+        groups += [[f"{name}.{key}" for key, _ in part.named_parameters(prefix)] for prefix, part in parts]
+    # Parameters without a module, such as position embeddings, belong to the stem.
+    own = [name for name, _ in backbone.named_parameters(recurse=False)]
+    stem, *others = [names for names in groups if names] or [[]]
+    return [own + stem, *others]
 
 
 def frozen_parameters(backbone: nn.Module, freeze: str) -> set[str]:

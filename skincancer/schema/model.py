@@ -32,11 +32,11 @@ class LossConfig:
 
     name: str = key("cross_entropy", only_with=WITH_CLASSES)
     label_smoothing: float = key(0.0, "0 or more and below 1", {**WITH_CLASSES, "model.loss.name": ("cross_entropy",)})
-    gamma: float = key(2.0, "0 or more")
+    gamma: float = key(2.0, "0 or more, at most 1000")
     masks: dict[str, float] = field(
         default_factory=lambda: {"dice": 1.0, "bce": 1.0}, metadata={"only_with": WITH_MASKS}
     )
-    class_factor: float = key(1.0, "0 or more, and finite", {"task": ("joint",)})
+    class_factor: float = key(1.0, "0 or more, at most 1000", {"task": ("joint",)})
     alpha: float = key(0.5, only_with={**WITH_MASKS, "model.loss.masks": ("tversky",)})
     beta: float = key(0.5, only_with={**WITH_MASKS, "model.loss.masks": ("tversky",)})
 
@@ -54,7 +54,7 @@ class OptimizerConfig:
 
     name: str = "adamw"
     lr: float = key(1e-3, "above 0 and below 100")
-    weight_decay: float = key(0.01, "0 or more")
+    weight_decay: float = key(0.01, "0 or more, at most 1000")
     momentum: float = key(0.9, "0 or more and below 1", {"model.optimizer.name": ("sgd",)})
 
 
@@ -71,7 +71,7 @@ class ScheduleConfig:
 
     name: str = "constant"
     warmup_epochs: float = key(0.0, only_with={"model.schedule.name": ("cosine",)})
-    step_epochs: int = key(10, "1 or more", {"model.schedule.name": ("step",)})
+    step_epochs: int = key(10, "1 or more, at most a million", {"model.schedule.name": ("step",)})
     gamma: float = key(0.1, "above 0, at most 1", {"model.schedule.name": ("step",)})
 
 
@@ -110,9 +110,9 @@ class ClassicalConfig:
     )
     C: float = key(1.0, "above 0, and finite", {"model.classifier": ("svm",)})
     gamma: float | Literal["scale"] = key("scale", "scale, or above 0", {"model.classifier": ("svm",)})
-    neighbours: int = key(15, "1 or more", {"model.classifier": ("knn",)})
-    clusters: int = key(50, "1 or more", {"model.classifier": ("kmeans",)})
-    trees: int = key(300, "1 or more", {"model.classifier": ("random_forest",)})
+    neighbours: int = key(15, "1 or more, at most a million", {"model.classifier": ("knn",)})
+    clusters: int = key(50, "1 or more, at most a million", {"model.classifier": ("kmeans",)})
+    trees: int = key(300, "1 or more, at most a million", {"model.classifier": ("random_forest",)})
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ class ModelConfig:
     weights: str = "auto"
     dropout: float = key(0.0, "0 or more and below 1", {**WITH_CLASSES, **NETWORK})
     head: Literal["softmax", "sigmoid"] = key("softmax", only_with={**CLASSIFICATION, **NETWORK})
-    head_hidden: int = key(0, "0 or more", {**CLASSIFICATION, **NETWORK})
+    head_hidden: int = key(0, "0 or more, at most a million", {**CLASSIFICATION, **NETWORK})
     freeze: int | str = key("none", "none, all, or a number of stages", NETWORK)
-    unfreeze_epoch: int | None = key(None, "1 or more", NETWORK)
+    unfreeze_epoch: int | None = key(None, "1 or more, at most a million", NETWORK)
     mask: MaskConfig = field(default_factory=MaskConfig, metadata={"only_with": {**WITH_MASKS, **NETWORK}})
     loss: LossConfig = field(default_factory=LossConfig, metadata={"only_with": NETWORK})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata={"only_with": NETWORK})

@@ -20,7 +20,7 @@ class TrainingConfig:
     """
 
     monitor: str = "auto"
-    patience: int = key(0, "0 or more", NETWORK)
+    patience: int = key(0, "0 or more, at most a million", NETWORK)
     ema_decay: float = key(0.0, "0 or more and below 1", NETWORK)
 
 
@@ -48,13 +48,13 @@ class TrainerConfig:
         log_every_n_steps: steps between two values of train/loss_step, and between two checks of the loss for NaN
     """
 
-    max_epochs: int = key(20, "1 or more", NETWORK)
+    max_epochs: int = key(20, "1 or more, at most a million", NETWORK)
     accelerator: str = "auto"
     devices: int | str = key(1, "auto, or 1 or more")
-    num_nodes: int = key(1, "1 or more")
+    num_nodes: int = key(1, "1 or more, at most a million")
     strategy: str = key("auto", only_with=NETWORK)
     precision: int | str = key("32", only_with=NETWORK)
-    accumulate_grad_batches: int = key(1, "1 or more", NETWORK)
+    accumulate_grad_batches: int = key(1, "1 or more, at most a million", NETWORK)
     gradient_clip_val: float | None = key(None, "above 0, and finite", NETWORK)
     gradient_clip_algorithm: Literal["norm", "value"] = key("norm", only_with=NETWORK)
     limit_train_batches: int | float = key(1.0, BATCHES, NETWORK)
@@ -63,7 +63,7 @@ class TrainerConfig:
     deterministic: bool = key(False, only_with=NETWORK)
     benchmark: bool = key(False, only_with=NETWORK)
     sync_batchnorm: bool = key(False, only_with=NETWORK)
-    log_every_n_steps: int = key(50, "1 or more", NETWORK)
+    log_every_n_steps: int = key(50, "1 or more, at most a million", NETWORK)
 
 
 @dataclass(frozen=True)

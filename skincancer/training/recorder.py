@@ -163,7 +163,7 @@ class FitRecorder:
             self.console.print(Text(unlikely))
 
     def print_weights(self, loaded: LoadedWeights, network: str = "") -> None:
-        """Print the source of the weights, and warn if `auto` took random weights.
+        """Print the source of the weights, and warn of random weights.
 
         Args:
             loaded: the weights.
@@ -176,6 +176,8 @@ class FitRecorder:
             warn(self.console, "RANDOM WEIGHTS: this is not transfer learning", loaded.note)
         elif loaded.note:
             self.console.print(Text(loaded.note))
+        if loaded.missing:
+            warn(self.console, f"NOT LOADED: tensors that start at random ({len(loaded.missing)})", loaded.warning)
 
     @contextlib.contextmanager
     def start(self, weights: str, resume: str | None = None) -> Iterator[RunWriter | None]:

@@ -6,6 +6,7 @@ from skincancer.data.datamodule import check_shares
 from skincancer.data.prepare import prepare_data
 from skincancer.inference.model import mask_source
 from skincancer.metrics.names import check_class_metric
+from skincancer.models.compatibility import check_single_image
 from skincancer.models.lightning import quiet_lightning
 from skincancer.runs import registry
 from skincancer.runs.lifecycle import reap
@@ -52,7 +53,8 @@ def train(
         check_class_metric("training.monitor", experiment.training.monitor, len(data.classes))
     if network:
         ranks = count_ranks(experiment.trainer)
-        check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks)
+        if check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks) == 1:
+            check_single_image(experiment)
     # Trials do not close stale runs: the sweep has already done so, and another worker may still be recording why its trial crashed.
     for closed in reap(client) if is_rank_zero() and trial is None else []:
         console.print(f"closed run {closed} as KILLED: its process has exited")

@@ -1,21 +1,30 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
+import torch._inductor.config
 import yaml
 from torch import nn
 
+from skincancer import fit
 from skincancer.errors import ConfigError
 from skincancer.models.backbones import (
     build_backbone,
     check_backbone,
     count_features,
+    current_name,
     frozen_parameters,
     normalisation,
     stages,
 )
+from skincancer.models.compatibility import check_network, with_current_name
 from skincancer.models.names import SMALLEST_SIZE
+from skincancer.schema.data import DataConfig
+from skincancer.schema.experiment import Experiment
+from skincancer.schema.model import ModelConfig
 from skincancer.system.paths import experiments_folder
 
 TINY = ["test_efficientnet", "test_resnet", "test_vit"]
@@ -47,6 +56,58 @@ def test_an_unknown_weights_tag_is_reported_with_the_nearest_and_the_known() -> 
         ConfigError, match=r"unknown weights tag\. Did you mean 'test_vit\.r160_in1k'\? Known: test_vit"
     ):
         check_backbone("test_vit.r160", 32)
+
+
+def test_every_old_name_of_timm_is_replaced_as_timm_does() -> None:
+    old_names = timm.models.get_deprecated_models()
+    assert len(old_names) > 200
+    for old, current in old_names.items():
+        assert current_name(old) == current
+        assert current_name(current) == current
+        assert timm.is_model(current)
+    assert current_name("resnet50") == "resnet50"
+    assert current_name("no_model") == "no_model"
+
+
+@pytest.mark.parametrize(
+    ("task", "old", "current"),
+    [
+        ("classification", "xception", "legacy_xception"),
+        ("classification", "tf_efficientnet_b0_ns", "tf_efficientnet_b0.ns_jft_in1k"),
+        ("segmentation", "tu-tv_resnet34", "tu-resnet34.tv_in1k"),
+    ],
+)
+def test_an_experiment_gets_the_current_name(task: str, old: str, current: str) -> None:
+    architecture = "unet" if task == "segmentation" else ""
+    experiment = Experiment(
+        task=task, model=ModelConfig(architecture=architecture, backbone=old), data=DataConfig(size=64)
+    )
+    check_network(experiment)
+    assert with_current_name(experiment).model.backbone == current
+    assert with_current_name(with_current_name(experiment)) == with_current_name(experiment)
+
+
+def test_fit_prints_the_current_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """timm's own table names a weights tag that it has renamed since, which is then reported."""
+    assert fit.main(["--experiment=efficientnet_lite0", "--model.backbone=vit_base_patch16_224_sam"]) == 2
+    output = capsys.readouterr()
+    assert "model.backbone vit_base_patch16_224_sam is called vit_base_patch16_224.sam in timm now" in output.out
+    assert "unknown weights tag" in output.err
+
+
+def test_compiling_without_a_compiler_is_refused_before_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = ["--model.backbone=test_resnet", "--data.size=32", "--model.compile=true", f"--data.root={tmp_path / 'no'}"]
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert fit.main(["--experiment=efficientnet_lite0", *flags]) == 2
+    torch._dynamo.reset()
+    message = capsys.readouterr().err
+    assert "model.compile is True, but torch.compile fails on this machine" in message
+    assert "Install a C++ compiler" in message
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +180,21 @@ def test_normalisation_is_that_of_the_weights() -> None:
     assert normalisation("test_vit.r160_in1k") == normalisation("test_vit")
 
 
-@pytest.mark.parametrize("name", [*TINY, *SHIPPED])
+# Models for which timm has no groups, or only fine ones.
+WITHOUT_GROUPS = ["caformer_s18", "csatv2", "pit_ti_224", "poolformer_s12", "rdnet_tiny"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", timm.list_modules())
+def test_stages_of_every_family_are_complete(module: str) -> None:
+    for name in timm.list_models(module=module)[::20]:
+        backbone = build_on_meta(name, timm.get_pretrained_cfg(name).input_size[-1])
+        found = stages(backbone)
+        assert len(found) >= 3, name
+        assert sorted(key for stage in found for key in stage) == sorted(dict(backbone.named_parameters())), name
+
+
+@pytest.mark.parametrize("name", [*TINY, *SHIPPED, *WITHOUT_GROUPS])
 def test_stages_stand_in_the_order_in_which_an_image_passes_them(name: str) -> None:
     size = 96
     backbone = build_on_meta(name, size)
@@ -155,6 +230,23 @@ def test_frozen_parameters(name: str) -> None:
     assert before == everything
     with pytest.raises(ConfigError, match=rf"freeze is {count + 1}, but the backbone has {count} stages"):
         frozen_parameters(backbone, str(count + 1))
+    check_backbone(name, 32, str(count))
+    with pytest.raises(ConfigError, match=rf"freeze is {count + 1}, but"):
+        check_backbone(name, 32, str(count + 1))
+
+
+def test_the_stages_of_a_plugins_backbone_are_its_modules() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+            self.pool = nn.AdaptiveAvgPool2d(1)
+            self.last = nn.Linear(4, 5)
+
+    stem = ["stem.0.weight", "stem.0.bias", "stem.1.weight", "stem.1.bias"]
+    assert stages(Own()) == [["scale", *stem], ["last.weight", "last.bias"]]
+    assert stages(nn.Linear(2, 2)) == [["weight", "bias"]]
 
 
 def test_the_first_stages_of_a_resnet_by_name() -> None:

@@ -395,7 +395,7 @@ class TestTransfer:
         state = {prefix + key: tensor for key, tensor in backbone.items()}
         state |= {"head.1.weight": torch.zeros(7, 512), "normalise.mean": torch.zeros(1, 3, 1, 1)}
         segmenter = build_segmenter("unet", encoder, 64)
-        filled, left = transfer_encoder(state, segmenter.encoder)
+        filled, left, *_ = transfer_encoder(state, segmenter.encoder)
         assert same(segmenter.encoder, backbone)
         assert len(filled) == len(backbone)
         assert left == ["head.1.weight", "normalise.mean"]
@@ -405,7 +405,7 @@ class TestTransfer:
         segmenter = randomised(build_segmenter("unet", encoder, 64))
         state = {f"segmenter.{key}": tensor for key, tensor in segmenter.state_dict().items()}
         backbone = build_backbone("resnet18", 64)
-        filled, left = transfer_encoder(state, backbone)
+        filled, left, *_ = transfer_encoder(state, backbone)
         assert same(backbone, segmenter.encoder.state_dict())
         assert len(filled) + len(left) == len(state)
         assert all(".encoder." not in key for key in left)
@@ -415,7 +415,7 @@ class TestTransfer:
         with torch.device("meta"):
             backbone, inside = build_backbone("densenet169", 224), get_encoder(encoder, weights=None)
         for source, target in ((backbone, inside), (inside, backbone)):
-            filled, left = transfer_encoder(source.state_dict(), target)
+            filled, left, *_ = transfer_encoder(source.state_dict(), target)
             assert (len(filled), left) == (len(source.state_dict()), [])
 
     def test_another_backbone_is_refused_and_nothing_copied(self) -> None:
@@ -442,7 +442,8 @@ class TestTransfer:
         own = loaded.backbone.state_dict()
         found = segmenter.encoder.state_dict()
         assert all(torch.equal(own[key.removeprefix("model.")], tensor) for key, tensor in found.items())
-        assert loaded.note.startswith("87.8% of tf_efficientnet_lite0's parameters loaded from file:best.ckpt")
+        last = {f"bn2.{key}": "not there" for key in ("weight", "bias", "running_mean", "running_var")}
+        assert loaded.missing == {"conv_head.weight": "not there", **last}
         with pytest.raises(WeightsError, match="does not fit resnet18: 0%"):
             load_backbone("resnet18", 64, str(tmp_path / "best.ckpt"))
         # a file of a classifier that lacks as much is refused still
@@ -567,8 +568,23 @@ class TestEncoderWeights:
         segmenter = build_segmenter("unet", encoder, 64)
         loaded = load_encoder(segmenter, encoder, 64, str(tmp_path / "best.ckpt"))
         assert loaded.source == "file:best.ckpt"
-        assert loaded.note == f"100.0% of {encoder}'s parameters loaded from file:best.ckpt; 0 tensors of it left out"
+        assert loaded.note == f"120 of 120 tensors of {encoder} loaded from file:best.ckpt; 0 tensors of it left out"
+        assert not loaded.missing
         assert same(segmenter.encoder, backbone.state_dict())
+
+    def test_a_vision_transformer_of_another_size_is_resampled_as_timm_does(self, tmp_path: Path) -> None:
+        published = randomised(timm.create_model("test_vit", num_classes=0, img_size=160)).state_dict()
+        torch.save({f"backbone.{key}": tensor for key, tensor in published.items()}, tmp_path / "best.ckpt")
+        overlay = {"state_dict": published}
+        expected = timm.create_model(
+            "test_vit", num_classes=0, img_size=64, pretrained=True, pretrained_cfg_overlay=overlay
+        ).state_dict()
+        segmenter = build_segmenter("dpt", "tu-test_vit", 64)
+        loaded = load_encoder(segmenter, "tu-test_vit", 64, str(tmp_path / "best.ckpt"))
+        assert not loaded.missing
+        own = segmenter.encoder.state_dict()
+        assert own["model.pos_embed"].shape == (1, 17, 64)
+        assert all(torch.equal(tensor, expected[key.removeprefix("model.")]) for key, tensor in own.items())
 
     def test_a_file_that_does_not_fit_or_is_not_there(self, tmp_path: Path) -> None:
         segmenter = build_segmenter("unet", "tu-test_resnet", 64)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import argparse
 import http.server
 import io
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants
+from rich.console import Console
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +27,8 @@ from skincancer.models import weights
 from skincancer.models.backbones import build_backbone, normalisation
 from skincancer.models.tasks.base import Normalise
 from skincancer.models.weights import load_backbone, load_checkpoint, load_state
+from skincancer.schema.experiment import Experiment
+from skincancer.training.recorder import FitRecorder
 
 NAME = "test_efficientnet"
 REPOSITORY = "timm/test_efficientnet.r160_in1k"
@@ -342,7 +348,8 @@ def test_a_file_with_a_state_dict(tmp_path: Path, suffix: str) -> None:
     loaded = load_backbone(NAME, 32, str(path))
     assert loaded.source == f"file:mine.{suffix}"
     assert same(loaded.backbone, given.state_dict())
-    assert loaded.note == f"100.0% of {NAME}'s parameters loaded from file:mine.{suffix}; 0 tensors of it left out"
+    assert loaded.note == f"86 of 86 tensors of {NAME} loaded from file:mine.{suffix}; 0 tensors of it left out"
+    assert not loaded.missing
 
 
 @pytest.mark.parametrize("prefix", ["backbone.", "module.", "model.", "module.backbone.", "_orig_mod."])
@@ -354,14 +361,14 @@ def test_a_checkpoint_with_a_prefix_and_a_head_of_its_own(tmp_path: Path, prefix
     torch.save({"epoch": 3, key: state, "hyper_parameters": {"size": 32}} if key else state, path)
     loaded = load_backbone(NAME, 32, str(path))
     assert same(loaded.backbone, given.state_dict())
-    assert loaded.note.endswith("2 tensors of it left out")
+    assert loaded.note.endswith("2 tensors (normalise.mean, head.1.weight) of it left out")
 
 
 def test_timms_own_whole_model_leaves_its_classifier(tmp_path: Path, published: dict[str, Tensor]) -> None:
     torch.save(published, tmp_path / "whole.pt")
     loaded = load_backbone(NAME, 32, str(tmp_path / "whole.pt"))
     assert same(loaded.backbone, published)
-    assert loaded.note.endswith("2 tensors of it left out")
+    assert loaded.note.endswith("2 tensors (classifier.weight, classifier.bias) of it left out")
 
 
 def test_another_backbones_weights_are_refused(tmp_path: Path) -> None:
@@ -386,8 +393,134 @@ def test_the_share_that_fits_decides(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=rf"{share} of its parameters.*Missing: {largest}.*{largest} \(1, 2, 3\)"):
         load_backbone(NAME, 32, write(largest))
     loaded = load_backbone(NAME, 32, write("conv_stem.weight"))
-    assert loaded.note.startswith(f"{1 - sizes['conv_stem.weight'] / total:.1%} of {NAME}'s parameters")
+    assert loaded.note.startswith(f"85 of 86 tensors of {NAME}")
+    reason = f"(1, 2, 3) instead of {tuple(given.state_dict()['conv_stem.weight'].shape)}"
+    assert loaded.missing == {"conv_stem.weight": reason}
+    assert loaded.warning == f"conv_stem.weight: {reason}"
     assert torch.equal(loaded.backbone.state_dict()["bn1.weight"], given.state_dict()["bn1.weight"])
+
+
+def random_state(module: nn.Module) -> dict[str, Tensor]:
+    """Random values of every tensor of a module, so that no two are alike."""
+    generator = torch.Generator().manual_seed(4)
+    return {
+        name: torch.rand(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+        for name, tensor in module.state_dict().items()
+    }
+
+
+SIZED = [
+    ("test_vit", 160, 64), ("test_vit", 64, 96), ("deit_tiny_patch16_224", 224, 64), ("eva02_tiny_patch14_224", 224, 56),
+    ("test_coatnet", 160, 64),
+    pytest.param("swin_tiny_patch4_window7_224", 224, 64, marks=pytest.mark.slow),
+    pytest.param("beit_base_patch16_224", 224, 64, marks=pytest.mark.slow),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "trained", "size"), SIZED)
+def test_weights_of_another_image_size_are_resampled_as_timm_does(
+    tmp_path: Path, name: str, trained: int, size: int
+) -> None:
+    state = random_state(timm.create_model(name, img_size=trained))  # with its classifier
+    torch.save(state, tmp_path / "whole.pt")
+    overlay = {"file": str(tmp_path / "whole.pt")}
+    expected = timm.create_model(name, num_classes=0, img_size=size, pretrained=True, pretrained_cfg_overlay=overlay)
+    resampled = {key for key, tensor in expected.state_dict().items() if tensor.shape != state[key].shape}
+    assert resampled
+
+    torch.save({"state_dict": {f"backbone.{key}": tensor for key, tensor in state.items()}}, tmp_path / "run.ckpt")
+    image = torch.rand(2, 3, size, size)
+    loaders = {
+        "file": lambda: load_backbone(name, size, str(tmp_path / "whole.pt")),
+        "run": lambda: load_backbone(name, size, "run:1", tmp_path / "run.ckpt"),
+        "hub": lambda: weights._from_hub(name, size, tmp_path / "whole.pt", "imagenet (x)"),
+    }
+    for origin, load in loaders.items():
+        loaded = load()
+        assert not loaded.missing, origin
+        assert same(loaded.backbone, expected.state_dict()), origin
+        with torch.no_grad():
+            assert torch.equal(loaded.backbone.eval()(image), expected.eval()(image)), origin
+    assert re.search(
+        rf"; {len(resampled)} tensors? \(.*\) resampled or converted by timm; ",
+        load_backbone(name, size, str(tmp_path / "whole.pt")).note,
+    )
+
+
+def test_tensors_that_timm_cannot_resample_are_named(tmp_path: Path) -> None:
+    torch.save(timm.create_model("convit_tiny", img_size=224, num_classes=0).state_dict(), tmp_path / "convit.pt")
+    loaded = load_backbone("convit_tiny", 64, str(tmp_path / "convit.pt"))
+    assert loaded.missing == {"pos_embed": "(1, 196, 192) instead of (1, 16, 192)"}
+
+
+def test_imagenet_weights_that_leave_tensors_at_random(
+    tmp_path: Path, published: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({name: tensor for name, tensor in published.items() if name != "bn1.bias"}, tmp_path / "part.pt")
+    monkeypatch.setattr(weights, "hub_file", lambda name: (tmp_path / "part.pt", REPOSITORY))
+    with pytest.raises(WeightsError, match=rf"of {NAME} to 32 px: 1 tensor \(bn1\.bias\) .*such as 160, or .* auto"):
+        load_backbone(NAME, 32, "imagenet")
+    loaded = load_backbone(NAME, 32, "auto")
+    assert loaded.source == f"imagenet ({REPOSITORY})"
+    assert loaded.missing == {"bn1.bias": "not there"}
+
+
+def test_many_missing_tensors_are_named_and_counted() -> None:
+    loaded = weights.LoadedWeights(nn.Identity(), "file:x", missing={f"layer{n}": "not there" for n in range(33)})
+    lines = loaded.warning.splitlines()
+    console = Console(file=io.StringIO(), width=200)
+    FitRecorder.print_weights(SimpleNamespace(experiment=Experiment(), console=console), loaded)  # type: ignore[arg-type]
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "!!! NOT LOADED: tensors that start at random (33)\n!!! layer0: not there\n" in printed
+    assert lines[:20] == [f"layer{n}: not there" for n in range(20)]
+    assert lines[20:] == ["… and 13 more"]
+
+
+@pytest.mark.parametrize(
+    "place", ["model_state_dict", "net", "weights", "teacher", "student", "encoder", "ema", "teacher.backbone", "ours"]
+)
+def test_a_checkpoint_with_weights_under_another_entry(tmp_path: Path, place: str) -> None:
+    given, path = backbone_with_seed(6), tmp_path / "checkpoint.pth"
+    content: Any = {f"module.{name}": tensor for name, tensor in given.state_dict().items()}
+    for entry in reversed(place.split(".")):
+        content = {entry: content}
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(16, 3, 3, 3)}}, "param_groups": [{"lr": 0.1}]}
+    torch.save({"epoch": 3, "optimizer": optimizer, "args": argparse.Namespace(lr=0.1), **content}, path)
+    loaded = load_backbone(NAME, 32, str(path))
+    assert same(loaded.backbone, given.state_dict())
+    assert f"loaded from file:checkpoint.pth, entry {place}; 0 tensors of it left out" in loaded.note
+
+
+@pytest.mark.parametrize(
+    ("other", "preferred"), [("student", "teacher"), ("model", "ema"), ("state_dict", "state_dict_ema")]
+)
+def test_averaged_weights_and_teachers_are_preferred_where_both_fit(tmp_path: Path, other: str, preferred: str) -> None:
+    states = {other: backbone_with_seed(1).state_dict(), preferred: backbone_with_seed(2).state_dict()}
+    torch.save(states, tmp_path / "both.pth")
+    loaded = load_backbone(NAME, 32, str(tmp_path / "both.pth"))
+    assert same(loaded.backbone, states[preferred])
+    assert f"entry {preferred}" in loaded.note
+    # the entry that fits is taken, preferred or not
+    torch.save({**states, preferred: backbone_with_seed(3, "test_resnet").state_dict()}, tmp_path / "other.pth")
+    assert same(load_backbone(NAME, 32, str(tmp_path / "other.pth")).backbone, states[other])
+
+
+def test_the_published_layout_of_convnext_is_converted(tmp_path: Path) -> None:
+    given = random_state(build_backbone("test_convnext", 32))
+    renamed = {}
+    for name, tensor in given.items():
+        for pattern, replacement in (
+            (r"^stem\.", "downsample_layers.0."), (r"stages\.(\d)\.blocks\.", r"stages.\1."),
+            (r"stages\.(\d)\.downsample\.", r"downsample_layers.\1."), ("conv_dw", "dwconv"), (r"mlp\.fc", "pwconv"),
+            (r"^head\.norm", "norm"),
+        ):  # fmt: skip
+            name = re.sub(pattern, replacement, name)
+        renamed[f"module.{name}"] = tensor
+    assert "module.downsample_layers.1.0.weight" in renamed
+    torch.save({"model": {**renamed, "module.head.weight": torch.zeros(9, 64)}}, tmp_path / "published.pth")
+    loaded = load_backbone("test_convnext", 32, str(tmp_path / "published.pth"))
+    assert not loaded.missing
+    assert same(loaded.backbone, given)
 
 
 class Attack:
