@@ -213,7 +213,7 @@ class EvaluationRecorder:
         if len(self.evaluation.similar):
             run.write_table(artifacts.NEAR_DUPLICATES_FILE, self.evaluation.similar)
         run.write_text(artifacts.ENVIRONMENT_FILE, environment_text())
-        log_dataset(data, "test", self.split)
+        log_dataset(run, data, "test", self.split)
 
     def _link(self) -> None:
         client = self.store.client

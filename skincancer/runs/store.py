@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from filelock import FileLock
 from mlflow.entities import Run as MlflowRun
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
@@ -110,7 +109,6 @@ def connect(uri: str | None) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
-    mlflow.set_tracking_uri(uri)
     database = sqlite_path(uri)
     lock: Any = contextlib.nullcontext()
     try:
@@ -119,7 +117,8 @@ def connect(uri: str | None) -> MlflowClient:
             # Two simultaneous first creations corrupt each other's migrations.
             lock = FileLock(f"{database}.lock")
         with lock:
-            client = MlflowClient(tracking_uri=uri)
+            # The registry is in the same store, whatever MLFLOW_REGISTRY_URI is.
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
         return client
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:

@@ -235,7 +235,7 @@ class FitRecorder:
                 shutil.copy(segmenter.file(name), copy)
                 run.log_file(f"{artifacts.SEGMENTER}/{name}")
         for role in ROLES:
-            log_dataset(data, role, settings.split)
+            log_dataset(run, data, role, settings.split)
 
     def save_predictions(self, role: str, predictions: Any) -> None:
         """Save the table of predictions of a subset, val or test."""
@@ -279,7 +279,7 @@ class FitRecorder:
             run.log_folder(name)
         write_report(self.folder, run.record, store_thumbnails(self.data))
         run.log_file(artifacts.REPORT_FILE)
-        self._log_model()
+        self._log_model(run)
 
     def finish_trial(self, run: RunWriter | None, record: EpochRecord | None, best_epoch: int = 0) -> None:
         """Log the epochs of a trial and, unless it was pruned, its validation results.
@@ -325,13 +325,13 @@ class FitRecorder:
             means = attention_means(read_attention(attention))
             run.log_metrics({f"test/{row['metric']}": float(row["value"]) for row in means.to_dict("records")})
 
-    def _log_model(self) -> None:
+    def _log_model(self, run: RunWriter) -> None:
         experiment = self.experiment
         takes_masks = experiment.data.crop or experiment.model.is_hand_crafted
         signature = serving.signature(self.outcome.classes, TASKS[experiment.task].has_masks, takes_masks)
         more = () if experiment.model.is_network else ("scikit-learn", "scikit-image", "skops")
         with uninterrupted():
-            serving.log_model(self.folder, signature, model_requirements(*more))
+            serving.log_model(run, signature, model_requirements(*more))
 
     def report(self) -> None:
         """Print the epochs, the test metrics with intervals, and the commands to continue."""
