@@ -29,6 +29,7 @@ from mlflow.tracking.context.jupyter_notebook_context import JupyterNotebookRunC
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from skincancer.errors import ConfigError, RunError
+from skincancer.metrics.names import metric_keys
 from skincancer.runs.artifacts import (
     CLASSES_FILE,
     CONFIG_FILE,
@@ -122,10 +123,18 @@ class RunWriter:
             new = [Param(name, str(value)) for name, value in params.items() if name not in known]
             self.store.client.log_batch(self.run_id, params=new, synchronous=True)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of one step (an epoch, from 1) in one call."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, finite: bool = False) -> None:
+        """Log metrics of one step (an epoch, from 1) in one call.
+
+        With `finite`, undefined metrics are left out.
+        """
         now = int(time.time() * 1000)
-        batch = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        keys = metric_keys(metrics)
+        batch = [
+            Metric(keys[name], float(value), now, step)
+            for name, value in metrics.items()
+            if math.isfinite(value) or not finite
+        ]
         # The client itself would add MLFLOW_ACTIVE_MODEL_ID, or the active model of the caller, to metrics.
         store = self.store.client._tracking_client.store
         with uninterrupted():
@@ -135,7 +144,7 @@ class RunWriter:
 
     def log_results(self, metrics: Mapping[str, float]) -> None:
         """Log final metrics that are defined."""
-        self.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)})
+        self.log_metrics(metrics, finite=True)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags in one call."""
