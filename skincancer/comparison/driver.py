@@ -115,7 +115,7 @@ def _log(store: RunStore, comparison: Comparison, out: Path | None, console: Con
                 "common_images": int(comparison.table["common_images"].iloc[0]),
             }
         )  # fmt: skip
-        for path in write_files(comparison, run.folder):
+        for path in write_files(comparison, run.folder, console):
             run.log_file(str(path.relative_to(run.folder)))
         if out is not None:
             shutil.copytree(run.folder, out, dirs_exist_ok=True)

@@ -71,6 +71,19 @@ def warn(console: Console, title: str, text: str) -> None:
 
 
 @contextlib.contextmanager
+def optional(console: Console, what: str) -> Iterator[None]:
+    """Print a warning instead of raising if a figure or page cannot be written.
+
+    A finished training must not fail here. Libraries that draw raise errors of many types.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__}: {mask_passwords(error)}. The run goes on, and its other files are written."
+        warn(console, f"{what} could not be written", text)
+
+
+@contextlib.contextmanager
 def progress_bars(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Yield a factory of progress callbacks, called as `bars(title)(done, total)`.
 

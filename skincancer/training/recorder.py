@@ -39,7 +39,7 @@ from skincancer.runs.store import RunStore
 from skincancer.schema.data import segmenter_run
 from skincancer.schema.experiment import Experiment
 from skincancer.schema.tasks import TASKS
-from skincancer.system.console import make_table, progress_bars, warn
+from skincancer.system.console import make_table, optional, progress_bars, warn
 from skincancer.system.hardware import device_name
 from skincancer.system.interrupts import uninterrupted
 from skincancer.system.launcher import is_rank_zero
@@ -48,7 +48,7 @@ from skincancer.training.callbacks import EpochRecord, EpochReporter
 from skincancer.training.classical import ClassicalInputs
 from skincancer.training.params import fit_params
 from skincancer.visualization.classification import learning_curves
-from skincancer.visualization.style import save
+from skincancer.visualization.style import MOST_CLASSES, save
 from skincancer.visualization.tables import intervals_table
 
 EMPTY_MASKS = "nothing could be measured"
@@ -88,10 +88,14 @@ class FitRecorder:
         """Print the subsets of the images, and what was excluded."""
         data, settings = self.data, self.experiment.data
         classes, masks = self.outcome.classes, self.experiment.task == "joint"
+        counts = {
+            role: [int((data.rows(role)["label"] == label).sum()) for label in range(len(classes))] for role in ROLES
+        }
+        columns = classes if len(classes) <= MOST_CLASSES else (f"images of each of {len(classes)} classes",)
         rows = [
             [
                 role, len(subset), subset["lesion_id"].nunique(),
-                *(int((subset["label"] == label).sum()) for label in range(len(classes))),
+                *(counts[role] if len(classes) <= MOST_CLASSES else [f"{min(counts[role])}–{max(counts[role])}"]),
                 *([int(subset["mask"].notna().sum())] if masks else []),
             ]
             for role, subset in ((role, data.rows(role)) for role in ROLES)
@@ -99,7 +103,7 @@ class FitRecorder:
         title = f"{data.entry.title}, {settings.split}, split seed {settings.split_seed}"
         caption = f"balance of the training set: {settings.balance}" if settings.balance != "none" else ""
         self.console.print(
-            make_table(title, ["role", "images", "lesions", *classes, *(["masks"] if masks else [])], rows, caption)
+            make_table(title, ["role", "images", "lesions", *columns, *(["masks"] if masks else [])], rows, caption)
         )
         split = parse_split(settings.split)
         if split.kind == "ratio":
@@ -261,10 +265,12 @@ class FitRecorder:
         test = {f"test/{row['metric']}": float(row["value"]) for row in self.intervals.to_dict("records")}
         run.log_results({**best, **test, **self.outcome.selected(task)})
         if record:
-            curves = learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
-            save(curves, run.figure_path("learning_curves"))
-        for name, figure in self.outcome.figures(self.folder, task, f"{self.title} · test", self.note):
-            save(figure, run.figure_path(name))
+            with optional(self.console, "the figure learning_curves"):
+                curves = learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
+                save(curves, run.figure_path("learning_curves"))
+        for name, draw in self.outcome.figures(self.folder, task, f"{self.title} · test", self.note):
+            with optional(self.console, f"the figure {name}"):
+                save(draw(), run.figure_path(name))
         if not self.experiment.model.is_network:
             write_errors(self.folder, self.data.classes)
             run.log_file(artifacts.ERRORS_FILE)
@@ -273,12 +279,14 @@ class FitRecorder:
         files = artifacts.model_files(self.experiment.to_dict())[1:]
         for name in (artifacts.INTERVALS_FILE, *([artifacts.EPOCHS_FILE] if record else []), *files):
             run.log_file(name)
+        (self.folder / artifacts.FIGURES).mkdir(exist_ok=True)
         if self.outcome.classes and (subgroups := write_subgroups(self.folder)):
             run.log_file(subgroups.name)
         for name in (artifacts.PREDICTIONS, artifacts.FIGURES):
             run.log_folder(name)
-        write_report(self.folder, run.record, store_thumbnails(self.data))
-        run.log_file(artifacts.REPORT_FILE)
+        with optional(self.console, artifacts.REPORT_FILE):
+            write_report(self.folder, run.record, store_thumbnails(self.data))
+            run.log_file(artifacts.REPORT_FILE)
         self._log_model(run)
 
     def finish_trial(self, run: RunWriter | None, record: EpochRecord | None, best_epoch: int = 0) -> None:
@@ -312,12 +320,13 @@ class FitRecorder:
 
     def _explain(self, run: RunWriter, task: Any) -> None:
         settings = self.experiment.data
-        missing = explain_run(
-            self.folder, self.data, task, resize=settings.resize, batch_size=settings.batch_size,
-            title=f"{self.title} · worst errors of the test set", note=self.note,
-        )  # fmt: skip
-        if missing:
-            self.console.print(Text(missing))
+        with optional(self.console, "the figure errors"):
+            missing = explain_run(
+                self.folder, self.data, task, resize=settings.resize, batch_size=settings.batch_size,
+                title=f"{self.title} · worst errors of the test set", note=self.note,
+            )  # fmt: skip
+            if missing:
+                self.console.print(Text(missing))
         run.log_file(artifacts.ERRORS_FILE)
         attention = self.folder / artifacts.ATTENTION_FILE
         if attention.is_file():
