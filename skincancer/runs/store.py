@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,10 @@ def connect(uri: str | None) -> MlflowClient:
             # The registry is in the same store, whatever MLFLOW_REGISTRY_URI is.
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
+        if database is not None and "%" in uri:
+            # MLflow has created the folder in the spelling of the URI too.
+            with contextlib.suppress(OSError):
+                os.removedirs(Path(uri.removeprefix("sqlite:///")).parent)
         return client
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
         reason = mask_passwords(getattr(error, "orig", None) or error)
