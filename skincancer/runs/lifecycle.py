@@ -284,18 +284,27 @@ def _end(run: RunWriter | None, status: str, reason: str, keep: bool) -> None:
             shutil.rmtree(run.folder, ignore_errors=True)
 
 
+def find_resumed(client: MlflowClient, run_id: str) -> MlflowRun:
+    """Return the run that `--resume` names, in any state.
+
+    Raises:
+        RunError: the run is unknown.
+    """
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        raise RunError(
+            f"--resume {run_id}: there is no such run in {mask_password(client.tracking_uri)}; use another id."
+        ) from error
+
+
 def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
     """Return the run that `--resume` names.
 
     Raises:
         RunError: the run is unknown, of another kind, FINISHED, without a working folder, or its process may still be alive.
     """
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        raise RunError(
-            f"--resume {run_id}: there is no such run in {mask_password(client.tracking_uri)}; use another id."
-        ) from error
+    run = find_resumed(client, run_id)
     if run.info.status == "FINISHED":
         raise RunError(f"--resume {run_id}: this run is FINISHED; start a new run instead.")
     if run.data.tags.get("kind") not in ("fit", "trial"):

@@ -22,6 +22,7 @@ from rich.text import Text
 from skincancer.errors import RunError, SkinCancerError
 from skincancer.system.credentials import mask_passwords
 from skincancer.system.interrupts import Interrupted
+from skincancer.system.launcher import check_numbers
 
 # In a pipe a table is as wide as its content, so that no name is cut, unless COLUMNS is set.
 _PIPE_WIDTH = 10_000
@@ -128,6 +129,7 @@ def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     """
     try:
         with contextlib.suppress(BrokenPipeError):
+            check_numbers()
             verb(sys.argv[1:] if argv is None else argv)
         return 0
     except SkinCancerError as error:

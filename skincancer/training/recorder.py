@@ -46,6 +46,7 @@ from skincancer.system.launcher import is_rank_zero
 from skincancer.system.provenance import environment_text, model_requirements
 from skincancer.training.callbacks import EpochRecord, EpochReporter
 from skincancer.training.classical import ClassicalInputs
+from skincancer.training.launch import count_ranks
 from skincancer.training.params import fit_params
 from skincancer.visualization.classification import learning_curves
 from skincancer.visualization.style import MOST_CLASSES, save
@@ -164,7 +165,7 @@ class FitRecorder:
     def start(self, weights: str, resume: str | None = None) -> Iterator[RunWriter | None]:
         """Start the run and log its data. Yield None on ranks above 0."""
         client = self.store.client
-        if not is_rank_zero():
+        if not is_rank_zero(count_ranks(self.experiment.trainer)):
             # The checkpoint callbacks broadcast the real folder of rank 0.
             with tempfile.TemporaryDirectory() as folder:
                 self.folder = Path(client.get_run(resume).data.tags["work_folder"]) if resume else Path(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
 from skincancer.data.datamodule import check_shares
 from skincancer.data.prepare import prepare_data
 from skincancer.inference.model import mask_source
@@ -31,11 +33,16 @@ def train(
     check_devices(experiment.trainer)
     check_launcher(experiment.trainer)
     keep_freed_memory()
-    console = make_console()
-    console.quiet = not is_rank_zero()
+    console, ranks = make_console(), count_ranks(experiment.trainer)
+    is_zero = is_rank_zero(ranks)
+    console.quiet = not is_zero
+    if ranks == 1:
+        # Lightning has set it from the variables of a launcher.
+        rank_zero_only.rank = 0
 
     store = RunStore(experiment.tracking.uri)
     client = store.client
+    store.check_experiment(f"{experiment.data.dataset}-{experiment.task}")
     if resume and not target and (before := registry.stored_target(client, resume)):
         target = registry.parse_target(before)
     if target:
@@ -45,10 +52,9 @@ def train(
         masks, hand_crafted = mask_source(experiment.data, store), experiment.model.is_hand_crafted
         data = prepare_data(experiment.data, masks, bars, task=experiment.task, hand_crafted=hand_crafted)
     if network:
-        ranks = count_ranks(experiment.trainer)
         check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks)
     # Trials do not close stale runs: the sweep has already done so, and another worker may still be recording why its trial crashed.
-    for closed in reap(client) if is_rank_zero() and trial is None else []:
+    for closed in reap(client) if is_zero and trial is None else []:
         console.print(f"closed run {closed} as KILLED: its process has exited")
 
     recorder = FitRecorder(experiment, data, store, console, trial)
@@ -61,7 +67,7 @@ def train(
     if trial:
         return recorder.run_id
     recorder.report()
-    if target and is_rank_zero():
+    if target and is_zero:
         version = registry.register(client, recorder.run_id, target)
         console.print(f"registered as {target}, version {version}", markup=False)
     return recorder.run_id

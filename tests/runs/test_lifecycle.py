@@ -19,9 +19,13 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy import event
+from synthetic_runs import class_predictions, finished_fit
 
+from skincancer import compare, evaluate, fit, sweep
 from skincancer.errors import RunError
+from skincancer.evaluation import external
 from skincancer.runs import lifecycle
+from skincancer.runs.finished import FinishedRun
 from skincancer.runs.lifecycle import reap, start_run
 from skincancer.runs.store import RunStore, connect
 from skincancer.system import interrupts
@@ -398,3 +402,29 @@ def test_the_device_is_named_by_what_the_trainer_takes(monkeypatch):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     for name in ("cpu", "auto"):
         assert device_name(name).endswith(f"{psutil.cpu_count()} cores")
+
+
+def test_a_deleted_experiment_is_reported_before_the_data_are_read(store, tmp_path, capsys, monkeypatch):
+    kept = [finished_fit("resnet50", class_predictions(seed, 40, 1.0), seed=seed) for seed in (0, 1)]
+    client = connect(None)
+    number = RunStore(None).experiment_id("demo-classification")
+    client.delete_experiment(number)
+    # Reading the data would fail with another error.
+    data = [f"--data.root={tmp_path / 'nowhere'}"]
+    (tmp_path / "tiny.yaml").write_text("task: classification\nsearch: {seed: {choices: [1, 2]}}\n")
+    for main, arguments in (
+        (fit.main, ["--experiment=resnet50", *data]),
+        (sweep.main, [f"--experiment={tmp_path / 'tiny.yaml'}", "--trials=1", *data]),
+        (compare.main, ["--experiments", "resnet50"]),
+    ):
+        assert main(arguments) == 1
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"'demo-classification' in {store} is deleted; restore it (mlflow experiments restore" in error
+        assert f"--experiment-id {number})" in error
+    client.restore_experiment(number)
+    client.create_experiment("folder-classification")
+    client.delete_experiment(RunStore(None).experiment_id("folder-classification"))
+    # The run has no weights.
+    monkeypatch.setattr(external, "load_fit", FinishedRun)
+    assert evaluate.main([f"--run={kept[0]}", "--data.dataset=folder", *data]) == 1
+    assert "'folder-classification' in" in capsys.readouterr().err
