@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from skincancer.data.datamodule import check_shares
 from skincancer.data.prepare import prepare_data
@@ -37,8 +37,8 @@ def train(
     is_zero = is_rank_zero(ranks)
     console.quiet = not is_zero
     if ranks == 1:
-        # Lightning has set it from the variables of a launcher.
-        rank_zero_only.rank = 0
+        # Lightning has taken the rank from the variables of a launcher.
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
 
     store = RunStore(experiment.tracking.uri)
     client = store.client

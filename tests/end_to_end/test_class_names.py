@@ -61,6 +61,7 @@ def test_a_joint_run_has_its_classes_by_name(renamed, store):
     assert compare.main(["--runs", run.info.run_id, "--metric", "recall/Bowen's disease"]) == 0
 
 
+@pytest.mark.slow
 def test_a_classical_sweep_has_its_classes_by_name(renamed, store, tmp_path):
     (tmp_path / "trees.yaml").write_text(
         "task: classification\nmodel: {classifier: random_forest, classical: {features: [abcd]}}\n"
