@@ -12,7 +12,7 @@ from sklearn import metrics as reference
 
 from skincancer.metrics.classification import classification_metrics
 from skincancer.visualization.classification import FIGURES, learning_curves, reliability_change
-from skincancer.visualization.style import PALETTE, class_styles, new_figure, save
+from skincancer.visualization.style import PALETTE, class_styles, encode_png, new_figure, save
 
 LONG = ["actinic keratosis", "_other$cost$", "vascular lesion (angioma, angiokeratoma, pyogenic granuloma)", "melanoma"]
 
@@ -279,3 +279,10 @@ def test_a_class_name_of_260_letters_is_cut():
     assert legend(figure.axes[0])[0].endswith("…")
     figure = FIGURES["confusion_matrix"](label, probability, ["x" * 260, "a", "b"])
     assert figure.axes[0].get_yticklabels()[0].get_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("stem", FIGURES)
+def test_perfect_predictions_of_many_classes_are_drawn(stem):
+    label = np.arange(60) % 30
+    figure = FIGURES[stem](label, np.eye(30)[label], names(30))
+    assert encode_png(figure)[:4] == b"\x89PNG"
