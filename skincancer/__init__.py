@@ -46,6 +46,9 @@ def __getattr__(name: str) -> Any:
     """Load a public name at its first use."""
     if name not in __all__:
         raise AttributeError(f"module 'skincancer' has no attribute {name!r}")
+    if not name.endswith("Error"):
+        # Lightning fails with a traceback as soon as it is imported.
+        importlib.import_module("skincancer.system.launcher").check_numbers()
     home = "errors" if name.endswith("Error") else _HOMES.get(name, "api")
     return getattr(importlib.import_module(f"skincancer.{home}"), name)
 

@@ -23,6 +23,7 @@ from skincancer.data.prepare import prepare_data
 from skincancer.errors import ConfigError, nearest
 from skincancer.inference.model import mask_source
 from skincancer.inference.predictor import load_predictor
+from skincancer.metrics.names import has_digested_keys
 from skincancer.plugins import load_plugins
 from skincancer.results import ComparedRuns, FinishedSweep, Model, PreparedDataset
 from skincancer.runs.artifacts import BEST_FILE, CONFIG_FILE, TRIALS_FILE, config_to_keep
@@ -169,13 +170,15 @@ def find_runs(*, kind: str = "fit", uri: str | None = None, **params: Any) -> pd
     """
     if kind not in KINDS:
         raise ConfigError(f"find_runs: kind is {kind!r}; expected one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
-    rows = [
-        {
-            "run_id": run.info.run_id, "start": pd.Timestamp(run.info.start_time, unit="ms"), **run.data.params,
-            **{name: value for name, value in run.data.metrics.items() if name.startswith(("test/", "best/"))},
-        }
-        for run in search_runs(RunStore(uri), [f"tags.kind = '{kind}'"])
-    ]  # fmt: skip
+    store = RunStore(uri)
+    rows = []
+    for run in search_runs(store, [f"tags.kind = '{kind}'"]):
+        metrics = run.data.metrics
+        if has_digested_keys(metrics):
+            metrics = FinishedRun(run.info.run_id, store, run).metrics
+        results = {name: value for name, value in metrics.items() if name.startswith(("test/", "best/"))}
+        start = pd.Timestamp(run.info.start_time, unit="ms")
+        rows.append({"run_id": run.info.run_id, "start": start, **run.data.params, **results})
     table = pd.DataFrame(rows, columns=None if rows else ["run_id", "start", *params])
     for name, value in params.items():
         if name not in table:

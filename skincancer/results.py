@@ -171,7 +171,8 @@ class ComparedRuns:
         """Return the figures of the comparison by name."""
         metric = self.comparison.metrics[0]
         rows = self.table[self.table["metric"] == metric]
-        return draw_all(self.comparison.entries, rows, metric, title=f"{metric} · {self.comparison.dataset}")
+        drawings = draw_all(self.comparison.entries, rows, metric, title=f"{metric} · {self.comparison.dataset}")
+        return {name: draw() for name, draw in drawings.items()}
 
 
 @dataclass(frozen=True)

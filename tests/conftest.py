@@ -6,6 +6,7 @@ The whole suite runs on two workers, named files in one process, unless `-n` is 
 import contextlib
 import functools
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,6 +164,9 @@ def places(session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     monkeypatch.delenv("SKINCANCER_DATA", raising=False)
     monkeypatch.delenv("SKINCANCER_MIRROR", raising=False)
+    # A test that calls `mlflow.set_tracking_uri` must not redirect the MLflow calls of other tests.
+    if utils := sys.modules.get("mlflow.tracking._tracking_service.utils"):
+        monkeypatch.setattr(utils, "_tracking_uri", None)
     return tmp_path / "mlruns"
 
 

@@ -43,6 +43,7 @@ def compare_requests(
     check_metrics(request.metrics)
     tasks = [entry.experiment.task for entry in requests] + [run.data.params["task"] for run in explicit_runs]
     metrics = tuple(dict.fromkeys(request.metrics)) or default_metrics(tasks)
+    store.check_experiment(f"{request.dataset if requests else explicit_runs[0].data.params.get('dataset')}-{tasks[0]}")
     if run_missing:
         _train_missing(store, requests, request, console)
     with progress_bars(console) as bars:
@@ -116,7 +117,7 @@ def _log(store: RunStore, comparison: Comparison, out: Path | None, console: Con
                 "common_images": int(comparison.table["common_images"].iloc[0]),
             }
         )  # fmt: skip
-        for path in write_files(comparison, run.folder):
+        for path in write_files(comparison, run.folder, console):
             run.log_file(str(path.relative_to(run.folder)))
         if out is not None:
             shutil.copytree(run.folder, out, dirs_exist_ok=True)

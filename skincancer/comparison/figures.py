@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -157,16 +158,16 @@ def training_size(table: pd.DataFrame, *, title: str = "", note: str = "") -> Fi
 
 def draw_all(
     entries: Sequence[Entry], table: pd.DataFrame, metric: str, *, title: str = "", note: str = ""
-) -> dict[str, Figure]:
-    """Return all figures that the data of the entries allow, by name."""
-    figures = {"intervals": interval_dots(table, title=title, note=note)}
+) -> dict[str, Callable[[], Figure]]:
+    """Return a drawing function for each figure that the data of the entries allow."""
+    figures: dict[str, Callable[[], Figure]] = {"intervals": partial(interval_dots, table, title=title, note=note)}
     if all(isinstance(run.scores, ClassScores) for entry in entries for run in entry.runs):
-        figures["roc"] = roc_overlay(entries, title=title, note=note)
-        figures["calibration"] = calibration_overlay(entries, title=title, note=note)
+        figures["roc"] = partial(roc_overlay, entries, title=title, note=note)
+        figures["calibration"] = partial(calibration_overlay, entries, title=title, note=note)
     if any(len(run.epochs) for entry in entries for run in entry.runs):
-        figures["learning_curves"] = learning_curves(entries, metric, title=title, note=note)
+        figures["learning_curves"] = partial(learning_curves, entries, metric, title=title, note=note)
     if table["train_images"].notna().all() and table["train_images"].nunique() > 1:
-        figures["training_size"] = training_size(table, title=title, note=note)
+        figures["training_size"] = partial(training_size, table, title=title, note=note)
     return figures
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 
 from skincancer.comparison import figures
 from skincancer.comparison.published import protocols
@@ -16,6 +17,7 @@ from skincancer.data.catalog import SYNTHETIC_NOTE, SYNTHETIC_WARNING
 from skincancer.data.groups import describe_unknown_lesions
 from skincancer.metrics.names import metric_title
 from skincancer.runs import artifacts
+from skincancer.system.console import optional
 from skincancer.visualization.html import Picture, Section, Table, Text, write_page
 from skincancer.visualization.style import save
 
@@ -187,7 +189,7 @@ def warnings(comparison: Comparison) -> list[str]:
     return bands + [f"Hard to compare: {line}." for line in comparison.differences]
 
 
-def write_files(comparison: Comparison, folder: Path) -> list[Path]:
+def write_files(comparison: Comparison, folder: Path, console: Console) -> list[Path]:
     """Write page, tables and figures into a folder, and return their paths."""
     (folder / artifacts.FIGURES).mkdir(parents=True, exist_ok=True)
     title = " against ".join(dict.fromkeys(entry.experiment for entry in comparison.entries))
@@ -198,9 +200,10 @@ def write_files(comparison: Comparison, folder: Path) -> list[Path]:
         comparison.entries, first, comparison.metrics[0], title=f"{title} · {comparison.dataset}", note=note
     )
     images = []
-    for name, figure in plots.items():
-        path = save(figure, folder / artifacts.figure_file(name))
-        images.append(Picture(path, alt=f"{name.replace('_', ' ')} of the compared runs", caption=_CAPTIONS[name]))
+    for name, draw in plots.items():
+        with optional(console, f"the figure {name}"):
+            path = save(draw(), folder / artifacts.figure_file(name))
+            images.append(Picture(path, alt=f"{name.replace('_', ' ')} of the compared runs", caption=_CAPTIONS[name]))
     comparison.table.to_csv(folder / artifacts.COMPARISON_TABLE, index=False, float_format="%.9g")
     comparison.pairs.to_csv(folder / artifacts.COMPARISON_TESTS, index=False, float_format="%.9g")
     comparison.published.to_csv(folder / artifacts.COMPARISON_PUBLISHED, index=False, float_format="%.9g")
@@ -222,10 +225,11 @@ def write_files(comparison: Comparison, folder: Path) -> list[Path]:
     ]
     metrics = ", ".join(metric_title(metric) for metric in comparison.metrics)
     footer = "Made by skincancer: research software, not a medical device."
-    write_page(
-        folder / artifacts.COMPARISON_PAGE, f"Comparison: {title}", f"{comparison.dataset}, {metrics}", sections, warnings(comparison),
-        footer,
-    )  # fmt: skip
+    with optional(console, artifacts.COMPARISON_PAGE):
+        write_page(
+            folder / artifacts.COMPARISON_PAGE, f"Comparison: {title}", f"{comparison.dataset}, {metrics}", sections, warnings(comparison),
+            footer,
+        )  # fmt: skip
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

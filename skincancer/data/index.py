@@ -139,8 +139,18 @@ def _numbers(
 
 
 def classes_of(table: pd.DataFrame) -> tuple[str, ...]:
-    """Return the diagnoses of an index table, sorted."""
-    return tuple(sorted({str(value) for value in table.get("diagnosis", ()) if not pd.isna(value) and value != ""}))
+    """Return the diagnoses of an index table, sorted.
+
+    Raises:
+        DataError: a diagnosis contains a control character, such as a line break.
+    """
+    names = sorted({str(value) for value in table.get("diagnosis", ()) if not pd.isna(value) and value != ""})
+    for name in names:
+        if any(unicodedata.category(letter) == "Cc" for letter in name):
+            raise DataError(
+                f"the class {name!r} contains a control character; expected printable characters. Rename it."
+            )
+    return tuple(names)
 
 
 def merge_spellings(diagnoses: pd.Series, classes: tuple[str, ...], reading: Reading) -> pd.Series:

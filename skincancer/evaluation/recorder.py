@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ from skincancer.metrics.names import positive_of
 from skincancer.metrics.operating_point import FEW_POSITIVES, SENSITIVITY, operating_point, sensitivity_threshold
 from skincancer.metrics.prediction_files import predictions_table, read_predictions, write_predictions
 from skincancer.reports.evaluation_report import write_evaluation_report
-from skincancer.reports.task_outputs import OUTCOMES, write_subgroups
+from skincancer.reports.task_outputs import OUTCOMES, Drawing, write_subgroups
 from skincancer.runs import artifacts
 from skincancer.runs.dataset_inputs import data_tags, log_dataset
 from skincancer.runs.finished import Validation
 from skincancer.runs.lifecycle import RunWriter, start_run
 from skincancer.runs.store import RunStore
 from skincancer.schema.data import RUN, segmenter_run
-from skincancer.system.console import warn
+from skincancer.system.console import optional, warn
 from skincancer.system.interrupts import uninterrupted
 from skincancer.system.provenance import environment_text
 from skincancer.visualization.classification import reliability_change
@@ -217,7 +218,7 @@ class EvaluationRecorder:
         if len(self.evaluation.similar):
             run.write_table(artifacts.NEAR_DUPLICATES_FILE, self.evaluation.similar)
         run.write_text(artifacts.ENVIRONMENT_FILE, environment_text())
-        log_dataset(data, "test", self.split)
+        log_dataset(run, data, "test", self.split)
 
     def _link(self) -> None:
         client = self.store.client
@@ -255,15 +256,20 @@ class EvaluationRecorder:
                 metrics |= values
             if subgroups := write_subgroups(run.folder):
                 run.log_file(subgroups.name)
-        for name, figure in figures:
-            save(figure, run.figure_path(name))
+        (run.folder / artifacts.FIGURES).mkdir(exist_ok=True)
+        for name, draw in figures:
+            with optional(self.console, f"the figure {name}"):
+                save(draw(), run.figure_path(name))
         for name, table in tables:
             run.write_table(name, table)
         run.log_results(metrics)
         for name in (artifacts.PREDICTIONS, artifacts.FIGURES):
             run.log_folder(name)
-        write_evaluation_report(run.folder, run.record, self.title, self.data.entry, self.tables, self.evaluation.notes)
-        run.log_file(artifacts.REPORT_FILE)
+        with optional(self.console, artifacts.REPORT_FILE):
+            write_evaluation_report(
+                run.folder, run.record, self.title, self.data.entry, self.tables, self.evaluation.notes
+            )
+            run.log_file(artifacts.REPORT_FILE)
 
     def _keep_validation(self, run: RunWriter) -> Validation | None:
         """Write the validation predictions in the compared classes, for threshold and temperature."""
@@ -327,9 +333,7 @@ class EvaluationRecorder:
         values = _values(measured, f"_{POINT}")
         return name, measured.assign(**head)[[*head, *measured.columns]], {f"threshold_{POINT}": threshold, **values}
 
-    def _calibrate(
-        self, run: RunWriter, figures: list[tuple[str, Any]]
-    ) -> list[tuple[str, pd.DataFrame, dict[str, float]]]:
+    def _calibrate(self, run: RunWriter, figures: list[Drawing]) -> list[tuple[str, pd.DataFrame, dict[str, float]]]:
         """Fit a temperature on validation images and evaluate it on test images."""
         validation, classes = self.validation, self.data.classes
         if validation is None or not len(validation.label):
@@ -339,10 +343,10 @@ class EvaluationRecorder:
         logits = table[[f"logit_{name}" for name in classes]].to_numpy(dtype=np.float64)
         after = calibration.scale(logits, temperature)
         measured = calibration.calibration_table(label, before, after, table["lesion_id"].to_numpy(), classes)
-        figure = reliability_change(
-            label, before, after, classes, title=f"{self.title} · temperature {temperature:.3g}", note=self.note
+        title = f"{self.title} · temperature {temperature:.3g}"
+        figures.append(
+            ("temperature", partial(reliability_change, label, before, after, classes, title=title, note=self.note))
         )
-        figures.append(("temperature", figure))
         rows = measured.assign(metric=measured["metric"] + " " + measured["stage"])
         bound = ", a limit of the search" if temperature in calibration.TEMPERATURES else ""
         caption = "fitted on validation; ece: 15 bins; brier: sum over classes, 0 to 2; nll: natural logarithm"

@@ -21,9 +21,10 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
-from mlflow.models.model import ModelInfo
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
@@ -43,6 +44,7 @@ from skincancer.runs.artifacts import (
     SEGMENTER,
 )
 from skincancer.runs.finished import FinishedRun
+from skincancer.runs.lifecycle import RunWriter
 
 COLUMN = "image"
 LONGEST_PATH = 4096
@@ -164,23 +166,40 @@ def input_example(takes_masks: bool = False) -> pd.DataFrame | tuple[pd.DataFram
     return (images, {"masks": "otsu"}) if takes_masks else images
 
 
-def log_model(run: Path, signature: ModelSignature, requirements: list[str]) -> ModelInfo:
-    """Log the model `model` to the active run.
+def log_model(run: RunWriter, signature: ModelSignature, requirements: list[str]) -> None:
+    """Log the model `model` of a run, with the files that predictions need.
 
-    `run` is a folder with the files of a run. The model contains the files that predictions need.
+    The client of the run's store logs the model. MLflow's fluent API would use the tracking URI, run and experiment of the caller.
     """
     files = (*MODEL_FILES, CLASSICAL_CHECKPOINT, BACKBONE_FILE, CLASSES_FILE, CROPS_FILE, MASKS_FILE)
     names = [*files, *(f"{SEGMENTER}/{name}" for name in MODEL_FILES)]
+    client, record = run.store.client, run.record
+    model = client.create_logged_model(
+        record.info.experiment_id, "model", source_run_id=run.run_id, params=record.data.params
+    )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / LOGGED_RUN
         for name in names:
-            if (run / name).is_file():
+            if (run.folder / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(run / name, folder / name)
-        return mlflow.pyfunc.log_model(
-            name="model", python_model=__file__, artifacts={LOGGED_RUN: str(folder)}, signature=signature,
+                shutil.copy(run.folder / name, folder / name)
+        mlflow.pyfunc.save_model(
+            f"{place}/model", python_model=__file__, artifacts={LOGGED_RUN: str(folder)}, signature=signature,
             input_example=input_example(signature.params is not None), pip_requirements=requirements,
+            mlflow_model=MlflowModel(model.artifact_location, run.run_id, model_uuid=model.model_id, model_id=model.model_id),
         )  # fmt: skip
+        client.log_model_artifacts(model.model_id, f"{place}/model")
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    # MLflow's page of models lists the final metrics of their runs.
+    client.log_batch(
+        run.run_id, synchronous=True,
+        metrics=[
+            Metric(name, value, record.info.start_time, 0, model_id=model.model_id, run_id=run.run_id)
+            for name, value in record.data.metrics.items()
+            if name.startswith(("best/", "test/"))
+        ],
+    )  # fmt: skip
 
 
 mlflow.models.set_model(Model())

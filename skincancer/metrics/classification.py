@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from skincancer.errors import RunError
 from skincancer.metrics.custom import CUSTOM_METRICS
@@ -85,7 +86,9 @@ def weighted_metrics(
     y, p = check_predictions(label, probability, classes)
     w = _checked_weight(weight, len(y))
     n_classes = len(classes)
-    cell = np.eye(n_classes**2)[y * n_classes + p.argmax(axis=1)]
+    # Cell of the confusion matrix of each image. A dense matrix of 300 classes would need 60 GiB.
+    places = np.arange(len(y)), y * n_classes + p.argmax(axis=1)
+    cell = csr_array((np.ones(len(y)), places), shape=(len(y), n_classes**2))
     gap = calibration_gap(y, p)
     scored = ([1] if n_classes == 2 else range(n_classes)) if areas else []
     rankings = [_ranking(p[:, c], y == c) for c in scored]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from skincancer.errors import ConfigError
 from skincancer.metrics.custom import is_lower_better
@@ -47,6 +51,10 @@ TITLES = {
 }
 # The joint task has no `jaccard`, so each task draws its own names in this order.
 CURVES = (*MAIN_METRICS["joint"], "jaccard", "dice")
+RECALL = "recall/"
+# Names that MLflow accepts as keys of metrics, and the form of the keys of all other names.
+_ACCEPTED, _LONGEST = re.compile(r"[\w./ :-]+"), 200
+_DIGESTED = re.compile(rf"{RECALL}.*-[0-9a-f]{{8}}$")
 LOWER_IS_BETTER = ("loss", "ece", "hd95", "mask_hd95")
 
 
@@ -89,8 +97,8 @@ def metric_title(metric: str, positive: str = "") -> str:
         metric: name of a metric, without prefix of a subset.
         positive: positive class, which the names of its metrics contain in brackets; "" if there is none.
     """
-    if metric.startswith("recall/"):
-        return f"recall ({metric.removeprefix('recall/')})"
+    if metric.startswith(RECALL):
+        return metric
     title = TITLES.get(metric, metric.replace("_", " "))
     return f"{title} ({positive})" if positive and metric in OF_POSITIVE else title
 
@@ -119,3 +127,42 @@ def is_mask_metric(metric: str) -> bool:
     Sensitivity and specificity without the prefix are metrics of classes.
     """
     return metric in PREFIXED_METRICS or (metric in MASK_METRICS and metric not in METRICS)
+
+
+def metric_keys(names: Iterable[str]) -> dict[str, str]:
+    """Return the MLflow key of each metric that is logged together.
+
+    A name that MLflow accepts is its own key. In other names of classes, and where names differ only in case, `_` replaces the characters
+    that MLflow refuses, and a digest of the class keeps the keys unique.
+    """
+    names = list(names)
+    folded = Counter(name.casefold() for name in names)
+    return {name: name if _is_key(name) and folded[name.casefold()] == 1 else _digested(name) for name in names}
+
+
+def _is_key(name: str) -> bool:
+    return bool(_ACCEPTED.fullmatch(name)) and len(name) <= _LONGEST and posixpath.normpath(f"x/{name}") == f"x/{name}"
+
+
+def _digested(name: str) -> str:
+    before, recall, text = name.partition(RECALL)
+    before, text = (before, text) if recall else ("", name)
+    digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
+    readable = re.sub(r"[^\w -]", "_", text)[:100]
+    return f"{before}{recall}{readable}-{digest}"
+
+
+def has_digested_keys(keys: Iterable[str]) -> bool:
+    """Return whether some keys are not the names of their metrics."""
+    return any(_DIGESTED.search(key) for key in keys)
+
+
+def restore_names(metrics: Mapping[str, float], classes: Sequence[str]) -> dict[str, float]:
+    """Return the metrics of a run with the names of its classes instead of MLflow keys."""
+    names = {key: name for name, key in metric_keys(f"{RECALL}{name}" for name in classes).items()}
+
+    def restore(key: str) -> str:
+        before, recall, text = key.partition(RECALL)
+        return before + names.get(recall + text, recall + text)
+
+    return {restore(key): value for key, value in metrics.items()}

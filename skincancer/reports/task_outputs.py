@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,10 @@ from skincancer.visualization.segmentation import Case, choose_cases, jaccard_hi
 SHOWN_CASES = 3
 
 
+# Name of a figure, and the function that draws the figure and may fail.
+Drawing = tuple[str, Callable[[], Figure]]
+
+
 class Outcome(Protocol):
     """Outputs of one task, from the tables `predictions/{val,test}.csv` of a folder.
 
@@ -59,8 +64,8 @@ class Outcome(Protocol):
     def test(self, folder: Path) -> pd.DataFrame:
         """Return the test metrics with intervals: metric value low high n_resamples."""
 
-    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
-        """Yield the names and figures of the test set."""
+    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[Drawing]:
+        """Yield the figures of the test set."""
 
 
 class ClassificationOutcome:
@@ -92,11 +97,11 @@ class ClassificationOutcome:
         table, label, probability = self._labelled(folder, "test")
         return bootstrap_intervals(label, probability, table["lesion_id"].to_numpy(), self.classes)
 
-    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
+    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[Drawing]:
         """Yield confusion matrix, ROC and precision-recall curves, and reliability."""
         _, label, probability = self._labelled(folder, "test")
         for name, draw in FIGURES.items():
-            yield name, draw(label, probability, self.classes, title=title, note=note)
+            yield name, partial(draw, label, probability, self.classes, title=title, note=note)
 
     def _labelled(self, folder: Path, part: str) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         table, label, probability = read_predictions(folder / predictions_file(part), self.classes)
@@ -141,17 +146,20 @@ class SegmentationOutcome:
         table = read_scores(folder / predictions_file("test"))
         return bootstrap_means(table, [self.prefix + name for name in MASK_METRICS], table["lesion_id"].to_numpy())
 
-    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
+    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[Drawing]:
         """Yield the histogram of the Jaccard index and overlays."""
         scores = read_scores(folder / predictions_file("test")).set_index("image_id")
         jaccard = scores[f"{self.prefix}jaccard"].dropna()
-        yield "jaccard_histogram", jaccard_histogram(jaccard.to_numpy(), title=title, note=note)
+        yield "jaccard_histogram", partial(jaccard_histogram, jaccard.to_numpy(), title=title, note=note)
+        yield "overlays", partial(self._overlays, jaccard, task, title, note)
+
+    def _overlays(self, jaccard: pd.Series[float], task: SegmentationTask | JointTask, title: str, note: str) -> Figure:
         selection = choose_cases(jaccard.to_numpy(), SHOWN_CASES)
         cases = {
             name: [self._case(task, jaccard.index[position], float(jaccard.iloc[position])) for position in row]
             for name, row in selection.items()
         }
-        yield "overlays", overlay_sheet(cases, title=title, note=note)
+        return overlay_sheet(cases, title=title, note=note)
 
     def _case(self, task: SegmentationTask | JointTask, image_id: str, jaccard: float) -> Case:
         assert task.scorer is not None
@@ -200,7 +208,7 @@ class JointOutcome:
         """Return the test metrics with intervals."""
         return pd.concat([self.of_classes.test(folder), self.of_masks.test(folder)], ignore_index=True)
 
-    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[tuple[str, Figure]]:
+    def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[Drawing]:
         """Yield the figures of both tasks."""
         yield from self.of_classes.figures(folder, task, title, note)
         yield from self.of_masks.figures(folder, task, title, note)

@@ -3,67 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import json
 
-import mlflow
-from mlflow.data.dataset_source import DatasetSource
-from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from skincancer.data.prepare import PreparedData
+from skincancer.runs.lifecycle import RunWriter
 from skincancer.system.interrupts import uninterrupted
 
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def log_dataset(data: PreparedData, role: str, split: str) -> None:
-    """Log the images of one role as an input of the active run."""
+def log_dataset(run: RunWriter, data: PreparedData, role: str, split: str) -> None:
+    """Log the images of one role as an input of a run."""
     ids = "\n".join(data.rows(role)["image_id"])
     # Dataset digests of MLflow have 16 hex digits.
     digest = hashlib.sha256(f"{data.index_hash}\n{role}\n{ids}".encode()).hexdigest()[:16]
-    source = _FolderSource(str(data.root))
-    # MLflow declares `profile` abstract, but creates such objects itself.
-    dataset = MetaDataset(source, name=f"{data.entry.name} {split} {role}", digest=digest)  # type: ignore[abstract]
+    source = json.dumps({"folder": str(data.root)})
+    dataset = Dataset(f"{data.entry.name} {split} {role}", digest, source_type="folder", source=source)
+    inputs = [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, CONTEXTS[role])])]
     with uninterrupted():
         try:
-            mlflow.log_input(dataset, context=CONTEXTS[role])
+            run.store.client.log_inputs(run.run_id, inputs)
         except MlflowException as error:
             # Two runs that log the same new data at once both insert its row, and MLflow fails in one of them. Then the row exists.
             if "unique constraint" not in str(error).lower():
                 raise
-            mlflow.log_input(dataset, context=CONTEXTS[role])
-
-
-class _FolderSource(DatasetSource):
-    """Folder of the images. The local source of MLflow would read the files."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "folder"
-
-    def load(self, **kwargs: Any) -> str:
-        """Return the folder."""
-        return self.folder
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> _FolderSource:
-        return cls(str(raw_source))
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the folder as a dict."""
-        return {"folder": self.folder}
-
-    @classmethod
-    def from_dict(cls, source_dict: dict[str, str]) -> _FolderSource:
-        """Create a source from the dict of `to_dict`."""
-        return cls(source_dict["folder"])
+            run.store.client.log_inputs(run.run_id, inputs)
 
 
 def data_tags(data: PreparedData) -> dict[str, str]:

@@ -24,7 +24,7 @@ from skincancer.data.catalog import Dataset
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.overlap import Fingerprints, read_fingerprints
 from skincancer.errors import DataError, RunError
-from skincancer.metrics.names import positive_of
+from skincancer.metrics.names import has_digested_keys, positive_of, restore_names
 from skincancer.metrics.prediction_files import read_predictions, read_table
 from skincancer.runs import artifacts
 from skincancer.runs.registry import find_version, is_registered
@@ -117,8 +117,9 @@ class FinishedRun:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Last value of each metric of the run in MLflow."""
-        return self.record.data.metrics
+        """Last value of each metric of the run in MLflow, with the real names of classes."""
+        metrics = self.record.data.metrics
+        return restore_names(metrics, self.classes) if has_digested_keys(metrics) else metrics
 
     def has(self, name: str) -> bool:
         """Return whether the run has a file or folder of this name."""

@@ -17,14 +17,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.default_context import DefaultRunContext
+from mlflow.tracking.context.git_context import GitRunContext
+from mlflow.tracking.context.jupyter_notebook_context import JupyterNotebookRunContext
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from skincancer.errors import ConfigError, RunError
+from skincancer.metrics.names import metric_keys
 from skincancer.runs.artifacts import (
     CLASSES_FILE,
     CONFIG_FILE,
@@ -104,6 +109,7 @@ class RunWriter:
     run_id: str
     folder: Path
     _stop: threading.Event = field(default_factory=threading.Event)
+    _monitor: SystemMetricsMonitor | None = None
 
     @property
     def record(self) -> MlflowRun:
@@ -115,23 +121,36 @@ class RunWriter:
         with uninterrupted():
             known = self.record.data.params
             new = [Param(name, str(value)) for name, value in params.items() if name not in known]
-            self.store.client.log_batch(self.run_id, params=new)
+            self.store.client.log_batch(self.run_id, params=new, synchronous=True)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of one step (an epoch, from 1) in one call."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, finite: bool = False) -> None:
+        """Log metrics of one step (an epoch, from 1) in one call.
+
+        With `finite`, undefined metrics are left out.
+        """
         now = int(time.time() * 1000)
-        batch = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        keys = metric_keys(metrics)
+        batch = [
+            Metric(keys[name], float(value), now, step)
+            for name, value in metrics.items()
+            if math.isfinite(value) or not finite
+        ]
+        # The client itself would add MLFLOW_ACTIVE_MODEL_ID, or the active model of the caller, to metrics.
+        store = self.store.client._tracking_client.store
         with uninterrupted():
-            self.store.client.log_batch(self.run_id, metrics=batch)
+            for start in range(0, len(batch), MAX_METRICS_PER_BATCH):
+                metrics_batch = batch[start : start + MAX_METRICS_PER_BATCH]
+                store.log_batch(self.run_id, metrics=metrics_batch, params=[], tags=[])
 
     def log_results(self, metrics: Mapping[str, float]) -> None:
         """Log final metrics that are defined."""
-        self.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)})
+        self.log_metrics(metrics, finite=True)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags in one call."""
         with uninterrupted():
-            self.store.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+            batch = [RunTag(name, value) for name, value in tags.items()]
+            self.store.client.log_batch(self.run_id, tags=batch, synchronous=True)
 
     def log_file(self, name: str) -> None:
         """Log a file, named by its path relative to the working folder."""
@@ -201,28 +220,21 @@ def start_run(
         resume: id of an interrupted run, checked by `check_resumable`.
         keep: keep the working folder after an end other than FINISHED, so that the run can be resumed.
     """
-    number = store.experiment_id(group)
-    # The fluent API writes into the store that was opened last.
-    mlflow.set_tracking_uri(store.uri)
+    client, number = store.client, store.experiment_id(group)
     all_tags = {**git_tags(), **tags, **owner_tags(), "heartbeat": _now(), "status_reason": ""}
-    if system_metrics:
-        mlflow.set_system_metrics_sampling_interval(10)
     run: RunWriter | None = None
     try:
         with uninterrupted():
-            active = mlflow.start_run(
-                run_id=resume,
-                experiment_id=None if resume else number,
-                run_name=None if resume else name,
-                # A run without the tags of its process could never be closed as stale.
-                tags=None if resume else all_tags,
-                log_system_metrics=system_metrics,
-            )
-            run_id = active.info.run_id
+            # A run without the tags of its process could never be closed as stale.
+            run_id = resume or client.create_run(number, tags={**_source_tags(), **all_tags}, run_name=name).info.run_id
+            if resume:
+                client.update_run(resume, status="RUNNING")
             folder = store.work_folder / run_id
             run = RunWriter(store, run_id, folder)
             folder.mkdir(parents=True, exist_ok=True)
             run.set_tags({**all_tags, "work_folder": str(folder)})
+            if system_metrics:
+                run._monitor = _start_monitor(store, run_id, resumed=resume is not None)
         threading.Thread(target=run._beat, name="heartbeat", daemon=True).start()
         yield run
     except Interrupted as interrupt:
@@ -235,16 +247,55 @@ def start_run(
         _end(run, "FINISHED", "", keep=False)
 
 
-def _end(run: RunWriter | None, status: str, reason: str, keep: bool) -> None:
+def _start_monitor(store: RunStore, run_id: str, resumed: bool) -> SystemMetricsMonitor:
     try:
-        if run is not None:
+        monitor = SystemMetricsMonitor(run_id, resume_logging=resumed, tracking_uri=store.uri)
+    except ValueError as error:
+        # The error names the environment variable.
+        raise RunError(
+            f"system metrics cannot be recorded: {error}. Unset it, or use --tracking.system_metrics false."
+        ) from error
+    monitor.start()
+    return monitor
+
+
+def _source_tags() -> dict[str, str]:
+    """Return MLflow's tags of user and source code.
+
+    MLflow's other contexts read tags from the variables of Databricks and of MLflow Projects, which could name another run.
+    """
+    contexts = (DefaultRunContext(), GitRunContext(), JupyterNotebookRunContext())
+    tags = {name: value for context in contexts if context.in_context() for name, value in context.tags().items()}
+    return {name: value for name, value in tags.items() if value is not None}
+
+
+def _end(run: RunWriter | None, status: str, reason: str, keep: bool) -> None:
+    if run is None:
+        return
+    with uninterrupted():
+        try:
             run._stop.set()
             run.set_tags({"status_reason": reason, "heartbeat": _now()})
-    finally:
-        # Stop the system metrics thread, then write the status: without it MLflow writes FINISHED when the process exits.
-        mlflow.end_run(status)
-    if run is not None and not keep:
-        shutil.rmtree(run.folder, ignore_errors=True)
+        finally:
+            run.store.client.set_terminated(run.run_id, status)
+            if run._monitor:
+                run._monitor.finish()
+        if not keep:
+            shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def find_resumed(client: MlflowClient, run_id: str) -> MlflowRun:
+    """Return the run that `--resume` names, in any state.
+
+    Raises:
+        RunError: the run is unknown.
+    """
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        raise RunError(
+            f"--resume {run_id}: there is no such run in {mask_password(client.tracking_uri)}; use another id."
+        ) from error
 
 
 def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
@@ -253,12 +304,7 @@ def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
     Raises:
         RunError: the run is unknown, of another kind, FINISHED, without a working folder, or its process may still be alive.
     """
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        raise RunError(
-            f"--resume {run_id}: there is no such run in {mask_password(client.tracking_uri)}; use another id."
-        ) from error
+    run = find_resumed(client, run_id)
     if run.info.status == "FINISHED":
         raise RunError(f"--resume {run_id}: this run is FINISHED; start a new run instead.")
     if run.data.tags.get("kind") not in ("fit", "trial"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import mlflow
+from alembic.util.exc import CommandError
 from filelock import FileLock
 from mlflow.entities import Run as MlflowRun
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
@@ -17,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from skincancer.errors import RunError
+from skincancer.runs.database import describe_database
 from skincancer.system.credentials import mask_password, mask_passwords, remember_password
 from skincancer.system.paths import sqlite_path, sweeps_folder, tracking_uri, work_root
 
@@ -78,6 +80,19 @@ class RunStore:
             )
         return run
 
+    def check_experiment(self, name: str) -> None:
+        """Check before costly work that an MLflow experiment can be written.
+
+        Raises:
+            RunError: the experiment is deleted.
+        """
+        group = self.client.get_experiment_by_name(name)
+        if group is not None and group.lifecycle_stage == "deleted":
+            raise RunError(
+                f"the MLflow experiment {name!r} in {self} is deleted; restore it (mlflow experiments restore --experiment-id "
+                f"{group.experiment_id}), or use another --tracking.uri."
+            )
+
     def experiment_id(self, name: str) -> str:
         """Return the id of an MLflow experiment, with artifacts next to a SQLite file.
 
@@ -92,10 +107,7 @@ class RunStore:
             if group is None:
                 location = (database.parent / "artifacts" / name).as_uri() if database else None
                 return client.create_experiment(name, artifact_location=location)
-            if group.lifecycle_stage == "deleted":
-                raise RunError(
-                    f"the MLflow experiment {name!r} is deleted; restore it (mlflow experiments restore) or use another store"
-                )
+            self.check_experiment(name)
             return group.experiment_id
 
 
@@ -110,7 +122,6 @@ def connect(uri: str | None) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
-    mlflow.set_tracking_uri(uri)
     database = sqlite_path(uri)
     lock: Any = contextlib.nullcontext()
     try:
@@ -119,10 +130,17 @@ def connect(uri: str | None) -> MlflowClient:
             # Two simultaneous first creations corrupt each other's migrations.
             lock = FileLock(f"{database}.lock")
         with lock:
-            client = MlflowClient(tracking_uri=uri)
+            if database is not None and (problem := describe_database(database)):
+                raise RunError(f"the tracking store {uri} cannot be opened: {problem}. Or use another --tracking.uri.")
+            # The registry is in the same store, whatever MLFLOW_REGISTRY_URI is.
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
+        if database is not None and "%" in uri:
+            # MLflow has created the folder in the spelling of the URI too.
+            with contextlib.suppress(OSError):
+                os.removedirs(Path(uri.removeprefix("sqlite:///")).parent)
         return client
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
         reason = mask_passwords(getattr(error, "orig", None) or error)
         raise RunError(
             f"the tracking store {mask_password(uri)} cannot be opened: {reason}. Check --tracking.uri."

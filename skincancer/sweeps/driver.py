@@ -48,6 +48,7 @@ def run_sweep(
     for point in points:
         check_network(point)
     store = RunStore(experiment.tracking.uri).open()
+    store.check_experiment(f"{experiment.data.dataset}-{experiment.task}")
     name = request.study or default_name(experiment)
     url = storage_url(request.storage, store.sweeps_folder / f"{name}.journal")
     with progress_bars(console) as bars:

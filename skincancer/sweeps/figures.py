@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ _PRUNED, _BEST = "#b8b8b8", PALETTE[1]
 _SCALE = LinearSegmentedColormap.from_list("worse to better", ["#c9c9c9", "#9ecae1", "#3182bd", "#08306b"])
 
 
-def sweep_figures(study: optuna.Study, objective: str, title: str, note: str) -> Iterator[tuple[str, Figure]]:
-    """Yield names and figures of the complete trials.
+def sweep_figures(
+    study: optuna.Study, objective: str, title: str, note: str
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Yield names and drawing functions of the figures of the complete trials.
 
     Args:
         study: Study with its trials.
@@ -36,13 +39,13 @@ def sweep_figures(study: optuna.Study, objective: str, title: str, note: str) ->
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return
-    yield "history", history(study, complete, objective, title, note)
-    yield "learning_curves", learning_curves(study, title, note)
-    yield "slice", slices(study, complete, objective, title, note)
+    yield "history", partial(history, study, complete, objective, title, note)
+    yield "learning_curves", partial(learning_curves, study, title, note)
+    yield "slice", partial(slices, study, complete, objective, title, note)
     if len(complete) > 1:
-        yield "parallel_coordinate", parallel_coordinate(study, complete, objective, title, note)
+        yield "parallel_coordinate", partial(parallel_coordinate, study, complete, objective, title, note)
     if len({trial.value for trial in complete}) > 1:
-        yield "importance", importance(study, objective, title, note)
+        yield "importance", partial(importance, study, objective, title, note)
 
 
 def history(study: optuna.Study, complete: Sequence[FrozenTrial], objective: str, title: str, note: str) -> Figure:

@@ -29,7 +29,7 @@ from skincancer.runs.store import RunStore
 from skincancer.sweeps.figures import sweep_figures
 from skincancer.sweeps.study import SILENT_SECONDS, Sweep
 from skincancer.sweeps.trial_state import ENDED, REASON, RUN_ID, THREADS, counts_towards_total
-from skincancer.system.console import is_live, make_table
+from skincancer.system.console import is_live, make_table, optional
 from skincancer.system.credentials import mask_password
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive
@@ -193,9 +193,10 @@ class SweepRecord:
         self._keep_best()
         run.write_table(TRIALS_FILE, trials_table(self.sweep, self.objective))
         title = f"{self.name} · {self.objective}"
-        for name, figure in sweep_figures(self.sweep.study, self.objective, title, self.note):
-            save(figure, run.figure_path(name))
-            run.log_file(figure_file(name))
+        for name, draw in sweep_figures(self.sweep.study, self.objective, title, self.note):
+            with optional(self.console, f"the figure {name}"):
+                save(draw(), run.figure_path(name))
+                run.log_file(figure_file(name))
 
     def report(self) -> None:
         """Print the best trials and the next commands."""

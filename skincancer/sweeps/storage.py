@@ -56,7 +56,7 @@ def storage_url(requested: str | None, default: Path) -> str:
     url = _parse(requested)
     if url.drivername.split("+")[0] == "sqlite":
         path = Path(url.database or "").expanduser().absolute()
-        return f"sqlite:///{path}"
+        return url.set(database=str(path)).render_as_string()
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername)).render_as_string(hide_password=False)
 
 

@@ -22,6 +22,7 @@ from rich.text import Text
 from skincancer.errors import RunError, SkinCancerError
 from skincancer.system.credentials import mask_passwords
 from skincancer.system.interrupts import Interrupted
+from skincancer.system.launcher import check_numbers
 
 # In a pipe a table is as wide as its content, so that no name is cut, unless COLUMNS is set.
 _PIPE_WIDTH = 10_000
@@ -71,6 +72,19 @@ def warn(console: Console, title: str, text: str) -> None:
 
 
 @contextlib.contextmanager
+def optional(console: Console, what: str) -> Iterator[None]:
+    """Print a warning instead of raising if a figure or page cannot be written.
+
+    A finished training must not fail here. Libraries that draw raise errors of many types.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__}: {mask_passwords(error)}. The run goes on, and its other files are written."
+        warn(console, f"{what} could not be written", text)
+
+
+@contextlib.contextmanager
 def progress_bars(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Yield a factory of progress callbacks, called as `bars(title)(done, total)`.
 
@@ -115,6 +129,7 @@ def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     """
     try:
         with contextlib.suppress(BrokenPipeError):
+            check_numbers()
             verb(sys.argv[1:] if argv is None else argv)
         return 0
     except SkinCancerError as error:

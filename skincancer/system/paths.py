@@ -6,9 +6,15 @@ reads them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
+
+from skincancer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -77,18 +83,52 @@ def tracking_uri(configured: str | None) -> str:
 
     The order is `configured`, $MLFLOW_TRACKING_URI, SQLite database in `mlruns/`. A relative SQLite path is made absolute, so that its
     meaning does not depend on the working directory.
+
+    Raises:
+        ConfigError: the URI of a SQLite database names no file, or another file than it seems to.
     """
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store_folder() / 'mlflow.db'}"
-    database = sqlite_path(uri)
-    return f"sqlite:///{database}" if database else uri
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return _sqlite_uri(store_folder() / "mlflow.db")
+    path = sqlite_path(uri)
+    if path is None:
+        return uri
+    # MLflow reads %20 as a blank, also in a folder whose name contains these letters.
+    literal = Path(uri.partition("///")[2].partition("?")[0]).absolute()
+    if literal.parent.is_dir() and not path.parent.is_dir():
+        raise ConfigError(
+            f"tracking.uri is {uri!r}, which means the folder {str(path.parent)!r}; expected {str(literal.parent)!r}. {_QUOTE}"
+        )
+    return _sqlite_uri(path) + "".join(uri.partition("?")[1:])
+
+
+_QUOTE = "Write % in a path as %25, and ? as %3F."
+
+
+def _parse_sqlite(uri: str) -> URL:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    with contextlib.suppress(ArgumentError, ValueError):
+        url = make_url(uri)
+        has_options = bool(url.query) and not any("/" in name for name in url.query)
+        if url.database and url.database != ":memory:" and not url.host and ("?" not in uri or has_options):
+            return url
+    raise ConfigError(f"tracking.uri is {uri!r}; expected sqlite:///PATH of a file. {_QUOTE}")
+
+
+def _sqlite_uri(path: Path) -> str:
+    # MLflow creates the folder that is written in the URI, so only what SQLAlchemy would misread is quoted.
+    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute path of a SQLite URI, or None."""
-    if not uri.startswith("sqlite:"):
-        return None
-    path = urlsplit(uri).path
-    return Path(path[1:] if path.startswith("/") else path).absolute()
+    """Return the absolute path of a SQLite URI, or None for another URI.
+
+    Raises:
+        ConfigError: the URI names no file.
+    """
+    return Path(_parse_sqlite(uri).database or "").absolute() if uri.startswith("sqlite") else None
 
 
 def work_root(uri: str) -> Path:

@@ -11,7 +11,7 @@ import sys
 
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema.training import TrainerConfig
-from skincancer.system.launcher import launcher
+from skincancer.system.launcher import PARENT, launcher
 
 
 def count_ranks(trainer: TrainerConfig) -> int:
@@ -38,7 +38,7 @@ def check_launcher(trainer: TrainerConfig) -> None:
     ranks = count_ranks(trainer)
     requested = f"trainer.devices {trainer.devices} × trainer.num_nodes {trainer.num_nodes} are {ranks} processes"
     if launcher() == "torchrun":
-        if (started := int(os.environ["WORLD_SIZE"])) != ranks:
+        if (started := int(os.environ.get("WORLD_SIZE", "1"))) != ranks:
             raise ConfigError(
                 f"{requested}, but torchrun started {started}. Use the same number for --trainer.devices and torchrun's "
                 "--nproc_per_node, and for --trainer.num_nodes and --nnodes."
@@ -53,11 +53,12 @@ def check_launcher(trainer: TrainerConfig) -> None:
         elif (started := int(os.environ["SLURM_NTASKS"])) != ranks:
             raise ConfigError(
                 f"{requested}, but SLURM runs {started} tasks. Use the same number for --trainer.num_nodes and #SBATCH --nodes, and "
-                "for --trainer.devices and #SBATCH --ntasks-per-node."
+                "for --trainer.devices and #SBATCH --ntasks-per-node. For independent runs, set SLURM_JOB_NAME=interactive."
             )
         elif ranks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
             raise ConfigError(f"{requested}. Request them with #SBATCH --ntasks-per-node, not with --ntasks.")
-    elif ranks > 1 and "LOCAL_RANK" not in os.environ:
+    elif ranks > 1 and PARENT not in os.environ:
+        _check_left_over(requested)
         if not _is_command_line():
             raise RunError(
                 f"{requested}, which are all started with the command line of the first process. Use python -m skincancer.fit …, "
@@ -68,6 +69,25 @@ def check_launcher(trainer: TrainerConfig) -> None:
                 f"{requested}, but the addresses of the other nodes are unknown. Use torchrun --nnodes {trainer.num_nodes} on each "
                 "node, or srun in a SLURM job."
             )
+
+
+def _check_left_over(requested: str) -> None:
+    """Check that this process starts the ranks, and is not itself one of several processes.
+
+    Raises:
+        ConfigError: the environment has the rank of a process of another launcher, or SLURM has started several tasks.
+    """
+    left = [name for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK") if name in os.environ]
+    if left and not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+        raise ConfigError(
+            f"the environment variable {left[0]} is {os.environ[left[0]]}, but neither torchrun nor SLURM started this process. "
+            f"Unset {' and '.join(left)}, because {requested}, which this process starts itself."
+        )
+    if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        raise ConfigError(
+            f"{requested}, and each of the {os.environ['SLURM_NTASKS']} tasks of srun would start all of them in an interactive job. "
+            "Use srun --ntasks 1, or sbatch."
+        )
 
 
 def _is_command_line() -> bool:

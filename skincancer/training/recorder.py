@@ -41,16 +41,17 @@ from skincancer.runs.store import RunStore
 from skincancer.schema.data import segmenter_run
 from skincancer.schema.experiment import Experiment
 from skincancer.schema.tasks import TASKS
-from skincancer.system.console import make_table, progress_bars, warn
+from skincancer.system.console import make_table, optional, progress_bars, warn
 from skincancer.system.hardware import device_name
 from skincancer.system.interrupts import uninterrupted
 from skincancer.system.launcher import is_rank_zero
 from skincancer.system.provenance import environment_text, model_requirements
 from skincancer.training.callbacks import EpochRecord, EpochReporter
 from skincancer.training.classical import ClassicalInputs
+from skincancer.training.launch import count_ranks
 from skincancer.training.params import fit_params
 from skincancer.visualization.classification import learning_curves
-from skincancer.visualization.style import save
+from skincancer.visualization.style import MOST_CLASSES, save
 from skincancer.visualization.tables import intervals_table, with_titles
 
 EMPTY_MASKS = "nothing could be measured"
@@ -95,10 +96,14 @@ class FitRecorder:
         """Print the subsets of the images, and what was excluded."""
         data, settings = self.data, self.experiment.data
         classes, masks = self.outcome.classes, self.experiment.task == "joint"
+        counts = {
+            role: [int((data.rows(role)["label"] == label).sum()) for label in range(len(classes))] for role in ROLES
+        }
+        columns = classes if len(classes) <= MOST_CLASSES else (f"images of each of {len(classes)} classes",)
         rows = [
             [
                 role, len(subset), subset["lesion_id"].nunique(),
-                *(int((subset["label"] == label).sum()) for label in range(len(classes))),
+                *(counts[role] if len(classes) <= MOST_CLASSES else [f"{min(counts[role])}–{max(counts[role])}"]),
                 *([int(subset["mask"].notna().sum())] if masks else []),
             ]
             for role, subset in ((role, data.rows(role)) for role in ROLES)
@@ -108,7 +113,7 @@ class FitRecorder:
         self.console.print(
             make_table(
                 title,
-                ["role", "images", group_noun(data.index), *classes, *(["masks"] if masks else [])],
+                ["role", "images", group_noun(data.index), *columns, *(["masks"] if masks else [])],
                 rows,
                 caption,
             )
@@ -183,7 +188,7 @@ class FitRecorder:
     def start(self, weights: str, resume: str | None = None) -> Iterator[RunWriter | None]:
         """Start the run and log its data. Yield None on ranks above 0."""
         client = self.store.client
-        if not is_rank_zero():
+        if not is_rank_zero(count_ranks(self.experiment.trainer)):
             # The checkpoint callbacks broadcast the real folder of rank 0.
             with tempfile.TemporaryDirectory() as folder:
                 self.folder = Path(client.get_run(resume).data.tags["work_folder"]) if resume else Path(folder)
@@ -263,7 +268,7 @@ class FitRecorder:
                 shutil.copy(segmenter.file(name), copy)
                 run.log_file(f"{artifacts.SEGMENTER}/{name}")
         for role in ROLES:
-            log_dataset(data, role, settings.split)
+            log_dataset(run, data, role, settings.split)
 
     def save_predictions(self, role: str, predictions: Any) -> None:
         """Save the table of predictions of a subset, val or test."""
@@ -294,10 +299,12 @@ class FitRecorder:
         test = {f"test/{row['metric']}": float(row["value"]) for row in self.intervals.to_dict("records")}
         run.log_results({**best, **test, **self.outcome.selected(task)})
         if record:
-            curves = learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
-            save(curves, run.figure_path("learning_curves"))
-        for name, figure in self.outcome.figures(self.folder, task, f"{self.title} · test", self.note):
-            save(figure, run.figure_path(name))
+            with optional(self.console, "the figure learning_curves"):
+                curves = learning_curves(self.epochs, best_epoch, title=self.title, note=self.note)
+                save(curves, run.figure_path("learning_curves"))
+        for name, draw in self.outcome.figures(self.folder, task, f"{self.title} · test", self.note):
+            with optional(self.console, f"the figure {name}"):
+                save(draw(), run.figure_path(name))
         if not self.experiment.model.is_network:
             write_errors(self.folder, self.data.classes)
             run.log_file(artifacts.ERRORS_FILE)
@@ -306,13 +313,15 @@ class FitRecorder:
         files = artifacts.model_files(self.experiment.to_dict())[1:]
         for name in (artifacts.INTERVALS_FILE, *([artifacts.EPOCHS_FILE] if record else []), *files):
             run.log_file(name)
+        (self.folder / artifacts.FIGURES).mkdir(exist_ok=True)
         if self.outcome.classes and (subgroups := write_subgroups(self.folder)):
             run.log_file(subgroups.name)
         for name in (artifacts.PREDICTIONS, artifacts.FIGURES):
             run.log_folder(name)
-        write_report(self.folder, run.record, store_thumbnails(self.data))
-        run.log_file(artifacts.REPORT_FILE)
-        self._log_model()
+        with optional(self.console, artifacts.REPORT_FILE):
+            write_report(self.folder, run.record, store_thumbnails(self.data))
+            run.log_file(artifacts.REPORT_FILE)
+        self._log_model(run)
 
     def finish_trial(self, run: RunWriter | None, record: EpochRecord | None, best_epoch: int = 0) -> None:
         """Log the epochs of a trial and, unless it was pruned, its validation results.
@@ -345,12 +354,13 @@ class FitRecorder:
 
     def _explain(self, run: RunWriter, task: Any) -> None:
         settings = self.experiment.data
-        missing = explain_run(
-            self.folder, self.data, task, resize=settings.resize, batch_size=settings.batch_size,
-            title=f"{self.title} · worst errors of the test set", note=self.note,
-        )  # fmt: skip
-        if missing:
-            self.console.print(Text(missing))
+        with optional(self.console, "the figure errors"):
+            missing = explain_run(
+                self.folder, self.data, task, resize=settings.resize, batch_size=settings.batch_size,
+                title=f"{self.title} · worst errors of the test set", note=self.note,
+            )  # fmt: skip
+            if missing:
+                self.console.print(Text(missing))
         run.log_file(artifacts.ERRORS_FILE)
         attention = self.folder / artifacts.ATTENTION_FILE
         if attention.is_file():
@@ -358,13 +368,13 @@ class FitRecorder:
             means = attention_means(read_attention(attention))
             run.log_metrics({f"test/{row['metric']}": float(row["value"]) for row in means.to_dict("records")})
 
-    def _log_model(self) -> None:
+    def _log_model(self, run: RunWriter) -> None:
         experiment = self.experiment
         takes_masks = experiment.data.crop or experiment.model.is_hand_crafted
         signature = serving.signature(self.outcome.classes, TASKS[experiment.task].has_masks, takes_masks)
         more = () if experiment.model.is_network else ("scikit-learn", "scikit-image", "skops")
         with uninterrupted():
-            serving.log_model(self.folder, signature, model_requirements(*more))
+            serving.log_model(run, signature, model_requirements(*more))
 
     def report(self) -> None:
         """Print the epochs, the test metrics with intervals, and the commands to continue."""

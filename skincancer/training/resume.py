@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from skincancer.config.resolve import resolve
 from skincancer.errors import RunError
 from skincancer.runs.finished import FinishedRun
-from skincancer.runs.lifecycle import check_resumable
+from skincancer.runs.lifecycle import check_resumable, find_resumed
 from skincancer.runs.store import RunStore
 from skincancer.schema.dotted_keys import flatten
 from skincancer.schema.experiment import Experiment
@@ -27,9 +27,8 @@ def load_resumed(
         RunError: the run cannot be resumed, or the flags change its config.
     """
     # The other ranks start after rank 0 has marked the run as its own, which the check would refuse.
-    if is_rank_zero():
-        check_resumable(store.client, run_id)
-    stored = FinishedRun(run_id, store, store.client.get_run(run_id)).config
+    record = (check_resumable if is_rank_zero() else find_resumed)(store.client, run_id)
+    stored = FinishedRun(run_id, store, record).config
     kept, _ = resolve(None, {}, parser, base=flatten(stored))
     requested = kept
     if name or flags:

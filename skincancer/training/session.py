@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lightning_utilities.core.rank_zero import rank_zero_only
+
 from skincancer.data.datamodule import check_shares
 from skincancer.data.prepare import prepare_data
 from skincancer.inference.model import mask_source
@@ -34,11 +36,16 @@ def train(
     check_devices(experiment.trainer)
     check_launcher(experiment.trainer)
     keep_freed_memory()
-    console = make_console()
-    console.quiet = not is_rank_zero()
+    console, ranks = make_console(), count_ranks(experiment.trainer)
+    is_zero = is_rank_zero(ranks)
+    console.quiet = not is_zero
+    if ranks == 1:
+        # Lightning has taken the rank from the variables of a launcher.
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
 
     store = RunStore(experiment.tracking.uri)
     client = store.client
+    store.check_experiment(f"{experiment.data.dataset}-{experiment.task}")
     if resume and not target and (before := registry.stored_target(client, resume)):
         target = registry.parse_target(before)
     if target:
@@ -52,11 +59,10 @@ def train(
     if TASKS[experiment.task].has_classes:
         check_class_metric("training.monitor", experiment.training.monitor, len(data.classes))
     if network:
-        ranks = count_ranks(experiment.trainer)
         if check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks) == 1:
             check_single_image(experiment)
     # Trials do not close stale runs: the sweep has already done so, and another worker may still be recording why its trial crashed.
-    for closed in reap(client) if is_rank_zero() and trial is None else []:
+    for closed in reap(client) if is_zero and trial is None else []:
         console.print(f"closed run {closed} as KILLED: its process has exited")
 
     recorder = FitRecorder(experiment, data, store, console, trial)
@@ -69,7 +75,7 @@ def train(
     if trial:
         return recorder.run_id
     recorder.report()
-    if target and is_rank_zero():
+    if target and is_zero:
         version = registry.register(client, recorder.run_id, target)
         console.print(f"registered as {target}, version {version}", markup=False)
     return recorder.run_id

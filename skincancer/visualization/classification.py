@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,21 @@ from skincancer.metrics.classification import (
     classification_metrics,
 )
 from skincancer.metrics.names import CURVES
-from skincancer.visualization.style import FAINT, INK, PALETTE, class_styles, finish_axes, new_figure, wrapped
+from skincancer.visualization.style import (
+    FAINT,
+    INK,
+    MOST_CLASSES,
+    PALETTE,
+    class_label,
+    class_styles,
+    finish_axes,
+    new_figure,
+)
 
+# Up to this number, names of classes may take several lines of a legend.
+_FEW_CLASSES = 10
+# Line of a class without a legend entry.
+_REST: dict[str, Any] = {"color": "#d0d0d0", "linestyle": "-", "linewidth": 0.6, "zorder": 1}
 _BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#9ecae1", "#3182bd", "#08306b"])
 
 
@@ -81,12 +95,17 @@ def learning_curves(epochs: pd.DataFrame, best_epoch: int | None = None, *, titl
 def confusion_matrix(
     label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], *, title: str = "", note: str = ""
 ) -> Figure:
-    """Plot the confusion matrix as counts and as row shares."""
+    """Plot the confusion matrix as counts and as row shares.
+
+    Of more than `MOST_CLASSES` classes the matrix has no texts, and the most frequent confusions are listed next to it.
+    """
     y, p = check_predictions(label, probability, classes)
     counts = sklearn_metrics.confusion_matrix(y, p.argmax(axis=1), labels=range(len(classes)))
     totals = counts.sum(axis=1, keepdims=True)
     rates = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
-    names = [wrapped(name) for name in classes]
+    if len(classes) > MOST_CLASSES:
+        return _many_confusions(counts, rates, classes, title, note)
+    names = [class_label(name) for name in classes]
     side = max(2.6, 0.62 * len(classes))
     figure = new_figure((2 * side + 3.4, side + 1.8), title, note)
     left, right = figure.subplots(1, 2)
@@ -107,6 +126,32 @@ def confusion_matrix(
     return figure
 
 
+def _many_confusions(
+    counts: npt.NDArray[np.int64], rates: npt.NDArray[np.float64], classes: Sequence[str], title: str, note: str
+) -> Figure:
+    figure = new_figure((15, 7.4), title, note)
+    left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
+    image = left.imshow(np.nan_to_num(rates), cmap=_BLUES, vmin=0, vmax=1, interpolation="nearest")
+    left.set(xlabel="predicted class, by its position in classes.json", ylabel="true class")
+    left.set_title(f"{len(classes)} classes, {counts.sum():,} images, share of the true class", fontsize=10)
+    figure.colorbar(image, ax=left, shrink=0.8)
+    errors = counts.copy()
+    np.fill_diagonal(errors, 0)
+    order = np.argsort(-errors, axis=None, kind="stable")[:MOST_CLASSES]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, errors.shape), strict=True) if errors[i, j]]
+    bars = right.barh(range(len(pairs)), [errors[pair] for pair in pairs], color=PALETTE[1])
+    right.bar_label(bars, [f"{errors[i, j]:,} of {counts[i].sum():,}" for i, j in pairs], padding=3, fontsize=8)
+    names = [_short(classes[i]) + " → " + _short(classes[j]) for i, j in pairs]
+    right.set_yticks(range(len(names)), names, fontsize=8)
+    right.set_title("most frequent confusions: true → predicted", fontsize=10)
+    right.invert_yaxis()
+    right.margins(x=0.18)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    right.set(xlabel="images")
+    finish_axes(right)
+    return figure
+
+
 def roc_curves(
     label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], *, title: str = "", note: str = ""
 ) -> Figure:
@@ -116,12 +161,13 @@ def roc_curves(
     equal 1 − specificity. A class without positives or without negatives has no curve, and the legend marks the class as undefined.
     """
     y, p = check_predictions(label, probability, classes)
-    figure = new_figure((7.2, 5), title, note)
+    figure = new_figure((7.2, 5) if len(classes) <= _FEW_CLASSES else (8.8, 5.4), title, note)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1)
     entries: list[tuple[Line2D, str]] = []
     grid = np.linspace(0, 1, 1001)
     mean_curve: list[npt.NDArray[np.float64]] = []
+    shown, names = _shown_classes(y, len(classes)), _legend_names(classes)
     for c, (colour, dash) in _scored_classes(classes):
         line = Line2D([], [], color=colour, linestyle=dash, linewidth=1.8)
         if 0 < (y == c).sum() < len(y):
@@ -129,15 +175,19 @@ def roc_curves(
             line.set_data(fpr, tpr)
             axes.add_line(line)
             mean_curve.append(np.interp(grid, fpr, tpr))
-            entries.append((line, _entry(f"{sklearn_metrics.auc(fpr, tpr):.3f}", classes[c])))
-        else:
-            entries.append((line, _entry("undefined", classes[c])))
+            if c in shown:
+                entries.append((line, _entry(f"{sklearn_metrics.auc(fpr, tpr):.3f}", names[c])))
+            else:
+                line.set(**_REST)
+        elif c in shown:
+            entries.append((line, _entry("undefined", names[c])))
     if len(classes) > 2 and mean_curve:
         auroc = classification_metrics(y, p, classes)["auroc_macro"]
         (line,) = axes.plot(
             np.append(0, grid), np.append(0, np.mean(mean_curve, axis=0)), color=INK, linestyle="--", linewidth=1.8
         )
         entries.append((line, f"{auroc:.3f}  macro mean"))
+    entries += _rest(len(classes) - len(shown))
     axes.set(xlabel="1 − specificity", ylabel="sensitivity")
     _unit_square(axes)
     _legend_beside(axes, entries, "AUROC")
@@ -154,9 +204,10 @@ def precision_recall_curves(
     negatives is undefined.
     """
     y, p = check_predictions(label, probability, classes)
-    figure = new_figure((7.2, 5), title, note)
+    figure = new_figure((7.2, 5) if len(classes) <= _FEW_CLASSES else (8.8, 5.4), title, note)
     axes = figure.subplots()
     entries: list[tuple[Line2D, str]] = []
+    shown, names = _shown_classes(y, len(classes)), _legend_names(classes)
     for c, (colour, dash) in _scored_classes(classes):
         line = Line2D([], [], color=colour, linestyle=dash, linewidth=1.8, drawstyle="steps-post")
         if 0 < (y == c).sum() < len(y):
@@ -164,14 +215,18 @@ def precision_recall_curves(
             area, prevalence = sklearn_metrics.average_precision_score(y == c, p[:, c]), np.mean(y == c)
             line.set_data(recall, precision)
             axes.add_line(line)
+            if c not in shown:
+                line.set(**_REST)
+                continue
             axes.plot([1.0, 1.03], [prevalence] * 2, color=colour, linewidth=2.5, clip_on=False, solid_capstyle="butt")
-            entries.append((line, _entry(f"{area:.3f}  ({prevalence:.3f})", classes[c])))
-        else:
-            entries.append((line, _entry("undefined", classes[c])))
+            entries.append((line, _entry(f"{area:.3f}  ({prevalence:.3f})", names[c])))
+        elif c in shown:
+            entries.append((line, _entry("undefined", names[c])))
     if len(classes) > 2:
         area = classification_metrics(y, p, classes)["average_precision_macro"]
         if np.isfinite(area):
             entries.append((Line2D([], [], linestyle=""), f"{area:.3f}  macro mean"))
+    entries += _rest(len(classes) - len(shown))
     axes.set(xlabel="recall (sensitivity)", ylabel="precision")
     _unit_square(axes)
     _legend_beside(axes, entries, "average precision (prevalence)")
@@ -254,6 +309,27 @@ def _scored_classes(classes: Sequence[str]) -> list[tuple[int, tuple[str, LineSt
     return styled[1:] if len(classes) == 2 else styled
 
 
+def _legend_names(classes: Sequence[str]) -> list[str]:
+    """Return the names of classes in up to three lines, or in one line each if there are many."""
+    return [class_label(name) if len(classes) <= _FEW_CLASSES else _short(name) for name in classes]
+
+
+def _short(name: str) -> str:
+    """Return the name of a class in one line of at most 32 letters, without the middle of longer names."""
+    return (name if len(name) <= 32 else f"{name[:20]}…{name[-11:]}").replace("$", r"\$")
+
+
+def _shown_classes(label: npt.NDArray[np.int64], count: int) -> set[int]:
+    """Return the classes with a legend entry: all, or the `MOST_CLASSES` with the most images."""
+    images = np.bincount(label, minlength=count)
+    return set(np.argsort(-images, kind="stable")[:MOST_CLASSES].tolist())
+
+
+def _rest(count: int) -> list[tuple[Line2D, str]]:
+    """Return the legend entry of the classes without an entry of their own."""
+    return [(Line2D([], [], **_REST), f"{count} other classes")] if count else []
+
+
 def _entry(number: str, name: str) -> str:
     """Return the text of a legend entry.
 
@@ -261,7 +337,7 @@ def _entry(number: str, name: str) -> str:
     """
     # U+2007 is as wide as a digit.
     indent = re.sub(r"\w", "\u2007", re.sub(r"\W", " ", number))
-    return f"{number}  {wrapped(name)}".replace("\n", f"\n{indent}  ")
+    return f"{number}  {name}".replace("\n", f"\n{indent}  ")
 
 
 def _legend_beside(axes: Axes, entries: list[tuple[Line2D, str]], heading: str) -> None:

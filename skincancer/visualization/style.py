@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import struct
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,9 @@ PALETTE = (
     "#0173b2", "#d55e00", "#029e73", "#cc78bc", "#de8f05", "#56b4e9", "#949494", "#ca9161", "#ece133", "#fbafe4",
 )  # fmt: skip
 
+# Figures and printed tables show at most this many classes one by one.
+MOST_CLASSES = 20
+_DPI, _MOST_PIXELS = 150, 16_000_000
 INK, FAINT = "#222222", "#8c8c8c"
 _DASHES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")
 
@@ -31,9 +36,17 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def encode_png(figure: Figure) -> bytes:
-    """Encode a figure as PNG at 150 dpi."""
+    """Encode a figure as PNG at 150 dpi, or fewer for at most 16 megapixels."""
+    content = _png(figure, _DPI)
+    # The size of a figure with its legends is only known once it is drawn. Bytes 16 to 24 of a PNG are width and height.
+    width, height = struct.unpack(">II", content[16:24])
+    excess = width * height / _MOST_PIXELS
+    return content if excess <= 1 else _png(figure, _DPI / math.sqrt(excess))
+
+
+def _png(figure: Figure, dpi: float) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.1, facecolor="white")
     return buffer.getvalue()
 
 
@@ -58,9 +71,14 @@ def new_figure(size: tuple[float, float], title: str, note: str) -> Figure:
     return figure
 
 
-def wrapped(text: str, columns: int = 24) -> str:
-    """Break long text into lines and escape $ (formulas)."""
-    return "\n".join(textwrap.wrap(text, columns)).replace("$", r"\$")
+def wrapped(text: str, columns: int = 24, lines: int | None = None) -> str:
+    """Break long text into lines, at most `lines`, and escape $ (formulas)."""
+    return "\n".join(textwrap.wrap(text, columns, max_lines=lines, placeholder="…")).replace("$", r"\$")
+
+
+def class_label(name: str) -> str:
+    """Return the name of a class in at most three lines."""
+    return wrapped(name, lines=3)
 
 
 def finish_axes(axes: Axes) -> None:

@@ -7,8 +7,9 @@ import pandas as pd
 from rich.table import Table
 
 from skincancer.data.catalog import SYNTHETIC_NOTE
-from skincancer.metrics.names import metric_title
+from skincancer.metrics.names import RECALL, metric_title
 from skincancer.system.console import make_table
+from skincancer.visualization.style import MOST_CLASSES
 
 
 def with_titles(intervals: pd.DataFrame, positive: str) -> pd.DataFrame:
@@ -22,8 +23,13 @@ def with_titles(intervals: pd.DataFrame, positive: str) -> pd.DataFrame:
 def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic: bool) -> Table:
     """Return a printable table of metrics with their intervals.
 
-    `intervals` has the columns metric, value, low and high. The title of synthetic data contains a warning.
+    `intervals` has the columns metric, value, low and high. The title of synthetic data contains a warning. Of many classes, only those
+    with the lowest recalls are printed.
     """
+    recalls = intervals.loc[intervals["metric"].str.startswith(RECALL), "value"].astype(float)
+    if len(recalls) > MOST_CLASSES:
+        intervals = intervals.drop(recalls.sort_values(kind="stable").index[MOST_CLASSES:])
+        caption += f"; the {MOST_CLASSES} lowest recalls of {len(recalls)} classes (all: intervals.csv)"
     numbers = intervals.astype({"value": float, "low": float, "high": float}).to_dict("records")
     rows = [
         [

@@ -18,17 +18,20 @@ import torch
 from conftest import TINY_FIT, all_runs, finished_run, only_run
 from html_pages import asks_for_nothing
 from html_pages import read as read_page
+from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
 from skincancer import fit
 from skincancer.data.readers import demo
 from skincancer.models import factory
 from skincancer.models.factory import load_task
+from skincancer.reports import error_analysis
 from skincancer.runs.artifacts import BEST_CHECKPOINT, LAST_CHECKPOINT
 from skincancer.runs.lifecycle import reap
 from skincancer.runs.store import connect
-from skincancer.training import trainer
+from skincancer.training import recorder, trainer
 from skincancer.training.callbacks import EpochRecord
+from skincancer.visualization.classification import FIGURES
 
 
 def arguments(root: Path, *more: str) -> list[str]:
@@ -171,6 +174,31 @@ def test_logged_model_gives_the_stored_predictions(run, tiny_demo):
     assert given["prediction"].tolist() == stored["prediction"].tolist()
     names = [name for name in given.columns if name.startswith("p_")]
     assert np.allclose(given[names].astype(float), stored[names], atol=1e-5)
+
+
+def test_figures_and_pages_that_cannot_be_written_fail_no_run(tiny_demo, store, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise Image.DecompressionBombError("too many pixels")
+
+    monkeypatch.setitem(FIGURES, "roc", fail)
+    for module, name in (
+        (recorder, "learning_curves"),
+        (recorder, "write_report"),
+        (error_analysis, "attention_sheet"),
+    ):
+        monkeypatch.setattr(module, name, fail)
+    fitted = run_fit(tiny_demo, "--trainer.max_epochs=1")
+    assert fitted.info.status == "FINISHED"
+    printed = capsys.readouterr().out
+    for what in ("the figure roc", "the figure learning_curves", "the figure errors", "report.html"):
+        assert f"!!! {what} could not be written\n!!! DecompressionBombError: too many pixels" in printed
+    assert {path.name for path in artifact(fitted, "figures").iterdir()} == {
+        "confusion_matrix.png", "precision_recall.png", "reliability.png",
+    }  # fmt: skip
+    names = {file.path for file in connect(None).list_artifacts(fitted.info.run_id)}
+    assert {"errors.csv", "intervals.csv", "predictions", "checkpoints", "epochs.csv"} <= names
+    assert "report.html" not in names
+    assert len(fitted.outputs.model_outputs) == 1
 
 
 def test_checkpoint_is_slim_and_safe(run):

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import mlflow
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
@@ -19,19 +18,20 @@ RACE = "(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_i
 
 
 @pytest.mark.parametrize(("message", "calls"), [(RACE, 2), ("the server is gone", 1)])
-def test_only_a_race_for_the_same_data_is_repeated(message, calls, monkeypatch):
+def test_only_a_race_for_the_same_data_is_repeated(message, calls):
     logged = []
 
-    def log_input(dataset, context):
-        logged.append((dataset.digest, context))
+    def log_inputs(run_id, datasets):
+        (dataset,) = datasets
+        logged.append((run_id, dataset.dataset.digest, dataset.tags[0].value))
         if len(logged) == 1:
             raise MlflowException(message)
 
-    monkeypatch.setattr(mlflow, "log_input", log_input)
+    run = SimpleNamespace(run_id="r", store=SimpleNamespace(client=SimpleNamespace(log_inputs=log_inputs)))
     if calls == 1:
         with pytest.raises(MlflowException, match="gone"):
-            log_dataset(DATA, "train", "80:20")
+            log_dataset(run, DATA, "train", "80:20")
     else:
-        log_dataset(DATA, "train", "80:20")
+        log_dataset(run, DATA, "train", "80:20")
     assert len(logged) == calls
-    assert {context for _, context in logged} == {"training"}
+    assert {(run_id, context) for run_id, _, context in logged} == {("r", "training")}

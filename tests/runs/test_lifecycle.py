@@ -14,14 +14,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
-import mlflow
 import psutil
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from sqlalchemy import event
+from synthetic_runs import class_predictions, finished_fit
 
+from skincancer import compare, evaluate, fit, sweep
 from skincancer.errors import RunError
+from skincancer.evaluation import external
 from skincancer.runs import lifecycle
+from skincancer.runs.finished import FinishedRun
 from skincancer.runs.lifecycle import reap, start_run
 from skincancer.runs.store import RunStore, connect
 from skincancer.system import interrupts
@@ -215,19 +219,18 @@ def test_an_end_that_cannot_be_written_is_not_finished(store, monkeypatch):
     with pytest.raises(MlflowException, match="locked"):
         train()
     assert client.get_run(runs[0]).info.status == "FAILED"
-    assert mlflow.active_run() is None, "MLflow would say FINISHED when the process ends"
 
 
 def test_a_signal_while_a_run_starts_ends_it(store, monkeypatch):
     client = connect(None)
-    create = mlflow.start_run
+    create = MlflowClient.create_run
 
-    def interrupted(**options):
-        active = create(**options)
+    def interrupted(*arguments, **options):
+        created = create(*arguments, **options)
         os.kill(os.getpid(), signal.SIGTERM)
-        return active
+        return created
 
-    monkeypatch.setattr(mlflow, "start_run", interrupted)
+    monkeypatch.setattr(MlflowClient, "create_run", interrupted)
     with pytest.raises(Interrupted), signals_as_interrupts(), begin(client):
         pytest.fail("the block was entered")
     (run,) = client.search_runs([RunStore(None).experiment_id("demo-classification")])
@@ -399,3 +402,29 @@ def test_the_device_is_named_by_what_the_trainer_takes(monkeypatch):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     for name in ("cpu", "auto"):
         assert device_name(name).endswith(f"{psutil.cpu_count()} cores")
+
+
+def test_a_deleted_experiment_is_reported_before_the_data_are_read(store, tmp_path, capsys, monkeypatch):
+    kept = [finished_fit("resnet50", class_predictions(seed, 40, 1.0), seed=seed) for seed in (0, 1)]
+    client = connect(None)
+    number = RunStore(None).experiment_id("demo-classification")
+    client.delete_experiment(number)
+    # Reading the data would fail with another error.
+    data = [f"--data.root={tmp_path / 'nowhere'}"]
+    (tmp_path / "tiny.yaml").write_text("task: classification\nsearch: {seed: {choices: [1, 2]}}\n")
+    for main, arguments in (
+        (fit.main, ["--experiment=resnet50", *data]),
+        (sweep.main, [f"--experiment={tmp_path / 'tiny.yaml'}", "--trials=1", *data]),
+        (compare.main, ["--experiments", "resnet50"]),
+    ):
+        assert main(arguments) == 1
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"'demo-classification' in {store} is deleted; restore it (mlflow experiments restore" in error
+        assert f"--experiment-id {number})" in error
+    client.restore_experiment(number)
+    client.create_experiment("folder-classification")
+    client.delete_experiment(RunStore(None).experiment_id("folder-classification"))
+    # The run has no weights.
+    monkeypatch.setattr(external, "load_fit", FinishedRun)
+    assert evaluate.main([f"--run={kept[0]}", "--data.dataset=folder", *data]) == 1
+    assert "'folder-classification' in" in capsys.readouterr().err

@@ -22,8 +22,10 @@ import pytest
 import torch
 from conftest import TINY_FIT, all_runs, only_run
 from mlflow.entities import Run
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+import skincancer
 from skincancer import fit
 from skincancer.data.balance import epoch_order
 from skincancer.data.datamodule import check_shares
@@ -78,19 +80,23 @@ if "skincancer.fit" in sys.orig_argv and "torch.distributed.run" not in sys.orig
     ("variables", "zero"),
     [
         ({}, True),
-        ({"LOCAL_RANK": "1"}, False),
-        ({"LOCAL_RANK": "0", "GROUP_RANK": "1", "RANK": "1"}, False),  # the first process of torchrun's second node
-        ({"LOCAL_RANK": "0", "GROUP_RANK": "0", "SLURM_PROCID": "0"}, True),  # torchrun on the first node of a job
-        ({"LOCAL_RANK": "0", "GROUP_RANK": "1", "SLURM_PROCID": "1"}, False),
-        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True),
-        ({"SLURM_PROCID": "3", "SLURM_LOCALID": "0"}, False),  # the first task of a second node
+        ({PARENT: "1", "LOCAL_RANK": "1"}, False),
+        # The first process of torchrun's second node.
+        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "GROUP_RANK": "1", "RANK": "1"}, False),
+        # One torchrun per node of a job.
+        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "RANK": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, True),
+        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "RANK": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "0"}, False),  # the first task of a second node
         ({"NODE_RANK": "1"}, False),
     ],
 )
 def test_rank_zero_is_known_before_lightning(variables, zero, alone, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    assert is_rank_zero(ranks=4) == zero
     assert is_rank_zero() == zero
+    assert is_rank_zero(ranks=1)
 
 
 @pytest.fixture
@@ -132,7 +138,12 @@ SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_ID": "0"
         (2, 1, {}, "from a notebook or a script, use one device"),
         (1, 2, {}, "from a notebook or a script, use one device"),
         (1, 1, {}, None),
-        (2, 1, {"LOCAL_RANK": "1"}, None),
+        (2, 1, {PARENT: "1", "LOCAL_RANK": "1"}, None),
+        (2, 1, {"LOCAL_RANK": "0"}, "LOCAL_RANK is 0, but neither torchrun nor SLURM .*Unset LOCAL_RANK"),
+        (2, 1, {"LOCAL_RANK": "1", "NODE_RANK": "0"}, "Unset LOCAL_RANK and NODE_RANK"),
+        (1, 1, {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}, None),
+        (4, 1, {**SLURM, "SLURM_JOB_NAME": "interactive"}, "each of the 4 tasks .*srun --ntasks 1"),
+        (1, 1, {**SLURM, "SLURM_JOB_NAME": "interactive", "SLURM_PROCID": "3"}, None),
     ],
 )
 def test_the_launcher_starts_what_is_asked_for(devices, nodes, variables, error, alone, monkeypatch):
@@ -158,6 +169,46 @@ def test_several_devices_need_the_command_line(other, alone, monkeypatch):
         check_launcher(TrainerConfig(devices=2))
     with pytest.raises(ConfigError, match="torchrun --nnodes 2"):
         check_launcher(TrainerConfig(num_nodes=2))
+
+
+LEFT_OVER = [
+    {**SLURM, "SLURM_JOB_NAME": "interactive", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"},
+    {
+        "LOCAL_RANK": "1",
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "NODE_RANK": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    },
+]
+
+
+@pytest.mark.parametrize("variables", LEFT_OVER)
+def test_a_single_process_with_the_rank_of_another_records_its_run(
+    variables, tiny_demo, store, alone, monkeypatch, capsys
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    # As Lightning sets it when it is imported.
+    monkeypatch.setattr(rank_zero_only, "rank", 3)
+    flags = [f"--data.root={tiny_demo}", *TINY_FIT, "--trainer.max_epochs=1", "--seed=3"]
+    assert fit.main(["--experiment=densenet169_undersample", *flags]) == 0
+    assert only_run().info.status == "FINISHED"
+    assert rank_zero_only.rank == 0
+    assert "test: densenet169_undersample" in capsys.readouterr().out
+    assert fit.main(["--resume=0123456789abcdef0123456789abcdef"]) == 1
+    assert "there is no such run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "SLURM_PROCID", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT"])
+@pytest.mark.parametrize("value", ["x", "", "1.5"])
+def test_a_variable_that_is_no_number_is_reported(name, value, alone, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    assert fit.main(["--experiment=resnet50"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: the environment variable {name} is {value!r}; expected a whole")
+    with pytest.raises(ConfigError, match=name):
+        _ = skincancer.fit_experiment
 
 
 def test_a_process_that_trains_alone_knows_of_no_ranks():

@@ -12,7 +12,7 @@ from sklearn import metrics as reference
 
 from skincancer.metrics.classification import classification_metrics
 from skincancer.visualization.classification import FIGURES, learning_curves, reliability_change
-from skincancer.visualization.style import PALETTE, class_styles, save
+from skincancer.visualization.style import PALETTE, class_styles, encode_png, new_figure, save
 
 LONG = ["actinic keratosis", "_other$cost$", "vascular lesion (angioma, angiokeratoma, pyogenic granuloma)", "melanoma"]
 
@@ -48,13 +48,13 @@ def epochs_table():
 
 @pytest.mark.parametrize("stem", FIGURES)
 @pytest.mark.parametrize(
-    "n_classes", [2, 5, pytest.param(10, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow)]
+    "n_classes", [2, 7, pytest.param(12, marks=pytest.mark.slow), 114, pytest.param(300, marks=pytest.mark.slow)]
 )
 def test_saved_figures_are_not_cut(tmp_path, stem, n_classes):
     """Figures keep a white margin, with long names, a class without images, title and note."""
     label, probability = predictions(n_classes)
     label[label == n_classes - 1] = 0
-    classes = (LONG + names(n_classes))[:n_classes]
+    classes = (LONG + [f"vascular lesion (angiokeratoma) of type {i}" for i in range(n_classes)])[:n_classes]
     figure = FIGURES[stem](label, probability, classes, title="densenet169 " * 12, note="synthetic data " * 15)
     path = save(figure, tmp_path / f"{stem}.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
@@ -236,3 +236,53 @@ def test_reliability_change_shows_both_errors():
 def test_malformed_predictions_fail(stem):
     with pytest.raises(ValueError, match="labels must lie in"):
         FIGURES[stem]([0, 3], np.eye(2), ["a", "b"])
+
+
+@pytest.mark.parametrize("n_classes", [114, 300])
+def test_figures_of_many_classes_are_bounded(n_classes, tmp_path):
+    label, probability = predictions(n_classes, 2000)
+    classes = [f"vascular lesion of angiokeratoma type {i}" for i in range(n_classes)]
+    figures = {stem: draw(label, probability, classes) for stem, draw in FIGURES.items()}
+    for stem, figure in figures.items():
+        pixels = image.imread(save(figure, tmp_path / f"{stem}.png"))
+        assert pixels.shape[0] * pixels.shape[1] < 4e6
+
+    matrix, bars = figures["confusion_matrix"].axes[:2]
+    assert not matrix.texts
+    counts = reference.confusion_matrix(label, probability.argmax(axis=1), labels=range(n_classes))
+    np.fill_diagonal(counts, 0)
+    true, predicted = np.unravel_index(counts.argmax(), counts.shape)
+    listed = [text.get_text() for text in bars.get_yticklabels()]
+    assert len(listed) == 20
+    first, second = (f"{classes[c][:20]}…{classes[c][-11:]}" for c in (true, predicted))
+    assert listed[0] == f"{first} → {second}"
+
+    often = int(np.bincount(label).argmax())
+    area = reference.roc_auc_score(label == often, probability[:, often])
+    entries = legend(figures["roc"].axes[0])
+    assert len(entries) == 22
+    assert f"{area:.3f}  {classes[often][:20]}…{classes[often][-11:]}" in entries
+    assert entries[-2].endswith("macro mean")
+    assert entries[-1] == f"{n_classes - 20} other classes"
+    assert len(legend(figures["precision_recall"].axes[0])) == 22
+
+
+def test_a_huge_figure_has_fewer_pixels_per_inch(tmp_path):
+    pixels = image.imread(save(new_figure((60, 60), "title", "note"), tmp_path / "huge.png"))
+    assert 14e6 < pixels.shape[0] * pixels.shape[1] < 18e6
+
+
+def test_a_class_name_of_260_letters_is_cut():
+    label, probability = predictions(3)
+    figure = FIGURES["roc"](label, probability, ["x" * 260, "a", "b"])
+    assert max(len(line) for text in legend(figure.axes[0]) for line in text.splitlines()) < 40
+    assert legend(figure.axes[0])[0].endswith("…")
+    figure = FIGURES["confusion_matrix"](label, probability, ["x" * 260, "a", "b"])
+    assert figure.axes[0].get_yticklabels()[0].get_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("stem", FIGURES)
+def test_perfect_predictions_of_many_classes_are_drawn(stem):
+    label = np.arange(60) % 30
+    figure = FIGURES[stem](label, np.eye(30)[label], names(30))
+    assert encode_png(figure)[:4] == b"\x89PNG"
