@@ -16,7 +16,7 @@ from rich.console import Console
 from skincancer import compare, evaluate, fit, sweep
 from skincancer.comparison.request import Request
 from skincancer.config import experiments
-from skincancer.config.cli import build_parser, parse_layer
+from skincancer.config.cli import build_parser
 from skincancer.config.resolve import resolve
 from skincancer.data.catalog import DATASETS
 from skincancer.data.prepare import prepare_data
@@ -31,6 +31,7 @@ from skincancer.runs.search import search_runs
 from skincancer.runs.store import RunStore
 from skincancer.schema.dotted_keys import flatten
 from skincancer.schema.experiment import Experiment
+from skincancer.schema.parsing import parse_layer
 from skincancer.sweeps.request import Request as SweepRequest
 from skincancer.system.console import make_console, progress_bars, warn
 from skincancer.system.interrupts import keyboard_interrupts

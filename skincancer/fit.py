@@ -49,14 +49,27 @@ def fit(
             f"--resume {resume}: {experiment.model.classifier} is fitted in one step and cannot be resumed. Start a new run: "
             f"python -m skincancer.fit --experiment {experiment.name} …"
         )
-    # The check loads torch.
-    from skincancer.models.compatibility import check_network
-
-    check_network(experiment)
+    check_models(experiment, resume)
     # This module loads Lightning, pandas and MLflow. Errors of the command line are reported before.
     from skincancer.training.session import train
 
     return train(experiment, resume, target, trial)
+
+
+def check_models(experiment: Experiment, resume: str | None = None) -> None:
+    """Check the network and the file of its first weights. The check loads torch.
+
+    Raises:
+        ConfigError: the network is unknown or does not take images of this size.
+        WeightsError: there is no file of the weights, which a run to resume does not need.
+    """
+    from skincancer.models.compatibility import check_network
+
+    check_network(experiment)
+    if resume is None and not experiment.model.is_hand_crafted:
+        from skincancer.models.weights import check_weights
+
+        check_weights(experiment.model.weights)
 
 
 def make_parser() -> ArgumentParser:
@@ -110,6 +123,7 @@ def _verb(argv: Sequence[str]) -> None:
 
         read_groups(Path(experiment.data.groups))
     if own.get("dry_run"):
+        check_models(experiment, resume)
         console.print(dump_yaml(config_to_keep(experiment)), markup=False)
         return
     with signals_as_interrupts():

@@ -6,7 +6,10 @@ Loader processes use no random numbers.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +24,11 @@ from skincancer.data.seeding import AUGMENT_STREAM, step_seed
 from skincancer.data.store import Store
 from skincancer.errors import ConfigError
 from skincancer.imaging.augmentation import Augment
-from skincancer.schema.data import AugmentConfig
+from skincancer.schema.data import AugmentConfig, DataConfig
+from skincancer.system.files import show_size
+
+# Loader processes pass their batches to the training process through this folder.
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class BatchIndices(NamedTuple):
@@ -70,6 +77,50 @@ def check_shares(data: PreparedData, batch_size: int, balance: str, ranks: int) 
             distribute_batches(np.arange(images), batch_size, rank=0, world_size=ranks)
         except ConfigError as error:
             raise ConfigError(f"the {role} set: {error}") from error
+
+
+def check_workers(workers: int) -> None:
+    """Check that this machine can run the loader processes.
+
+    Raises:
+        ConfigError: there are far more processes than CPU cores.
+    """
+    cores = os.cpu_count() or 1
+    # Some more processes than cores help with slow disks.
+    most = max(16, 4 * cores)
+    if workers > most:
+        raise ConfigError(
+            f"data.workers is {workers}, but this machine has {cores} CPU cores. Use at most {most}; 0 needs no processes."
+        )
+
+
+def check_shared_memory(data: PreparedData, config: DataConfig, ranks: int) -> None:
+    """Check that the batches of the loader processes fit into shared memory.
+
+    A process that finds the shared memory full loses its batch, for which training would wait without end.
+
+    Args:
+        data: Result of `prepare_data`.
+        config: Batch size and number of loader processes.
+        ranks: Number of training processes on this machine.
+
+    Raises:
+        ConfigError: Less shared memory is free.
+    """
+    if not config.workers or not SHARED_MEMORY.is_dir():
+        return
+    height, width = data.store.images.shape[1:3]
+    # The image is uint8 in three channels, and the mask float32.
+    image = height * width * (3 if data.store.masks is None else 7)
+    # Each process prepares two batches ahead, and training holds one.
+    batches = ranks * (2 * config.workers + 1)
+    needed, free = batches * min(config.batch_size, len(data.index)) * image, shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise ConfigError(
+            f"data.workers is {config.workers}; their batches need {show_size(needed)} of shared memory, and {SHARED_MEMORY} has "
+            f"{show_size(free)} free. Use fewer --data.workers (0 needs none) or a smaller --data.batch_size, or enlarge "
+            f"{SHARED_MEMORY} (docker run --shm-size 8g)."
+        )
 
 
 class TrainSampler(Sampler[BatchIndices]):

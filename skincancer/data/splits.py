@@ -71,7 +71,7 @@ def parse_split(text: str) -> Split:
             raise ConfigError(f"data.split is {text!r}: {test} % test leaves the training or test set empty; {allowed}")
         return Split("ratio", test=test)
     hint = nearest(text, ("official",))
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 10:
         train, test = divmod(int(text), 60)
         if train + test == 100:
             hint = f' YAML 1.1 reads {train}:{test} as the base-60 number {text}: write "{train}:{test}" in quotes.'

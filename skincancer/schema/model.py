@@ -32,7 +32,7 @@ class LossConfig:
 
     name: str = key("cross_entropy", only_with=WITH_CLASSES)
     label_smoothing: float = key(0.0, "0 or more and below 1", {**WITH_CLASSES, "model.loss.name": ("cross_entropy",)})
-    gamma: float = key(2.0, "0 or more")
+    gamma: float = key(2.0, "0 or more, and finite")
     masks: dict[str, float] = field(
         default_factory=lambda: {"dice": 1.0, "bce": 1.0}, metadata={"only_with": WITH_MASKS}
     )
@@ -54,7 +54,7 @@ class OptimizerConfig:
 
     name: str = "adamw"
     lr: float = key(1e-3, "above 0 and below 100")
-    weight_decay: float = key(0.01, "0 or more")
+    weight_decay: float = key(0.01, "0 or more, and finite")
     momentum: float = key(0.9, "0 or more and below 1", {"model.optimizer.name": ("sgd",)})
 
 
@@ -150,7 +150,7 @@ class ModelConfig:
     weights: str = "auto"
     dropout: float = key(0.0, "0 or more and below 1", {**WITH_CLASSES, **NETWORK})
     head: Literal["softmax", "sigmoid"] = key("softmax", only_with={**CLASSIFICATION, **NETWORK})
-    head_hidden: int = key(0, "0 or more", {**CLASSIFICATION, **NETWORK})
+    head_hidden: int = key(0, "from 0 to 65536", {**CLASSIFICATION, **NETWORK})
     freeze: int | str = key("none", "none, all, or a number of stages", NETWORK)
     unfreeze_epoch: int | None = key(None, "1 or more", NETWORK)
     mask: MaskConfig = field(default_factory=MaskConfig, metadata={"only_with": {**WITH_MASKS, **NETWORK}})

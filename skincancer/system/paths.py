@@ -6,9 +6,12 @@ reads them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from skincancer.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -30,6 +33,29 @@ def store_folder() -> Path:
     return (checkout() or Path.cwd()) / "mlruns"
 
 
+def user_path(text: str | Path, source: str) -> Path:
+    """Return a path of the user, with `~` expanded, which need not exist.
+
+    Args:
+        text: the path.
+        source: flag, key or variable of the path, for the error.
+
+    Raises:
+        ConfigError: the path is empty, too long, or in a folder without access.
+    """
+    try:
+        if not str(text):
+            raise ValueError("it is empty")
+        path = Path(text).expanduser()
+        # A path below a file, and one that is missing, are reported where the path is used.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{source} is {str(text)!r}, which is no usable path: {reason}. Use another path.") from error
+    return path
+
+
 def data_folder() -> str | None:
     """Return $SKINCANCER_DATA, or None if unset or empty."""
     return os.environ.get("SKINCANCER_DATA") or None
@@ -45,7 +71,7 @@ def data_places(name: str, root: str | None, env: str | None) -> dict[str, Path]
     else:
         places = {"$SKINCANCER_DATA": Path(env) / name} if env else {}
         places["default"] = Path("data") / name
-    return {source: place.expanduser().absolute() for source, place in places.items()}
+    return {source: user_path(place, source).absolute() for source, place in places.items()}
 
 
 def holds_files(folder: Path) -> bool:
@@ -66,10 +92,13 @@ def cache_folder() -> Path:
     """Return $SKINCANCER_CACHE, or the cache folder of the user."""
     folder = os.environ.get("SKINCANCER_CACHE")
     if folder:
-        return Path(folder).expanduser().absolute()
+        return user_path(folder, "$SKINCANCER_CACHE").absolute()
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("skincancer"))
+    path = Path(platformdirs.user_cache_dir("skincancer"))
+    if not path.is_absolute():
+        raise ConfigError("this user has no home folder. Set SKINCANCER_CACHE to a folder for prepared images.")
+    return path
 
 
 def tracking_uri(configured: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skincancer.data.datamodule import check_shares
+from skincancer.data.datamodule import check_shared_memory, check_shares, check_workers
 from skincancer.data.prepare import prepare_data
 from skincancer.inference.model import mask_source
 from skincancer.models.lightning import quiet_lightning
@@ -16,7 +16,7 @@ from skincancer.system.launcher import is_rank_zero
 from skincancer.training.callbacks import EpochReporter
 from skincancer.training.launch import check_launcher, count_ranks
 from skincancer.training.recorder import FitRecorder
-from skincancer.training.trainer import check_devices, fit_classical, fit_network
+from skincancer.training.trainer import check_devices, fit_classical, fit_network, plugin_callbacks
 
 
 def train(
@@ -30,6 +30,8 @@ def train(
     quiet_lightning()
     check_devices(experiment.trainer)
     check_launcher(experiment.trainer)
+    check_workers(experiment.data.workers)
+    callbacks = plugin_callbacks() if network else []
     keep_freed_memory()
     console = make_console()
     console.quiet = not is_rank_zero()
@@ -47,6 +49,7 @@ def train(
     if network:
         ranks = count_ranks(experiment.trainer)
         check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks)
+        check_shared_memory(data, experiment.data, -(-ranks // experiment.trainer.num_nodes))
     # Trials do not close stale runs: the sweep has already done so, and another worker may still be recording why its trial crashed.
     for closed in reap(client) if is_rank_zero() and trial is None else []:
         console.print(f"closed run {closed} as KILLED: its process has exited")
@@ -55,7 +58,7 @@ def train(
     recorder.announce()
     tags = {registry.REGISTER_TAG: str(target)} if target else {}
     if network:
-        fit_network(experiment, data, recorder, store, resume, tags)
+        fit_network(experiment, data, recorder, store, resume, tags, callbacks)
     else:
         fit_classical(experiment, data, recorder, store, tags)
     if trial:

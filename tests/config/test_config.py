@@ -16,11 +16,12 @@ from skincancer import fit
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.config.resolve import resolve
-from skincancer.config.validation import NAMES, RANGES, REQUIREMENTS, RULES
+from skincancer.config.validation import NAMES, REQUIREMENTS
 from skincancer.errors import ConfigError
 from skincancer.models.names import MASK_LOSSES
 from skincancer.schema.dotted_keys import KEYS, TYPES, flatten, unflatten
 from skincancer.schema.experiment import Experiment
+from skincancer.schema.ranges import RANGES, RULES
 from skincancer.schema.training import TrainerConfig
 from skincancer.system.yaml_files import dump_yaml, load_yaml
 
