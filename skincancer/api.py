@@ -283,7 +283,8 @@ def sweep_experiment(
     """
     _require_experiment(experiment)
     with tempfile.TemporaryDirectory() as folder, keyboard_interrupts():
-        file = Path(folder) / f"{experiment.name}.yaml"
+        # The name of the experiment, which is in the file, need not be that of a file.
+        file = Path(folder) / "experiment.yaml"
         file.write_text(dump_yaml(config_to_keep(experiment)), encoding="utf-8")
         flags = {} if experiment.tracking.uri is None else {"tracking.uri": experiment.tracking.uri}
         run_id = sweep.sweep(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from skincancer.config.cli import parse_plain_flags
 from skincancer.metrics.names import DEFAULT_METRICS, MAIN_METRICS
 from skincancer.system.console import program, run_verb
 from skincancer.system.interrupts import signals_as_interrupts
@@ -108,7 +109,10 @@ def open_ui(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the flags of ui."""
     parser = argparse.ArgumentParser(
-        prog=program("ui"), description="Open the MLflow UI on the store of the project.", allow_abbrev=False
+        prog=program("ui"),
+        description="Open the MLflow UI on the store of the project.",
+        allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument(
         "--tracking.uri", dest="uri", help="MLflow tracking URI; default $MLFLOW_TRACKING_URI, then mlruns/mlflow.db"
@@ -119,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _verb(argv: Sequence[str]) -> None:
-    arguments = make_parser().parse_args(argv)
+    arguments = parse_plain_flags(make_parser(), argv)
     code = open_ui(arguments.uri, arguments.host, arguments.port)
     if code:
         raise SystemExit(code)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skincancer.errors import ConfigError
+from skincancer.errors import ConfigError, nearest
 from skincancer.plugins import load_plugins
 from skincancer.schema.dotted_keys import KEYS, SECTIONS, flatten
 from skincancer.schema.experiment import Experiment
@@ -60,10 +61,53 @@ def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, 
         raise explain_error(error, "command line", own) from error
     flat = flatten(values)
     for key, value in flat.items():
-        check_size(f"{'' if key in KEYS else '--'}{key}", value, "command line")
+        if key in KEYS:
+            check_size(key, value, "command line")
+        else:
+            check_flag(key, value)
     keys = {key: value for key, value in flat.items() if key in KEYS}
     own_flags = {key: value for key, value in flat.items() if key not in KEYS}
     if plugins := [*keys.get("plugins", []), *own_flags.pop("plugin", [])]:
         keys["plugins"] = plugins
     load_plugins(plugins, installed=True)
     return keys, own_flags
+
+
+def parse_plain_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line of a verb without keys of an experiment.
+
+    Args:
+        parser: parser with `exit_on_error=False`.
+        argv: words of the command line.
+
+    Raises:
+        ConfigError: an unknown flag, a wrong type, or an empty or huge value.
+    """
+    try:
+        flags, unknown = parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"command line: {error}. See --help.") from error
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        raise ConfigError(
+            f"command line: {unknown[0]!r} is not a known flag.{nearest(unknown[0], known)} Flags: {' '.join(known)}."
+        )
+    for action in parser._actions:
+        if action.option_strings and getattr(flags, action.dest, None) is not None:
+            check_flag(action.option_strings[0].lstrip("-"), getattr(flags, action.dest))
+    return flags
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Check that a flag of a verb has a value of plain size, and no value of a list twice.
+
+    Raises:
+        ConfigError: the value is empty, huge, or repeated.
+    """
+    check_size(f"--{name}", value, "command line")
+    values = value if isinstance(value, list) else [value]
+    flag = f"--{name.replace('_', '-')}"
+    if not values or "" in values:
+        raise ConfigError(f"command line: {flag} is empty. Set a value, or leave the flag out.")
+    if repeated := [word for number, word in enumerate(values) if word in values[:number]]:
+        raise ConfigError(f"command line: {flag} names {repeated[0]} twice. Use each value once.")

@@ -50,7 +50,7 @@ def resolve(
     Raises:
         ConfigError: any error that can be detected without torch.
     """
-    path = find_experiment(experiment) if experiment else None
+    path = None if experiment is None else find_experiment(experiment)
     parser = parser or build_parser("skincancer", "")
     content = load_yaml(path) if path else unflatten(_without_unused(base or {}, parser))
     return resolve_content(path.stem if path else None, content, flags, parser, str(path) if path else "config")

@@ -88,8 +88,8 @@ def check_experiment(experiment: Experiment, types: Mapping[str, Any]) -> None:
         _one_of(key, str(values[key]), names)
     monitors = [f"val/{name}" for name in ("loss", *TASK_METRICS[experiment.task], *custom_metrics(experiment.task))]
     _one_of("training.monitor", experiment.training.monitor, monitors)
-    # The trainer is last in the schema and is checked first: the range of the warm-up depends on its epochs.
-    for key in reversed(RULES):
+    # The trainer is checked first: the range of the warm-up depends on its epochs.
+    for key in sorted(RULES, key=lambda key: not key.startswith("trainer.")):
         check_range(key, values[key])
     _check_unused(experiment, values)
     _check_data(experiment)

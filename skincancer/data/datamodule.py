@@ -6,10 +6,9 @@ Loader processes use no random numbers.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from skincancer.errors import ConfigError
 from skincancer.imaging.augmentation import Augment
 from skincancer.schema.data import AugmentConfig, DataConfig
 from skincancer.system.files import show_size
+from skincancer.system.hardware import most_processes
 
 # Loader processes pass their batches to the training process through this folder.
 SHARED_MEMORY = Path("/dev/shm")
@@ -85,12 +85,9 @@ def check_workers(workers: int) -> None:
     Raises:
         ConfigError: there are far more processes than CPU cores.
     """
-    cores = os.cpu_count() or 1
-    # Some more processes than cores help with slow disks.
-    most = max(16, 4 * cores)
-    if workers > most:
+    if workers > (most := most_processes()):
         raise ConfigError(
-            f"data.workers is {workers}, but this machine has {cores} CPU cores. Use at most {most}; 0 needs no processes."
+            f"data.workers is {workers}; this machine runs at most {most} loader processes. Use fewer, or 0 for none."
         )
 
 
@@ -114,7 +111,7 @@ def check_shared_memory(data: PreparedData, config: DataConfig, ranks: int) -> N
     image = height * width * (3 if data.store.masks is None else 7)
     # Each process prepares two batches ahead, and training holds one.
     batches = ranks * (2 * config.workers + 1)
-    needed, free = batches * min(config.batch_size, len(data.index)) * image, shutil.disk_usage(SHARED_MEMORY).free
+    needed, free = batches * min(config.batch_size, len(data.index)) * image, disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise ConfigError(
             f"data.workers is {config.workers}; their batches need {show_size(needed)} of shared memory, and {SHARED_MEMORY} has "

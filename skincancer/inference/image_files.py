@@ -59,7 +59,8 @@ def find_images(paths: Sequence[Path | str], without: Sequence[Path] = ()) -> li
 
 def _find(text: str, without: Sequence[Path]) -> Iterator[tuple[str, str]]:
     """Yield files, each with its path below the searched folder, without suffix."""
-    path = Path(os.path.expanduser(text))
+    # An empty text would be the path of the working directory.
+    path = Path(os.path.expanduser(text) if text else os.devnull)
     if path.is_dir():
         yield from _search(path, path, without)
     elif path.is_file():
@@ -72,7 +73,8 @@ def _find(text: str, without: Sequence[Path]) -> Iterator[tuple[str, str]]:
             raise DataError(f"no image matches {text} (expected {', '.join(IMAGE_SUFFIXES)}).")
         yield from entries
     else:
-        raise DataError(f"{text} does not exist; use image files, folders or patterns.")
+        what = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
+        raise DataError(f"{text or repr(text)} {what}; use image files, folders or patterns.")
 
 
 def _in_match(match: Path, base: Path, without: Sequence[Path]) -> Iterator[tuple[str, str]]:

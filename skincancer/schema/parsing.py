@@ -62,7 +62,7 @@ def explain_error(error: Exception, source: str, flags: Sequence[str] = ()) -> C
         known = [f"--{key}" for key in KEYS] + list(flags)
         key = flag.split("=")[0]
         return ConfigError(f"{source}: {key} is not a known flag.{nearest(key, known)} {_allowed(key.lstrip('-'))}")
-    wrong = re.match(r'Parser key "([\w.]+)":\s*(.*)', text, re.S)
+    wrong = re.match(r'Parser key "([\w.]+)"(?: element \d+)?:\s*(.*)', text, re.S)
     if wrong:
         values = re.findall(r"(?:Got|Given) value: (.*)", wrong[2])
         expected = re.findall(r"Expected an? (.*?)(?:\. Got value|$)", wrong[2], re.M) or [wrong[2]]
@@ -72,7 +72,8 @@ def explain_error(error: Exception, source: str, flags: Sequence[str] = ()) -> C
         value = values[-1].strip().removesuffix("." if "Given value" in wrong[2] else "") if values else ""
         choices = re.findall(r"'([^']+)'", allowed)
         hint = f" Write a list as [{value}]." if allowed.startswith("list") else nearest(value, choices)
-        return ConfigError(f"{source}: {wrong[1]} is {value!r}; it must be {allowed}.{hint}")
+        name = wrong[1] if wrong[1] in KEYS else f"--{wrong[1].replace('_', '-')}"
+        return ConfigError(f"{source}: {name} is {value!r}; it must be {allowed}.{hint}")
     return ConfigError(f"{source}: {text}")
 
 

@@ -11,6 +11,8 @@ from skincancer.errors import ConfigError
 from skincancer.schema.experiment import Experiment
 
 RANGES: dict[str, Callable[[Any], bool]] = {
+    "1 to 200 characters on one line": lambda value: 0 < len(value) <= 200 and value.isprintable(),
+    "at most 1,000 characters": lambda value: len(value) <= 1000,
     "0 or more": lambda value: value >= 0,
     "0 or more, and finite": lambda value: 0 <= value < math.inf,
     "from 0 to 1024": lambda value: 0 <= value <= 1024,
@@ -57,12 +59,17 @@ RULES = dict(_rules(Experiment))
 
 
 def check_range(key: str, value: Any) -> None:
-    """Check that a value is in the range of its key. Null is in every range.
+    """Check that a value is in the range of its key, and that a list has no value twice.
+
+    Null is in every range.
 
     Raises:
-        ConfigError: names the key, the value and the range.
+        ConfigError: names the key, the value and the range or the repeated value.
     """
     allowed = RULES[key].get("allowed") or "a finite number"
     is_finite = not isinstance(value, float) or math.isfinite(value)
     if value is not None and not (is_finite and RANGES.get(allowed, lambda _: True)(value)):
-        raise ConfigError(f"{key} is {value!r}; it must be {allowed}.")
+        shown = repr(value)
+        raise ConfigError(f"{key} is {shown if len(shown) < 200 else f'{shown[:100]}…'}; it must be {allowed}.")
+    if isinstance(value, list) and (repeated := [part for number, part in enumerate(value) if part in value[:number]]):
+        raise ConfigError(f"{key} contains {repeated[0]!r} twice. Remove one of the two.")

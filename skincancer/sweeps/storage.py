@@ -22,7 +22,7 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from skincancer.errors import RunError
+from skincancer.errors import ConfigError, RunError
 from skincancer.system.credentials import mask_password, mask_passwords, remember_password
 from skincancer.system.paths import user_path
 
@@ -54,12 +54,18 @@ def storage_url(requested: str | None, default: Path) -> str:
     """
     if requested is None or requested.startswith("journal://"):
         path = default if requested is None else user_path(requested.removeprefix("journal://"), "--storage")
-        return f"journal://{path.absolute()}"
+        return f"journal://{_regular(path)}"
     url = _parse(requested)
     if url.drivername.split("+")[0] == "sqlite":
-        path = user_path(url.database or "", "--storage").absolute()
-        return f"sqlite:///{path}"
+        return f"sqlite:///{_regular(user_path(url.database or '', '--storage'))}"
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername)).render_as_string(hide_password=False)
+
+
+def _regular(path: Path) -> Path:
+    """Return an absolute path. A device or a pipe would block the sweep."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"--storage is {path}, which is not a file. Use the path of a file, which may be new.")
+    return path.absolute()
 
 
 def _parse(url: str) -> URL:

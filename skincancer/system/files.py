@@ -52,8 +52,9 @@ def check_file(path: Path, flag: str) -> None:
         ConfigError: the path is a folder or is not writable.
     """
     user_path(path, flag)
-    if path.is_dir():
-        raise ConfigError(f"{flag} is {path}, a folder; expected a file. Use the path of a file.")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ConfigError(f"{flag} is {path}, {what}; expected a file. Use the path of a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):

@@ -51,7 +51,7 @@ def user_path(text: str | Path, source: str) -> Path:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.stat()
     except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise ConfigError(f"{source} is {str(text)!r}, which is no usable path: {reason}. Use another path.") from error
     return path
 
@@ -106,9 +106,22 @@ def tracking_uri(configured: str | None) -> str:
 
     The order is `configured`, $MLFLOW_TRACKING_URI, SQLite database in `mlruns/`. A relative SQLite path is made absolute, so that its
     meaning does not depend on the working directory.
+
+    Raises:
+        ConfigError: the URI is malformed, or of a folder.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store_folder() / 'mlflow.db'}"
-    database = sqlite_path(uri)
+    try:
+        database = sqlite_path(uri)
+        urlsplit(uri)
+    except ValueError as error:
+        raise ConfigError(
+            f"tracking.uri cannot be read: {error}. Use sqlite:///PATH, or the address of a server."
+        ) from error
+    if database and database.is_dir():
+        raise ConfigError(
+            f"tracking.uri is {uri}, a folder; expected a SQLite file. Use sqlite:///{database}/mlflow.db."
+        )
     return f"sqlite:///{database}" if database else uri
 
 

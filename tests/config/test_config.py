@@ -116,8 +116,8 @@ def test_order_of_values(write):
 
     file, study = "data: {size: 48}\n", "study: {data: {size: 96}}\n"
     real = ("--data.dataset", "ham10000")
-    assert size("", *real) == Experiment().data.size == 224, "schema"
-    assert size("") == 64, "the catalog's entry of the demo"
+    assert size("{}", *real) == Experiment().data.size == 224, "schema"
+    assert size("{}") == 64, "the catalog's entry of the demo"
     assert size(file) == size(file, *real) == 48, "the file"
     assert size(file + study, *real) == size(study, *real) == 96, "the study, on real data"
     assert size(file + study) == 48, "never on synthetic data"
