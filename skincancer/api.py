@@ -16,7 +16,7 @@ from rich.console import Console
 from skincancer import compare, evaluate, fit, sweep
 from skincancer.comparison.request import Request
 from skincancer.config import experiments
-from skincancer.config.cli import build_parser, parse_layer
+from skincancer.config.cli import build_parser
 from skincancer.config.resolve import resolve
 from skincancer.data.catalog import DATASETS
 from skincancer.data.prepare import prepare_data
@@ -32,6 +32,7 @@ from skincancer.runs.search import search_runs
 from skincancer.runs.store import RunStore
 from skincancer.schema.dotted_keys import flatten
 from skincancer.schema.experiment import Experiment
+from skincancer.schema.parsing import parse_layer
 from skincancer.sweeps.request import Request as SweepRequest
 from skincancer.system.console import make_console, progress_bars, warn
 from skincancer.system.interrupts import keyboard_interrupts
@@ -286,7 +287,8 @@ def sweep_experiment(
     """
     _require_experiment(experiment)
     with tempfile.TemporaryDirectory() as folder, keyboard_interrupts():
-        file = Path(folder) / f"{experiment.name}.yaml"
+        # The name of the experiment, which is in the file, need not be that of a file.
+        file = Path(folder) / "experiment.yaml"
         file.write_text(dump_yaml(config_to_keep(experiment)), encoding="utf-8")
         flags = {} if experiment.tracking.uri is None else {"tracking.uri": experiment.tracking.uri}
         run_id = sweep.sweep(

@@ -95,6 +95,8 @@ def _verb(argv: Sequence[str]) -> None:
         raise ConfigError(
             f"--experiments is missing; use paths or names of {', '.join(list_experiments())}; or use --runs RUN_ID …"
         )
+    if negative := [seed for seed in own.get("seeds") or () if seed < 0]:
+        raise ConfigError(f"--seeds is {negative[0]}; expected whole numbers of 0 or more.")
     request = Request(
         experiments=tuple(dict.fromkeys(own.get("experiments") or ())), splits=tuple(dict.fromkeys(own.get("splits") or ("80:20",))),
         dataset=own.get("dataset") or dataset or "demo", metrics=tuple(own.get("metric") or ()),

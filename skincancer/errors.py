@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# Longer words, such as a value of 5,000 letters, are shortened in messages. No file name is longer.
+_LONGEST_WORD = 300
 
 
 class SkinCancerError(Exception):
@@ -11,6 +15,15 @@ class SkinCancerError(Exception):
 
     A verb prints the message without a traceback and exits with status 2.
     """
+
+    def __str__(self) -> str:
+        """Return the message, with long words shortened and control characters escaped."""
+        text = re.sub(
+            rf"\S{{{_LONGEST_WORD},}}",
+            lambda word: f"{word[0][:40]}…{word[0][-20:]} ({len(word[0]):,} characters)",
+            super().__str__(),
+        )
+        return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda character: ascii(character[0])[1:-1], text)
 
 
 class ConfigError(SkinCancerError):

@@ -71,7 +71,9 @@ def evaluate(
         )
     if mapping is not None and tasks == {"segmentation"}:
         raise ConfigError("--map is for classes, and a segmenter has none; remove --map.")
-    store.check_experiment(f"{data.get('data.dataset') or finished[0].dataset.name}-{finished[0].task}")
+    store.check_experiment(
+        f"{data.get('data.name') or data.get('data.dataset') or finished[0].dataset.name}-{finished[0].task}"
+    )
     with progress_bars(console) as bars:
         evaluation = prepare_evaluation(finished, data, part == "all", mapping, store, bars, near_duplicates == "keep")
     recorder = EvaluationRecorder(evaluation, store, console, prevalence)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skincancer.config.cli import parse_plain_flags
 from skincancer.data.image_files import ImageSearch
 from skincancer.errors import ConfigError, RunError
 from skincancer.inference.image_files import find_images
@@ -143,7 +144,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run", metavar="RUN", help="id of a finished run, folder of its artifacts, or registered model NAME@ALIAS"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the table, masks and overlays")
+    parser.add_argument("--out", metavar="DIR", help="folder for the table, masks and overlays")
     parser.add_argument(
         "--format", default="full", metavar="full|isic", help="isic: masks or table in the format of the ISIC challenges",
     )  # fmt: skip
@@ -155,20 +156,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _verb(argv: Sequence[str]) -> None:
-    try:
-        flags, unknown = make_parser().parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"command line: {error}") from error
-    if unknown:
-        raise ConfigError(
-            f"command line: {unknown[0]} is not a known flag. Flags: --run --out --format --masks --tracking.uri."
-        )
+    flags = parse_plain_flags(make_parser(), argv)
     if not flags.run or not flags.out:
         raise ConfigError("--run or --out is missing; use --run RUN --out DIR and images, folders or patterns.")
     console = make_console()
     with signals_as_interrupts(), progress_bars(console) as bars:
         result = predict(
-            flags.run, flags.paths, flags.out, format=flags.format, masks=flags.masks, uri=flags.uri,
+            flags.run, flags.paths, Path(flags.out), format=flags.format, masks=flags.masks, uri=flags.uri,
             progress=bars("predicting"),
         )  # fmt: skip
     console.print(f"{result.images - result.bad} images answered, in {flags.out}", markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 import time
@@ -16,6 +17,7 @@ from skincancer.errors import ConfigError, nearest
 from skincancer.schema.experiment import Experiment
 from skincancer.sweeps.request import Request, check_request
 from skincancer.system.console import make_console, make_table, program, run_verb
+from skincancer.system.hardware import most_processes
 from skincancer.system.interrupts import signals_as_interrupts
 from skincancer.system.yaml_files import load_yaml
 
@@ -89,10 +91,12 @@ def _verb(argv: Sequence[str]) -> None:
                 f"--{name} is {own[name]!r}; expected one of {', '.join(allowed)}.{nearest(own[name], allowed)}"
             )
     for name in ("workers", "timeout"):
-        if own.get(name) is not None and own[name] <= 0:
-            raise ConfigError(f"--{name} is {own[name]}; expected a number above 0.")
-    if own.get("study") is not None and not re.fullmatch(r"[\w.][\w. -]*", own["study"]):
-        raise ConfigError(f"--study is {own['study']!r}; expected letters, digits and . _ - inside.")
+        if own.get(name) is not None and not 0 < own[name] < math.inf:
+            raise ConfigError(f"--{name} is {own[name]}; expected a finite number above 0.")
+    if (own.get("workers") or 0) > (most := most_processes()):
+        raise ConfigError(f"--workers is {own['workers']}; this machine runs at most {most} trials at the same time.")
+    if own.get("study") is not None and not re.fullmatch(r"(?=.*\w)[\w.][\w. -]{0,199}", own["study"]):
+        raise ConfigError(f"--study is {own['study']!r}; expected at most 200 letters, digits and . _ -.")
     request = Request(
         own.get("experiment"), flags, own.get("trials") or 0, own.get("workers"), own.get("study"), own.get("storage"),
         own.get("timeout"), own.get("sampler") or "tpe", own.get("pruner") or "median",

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from skincancer.config.cli import parse_plain_flags
 from skincancer.errors import ConfigError, RunError
 from skincancer.metrics.names import DEFAULT_METRICS, MAIN_METRICS
 from skincancer.system.console import program, run_verb
@@ -150,7 +151,10 @@ def _check_address(host: str, port: int, allowed_hosts: Sequence[str]) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the flags of ui."""
     parser = argparse.ArgumentParser(
-        prog=program("ui"), description="Open the MLflow UI on the store of the project.", allow_abbrev=False
+        prog=program("ui"),
+        description="Open the MLflow UI on the store of the project.",
+        allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument(
         "--tracking.uri", dest="uri", help="MLflow tracking URI; default $MLFLOW_TRACKING_URI, then mlruns/mlflow.db"
@@ -165,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _verb(argv: Sequence[str]) -> None:
-    arguments = make_parser().parse_args(argv)
+    arguments = parse_plain_flags(make_parser(), argv)
     code = open_ui(arguments.uri, arguments.host, arguments.port, arguments.allowed_hosts)
     if code:
         raise SystemExit(code)

@@ -351,10 +351,17 @@ def test_a_backbone_of_a_plugin_has_no_imagenet_weights(clinic, tiny_demo, store
     )
 
 
-def test_a_callback_that_is_none(write_plugin, tiny_demo, store, capsys):
-    write_plugin("dict_parts", "import skincancer.plugins as p\np.register_callback('dict')(lambda: {})\n")
-    shown = error_of(capsys, fit.main, EXPERIMENT, *TINY_FIT, f"--data.root={tiny_demo}", "--plugin=dict_parts")
-    assert "the callback dict is dict; expected pytorch_lightning.Callback. Fix the plugin." in shown
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("lambda: {}", "the callback mine is dict; expected pytorch_lightning.Callback. Fix the plugin."),
+        ("lambda: 1 / 0", "the callback mine cannot be created: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_callback_that_is_none_is_reported_before_data_are_read(write_plugin, store, capsys, function, message):
+    write_plugin("callback_parts", f"import skincancer.plugins as p\np.register_callback('mine')({function})\n")
+    shown = error_of(capsys, fit.main, EXPERIMENT, *TINY_FIT, "--data.root=/nowhere", "--plugin=callback_parts")
+    assert message in shown
 
 
 # ------------------------------------------------------------------------------------------------------- where they are named

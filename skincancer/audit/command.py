@@ -11,6 +11,7 @@ from skincancer.errors import ConfigError, DataError
 from skincancer.schema.data import DataConfig
 from skincancer.system.console import make_console, make_table, progress_bars
 from skincancer.system.files import check_file, check_folder
+from skincancer.system.paths import user_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,4 +124,4 @@ def other_dataset(flags: Mapping[str, Any]) -> DataConfig | None:
         return None
     root = flags.get("against_root")
     name = catalog_entry(flags["against"], "--against").name
-    return DataConfig(dataset=name, root=str(Path(root).expanduser().absolute()) if root else None)
+    return DataConfig(dataset=name, root=str(user_path(root, "--against.root").absolute()) if root else None)

@@ -43,7 +43,9 @@ def compare_requests(
     check_metrics(request.metrics)
     tasks = [entry.experiment.task for entry in requests] + [run.data.params["task"] for run in explicit_runs]
     metrics = tuple(dict.fromkeys(request.metrics)) or default_metrics(tasks)
-    store.check_experiment(f"{request.dataset if requests else explicit_runs[0].data.params.get('dataset')}-{tasks[0]}")
+    store.check_experiment(
+        f"{request.dataset_name if requests else explicit_runs[0].data.params.get('dataset')}-{tasks[0]}"
+    )
     if run_missing:
         _train_missing(store, requests, request, console)
     with progress_bars(console) as bars:

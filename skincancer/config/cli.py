@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from skincancer.errors import ConfigError, nearest
 from skincancer.plugins import load_plugins
-from skincancer.schema.dotted_keys import KEYS, MAY_BE_NULL, SECTIONS, flatten, unflatten
+from skincancer.schema.dotted_keys import KEYS, SECTIONS, flatten
 from skincancer.schema.experiment import Experiment
-
-
-def _check_keys(flat: Mapping[str, Any], source: str) -> None:
-    for key in flat:
-        if key in KEYS:
-            continue
-        if key in SECTIONS:
-            raise ConfigError(
-                f"{source}: {key} is {flat[key]!r}; it is a section and takes keys such as {_inside(key)}"
-            )
-        raise ConfigError(f"{source}: {key} is not a known key.{nearest(key, KEYS)} {_allowed(key)}")
-
-
-def _inside(section: str) -> str:
-    return ", ".join(key for key in KEYS if key.startswith(f"{section}."))
-
-
-def _allowed(key: str) -> str:
-    """List the keys of the section of an unknown key."""
-    section = key
-    while "." in section:
-        section = section.rsplit(".", 1)[0]
-        if section in SECTIONS:
-            return f"Keys of {section}: {_inside(section)}."
-    return f"Top-level keys: {', '.join(sorted({key.split('.')[0] for key in KEYS}))}, study."
+from skincancer.schema.parsing import check_size, explain_error, inside
 
 
 def build_parser(prog: str, description: str) -> ArgumentParser:
@@ -65,56 +41,6 @@ def add_plugin_flag(parser: ArgumentParser) -> None:
     )
 
 
-_TYPE_NAMES = (
-    (r"<class '(\w+)'>", r"\1"), ("NoneType", "null"), (r"typing\.", ""), ("Union", "one of "), ("Literal", "one of "),
-    (r"\bint\b", "whole number"), (r"\bfloat\b", "number"), (r"\bstr\b", "text"), (r"\bbool\b", "true or false"),
-)  # fmt: skip
-
-
-def explain_error(error: Exception, source: str, flags: Sequence[str] = ()) -> ConfigError:
-    """Return an error with source, key, value, allowed values and nearest match."""
-    text = str(error)
-    unknown = re.match(r"unrecognized arguments: (.*)", text, re.S)
-    if unknown:
-        flag = unknown[1].split()[0]
-        known = [f"--{key}" for key in KEYS] + list(flags)
-        key = flag.split("=")[0]
-        return ConfigError(f"{source}: {key} is not a known flag.{nearest(key, known)} {_allowed(key.lstrip('-'))}")
-    wrong = re.match(r'Parser key "([\w.]+)":\s*(.*)', text, re.S)
-    if wrong:
-        values = re.findall(r"(?:Got|Given) value: (.*)", wrong[2])
-        expected = re.findall(r"Expected an? (.*?)(?:\. Got value|$)", wrong[2], re.M) or [wrong[2]]
-        allowed = " or ".join(dict.fromkeys(expected))
-        for pattern, plain in _TYPE_NAMES:
-            allowed = re.sub(pattern, plain, allowed)
-        value = values[-1].strip().removesuffix("." if "Given value" in wrong[2] else "") if values else ""
-        choices = re.findall(r"'([^']+)'", allowed)
-        hint = f" Write a list as [{value}]." if allowed.startswith("list") else nearest(value, choices)
-        return ConfigError(f"{source}: {wrong[1]} is {value!r}; it must be {allowed}.{hint}")
-    return ConfigError(f"{source}: {text}")
-
-
-def parse_layer(parser: ArgumentParser, flat: Mapping[str, Any], source: str) -> None:
-    """Check keys and types of the values of one file. Errors name the file."""
-    _check_keys(flat, source)
-    for key, value in flat.items():
-        parse_value(parser, key, value, source)
-
-
-def parse_value(parser: ArgumentParser, key: str, value: Any, source: str) -> Any:
-    """Return a value in the type of its key.
-
-    Raises:
-        ConfigError: the value has another type.
-    """
-    if value is None and key not in MAY_BE_NULL:
-        raise ConfigError(f"{source}: {key} is null; set a value, or leave the key out.")
-    try:
-        return parser.parse_object(unflatten({key: value}), defaults=False, env=False)[key]
-    except ArgumentError as error:
-        raise explain_error(error, source) from error
-
-
 def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parse the command line, and load its plugins.
 
@@ -128,15 +54,60 @@ def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, 
     for flag in argv:
         section = flag.split("=")[0]
         if section.startswith("--") and section[2:] in SECTIONS:
-            raise ConfigError(f"command line: {section} is a section; set its keys: {_inside(section[2:])}")
+            raise ConfigError(f"command line: {section} is a section; set its keys: {inside(section[2:])}")
     try:
         values = parser.parse_args(list(argv), defaults=False, env=False).as_dict()
     except ArgumentError as error:
         raise explain_error(error, "command line", own) from error
     flat = flatten(values)
+    for key, value in flat.items():
+        if key in KEYS:
+            check_size(key, value, "command line")
+        else:
+            check_flag(key, value)
     keys = {key: value for key, value in flat.items() if key in KEYS}
     own_flags = {key: value for key, value in flat.items() if key not in KEYS}
     if plugins := [*keys.get("plugins", []), *own_flags.pop("plugin", [])]:
         keys["plugins"] = plugins
     load_plugins(plugins, installed=True)
     return keys, own_flags
+
+
+def parse_plain_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line of a verb without keys of an experiment.
+
+    Args:
+        parser: parser with `exit_on_error=False`.
+        argv: words of the command line.
+
+    Raises:
+        ConfigError: an unknown flag, a wrong type, or an empty or huge value.
+    """
+    try:
+        flags, unknown = parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"command line: {error}. See --help.") from error
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        raise ConfigError(
+            f"command line: {unknown[0]!r} is not a known flag.{nearest(unknown[0], known)} Flags: {' '.join(known)}."
+        )
+    for action in parser._actions:
+        if action.option_strings and getattr(flags, action.dest, None) is not None:
+            check_flag(action.option_strings[0].lstrip("-"), getattr(flags, action.dest))
+    return flags
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Check that a flag of a verb has a value of plain size, and no value of a list twice.
+
+    Raises:
+        ConfigError: the value is empty, huge, or repeated.
+    """
+    check_size(f"--{name}", value, "command line")
+    values = value if isinstance(value, list) else [value]
+    flag = f"--{name.replace('_', '-')}"
+    if not values or "" in values:
+        raise ConfigError(f"command line: {flag} is empty. Set a value, or leave the flag out.")
+    if repeated := [word for number, word in enumerate(values) if word in values[:number]]:
+        raise ConfigError(f"command line: {flag} names {repeated[0]} twice. Use each value once.")

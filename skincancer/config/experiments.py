@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from skincancer.errors import ConfigError, nearest
-from skincancer.system.paths import experiments_folder
+from skincancer.system.paths import experiments_folder, user_path
 from skincancer.system.yaml_files import load_yaml
 
 
@@ -23,11 +23,12 @@ def find_experiment(name: str) -> Path:
         ConfigError: no such file. The message lists the nearest name and all names.
     """
     if name.endswith((".yaml", ".yml")) or "/" in name or os.sep in name:
-        path = Path(name).expanduser()
+        path = user_path(name, "--experiment")
         if path.is_file():
             return path
-        raise ConfigError(f"--experiment {name}: there is no such file ({path.absolute()})")
-    path = experiments_folder() / f"{name}.yaml"
+        what = "is not a file" if path.exists() else "does not exist"
+        raise ConfigError(f"--experiment {name}: {path.absolute()} {what}. Use the path of a YAML file.")
+    path = user_path(experiments_folder() / f"{name}.yaml", "--experiment")
     if path.is_file():
         return path
     names = [file.stem for file in sorted(experiments_folder().glob("*.yaml"))]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skincancer.config.cli import build_parser, explain_error, parse_layer
+from skincancer.config.cli import build_parser
 from skincancer.config.experiments import find_experiment
 from skincancer.config.validation import OF_NETWORKS, check_experiment
 from skincancer.data.catalog import dataset as catalog_entry
@@ -25,6 +24,8 @@ from skincancer.plugins import load_plugins, used_plugins
 from skincancer.schema.data import RUN, segmenter_run
 from skincancer.schema.dotted_keys import KEYS, TYPES, flatten, unflatten
 from skincancer.schema.experiment import Experiment
+from skincancer.schema.parsing import explain_error, parse_layer
+from skincancer.system.paths import user_path
 from skincancer.system.yaml_files import load_yaml
 
 
@@ -49,7 +50,7 @@ def resolve(
     Raises:
         ConfigError: any error that can be detected without torch.
     """
-    path = find_experiment(experiment) if experiment else None
+    path = None if experiment is None else find_experiment(experiment)
     parser = parser or build_parser("skincancer", "")
     content = load_yaml(path) if path else unflatten(_without_unused(base or {}, parser))
     return resolve_content(path.stem if path else None, content, flags, parser, str(path) if path else "config")
@@ -134,9 +135,9 @@ def resolve_content(
         augment=augmentation_policies.resolve(resolved.augment),
         data=dataclasses.replace(
             resolved.data,
-            root=_absolute(resolved.data.root),
-            images=_absolute(resolved.data.images),
-            groups=_absolute(resolved.data.groups),
+            root=_absolute(resolved.data.root, "data.root"),
+            images=_absolute(resolved.data.images, "data.images"),
+            groups=_absolute(resolved.data.groups, "data.groups"),
             masks=absolute_run(resolved.data.masks),
         ),
         trainer=dataclasses.replace(resolved.trainer, precision=str(resolved.trainer.precision)),
@@ -171,12 +172,12 @@ def _origin(message: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> st
     return next((f"{source}: " for source, values in layers if key in values), "")
 
 
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).expanduser().absolute())
+def _absolute(path: str | None, key: str) -> str | None:
+    return None if path is None else str(user_path(path, key).absolute())
 
 
 def absolute_run(masks: str) -> str:
     """Make the folder of `run:FOLDER` absolute, and keep all other mask sources."""
     run = segmenter_run(masks)
-    folder = Path(run).expanduser()
-    return f"{RUN}{folder.absolute()}" if run and folder.is_dir() else masks
+    folder = user_path(run, "data.masks") if run else None
+    return f"{RUN}{folder.absolute()}" if folder and folder.is_dir() else masks

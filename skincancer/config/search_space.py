@@ -53,7 +53,7 @@ def check_search(search: Space, types: Mapping[str, Any]) -> None:
     """
     for key, space in search.items():
         if key not in types:
-            raise ConfigError(f"search: {key} is not a known key.{nearest(key, types)}")
+            raise ConfigError(f"search: {key} is not a known key.{nearest(str(key), types)}")
         if key in (*FIXED, *PLACE_KEYS):
             raise ConfigError(
                 f"search: {key} cannot be searched: it defines the data, metric or machine of the comparison of trials. "

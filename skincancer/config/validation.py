@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
-from typing import Any, NamedTuple, get_type_hints
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 from skincancer.config.search_space import check_search
 from skincancer.data.balance import BALANCES
@@ -32,6 +30,7 @@ from skincancer.schema.data import segmenter_run
 from skincancer.schema.dotted_keys import flatten
 from skincancer.schema.experiment import Experiment
 from skincancer.schema.model import DEEP, FAMILIES
+from skincancer.schema.ranges import RULES, check_range
 from skincancer.schema.rules import NAMES as DATASET_NAMES
 from skincancer.schema.tasks import TASKS
 
@@ -40,38 +39,13 @@ NAMES: dict[str, Iterable[str]] = {
     "model.loss.name": LOSSES,
     "model.optimizer.name": OPTIMIZERS,
     "model.schedule.name": SCHEDULES,
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.precision": ("32", "bf16-mixed", "16-mixed"),
     "trainer.strategy": ("auto", "ddp", "ddp_find_unused_parameters_true"),
 }
 MASK_SOURCES = ("auto", "truth", "otsu")
 # Keys of the backbone, which networks and deep features have, but hand-crafted features do not.
 OF_BACKBONE = ("model.backbone", "model.weights")
-RANGES: dict[str, Callable[[Any], bool]] = {
-    "0 or more": lambda value: value >= 0,
-    "0 or more and below 1": lambda value: 0 <= value < 1,
-    "1 or more": lambda value: value >= 1,
-    "1 or more, at most a million": lambda value: 1 <= value <= 10**6,
-    "0 or more, at most a million": lambda value: 0 <= value <= 10**6,
-    "0 or more, at most 1000": lambda value: 0 <= value <= 1000,
-    "above 0, and finite": lambda value: 0 < value < math.inf,
-    "above 0 and below 100": lambda value: 0 < value < 100,
-    "above 0, at most 1": lambda value: 0 < value <= 1,
-    "above 0, at most 2": lambda value: 0 < value <= 2,
-    "from 0 to 5": lambda value: 0 <= value <= 5,
-    "a whole number of pixels from 1 to 4096": lambda value: 1 <= value <= 4096,
-    "a number of batches (1 or more) or a share (above 0, at most 1.0)": lambda value: (
-        value >= 1 if isinstance(value, int) else 0 < value <= 1
-    ),
-    "auto, or 1 or more": lambda value: (
-        value == "auto" or (str(value).isdecimal() and len(str(value)) < 10 and int(value) > 0)
-    ),
-    "auto, or above 0 and below 1": lambda value: value == "auto" or 0 < value < 1,
-    "scale, or above 0": lambda value: value == "scale" or 0 < value < math.inf,
-    DATASET_NAMES: lambda value: bool(re.fullmatch(r"\w[\w .-]{0,79}", value)) and value not in DATASETS,
-    "none, all, or a number of stages": lambda value: (
-        value in ("none", "all") or (str(value).isdecimal() and len(str(value)) < 10 and int(value) > 0)
-    ),
-}
 
 
 class Requirement(NamedTuple):
@@ -82,21 +56,6 @@ class Requirement(NamedTuple):
     values: tuple[str, ...]
 
 
-def _rules(
-    section: Any, prefix: str = "", inherited: Mapping[str, Any] | None = None
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every dotted key with its rules. Keys inherit `only_with` of their section."""
-    hints = get_type_hints(section)
-    for option in fields(section):
-        name, hint = f"{prefix}{option.name}", hints[option.name]
-        rules = {**option.metadata, "only_with": {**(inherited or {}), **option.metadata.get("only_with", {})}}
-        if is_dataclass(hint):
-            yield from _rules(hint, f"{name}.", rules["only_with"])
-        else:
-            yield name, rules
-
-
-RULES = dict(_rules(Experiment))
 # A wrong task explains more than a wrong choice, so requirements on the task are checked first.
 REQUIREMENTS = sorted(
     (Requirement(key, *needed) for key, rules in RULES.items() for needed in rules["only_with"].items()),
@@ -131,10 +90,9 @@ def check_experiment(experiment: Experiment, types: Mapping[str, Any]) -> None:
         _one_of(key, str(values[key]), names)
     monitors = [f"val/{name}" for name in ("loss", *TASK_METRICS[experiment.task], *custom_metrics(experiment.task))]
     _one_of("training.monitor", experiment.training.monitor, monitors)
-    # The trainer is last in the schema and is checked first: the range of the warm-up depends on its epochs.
-    for key, rules in reversed(RULES.items()):
-        if (allowed := rules.get("allowed")) and values[key] is not None:
-            _require(RANGES[allowed](values[key]), key, values[key], allowed)
+    # The trainer is checked first: the range of the warm-up depends on its epochs.
+    for key in sorted(RULES, key=lambda key: not key.startswith("trainer.")):
+        check_range(key, values[key])
     _check_unused(experiment, values)
     _check_data(experiment)
     augmentation_policies.check(experiment.augment)
@@ -207,6 +165,7 @@ def _check_data(experiment: Experiment) -> None:
             f"data.dataset {data.dataset} is for {', '.join(entry.tasks)}, not for {experiment.task}. "
             f"For {experiment.task}: {', '.join(fitting)}."
         )
+    _require(data.name not in DATASETS, "data.name", data.name, DATASET_NAMES)
     parse_split(data.split)
     if data.where is not None:
         parse_where(data.where)

@@ -7,6 +7,8 @@ Loader processes use no random numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from shutil import disk_usage
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,12 @@ from skincancer.data.seeding import AUGMENT_STREAM, step_seed
 from skincancer.data.store import Store
 from skincancer.errors import ConfigError
 from skincancer.imaging.augmentation import Augment
-from skincancer.schema.data import AugmentConfig
+from skincancer.schema.data import AugmentConfig, DataConfig
+from skincancer.system.files import show_size
+from skincancer.system.hardware import most_processes
+
+# Loader processes pass their batches to the training process through this folder.
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class BatchIndices(NamedTuple):
@@ -78,6 +85,47 @@ def check_shares(data: PreparedData, batch_size: int, balance: str, ranks: int) 
         if role == "train":
             smallest = len(batches[-1])
     return smallest
+
+
+def check_workers(workers: int) -> None:
+    """Check that this machine can run the loader processes.
+
+    Raises:
+        ConfigError: there are far more processes than CPU cores.
+    """
+    if workers > (most := most_processes()):
+        raise ConfigError(
+            f"data.workers is {workers}; this machine runs at most {most} loader processes. Use fewer, or 0 for none."
+        )
+
+
+def check_shared_memory(data: PreparedData, config: DataConfig, ranks: int) -> None:
+    """Check that the batches of the loader processes fit into shared memory.
+
+    A process that finds the shared memory full loses its batch, for which training would wait without end.
+
+    Args:
+        data: Result of `prepare_data`.
+        config: Batch size and number of loader processes.
+        ranks: Number of training processes on this machine.
+
+    Raises:
+        ConfigError: Less shared memory is free.
+    """
+    if not config.workers or not SHARED_MEMORY.is_dir():
+        return
+    height, width = data.store.images.shape[1:3]
+    # The image is uint8 in three channels, and the mask float32.
+    image = height * width * (3 if data.store.masks is None else 7)
+    # Each process prepares two batches ahead, and training holds one.
+    batches = ranks * (2 * config.workers + 1)
+    needed, free = batches * min(config.batch_size, len(data.index)) * image, disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise ConfigError(
+            f"data.workers is {config.workers}; their batches need {show_size(needed)} of shared memory, and {SHARED_MEMORY} has "
+            f"{show_size(free)} free. Use fewer --data.workers (0 needs none) or a smaller --data.batch_size, or enlarge "
+            f"{SHARED_MEMORY} (docker run --shm-size 8g)."
+        )
 
 
 class TrainSampler(Sampler[BatchIndices]):

@@ -56,14 +56,14 @@ def parse_split(text: str) -> Split:
     )
     if text == "official":
         return Split("official")
-    if match := re.fullmatch(r"fold:(\d{1,4})/(\d{1,4})", text):
+    if match := re.fullmatch(r"fold:([0-9]{1,4})/([0-9]{1,4})", text):
         fold, folds = int(match[1]), int(match[2])
         if folds < 2:
             raise ConfigError(f"data.split is {text!r}: a split needs at least 2 folds; {allowed}")
         if fold >= folds:
             raise ConfigError(f"data.split is {text!r}: folds are numbered from 0 to {folds - 1}; {allowed}")
         return Split("fold", fold=fold, folds=folds)
-    if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
+    if match := re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", text):
         train, test = int(match[1]), int(match[2])
         if train + test != 100:
             raise ConfigError(f"data.split is {text!r}: {train} and {test} do not add up to 100; {allowed}")
@@ -71,7 +71,7 @@ def parse_split(text: str) -> Split:
             raise ConfigError(f"data.split is {text!r}: {test} % test leaves the training or test set empty; {allowed}")
         return Split("ratio", test=test)
     hint = nearest(text, ("official",))
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 10:
         train, test = divmod(int(text), 60)
         if train + test == 100:
             hint = f' YAML 1.1 reads {train}:{test} as the base-60 number {text}: write "{train}:{test}" in quotes.'

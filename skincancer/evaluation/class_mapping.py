@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from skincancer.errors import ConfigError, nearest
+from skincancer.system.paths import user_path
 from skincancer.system.yaml_files import load_yaml
 
 Floats = npt.NDArray[np.float64]
@@ -200,7 +200,7 @@ def parse_map(words: Sequence[str]) -> dict[str, list[str]]:
         ConfigError: the words or the file are malformed.
     """
     if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
-        content = load_yaml(Path(words[0]).expanduser())
+        content = load_yaml(user_path(words[0], "--map"))
         pairs = [(str(target), names) for target, names in content.items()]
     else:
         pairs = []

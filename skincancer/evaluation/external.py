@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,7 @@ def plan(run: FinishedRun, flags: Mapping[str, Any]) -> Experiment:
         values |= {key: schema[key] for key in OF_DATASET}
     elif "data.root" in flags and values["data.dataset"] in OWN_FILES:
         values |= {key: schema[key] for key in OF_OWN_FILES}
-    elif values["data.root"] and not Path(values["data.root"]).exists():
+    elif values["data.root"] and not os.path.exists(values["data.root"]):
         # The run was trained on another machine, so the standard folders are searched.
         values["data.root"] = None
     values |= {

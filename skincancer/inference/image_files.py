@@ -60,7 +60,8 @@ def find_images(paths: Sequence[Path | str], search: ImageSearch | None = None) 
 
 def _find(text: str, search: ImageSearch) -> Iterator[tuple[str, str]]:
     """Yield files, each with its path below the searched folder, without suffix."""
-    path = Path(os.path.expanduser(text))
+    # An empty text would be the path of the working directory.
+    path = Path(os.path.expanduser(text) if text else os.devnull)
     check_links([path])
     if path.is_dir():
         yield from _search(path, path, search)
@@ -82,7 +83,8 @@ def _find(text: str, search: ImageSearch) -> Iterator[tuple[str, str]]:
             raise DataError(f"no image matches {text} ({search.describe_empty()}).")
         yield from entries
     else:
-        raise DataError(f"{text} does not exist; use image files, folders or patterns.")
+        what = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
+        raise DataError(f"{text or repr(text)} {what}; use image files, folders or patterns.")
 
 
 def _match_below(pattern: Path, base: Path, search: ImageSearch) -> list[Path]:

@@ -31,6 +31,7 @@ from skincancer.models.weight_transfer import (
     holds_encoder,
     transfer_encoder,
 )
+from skincancer.system.paths import user_path
 
 PROBE_SECONDS = 5.0
 ADVICE = "Use --model.weights none to start at random, or --model.weights PATH."
@@ -155,13 +156,26 @@ def _read_entries(weights: str, checkpoint: Path | None) -> tuple[dict[str, dict
     if weights.startswith("run:"):
         assert checkpoint is not None, "the caller downloads the weights of runs"
         return load_entries(checkpoint), weights
-    path = Path(weights).expanduser()
+    path = check_weights(weights)
+    assert path is not None, "the callers handle names"
+    return load_entries(path), f"file:{path.name}"
+
+
+def check_weights(weights: str) -> Path | None:
+    """Check that `model.weights` is a name or a file. Return the path of the file.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    if weights in ("auto", "imagenet", "none") or weights.startswith("run:"):
+        return None
+    path = user_path(weights, "model.weights")
     if not path.is_file():
         raise WeightsError(
             f"model.weights is {weights!r}, which is no file. Use auto, imagenet, none, run:RUN_ID, or the path of a "
             "state dict (.pt, .pth, .ckpt, .safetensors)."
         )
-    return load_entries(path), f"file:{path.name}"
+    return path
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

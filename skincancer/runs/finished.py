@@ -30,8 +30,9 @@ from skincancer.runs import artifacts
 from skincancer.runs.registry import find_version, is_registered
 from skincancer.runs.store import RunStore
 from skincancer.schema.dotted_keys import flatten
-from skincancer.schema.experiment import Experiment
+from skincancer.schema.parsing import parse_config
 from skincancer.system.credentials import mask_passwords
+from skincancer.system.paths import user_path
 from skincancer.system.yaml_files import load_yaml
 
 
@@ -73,7 +74,7 @@ class FinishedRun:
     def __init__(self, run: str | Path, store: RunStore | None = None, record: MlflowRun | None = None) -> None:
         self.name, self._record, self._version = str(run), record, None
         self._names: dict[str, set[str]] = {}
-        self.folder = Path(run).expanduser()
+        self.folder = user_path(run, "the run")
         self.is_folder = self.folder.is_dir()
         if self.is_folder:
             return
@@ -153,13 +154,14 @@ class FinishedRun:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Content of config.yaml."""
-        return load_yaml(self.file(artifacts.CONFIG_FILE))
+        """Content of config.yaml, with defaults for keys that are newer than the run."""
+        path = self.file(artifacts.CONFIG_FILE)
+        return parse_config(load_yaml(path), f"{self.name}: {path.name}")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Config in dotted keys, with defaults for keys that are newer than the run."""
-        return {**flatten(Experiment().to_dict()), **flatten(self.config)}
+        """Config in dotted keys."""
+        return flatten(self.config)
 
     @property
     def task(self) -> str:
@@ -180,7 +182,11 @@ class FinishedRun:
     def _classes(self) -> dict[str, list[str]]:
         with self._reading():
             content = json.loads(self.file(artifacts.CLASSES_FILE).read_text(encoding="utf-8"))
-            return {name: [str(text) for text in content.get(name, ())] for name in ("classes", "malignant")}
+            names = content if isinstance(content, dict) else {}
+            lists = {name: names.get(name, []) for name in ("classes", "malignant")}
+            if any(not isinstance(texts, list) for texts in lists.values()) or not lists["classes"]:
+                raise ValueError(f"{artifacts.CLASSES_FILE} has no list of classes")
+            return {name: [str(text) for text in texts] for name, texts in lists.items()}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -298,7 +304,7 @@ class FinishedRun:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (DataError, KeyError, ValueError) as error:
+        except (DataError, KeyError, ValueError, RecursionError) as error:
             raise RunError(f"run {self.name}: its files cannot be read: {type(error).__name__}: {error}") from error
 
     def _list(self, parent: str) -> set[str]:

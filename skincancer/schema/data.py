@@ -128,7 +128,7 @@ class DataConfig:
     crop_margin: float = key(0.2, "from 0 to 5", {"data.crop": ("true",)})
     masks: str = "auto"
     batch_size: int = key(32, "1 or more")
-    workers: int = key(0, "0 or more", NETWORK)
+    workers: int = key(0, "from 0 to 1024", NETWORK)
     skip_bad: bool = False
     quality: Literal["keep", "drop_flagged"] = "keep"
     quality_rules: dict[str, float] = field(

@@ -6,18 +6,24 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
+from skincancer.errors import ConfigError
 from skincancer.schema.experiment import Experiment
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Convert nested sections to dotted keys, without splitting schema keys such as search."""
+    """Convert nested sections to dotted keys, without splitting schema keys such as search.
+
+    Raises:
+        ConfigError: a key is set twice, as `data: {size: 64}` and as `data.size: 32`.
+    """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and dotted not in KEYS:
-            flat.update(flatten(value, f"{dotted}."))
-        else:
-            flat[dotted] = value
+        is_section = isinstance(value, Mapping) and dotted not in KEYS and (value or dotted in SECTIONS)
+        for name, inner in (flatten(value, f"{dotted}.") if is_section else {dotted: value}).items():
+            if name in flat:
+                raise ConfigError(f"{name} is set twice, to {flat[name]!r} and to {inner!r}. Remove one of the two.")
+            flat[name] = inner
     return flat
 
 
@@ -42,5 +48,5 @@ def _types(section: Any, prefix: str = "") -> dict[str, Any]:
 
 TYPES = _types(Experiment)
 KEYS = tuple(TYPES)
-MAY_BE_NULL = {key for key, value in flatten(Experiment().to_dict()).items() if value is None}
 SECTIONS = sorted({key.rsplit(".", 1)[0] for key in KEYS if "." in key})
+MAY_BE_NULL = {key for key, value in flatten(Experiment().to_dict()).items() if value is None}

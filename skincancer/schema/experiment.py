@@ -33,8 +33,8 @@ class Experiment:
         search: search space of a sweep: {low, high, log} or {choices} for each dotted key
     """
 
-    name: str = "custom"
-    description: str = ""
+    name: str = key("custom", "1 to 200 characters on one line")
+    description: str = key("", "at most 1,000 characters")
     task: Literal["classification", "segmentation", "joint"] = "classification"
     seed: int = key(0, "0 or more")
     plugins: list[str] = field(default_factory=list)

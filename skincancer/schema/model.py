@@ -150,7 +150,7 @@ class ModelConfig:
     weights: str = "auto"
     dropout: float = key(0.0, "0 or more and below 1", {**WITH_CLASSES, **NETWORK})
     head: Literal["softmax", "sigmoid"] = key("softmax", only_with={**CLASSIFICATION, **NETWORK})
-    head_hidden: int = key(0, "0 or more, at most a million", {**CLASSIFICATION, **NETWORK})
+    head_hidden: int = key(0, "from 0 to 65536", {**CLASSIFICATION, **NETWORK})
     freeze: int | str = key("none", "none, all, or a number of stages", NETWORK)
     unfreeze_epoch: int | None = key(None, "1 or more, at most a million", NETWORK)
     mask: MaskConfig = field(default_factory=MaskConfig, metadata={"only_with": {**WITH_MASKS, **NETWORK}})

@@ -20,11 +20,11 @@ NAMES = "up to 80 letters, digits, spaces and . _ - (the first a letter or digit
 
 
 def key(default: Any, allowed: str = "", only_with: Mapping[str, tuple[str, ...]] | None = None) -> Any:
-    """Return a field with rules that `config.validation` checks.
+    """Return a field with rules that `schema.ranges` and `config.validation` check.
 
     Args:
         default: its value.
-        allowed: its range, a name in `config.validation.RANGES`.
+        allowed: its range, a name in `schema.ranges.RANGES`.
         only_with: other keys, and the values of each with which this key has an effect.
     """
     return field(default=default, metadata={"allowed": allowed, "only_with": only_with or {}})

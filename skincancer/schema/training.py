@@ -30,7 +30,7 @@ class TrainerConfig:
 
     Args:
         max_epochs: number of epochs
-        accelerator: auto, cpu, gpu, mps …
+        accelerator: auto, cpu, gpu, cuda or mps
         devices: number of processes per machine, one per GPU (or CPU core); "auto" for all GPUs
         num_nodes: number of machines
         strategy: auto, ddp, or ddp_find_unused_parameters_true (for networks with unused layers in a step); several devices always

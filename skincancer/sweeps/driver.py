@@ -23,7 +23,7 @@ from skincancer.sweeps import executor, study
 from skincancer.sweeps.plan import Plan, used_images
 from skincancer.sweeps.report import SweepRecord
 from skincancer.sweeps.request import Request, default_name
-from skincancer.sweeps.storage import storage_url
+from skincancer.sweeps.storage import open_storage, storage_url
 from skincancer.sweeps.study import Sweep
 from skincancer.system.console import progress_bars
 from skincancer.system.credentials import mask_password
@@ -48,9 +48,11 @@ def run_sweep(
     for point in points:
         check_network(point)
     store = RunStore(experiment.tracking.uri).open()
-    store.check_experiment(f"{experiment.data.dataset}-{experiment.task}")
+    store.check_experiment(f"{experiment.data.name or experiment.data.dataset}-{experiment.task}")
     name = request.study or default_name(experiment)
     url = storage_url(request.storage, store.sweeps_folder / f"{name}.journal")
+    # A storage that cannot be used is reported before the data are prepared.
+    open_storage(url)
     with progress_bars(console) as bars:
         data = prepare_data(
             experiment.data, mask_source(experiment.data, store), bars, task=experiment.task,

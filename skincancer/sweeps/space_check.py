@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from skincancer.config.cli import build_parser, parse_value
+from skincancer.config.cli import build_parser
 from skincancer.config.resolve import resolve_content
 from skincancer.config.search_space import Space, ends_of
 from skincancer.config.validation import check_experiment
 from skincancer.errors import ConfigError
 from skincancer.schema.dotted_keys import TYPES
 from skincancer.schema.experiment import Experiment
+from skincancer.schema.parsing import parse_value
 from skincancer.sweeps.plan import DEFAULTS, Plan, without_unused
 
 # Largest number of checked corners.

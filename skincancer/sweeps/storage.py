@@ -22,8 +22,9 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from skincancer.errors import RunError
+from skincancer.errors import ConfigError, RunError
 from skincancer.system.credentials import mask_password, mask_passwords, remember_password
+from skincancer.system.paths import user_path
 
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 # Attempts to open a new database, because several workers may create its tables at the same time.
@@ -48,16 +49,24 @@ def storage_url(requested: str | None, default: Path) -> str:
         default: Path of the default journal.
 
     Raises:
+        ConfigError: The path of a journal or of SQLite cannot be used.
         RunError: The URL is not of a journal, SQLite or a database server.
     """
     if requested is None or requested.startswith("journal://"):
-        path = Path(requested.removeprefix("journal://")) if requested else default
-        return f"journal://{path.expanduser().absolute()}"
+        path = default if requested is None else user_path(requested.removeprefix("journal://"), "--storage")
+        return f"journal://{_regular(path)}"
     url = _parse(requested)
     if url.drivername.split("+")[0] == "sqlite":
-        path = Path(url.database or "").expanduser().absolute()
+        path = _regular(user_path(url.database or "", "--storage"))
         return url.set(database=str(path)).render_as_string()
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername)).render_as_string(hide_password=False)
+
+
+def _regular(path: Path) -> Path:
+    """Return an absolute path. A device or a pipe would block the sweep."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"--storage is {path}, which is not a file. Use the path of a file, which may be new.")
+    return path.absolute()
 
 
 def _parse(url: str) -> URL:

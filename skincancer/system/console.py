@@ -6,12 +6,13 @@ In a pipe, tables are plain text and are never cut.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.panel import Panel
@@ -28,17 +29,48 @@ from skincancer.system.launcher import check_numbers
 _PIPE_WIDTH = 10_000
 
 
+class _Console(Console):
+    """Console that discards its output once the reader of the pipe has exited, as in `fit … | head -1`."""
+
+    def on_broken_pipe(self) -> None:
+        """Discard all further output. rich would exit, which would end a running fit."""
+        self.quiet = True
+        _discard(sys.stderr if self.stderr else sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send a stream to the null device, so that Python can flush the stream at its exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def prepare_streams() -> None:
+    """Let output never fail: reopen closed streams, and replace characters that the encoding lacks."""
+    # A file that is opened later must not take the number of a closed stream, because libraries write to 1 and 2.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        # A notebook and a test have streams of other classes. UTF-8 lacks only the bytes of file names that are not UTF-8.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace" if stream.encoding.lower().startswith("utf") else "replace")
+
+
 def make_console(stderr: bool = False) -> Console:
     """Return a console for standard output or error.
 
     In a pipe the width is $COLUMNS if the variable is set. In a notebook the console writes HTML.
     """
+    prepare_streams()
     if (notebook := Console(stderr=stderr, highlight=False)).is_jupyter:
         return notebook
     stream = sys.stderr if stderr else sys.stdout
     columns = os.environ.get("COLUMNS", "")
     width = None if stream.isatty() else int(columns) if columns.isdecimal() and int(columns) else _PIPE_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=not stream.isatty())
+    return _Console(stderr=stderr, width=width, highlight=False, soft_wrap=not stream.isatty())
 
 
 def is_live(console: Console) -> bool:
@@ -127,14 +159,22 @@ def run_verb(verb: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
 
     0 is success, 1 a failed run, 2 a wrong request, 130 SIGINT and 143 SIGTERM. Expected errors are printed without a traceback.
     """
+    prepare_streams()
     try:
-        with contextlib.suppress(BrokenPipeError):
-            check_numbers()
-            verb(sys.argv[1:] if argv is None else argv)
+        check_numbers()
+        verb(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        _discard(sys.stdout)
         return 0
     except SkinCancerError as error:
         make_console(stderr=True).print(Text(f"error: {mask_passwords(error)}"))
         return 1 if isinstance(error, RunError) else 2
+    except (OSError, MemoryError) as error:
+        # The machine lacks something, such as space, memory or permission: a traceback would not explain more.
+        make_console(stderr=True).print(Text(f"error: {mask_passwords(error) or 'the memory is full'}"))
+        return 1
     except KeyboardInterrupt:
         make_console(stderr=True).print("interrupted; rerun the same command to start again")
         return 130

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from skincancer.errors import ConfigError, DataError
+from skincancer.system.paths import user_path
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -31,6 +32,7 @@ def check_folder(folder: Path, flag: str) -> None:
     Raises:
         ConfigError: the folder is a file, cannot be created or is not writable.
     """
+    user_path(folder, flag)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{flag} is {folder}, a file; expected a folder. Use a folder; a missing one is created.")
     try:
@@ -49,8 +51,10 @@ def check_file(path: Path, flag: str) -> None:
     Raises:
         ConfigError: the path is a folder or is not writable.
     """
-    if path.is_dir():
-        raise ConfigError(f"{flag} is {path}, a folder; expected a file. Use the path of a file.")
+    user_path(path, flag)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ConfigError(f"{flag} is {path}, {what}; expected a file. Use the path of a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):

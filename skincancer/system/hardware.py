@@ -89,3 +89,8 @@ def find_process(pid: int) -> psutil.Process | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process
     except psutil.Error:
         return None
+
+
+def most_processes() -> int:
+    """Return the largest useful number of processes. Some more than CPU cores help with slow disks."""
+    return max(16, 4 * (os.cpu_count() or 1))

@@ -10,6 +10,7 @@ import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from skincancer.errors import ConfigError
 
@@ -36,6 +37,29 @@ def store_folder() -> Path:
     return (checkout() or Path.cwd()) / "mlruns"
 
 
+def user_path(text: str | Path, source: str) -> Path:
+    """Return a path of the user, with `~` expanded, which need not exist.
+
+    Args:
+        text: the path.
+        source: flag, key or variable of the path, for the error.
+
+    Raises:
+        ConfigError: the path is empty, too long, or in a folder without access.
+    """
+    try:
+        if not str(text):
+            raise ValueError("it is empty")
+        path = Path(text).expanduser()
+        # A path below a file, and one that is missing, are reported where the path is used.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
+        raise ConfigError(f"{source} is {str(text)!r}, which is no usable path: {reason}. Use another path.") from error
+    return path
+
+
 def data_folder() -> str | None:
     """Return $SKINCANCER_DATA, or None if unset or empty."""
     return os.environ.get("SKINCANCER_DATA") or None
@@ -51,7 +75,7 @@ def data_places(name: str, root: str | None, env: str | None) -> dict[str, Path]
     else:
         places = {"$SKINCANCER_DATA": Path(env) / name} if env else {}
         places["default"] = Path("data") / name
-    return {source: place.expanduser().absolute() for source, place in places.items()}
+    return {source: user_path(place, source).absolute() for source, place in places.items()}
 
 
 def holds_files(folder: Path) -> bool:
@@ -72,10 +96,13 @@ def cache_folder() -> Path:
     """Return $SKINCANCER_CACHE, or the cache folder of the user."""
     folder = os.environ.get("SKINCANCER_CACHE")
     if folder:
-        return Path(folder).expanduser().absolute()
+        return user_path(folder, "$SKINCANCER_CACHE").absolute()
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("skincancer"))
+    path = Path(platformdirs.user_cache_dir("skincancer"))
+    if not path.is_absolute():
+        raise ConfigError("this user has no home folder. Set SKINCANCER_CACHE to a folder for prepared images.")
+    return path
 
 
 def tracking_uri(configured: str | None) -> str:
@@ -85,14 +112,24 @@ def tracking_uri(configured: str | None) -> str:
     meaning does not depend on the working directory.
 
     Raises:
-        ConfigError: the URI of a SQLite database names no file, or another file than it seems to.
+        ConfigError: the URI is malformed, or of a folder, or its SQLite database is another file than it seems to be.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return _sqlite_uri(store_folder() / "mlflow.db")
     path = sqlite_path(uri)
     if path is None:
+        try:
+            urlsplit(uri)
+        except ValueError as error:
+            raise ConfigError(
+                f"tracking.uri cannot be read: {error}. Use sqlite:///PATH, or the address of a server."
+            ) from error
         return uri
+    if path.is_dir():
+        raise ConfigError(
+            f"tracking.uri is {uri}, a folder; expected a SQLite file. Use {_sqlite_uri(path / 'mlflow.db')}."
+        )
     # MLflow reads %20 as a blank, also in a folder whose name contains these letters.
     literal = Path(uri.partition("///")[2].partition("?")[0]).absolute()
     if literal.parent.is_dir() and not path.parent.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from skincancer.data.datamodule import check_shares
+from skincancer.data.datamodule import check_shared_memory, check_shares, check_workers
 from skincancer.data.prepare import prepare_data
 from skincancer.inference.model import mask_source
 from skincancer.metrics.names import check_class_metric
@@ -21,7 +21,7 @@ from skincancer.system.launcher import is_rank_zero
 from skincancer.training.callbacks import EpochReporter
 from skincancer.training.launch import check_launcher, count_ranks
 from skincancer.training.recorder import FitRecorder
-from skincancer.training.trainer import check_devices, fit_classical, fit_network
+from skincancer.training.trainer import check_devices, fit_classical, fit_network, plugin_callbacks
 
 
 def train(
@@ -35,6 +35,8 @@ def train(
     quiet_lightning()
     check_devices(experiment.trainer)
     check_launcher(experiment.trainer)
+    check_workers(experiment.data.workers)
+    callbacks = plugin_callbacks() if network else []
     keep_freed_memory()
     console, ranks = make_console(), count_ranks(experiment.trainer)
     is_zero = is_rank_zero(ranks)
@@ -45,7 +47,7 @@ def train(
 
     store = RunStore(experiment.tracking.uri)
     client = store.client
-    store.check_experiment(f"{experiment.data.dataset}-{experiment.task}")
+    store.check_experiment(f"{experiment.data.name or experiment.data.dataset}-{experiment.task}")
     if resume and not target and (before := registry.stored_target(client, resume)):
         target = registry.parse_target(before)
     if target:
@@ -61,6 +63,7 @@ def train(
     if network:
         if check_shares(data, experiment.data.batch_size, experiment.data.balance, ranks) == 1:
             check_single_image(experiment)
+        check_shared_memory(data, experiment.data, -(-ranks // experiment.trainer.num_nodes))
     # Trials do not close stale runs: the sweep has already done so, and another worker may still be recording why its trial crashed.
     for closed in reap(client) if is_zero and trial is None else []:
         console.print(f"closed run {closed} as KILLED: its process has exited")
@@ -69,7 +72,7 @@ def train(
     recorder.announce()
     tags = {registry.REGISTER_TAG: str(target)} if target else {}
     if network:
-        fit_network(experiment, data, recorder, store, resume, tags)
+        fit_network(experiment, data, recorder, store, resume, tags, callbacks)
     else:
         fit_classical(experiment, data, recorder, store, tags)
     if trial:

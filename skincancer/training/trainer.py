@@ -24,7 +24,7 @@ from skincancer.metrics.segmentation import ThresholdSearch
 from skincancer.models.factory import build_scorer, build_task
 from skincancer.models.lightning import OwnSignals, SyncBatchNorm
 from skincancer.models.tasks.segmentation import Segmenting
-from skincancer.plugins import CALLBACKS
+from skincancer.plugins import CALLBACKS, describe_error
 from skincancer.runs.artifacts import BEST_CHECKPOINT, LAST_CHECKPOINT
 from skincancer.runs.finished import weights_file
 from skincancer.runs.lifecycle import has_checkpoint
@@ -69,10 +69,20 @@ def check_devices(trainer: TrainerConfig) -> None:
         raise ConfigError("trainer.precision is bf16-mixed, which needs a GPU with bfloat16. Use 16-mixed.")
 
 
-def _own_callbacks() -> list[Callback]:
-    """Create the callbacks of plugins."""
-    callbacks = {name: make() for name, make in CALLBACKS.items()}
-    for name, callback in callbacks.items():
+def plugin_callbacks() -> list[Callback]:
+    """Create the callbacks of plugins.
+
+    Raises:
+        ConfigError: a plugin's function fails, or returns another type.
+    """
+    callbacks = {}
+    for name, make in CALLBACKS.items():
+        try:
+            callbacks[name] = callback = make()
+        except Exception as error:
+            raise ConfigError(
+                f"the callback {name} cannot be created: {describe_error(error)}. Fix the plugin."
+            ) from error
         if not isinstance(callback, Callback):
             raise ConfigError(
                 f"the callback {name} is {type(callback).__name__}; expected pytorch_lightning.Callback. Fix the plugin."
@@ -80,21 +90,20 @@ def _own_callbacks() -> list[Callback]:
     return list(callbacks.values())
 
 
-def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callback], progress_bar: bool) -> pl.Trainer:
+def build_trainer(experiment: Experiment, folder: Path, others: Sequence[Callback], progress_bar: bool) -> pl.Trainer:
     """Build the Trainer.
 
     Args:
         experiment: the experiment.
         folder: working folder of the run, which receives both checkpoints.
-        records: callbacks that record and report the epochs.
+        others: callbacks that record and report the epochs, and those of plugins.
         progress_bar: whether to show a progress bar.
     """
     monitor = experiment.training.monitor
     ema = experiment.training.ema_decay
     callbacks: list[Callback] = [
         OwnSignals(),
-        *records,
-        *_own_callbacks(),
+        *others,
         # Lightning writes averaged weights only to whole checkpoints. `export_best` removes the rest.
         ModelCheckpoint(
             folder / Path(BEST_CHECKPOINT).parent, filename=Path(BEST_CHECKPOINT).stem, monitor=monitor,
@@ -130,8 +139,12 @@ def build_trainer(experiment: Experiment, folder: Path, records: Sequence[Callba
 
 def fit_network(
     experiment: Experiment, data: PreparedData, recorder: FitRecorder, store: RunStore, resume: str | None, tags: Mapping[str, str],
+    callbacks: Sequence[Callback],
 ) -> None:  # fmt: skip
-    """Train a network, or resume the run `resume`, and test the best checkpoint."""
+    """Train a network, or resume the run `resume`, and test the best checkpoint.
+
+    `callbacks` are those of plugins, created before the data were prepared.
+    """
     trial = recorder.trial
     resumes = has_checkpoint(store.client, resume)
     with weights_file("none" if resumes else experiment.model.weights, store) as checkpoint:
@@ -144,7 +157,8 @@ def fit_network(
         datamodule = build_datamodule(experiment, data)
         record = EpochRecord(run, experiment.training.monitor)
         reports = [ReportToSweep(trial, experiment.training.monitor)] if trial else []
-        trainer = build_trainer(experiment, recorder.folder, [record, *reports], progress_bar=is_live(recorder.console))
+        others = [record, *reports, *callbacks]
+        trainer = build_trainer(experiment, recorder.folder, others, progress_bar=is_live(recorder.console))
         if run:
             _check_averaging(experiment, datamodule, recorder)
         last = recorder.folder / LAST_CHECKPOINT

@@ -16,12 +16,13 @@ from skincancer import fit
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.config.resolve import resolve
-from skincancer.config.validation import NAMES, RANGES, REQUIREMENTS, RULES
+from skincancer.config.validation import NAMES, REQUIREMENTS
 from skincancer.data.catalog import DATASETS
 from skincancer.errors import ConfigError
 from skincancer.models.names import MASK_LOSSES
 from skincancer.schema.dotted_keys import KEYS, TYPES, flatten, unflatten
 from skincancer.schema.experiment import Experiment
+from skincancer.schema.ranges import RANGES, RULES
 from skincancer.schema.training import TrainerConfig
 from skincancer.system.yaml_files import dump_yaml, load_yaml
 
@@ -116,8 +117,8 @@ def test_order_of_values(write):
 
     file, study = "data: {size: 48}\n", "study: {data: {size: 96}}\n"
     real = ("--data.dataset", "ham10000")
-    assert size("", *real) == Experiment().data.size == 224, "schema"
-    assert size("") == 64, "the catalog's entry of the demo"
+    assert size("{}", *real) == Experiment().data.size == 224, "schema"
+    assert size("{}") == 64, "the catalog's entry of the demo"
     assert size(file) == size(file, *real) == 48, "the file"
     assert size(file + study, *real) == size(study, *real) == 96, "the study, on real data"
     assert size(file + study) == 48, "never on synthetic data"

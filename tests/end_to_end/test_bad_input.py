@@ -1,4 +1,4 @@
-"""Wrong input of a user, through `fit.main`.
+"""Wrong data, weights and losses of a user, through `fit.main`. Wrong flags and files stand in `test_refused_requests`.
 
 Wrong input ends with 2 and a failed run with 1; the text says what was given, what is allowed and what to do; there is no
 traceback; and nothing half-written is taken for whole.
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from PIL import Image
 
 from skincancer import fit
 from skincancer.data.readers.demo import read as read_demo
+from skincancer.errors import ConfigError
 
 
 @pytest.fixture
@@ -83,47 +85,11 @@ def on_ham(root: Path) -> list[str]:
 # --------------------------------------------------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["--experiment=densenet169_undersampl"], ["Did you mean 'densenet169_undersample'?", "vit_small", "path"]),
-        (["--data.splt=80:20"], ["--data.splt is not a known flag", "Did you mean '--data.split'?"]),
-        (["--data.dataset=ham1000"], ["'ham1000'", "Did you mean 'ham10000'?", "demo, ham10000"]),
-        (["--data.split=80:30"], ["data.split", "'80:30'", "do not add up to 100", "80:20", "fold:0/5", "official"]),
-        (["--data.split=0:100"], ["'0:100'", "leaves the training or test set empty", "1 to 89"]),
-        (["--data.split=10:90"], ["'10:90'", "leaves the training or test set empty", "1 to 89"]),
-        (["--data.split=abc"], ["'abc'", "80:20", "fold:0/5", "official"]),
-        (["--data.size=0"], ["data.size is 0", "from 1 to 4096"]),
-    ],
-)
-def test_names_splits_and_sizes(refused, cache: Path, argv: list[str], said: list[str]):
-    message = refused(*argv)
-    assert all(text in message for text in said)
-    assert not cache.exists(), "reported before any data are read"
-
-
-def test_an_unknown_key_of_a_file_names_the_file(refused, tmp_path: Path):
-    (tmp_path / "mine.yaml").write_text("model: {bakbone: resnet18}\n")
-    message = refused(experiment=str(tmp_path / "mine.yaml"))
-    for text in (str(tmp_path / "mine.yaml"), "model.bakbone", "Did you mean 'model.backbone'?"):
-        assert text in message
-
-
 def test_an_unknown_backbone_is_reported_before_data_are_read(refused, tmp_path: Path):
-    message = refused("--model.backbone=resnet51", f"--data.root={tmp_path / 'nowhere'}", "--data.dataset=folder")
-    assert "model.backbone is 'resnet51'" in message
-    assert "Did you mean 'resnet5" in message
-    assert "list_models" in message
     message = refused("--model.backbone=resnet50.imagenet", f"--data.root={tmp_path / 'nowhere'}")
     for text in ("'resnet50.imagenet'", "weights tag", "a1_in1k"):
         assert text in message
     assert not (tmp_path / "nowhere").exists()
-
-
-def test_a_backbone_that_cannot_take_the_size(refused):
-    message = refused("--model.backbone=inception_v4", "--data.size=40")
-    for text in ("inception_v4", "40 px", "--data.size"):
-        assert text in message
 
 
 @pytest.mark.slow
@@ -411,6 +377,26 @@ def test_a_cache_that_is_no_folder(refused, tiny_demo: Path, tmp_path: Path, mon
     message = refused(f"--data.root={tiny_demo}")
     assert str(tmp_path / "file") in message
     assert "SKINCANCER_CACHE" in message
+
+
+def test_shared_memory_that_is_too_small_for_loader_processes(
+    refused, tiny_demo: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from skincancer.data import datamodule
+    from skincancer.data.prepare import prepare_data
+    from skincancer.schema.data import DataConfig
+
+    monkeypatch.setattr(datamodule, "disk_usage", lambda folder: SimpleNamespace(free=100_000))
+    message = refused(f"--data.root={tiny_demo}", "--data.workers=2")
+    # Two batches ahead of each process and one in training, of eight images of 32 × 32 px in three channels.
+    for text in ("data.workers is 2", "need 122.88 kB", "/dev/shm has 100.00 kB free", "--shm-size"):
+        assert text in message
+    config = DataConfig(root=str(tiny_demo), size=32, batch_size=8, workers=2)
+    data = prepare_data(config)
+    monkeypatch.setattr(datamodule, "disk_usage", lambda folder: SimpleNamespace(free=122_880))
+    datamodule.check_shared_memory(data, config, ranks=1)
+    with pytest.raises(ConfigError, match=r"need 245\.76 kB"):
+        datamodule.check_shared_memory(data, config, ranks=2)
 
 
 @pytest.mark.slow
