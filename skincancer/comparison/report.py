@@ -11,7 +11,7 @@ import pandas as pd
 
 from skincancer.comparison import figures
 from skincancer.comparison.published import protocols
-from skincancer.comparison.tables import RESAMPLES, Comparison
+from skincancer.comparison.tables import Comparison
 from skincancer.data.catalog import SYNTHETIC_NOTE, SYNTHETIC_WARNING
 from skincancer.runs import artifacts
 from skincancer.visualization.html import Picture, Section, Table, Text, write_page
@@ -67,7 +67,7 @@ def _matrix(table: pd.DataFrame, metric: str) -> Sheet:
     seeds = "mean ± sd over seeds" if table["sd"].notna().any() else "one seed each, without the variation of training"
     return Sheet(
         f"{_plain(metric)}, each run on its own test images", ["experiment", *splits], rows,
-        f"{seeds}; 95 % intervals: bootstrap over lesions within classes, {RESAMPLES:,} resamples",
+        f"{seeds}; 95 % intervals over lesions",
     )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def _pairs(table: pd.DataFrame, metric: str) -> Sheet:
         ]
         for row in table.to_dict("records")
     ]  # fmt: skip
-    caption = f"first minus second on the same images; paired bootstrap over lesions; Holm's correction over the {len(rows)} rows"
+    caption = f"first minus second on the same images; paired by lesion; Holm's correction over the {len(rows)} rows"
     return Sheet("experiments against each other", columns, rows, caption)
 
 

@@ -235,7 +235,7 @@ class EvaluationRecorder:
         tables = [(artifacts.INTERVALS_FILE, intervals)]
         metrics = _values(intervals)
         tested = pd.read_csv(run.folder / artifacts.predictions_file("test"), usecols=["lesion_id"], dtype=str)
-        caption = f"{len(tested)} images, {tested['lesion_id'].nunique()} lesions; intervals: bootstrap over lesions, 2,000 resamples"
+        caption = f"{len(tested)} images, {tested['lesion_id'].nunique()} lesions; 95 % intervals over lesions"
         self.tables.append((f"test: {self.title}", caption, intervals))
         figures = list(self.outcome.figures(run.folder, task, f"{self.title} · test", self.note))
         if self.data.classes:

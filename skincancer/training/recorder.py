@@ -348,7 +348,7 @@ class FitRecorder:
         if rows:
             self.console.print(make_table("epochs", list(columns.values()), rows))
         images, lesions = self.tested
-        caption = f"{images} images, {lesions} lesions; intervals: bootstrap over lesions, 2,000 resamples"
+        caption = f"{images} images, {lesions} lesions; 95 % intervals over lesions"
         self.console.print(intervals_table(f"test: {self.title}", self.intervals, caption, bool(self.note)))
         uri = f" --tracking.uri {self.store}" if self.experiment.tracking.uri else ""
         self.console.print(f"run {self.run_id} in {self.store}\nbrowse it: python -m skincancer.ui{uri}", markup=False)
