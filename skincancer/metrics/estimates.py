@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from skincancer.metrics import intervals
+from skincancer.metrics import lesion_sums
 from skincancer.metrics.areas import auroc_influence, average_precision_influence
 from skincancer.metrics.bootstrap import bootstrap_weights, lesion_numbers
 from skincancer.metrics.classification import CALIBRATION_BINS, calibration_bin, check_predictions, custom_values
 from skincancer.metrics.custom import CUSTOM_METRICS
-from skincancer.metrics.intervals import Estimate, NoInterval, Resampled, mean, monotone, positive_mean, proportion
+from skincancer.metrics.intervals import Estimate, NoInterval, Resampled, mean, monotone
+from skincancer.metrics.lesion_sums import positive_mean, proportion
 
 Floats = npt.NDArray[np.float64]
 
@@ -103,14 +104,14 @@ class CountedPredictions:
         if np.isnan(value):
             return NoInterval(value, np.zeros(len(self.images)), "a single class")
         sides = (self.of_lesions(np.where(side, influence, 0)) for side in (positive, ~positive))
-        return intervals.area(value, *sides, self.true[:, c], self.images - self.true[:, c])
+        return lesion_sums.area(value, *sides, self.true[:, c], self.images - self.true[:, c])
 
     def average_precision(self, c: int) -> Estimate:
         """Estimate the average precision of a class against the rest."""
         value, influence = average_precision_influence(self.label == c, self.probability[:, c])
         if np.isnan(value):
             return NoInterval(value, np.zeros(len(self.images)), "a single class")
-        return intervals.average_precision(value, self.of_lesions(influence), self.true[:, c])
+        return lesion_sums.average_precision(value, self.of_lesions(influence), self.true[:, c])
 
     def macro(self, method: Callable[[int], Estimate], *, dependent: bool = False) -> Estimate:
         """Return the mean of a metric over the classes that count and are present."""
@@ -122,7 +123,7 @@ class CountedPredictions:
         confidence, right = self.probability.max(axis=1), self.probability.argmax(axis=1) == self.label
         bins = np.eye(CALIBRATION_BINS)[calibration_bin(confidence)]
         parts = (bins * (right - confidence)[:, None], bins * right[:, None], bins)
-        return intervals.calibration_error(*map(self.of_lesions, parts), self.images)
+        return lesion_sums.calibration_error(*map(self.of_lesions, parts), self.images)
 
     def brier(self) -> Estimate:
         """Estimate the Brier score, from 0 to 2."""

@@ -1,11 +1,7 @@
 """Confidence intervals with lesions as independent units, valid at the ends of the range of a metric.
 
-Images of one lesion are not independent. Every estimate therefore has the influence of each lesion: influences sum to about 0, and the
-sum of their squares is the variance of the estimate between samples of lesions, without fixed class counts (linearisation, Binder,
-International Statistical Review 51, 1983). Where the variance is estimated from few lesions, or is 0 because all lesions agree, it is
-drawn towards that of lesions with equal images (`_steady`), so that intervals have no zero width at 0 or 1.
-
-The kinds of estimates:
+Every estimate has the influence of each lesion: influences sum to about 0, and correlate metrics, runs and models. `lesion_sums` makes
+the estimates. The kinds of estimates:
 
 * `Proportion`: exact binomial interval of the effective sample size (Clopper and Pearson, Biometrika 26, 1934; Korn and Graubard, Survey
   Methodology 24, 1998).
@@ -14,11 +10,10 @@ The kinds of estimates:
 * `PositiveMean`: t interval of the logarithm of a mean.
 * `CalibrationError`: corrected for the noise of the bins, which adds to the plug-in estimate.
 * `Monotone`: a monotone function of another estimate.
-* `Predictive`: PPV and NPV at a prevalence.
 * `Combination`: sums and differences of the confidence distributions of other estimates.
 * `Resampled`: percentiles of bootstrap resamples, for metrics of plugins.
 
-`benchmarks/coverage.py` simulates the coverage of every metric. `PRIOR` was chosen by this simulation.
+`benchmarks/coverage.py` simulates the coverage of every metric.
 """
 
 from __future__ import annotations
@@ -36,16 +31,14 @@ from scipy.stats import qmc
 
 Floats = npt.NDArray[np.float64]
 
-# Degrees of freedom of the conservative variance, in units of those of the observed variance.
-PRIOR = 4.0
 # Number of parts up to which the skew of each part matters more than the bias that it adds to the sum.
 FEW_PARTS = 4
 # Smaller variances are rounding errors.
-_NONE = 1e-24
+NO_VARIANCE = 1e-24
 # Number of draws of a simulated distribution.
-_DRAWS = 4096
+DRAWS = 4096
 # Levels of a confidence distribution, as normal quantiles.
-_LEVELS = np.linspace(-5, 5, 51)
+LEVELS = np.linspace(-5, 5, 51)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +179,7 @@ class CalibrationError(Estimate):
         et al., AISTATS 2022). For lower limits, the noise of such bins therefore counts with its absolute value.
         """
         variance, axes = np.linalg.eigh(self.covariance)
-        draws = np.random.default_rng(0).standard_normal((_DRAWS // 2, len(self.gap)))
+        draws = np.random.default_rng(0).standard_normal((DRAWS // 2, len(self.gap)))
         noise = (draws * np.sqrt(np.maximum(variance, 0))) @ axes.T
         signed = noise * np.sign(self.gap)
         if upper:
@@ -264,12 +257,12 @@ class Combination(Estimate):
         (Zou and Donner, Statistics in Medicine 27, 2008), but skewed parts, near the ends of their range, keep their skew.
         """
         variance, axes = np.linalg.eigh(self._correlation())
-        normal = (_normal_draws(len(self.parts)) * np.sqrt(np.maximum(variance, 0))) @ axes.T
-        total = np.zeros(_DRAWS)
-        levels = special.ndtr(_LEVELS)
+        normal = (normal_draws(len(self.parts)) * np.sqrt(np.maximum(variance, 0))) @ axes.T
+        total = np.zeros(DRAWS)
+        levels = special.ndtr(LEVELS)
         for part, weight, column in zip(self.parts, self.weights, normal.T, strict=True):
             side = upper if weight > 0 else not upper
-            total += weight * np.interp(column, _LEVELS, part.limit(levels, upper=side))
+            total += weight * np.interp(column, LEVELS, part.limit(levels, upper=side))
         return total
 
     def _correlation(self) -> Floats:
@@ -286,37 +279,13 @@ class Combination(Estimate):
             more[np.arange(len(sign)), position] = sign * [part.unit for part in self.parts] / np.sqrt(2)
             influence = np.hstack([influence, more])
         norm = np.sqrt((influence**2).sum(axis=1))
-        alone = norm**2 < _NONE
+        alone = norm**2 < NO_VARIANCE
         direction = influence / np.where(alone, 1, norm)[:, None]
         correlation = direction @ direction.T
         if self.dependent:
             correlation[np.ix_(alone, alone)] = 1
         correlation[np.diag_indices(len(norm))] = 1
         return correlation
-
-
-@dataclass(frozen=True, eq=False)
-class Predictive(Estimate):
-    """PPV at a prevalence: 1 / (1 + odds × wrong / right). NPV alike.
-
-    Attributes:
-        wrong: share of false calls among the negatives; for NPV, share of missed among the positives.
-        right: share of correct calls among the positives; for NPV, share of cleared among the negatives.
-        odds: odds of the other class.
-    """
-
-    wrong: Estimate
-    right: Estimate
-    odds: float
-
-    def limit(self, level: Floats, *, upper: bool) -> Floats:
-        """Return quantiles of the value for independent confidence distributions of both proportions."""
-        normal = _normal_draws(2).T
-        levels = special.ndtr(_LEVELS)
-        wrong = np.interp(normal[0], _LEVELS, self.wrong.limit(levels, upper=not upper))
-        right = np.interp(normal[1], _LEVELS, self.right.limit(levels, upper=upper))
-        both = right + self.odds * wrong
-        return np.quantile(np.divide(right, both, out=np.full(_DRAWS, float(upper)), where=both > 0), level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,123 +362,12 @@ def p_value(difference: Estimate) -> float:
         return min(1.0, 2 * float(beyond + 1) / (len(defined) + 1)) if len(defined) else np.nan
     if not np.isfinite(difference.bounds()[0]):
         return np.nan
-    smallest, largest = np.log(1 / _DRAWS), 0.0
+    smallest, largest = np.log(1 / DRAWS), 0.0
     while largest - smallest > 0.005:
         middle = (smallest + largest) / 2
         low, high = difference.bounds(1 - np.exp(middle))
         smallest, largest = (smallest, middle) if low > 0 or high < 0 else (middle, largest)
     return float(np.exp(largest)) if largest < 0 else 1.0
-
-
-def proportion(hits: Floats, counts: Floats, *, binary: bool = True) -> Estimate:
-    """Estimate a proportion of images, or the mean of values in [0, 1].
-
-    Args:
-        hits: (G,), sum of the values of the images of each lesion.
-        counts: (G,), number of images of each lesion.
-        binary: values are 0 or 1, so images of one lesion never bring more than independent images.
-    """
-    total = counts.sum()
-    if total <= 0:
-        return NoInterval(np.nan, np.zeros(len(counts)), "no image counts")
-    value = float(hits.sum() / total)
-    influence = _widened((hits - value * counts) / total, counts > 0)
-    spread = value * (1 - value) / max(total - 1, 1)
-    observed = float((influence**2).sum() / spread) if spread > 1e-15 else 0.0
-    equal = float((counts**2).sum() / total)
-    if equal > 1:
-        # The variance between lesions is itself estimated (Korn and Graubard's correction by degrees of freedom).
-        freedom = _freedom(influence) + PRIOR
-        observed *= float(special.stdtrit(freedom, 0.975) / special.ndtri(0.975)) ** 2
-    inflation = _steady(max(observed, 1.0) if binary else observed, equal, influence)
-    return Proportion(value, influence, float(total / (max(inflation, 1.0) if binary else inflation)))
-
-
-def positive_mean(sums: Floats, counts: Floats) -> Estimate:
-    """Estimate the mean of positive values without upper bound, from sums and counts (G,) of lesions."""
-    total = counts.sum()
-    if total <= 0:
-        return NoInterval(np.nan, np.zeros(len(counts)), "no image counts")
-    value = float(sums.sum() / total)
-    influence = _widened((sums - value * counts) / total, counts > 0)
-    variance = float((influence**2).sum())
-    if variance < _NONE or value <= 0:
-        return NoInterval(value, influence, "no spread between lesions")
-    # The largest value counts three times: others like it may be missing by chance.
-    error = float(np.sqrt(variance + 2 * (influence**2).max()))
-    return PositiveMean(value, influence, error, max(_freedom(influence), 1.0))
-
-
-def area(value: float, of_positives: Floats, of_negatives: Floats, positives: Floats, negatives: Floats) -> Estimate:
-    """Estimate an AUROC.
-
-    Args:
-        value: AUROC.
-        of_positives: (G,), influence of the positive images of each lesion.
-        of_negatives: (G,), influence of the negative images of each lesion.
-        positives: (G,), number of positive images of each lesion.
-        negatives: (G,), number of negative images of each lesion.
-    """
-    influence = of_positives + of_negatives
-    n_positive, n_negative = effective_count(positives), effective_count(negatives)
-    m, n = max(n_positive, 1.0), max(n_negative, 1.0)
-    # Variance between positives and between negatives of exponential scores (Hanley and McNeil, Radiology 143, 1982).
-    expected = np.array([value / (2 - value) - value**2, 2 * value**2 / (1 + value) - value**2]) / (m, n)
-    if expected.sum() < 1e-15:
-        return Area(value, influence, m, n, 1.0)
-    sides = [_widened(part, counts > 0) for part, counts in ((of_positives, positives), (of_negatives, negatives))]
-    variance = [_steady(float((side**2).sum()), equal, side) for side, equal in zip(sides, expected, strict=True)]
-    return Area(value, influence, m, n, float(sum(variance) / expected.sum()))
-
-
-def average_precision(value: float, influence: Floats, positives: Floats) -> Estimate:
-    """Estimate an average precision as a proportion of the positives (Boyd, Eng and Page, ECML 2013).
-
-    Args:
-        value: average precision.
-        influence: (G,), influence of each lesion.
-        positives: (G,), number of positive images of each lesion.
-    """
-    n_positive = effective_count(positives)
-    reference = value * (1 - value) / n_positive
-    observed = float((influence**2).sum()) / reference if reference > 1e-15 else 0.0
-    return Proportion(value, influence, n_positive / _steady(observed, 1.0, influence))
-
-
-def predictive(wrong: Estimate, right: Estimate, odds: float) -> Estimate:
-    """Return the PPV or NPV of `Predictive`, undefined without calls of its kind."""
-    if not np.isfinite(wrong.value + right.value) or wrong.value + right.value == 0:
-        return NoInterval(np.nan, wrong.influence, "no image counts")
-    return Predictive(
-        1 / (1 + odds * wrong.value / right.value) if right.value else 0.0, wrong.influence, wrong, right, odds
-    )
-
-
-def calibration_error(gaps: Floats, right: Floats, counts: Floats, n_images: Floats) -> Estimate:
-    """Estimate the expected calibration error.
-
-    Args:
-        gaps: (G, B), sum of correctness minus confidence of each lesion in each bin.
-        right: (G, B), number of correct images.
-        counts: (G, B), number of images.
-        n_images: (G,), number of images of each lesion.
-    """
-    total = n_images.sum()
-    gap = gaps.sum(axis=0) / total
-    shares = _widened((gaps - n_images[:, None] * gap) / total, n_images > 0)
-    covariance = shares.T @ shares
-    # A bin without errors varies as much as one with two errors and two successes more.
-    n, hits = counts.sum(axis=0), right.sum(axis=0)
-    share = (hits + 2) / (n + 4)
-    least = n * share * (1 - share) / total**2 * (counts**2).sum(axis=0) / np.maximum(n, 1)
-    covariance[np.diag_indices(len(gap))] = np.maximum(np.diag(covariance), least)
-    value = float(np.abs(gap).sum())
-    return CalibrationError(value, shares @ np.sign(gap), gap, covariance)
-
-
-def effective_count(counts: Floats) -> float:
-    """Return the effective number of lesions with `counts` (G,) equal images (Kish, "Survey Sampling", 1965)."""
-    return float(counts.sum() ** 2 / (counts**2).sum()) if counts.any() else 0.0
 
 
 def newcombe_variance(area: Floats, n_positive: float, n_negative: float) -> Floats:
@@ -519,31 +377,7 @@ def newcombe_variance(area: Floats, n_positive: float, n_negative: float) -> Flo
 
 
 @cache
-def _normal_draws(n: int) -> Floats:
+def normal_draws(n: int) -> Floats:
     """Return evenly spread standard normal draws (R, n)."""
-    uniform = qmc.Sobol(n, rng=0).random(_DRAWS)
+    uniform = qmc.Sobol(n, rng=0).random(DRAWS)
     return np.asarray(special.ndtri(np.clip(uniform, 1e-6, 1 - 1e-6)), dtype=np.float64)
-
-
-def _widened(influence: Floats, member: npt.NDArray[np.bool_]) -> Floats:
-    """Correct the variance for the estimated mean, as n / (n − 1) does."""
-    n = member.sum()
-    return influence * np.sqrt(n / (n - 1)) if n > 1 else influence
-
-
-def _freedom(influence: Floats) -> float:
-    """Return the degrees of freedom of the variance (Satterthwaite), 0 without variance.
-
-    They equal the number of lesions for normal influences, and are few if few lesions carry most of the variance.
-    """
-    squares = influence**2
-    total, n = squares.sum(), np.count_nonzero(squares)
-    if total < _NONE or n < 2:
-        return 0.0
-    return float(min(2 * total**2 / max((squares**2).sum() - total**2 / n, 1e-300), n - 1))
-
-
-def _steady(observed: float, equal: float, influence: Floats) -> float:
-    """Average the observed inflation of the variance with that of lesions of equal images."""
-    freedom = _freedom(influence)
-    return (freedom * observed + PRIOR * equal) / (freedom + PRIOR)

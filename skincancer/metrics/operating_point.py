@@ -8,14 +8,17 @@ specificity c, Bayes' rule gives PPV = sπ / (sπ + (1−c)(1−π)) and NPV = c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import special
 
 from skincancer.metrics.bootstrap import lesion_numbers
 from skincancer.metrics.estimates import interval_table
-from skincancer.metrics.intervals import NoInterval, monotone, predictive, proportion
+from skincancer.metrics.intervals import DRAWS, LEVELS, Estimate, NoInterval, monotone, normal_draws
+from skincancer.metrics.lesion_sums import proportion
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,6 +26,30 @@ SENSITIVITY = 0.95
 # With fewer positive validation images, one image changes the sensitivity by more than five points.
 FEW_POSITIVES = 20
 MEASURES = ("sensitivity", "specificity", "ppv", "npv", "number_needed_to_biopsy")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictive(Estimate):
+    """PPV at a prevalence: 1 / (1 + odds × wrong / right). NPV alike.
+
+    Attributes:
+        wrong: share of false calls among the negatives; for NPV, share of missed among the positives.
+        right: share of correct calls among the positives; for NPV, share of cleared among the negatives.
+        odds: odds of the other class.
+    """
+
+    wrong: Estimate
+    right: Estimate
+    odds: float
+
+    def limit(self, level: Floats, *, upper: bool) -> Floats:
+        """Return quantiles of the value for independent confidence distributions of both proportions."""
+        normal = normal_draws(2).T
+        levels = special.ndtr(LEVELS)
+        wrong = np.interp(normal[0], LEVELS, self.wrong.limit(levels, upper=not upper))
+        right = np.interp(normal[1], LEVELS, self.right.limit(levels, upper=upper))
+        both = right + self.odds * wrong
+        return np.quantile(np.divide(right, both, out=np.full(DRAWS, float(upper)), where=both > 0), level)
 
 
 def sensitivity_threshold(positive: npt.ArrayLike, score: npt.ArrayLike, sensitivity: float = SENSITIVITY) -> float:
@@ -90,6 +117,15 @@ def operating_point(
         else NoInterval(np.nan, ppv.influence, "no true positive")
     )
     return interval_table(dict(zip(MEASURES, (sensitivity, specificity, ppv, npv, number), strict=True)), level)
+
+
+def predictive(wrong: Estimate, right: Estimate, odds: float) -> Estimate:
+    """Return the PPV or NPV of `Predictive`, undefined without calls of its kind."""
+    if not np.isfinite(wrong.value + right.value) or wrong.value + right.value == 0:
+        return NoInterval(np.nan, wrong.influence, "no image counts")
+    return Predictive(
+        1 / (1 + odds * wrong.value / right.value) if right.value else 0.0, wrong.influence, wrong, right, odds
+    )
 
 
 def _checked(positive: npt.ArrayLike, score: npt.ArrayLike) -> tuple[npt.NDArray[np.bool_], Floats]:

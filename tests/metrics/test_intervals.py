@@ -11,7 +11,9 @@ from scipy.special import expit
 from skincancer.metrics import custom
 from skincancer.metrics.classification import classification_metrics, weighted_metrics
 from skincancer.metrics.estimates import COLUMNS, METHODS, CountedPredictions, classification_intervals, mean_intervals
-from skincancer.metrics.intervals import combine, difference, effective_count, mean, p_value, predictive, proportion
+from skincancer.metrics.intervals import combine, difference, mean, p_value
+from skincancer.metrics.lesion_sums import effective_count, proportion
+from skincancer.metrics.operating_point import predictive
 
 CLASSES = ["benign", "malignant"]
 
