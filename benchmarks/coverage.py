@@ -24,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -234,7 +235,9 @@ def coverage(setting: Setting, samples: int, doubtful: float) -> list[dict[str, 
     for numbers in (range(samples), range(samples, 10 * samples)):
         collected = defaultdict(list)
         for number in numbers:
-            for name, (low, high) in intervals(setting, np.random.default_rng(number), wanted).items():
+            for name, (low, high) in intervals(
+                setting, np.random.default_rng([number, crc32(repr(setting).encode())]), wanted
+            ).items():
                 if np.isfinite(low) and np.isfinite(values[name]):
                     collected[name].append((low - 1e-6 <= values[name] <= high + 1e-6, high - low))
         for name, results in collected.items():

@@ -335,7 +335,7 @@ def combine(parts: Sequence[Estimate], weights: Sequence[float], *, dependent: b
             dependent = dependent or part.dependent
         else:
             flat.append((part, weight))
-    return Combination(value, influence, *zip(*flat, strict=True), dependent)
+    return Combination(value, influence, [part for part, _ in flat], [weight for _, weight in flat], dependent)
 
 
 def mean(parts: Sequence[Estimate], *, dependent: bool = False) -> Estimate:

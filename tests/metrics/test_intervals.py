@@ -230,3 +230,43 @@ def test_malformed_input_is_refused(change, message):
     good = {"label": [0, 1], "probability": np.eye(2), "groups": ["a", "b"], "classes": CLASSES}
     with pytest.raises(ValueError, match=message):
         classification_intervals(**(good | change))
+
+
+@pytest.mark.parametrize(
+    ("n_lesions", "correlation", "prevalence", "p"), [(30, 0.0, 0.3, 0.95), (30, 0.7, 0.3, 0.8), (60, 0.7, 0.1, 0.9)]
+)
+def test_simulated_coverage(n_lesions, correlation, prevalence, p):
+    """Of 200 test sets with sensitivity and specificity p, 95 % of the intervals contain p. `benchmarks/coverage.py` has the grid."""
+    rng = np.random.default_rng(0)
+    distance = 2 * stats.norm.ppf(p)
+    truth = dict.fromkeys(("accuracy", "balanced_accuracy", "sensitivity", "specificity"), p)
+    truth |= {"auroc_macro": stats.norm.cdf(distance / np.sqrt(2))}
+    truth |= {"precision": prevalence * p / (prevalence * p + (1 - prevalence) * (1 - p))}
+    covered = dict.fromkeys(truth, 0)
+    for _ in range(200):
+        lesion = np.repeat(np.arange(n_lesions), rng.integers(1, 7, n_lesions))
+        label = (rng.permutation(n_lesions) < max(2, rng.binomial(n_lesions, prevalence))).astype(np.int64)[lesion]
+        noise = rng.normal(size=n_lesions)[lesion], rng.normal(size=len(lesion))
+        score = np.sqrt(correlation) * noise[0] + np.sqrt(1 - correlation) * noise[1] + distance * (label - 0.5)
+        counted = CountedPredictions(
+            label, np.column_stack([expit(-score), expit(score)]), np.char.mod("%d", lesion), CLASSES
+        )
+        for name, value in truth.items():
+            estimate = counted.estimate(name)
+            low, high = estimate.bounds()
+            covered[name] += np.isnan(low) or low <= value <= high
+            assert np.isnan(low) or low <= estimate.value <= high
+    assert min(covered.values()) / 200 >= 0.92, covered
+
+
+def test_simulated_coverage_of_a_difference():
+    """Accuracies of 0.98 and 0.96 on the same 100 images: many test sets have no image with one model right and the other wrong."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        shared = rng.normal(size=100)
+        right = [
+            (np.sqrt(0.9) * shared + np.sqrt(0.1) * rng.normal(size=100)) < stats.norm.ppf(p) for p in (0.98, 0.96)
+        ]
+        low, high = difference(*(proportion(side.astype(float), np.ones(100)) for side in right)).bounds()
+        covered += low <= 0.02 <= high
+    assert covered / 200 >= 0.92
