@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.comparison.predictions import load_scores
-from skincancer.comparison.tables import Resamples, paired_difference, same_images
+from skincancer.comparison.tables import paired_difference, same_images
 from skincancer.metrics.names import MASK_METRICS
 from skincancer.runs.artifacts import predictions_file
 from skincancer.runs.finished import FinishedRun
@@ -39,9 +39,8 @@ def main() -> None:
     if type(first) is not type(second) or classes[0] != classes[1] or not same_images(first, second):
         sys.exit("the runs differ in task, classes or test images. Use two runs on the same test images.")
     print(f"{len(first)} images, {len(set(first.lesion_id))} lesions; {given.runs[0]} minus {given.runs[1]}, 95 %")
-    resamples = Resamples()
     for metric in metrics:
-        value, low, high, _ = paired_difference(metric, [first], [second], resamples)
+        value, low, high, _ = paired_difference(metric, [first], [second])
         print(f"{metric:<20} {value:+.3f} ({low:+.3f} to {high:+.3f})")
 
 

@@ -19,8 +19,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
-from skincancer.metrics.bootstrap import bootstrap_weights, percentile_interval
+from skincancer.metrics.bootstrap import bootstrap_weights
 from skincancer.metrics.classification import weighted_metrics
+from skincancer.metrics.intervals import Resampled
 
 FEATURES = {
     "width": "width, px",
@@ -114,8 +115,8 @@ def measure_confounding(
         probability[np.ix_(test, model.classes_)] = model.predict_proba(values[test])
         fold[test] = number
     area = float(fold_areas(label, probability, fold, np.ones((1, len(label))))[0])
-    resampled = fold_areas(label, probability, fold, bootstrap_weights(lesions, label, RESAMPLES, seed=0))
-    low, high, _ = percentile_interval(area, resampled)
+    resampled = fold_areas(label, probability, fold, bootstrap_weights(lesions, RESAMPLES, seed=0))
+    low, high = Resampled(area, np.empty(0), resampled).bounds()
     alone = [
         (name, what, _alone(table[name].to_numpy(), label, len(usable)))
         for name, what in FEATURES.items()

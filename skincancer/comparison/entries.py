@@ -145,7 +145,7 @@ def _missing_classes(entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         for scores in entry.scores:
             if isinstance(scores, ClassScores):
-                absent = [name for number, name in enumerate(scores.classes) if not (scores.stratum == number).any()]
+                absent = [name for number, name in enumerate(scores.classes) if not (scores.label == number).any()]
                 if absent:
                     lines.append(
                         f"{entry.experiment} {entry.split}: no test image of {', '.join(absent)}; averages over classes exclude it"

@@ -82,7 +82,7 @@ def calibration_overlay(entries: Sequence[Entry], *, title: str = "", note: str 
 
     def draw(axes: Axes, colour: str, dash: LineStyleType, label: str, runs: Sequence[ClassScores]) -> None:
         confidence = np.concatenate([scores.probability.max(axis=1) for scores in runs])
-        right = np.concatenate([scores.probability.argmax(axis=1) == scores.stratum for scores in runs])
+        right = np.concatenate([scores.probability.argmax(axis=1) == scores.label for scores in runs])
         bins = pd.DataFrame({"confidence": confidence, "right": right}).groupby(calibration_bin(confidence))
         mean, share = bins.mean().astype(float), bins.size() / len(right)
         known = mean[bins.size() >= LINE_FROM]
@@ -191,7 +191,7 @@ def _mean_roc(scores: ClassScores) -> npt.NDArray[np.float64]:
     positive_classes = [1] if len(scores.classes) == 2 else range(len(scores.classes))
     curves = []
     for c in positive_classes:
-        positive = scores.stratum == c
+        positive = scores.label == c
         if 0 < positive.sum() < len(positive):
             fpr, tpr, _ = roc_curve(positive, scores.probability[:, c])
             curves.append(np.interp(_GRID, fpr, tpr))

@@ -1,10 +1,11 @@
-"""Test predictions of compared runs, which can be scored on any resample."""
+"""Test predictions of compared runs."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.errors import DataError
-from skincancer.metrics.classification import weighted_metrics
-from skincancer.metrics.names import AREAS, check_class_metric, is_mask_metric
+from skincancer.metrics.estimates import CountedPredictions, mean_estimate
+from skincancer.metrics.intervals import Estimate
+from skincancer.metrics.names import check_class_metric, is_mask_metric
 from skincancer.metrics.prediction_files import read_predictions, read_scores
 
 Floats = npt.NDArray[np.float64]
@@ -25,12 +27,12 @@ class Scores(ABC):
 
     Attributes:
         image_id, lesion_id: str (N,).
-        stratum: int64 (N,). Lesions are resampled within a stratum.
+        label: int64 (N,), 0 for masks.
     """
 
     image_id: npt.NDArray[np.object_]
     lesion_id: npt.NDArray[np.object_]
-    stratum: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -41,17 +43,21 @@ class Scores(ABC):
         """Return a subset of the images."""
 
     @abstractmethod
-    def values(self, metric: str, weight: npt.ArrayLike) -> Floats:
-        """Return a metric (R,) for each row of weights (R, N), NaN if undefined.
+    def estimate(self, metric: str) -> Estimate:
+        """Estimate a metric, with the influence of each lesion.
 
         Raises:
             ValueError: the metric is unknown.
         """
 
+    @abstractmethod
+    def equals(self, other: Scores, metric: str) -> bool:
+        """Return whether all predictions are equal, so that metrics cannot differ."""
+
 
 @dataclass(frozen=True, eq=False)
 class ClassScores(Scores):
-    """Scores of classes with `probability` (N, C). The stratum is the label."""
+    """Scores of classes with `probability` (N, C)."""
 
     probability: Floats
     classes: tuple[str, ...]
@@ -59,16 +65,21 @@ class ClassScores(Scores):
     def take(self, rows: npt.NDArray[np.int64]) -> ClassScores:
         """Return a subset of the images."""
         return ClassScores(
-            self.image_id[rows], self.lesion_id[rows], self.stratum[rows], self.probability[rows], self.classes
+            self.image_id[rows], self.lesion_id[rows], self.label[rows], self.probability[rows], self.classes
         )
 
-    def values(self, metric: str, weight: npt.ArrayLike) -> Floats:
-        """Return a metric (R,) for each row of weights (R, N)."""
+    def estimate(self, metric: str) -> Estimate:
+        """Estimate a metric, with the influence of each lesion."""
         check_class_metric("--metric", metric, len(self.classes))
-        metrics = weighted_metrics(self.stratum, self.probability, self.classes, weight, areas=metric in AREAS)
-        if metric not in metrics:
-            raise ValueError(f"metric is {metric!r}; expected one of {', '.join(metrics)}")
-        return metrics[metric]
+        return self._tested.estimate(metric)
+
+    def equals(self, other: Scores, metric: str) -> bool:
+        """Return whether all probabilities are equal."""
+        return isinstance(other, ClassScores) and np.array_equal(self.probability, other.probability)
+
+    @cached_property
+    def _tested(self) -> CountedPredictions:
+        return CountedPredictions(self.label, self.probability, self.lesion_id.astype(str), self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,17 +90,15 @@ class MaskScores(Scores):
 
     def take(self, rows: npt.NDArray[np.int64]) -> MaskScores:
         """Return a subset of the images."""
-        return MaskScores(self.image_id[rows], self.lesion_id[rows], self.stratum[rows], self.table.iloc[rows])
+        return MaskScores(self.image_id[rows], self.lesion_id[rows], self.label[rows], self.table.iloc[rows])
 
-    def values(self, metric: str, weight: npt.ArrayLike) -> Floats:
-        """Return the mean of a metric (R,) for each row of weights (R, N)."""
-        if metric not in self.table:
-            raise ValueError(f"metric is {metric!r}; expected one of {', '.join(map(str, self.table))}")
-        value = self.table[metric].to_numpy(dtype=np.float64)
-        known = np.isfinite(value)
-        known_weight = np.asarray(weight, dtype=np.float64)[:, known]
-        total = known_weight.sum(axis=1)
-        return np.divide(known_weight @ value[known], total, out=np.full(len(total), np.nan), where=total > 0)
+    def estimate(self, metric: str) -> Estimate:
+        """Estimate the mean of a metric, with the influence of each lesion."""
+        return mean_estimate(self.table, metric, self.lesion_id.astype(str))
+
+    def equals(self, other: Scores, metric: str) -> bool:
+        """Return whether all images have equal values."""
+        return isinstance(other, MaskScores) and np.array_equal(self.table[metric], other.table[metric])
 
 
 def load_scores(path: Path, classes: Sequence[str], metric: str) -> Scores:
@@ -130,12 +139,12 @@ def pool_folds(folds: Sequence[Scores]) -> Scores:
         raise ValueError(
             "an image is tested in two folds, so the folds are of different splits; use folds of one split"
         )
-    lesion_id, stratum = (np.concatenate([getattr(fold, name) for fold in folds]) for name in ("lesion_id", "stratum"))
+    lesion_id, label = (np.concatenate([getattr(fold, name) for fold in folds]) for name in ("lesion_id", "label"))
     pooled: Scores
     if isinstance(folds[0], ClassScores):
         probability = np.concatenate([fold.probability for fold in folds if isinstance(fold, ClassScores)])
-        pooled = ClassScores(image_id, lesion_id, stratum, probability, folds[0].classes)
+        pooled = ClassScores(image_id, lesion_id, label, probability, folds[0].classes)
     else:
         table = pd.concat([fold.table for fold in folds if isinstance(fold, MaskScores)], ignore_index=True)
-        pooled = MaskScores(image_id, lesion_id, stratum, table)
+        pooled = MaskScores(image_id, lesion_id, label, table)
     return pooled.take(np.argsort(image_id.astype(str), kind="stable"))

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from skincancer.comparison import figures
 from skincancer.comparison.published import protocols
-from skincancer.comparison.tables import RESAMPLES, Comparison, table_title
+from skincancer.comparison.tables import Comparison, table_title
 from skincancer.data.catalog import SYNTHETIC_NOTE, SYNTHETIC_WARNING
 from skincancer.data.groups import describe_unknown_lesions
 from skincancer.metrics.names import metric_title
@@ -72,7 +72,7 @@ def _matrix(table: pd.DataFrame, title: str) -> Sheet:
     seeds = "mean ± sd over seeds" if table["sd"].notna().any() else "one seed each, without the variation of training"
     return Sheet(
         f"{title}, each run on its own test images", ["experiment", *splits], rows,
-        f"{seeds}; 95 % intervals: bootstrap over lesions within classes, {RESAMPLES:,} resamples",
+        f"{seeds}; 95 % intervals over lesions",
     )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def _pairs(table: pd.DataFrame, title: str) -> Sheet:
         ]
         for row in table.to_dict("records")
     ]  # fmt: skip
-    caption = f"first minus second on the same images; paired bootstrap over lesions; Holm's correction over the {len(rows)} rows"
+    caption = f"first minus second on the same images; paired by lesion; Holm's correction over the {len(rows)} rows"
     return Sheet("experiments against each other", columns, rows, caption)
 
 

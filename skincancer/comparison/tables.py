@@ -1,12 +1,11 @@
 """Tables of a comparison: metrics of each entry, and paired tests between experiments.
 
-The metric of an entry is the mean over its runs, which differ by seed, and `sd` is the standard deviation over seeds. All runs and
-entries use the same resamples of lesions, so that differences are paired.
+The metric of an entry is the mean over its runs, which differ by seed, and `sd` is the standard deviation over seeds. Differences are
+paired by lesion.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -14,22 +13,21 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from skincancer.comparison.entries import Entry, find_deviations, find_differences, pairing_obstacle
 from skincancer.comparison.predictions import ClassScores, Scores
 from skincancer.comparison.published import published_metrics, published_table
 from skincancer.errors import RunError
-from skincancer.metrics.bootstrap import bootstrap_weights, percentile_interval
+from skincancer.metrics.intervals import Estimate, combine, difference, p_value
 from skincancer.metrics.names import OF_POSITIVE, metric_title, positive_of
 from skincancer.metrics.paired_tests import delong, holm, mcnemar
 
-RESAMPLES = 2000
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Estimate:
+class EntryMetric:
     """Metric of an entry: mean, sd over seeds (NaN for one), interval over lesions."""
 
     value: float
@@ -41,43 +39,12 @@ class Estimate:
 
 
 class Difference(NamedTuple):
-    """First minus second, with interval and two-sided p-value of the paired bootstrap."""
+    """First minus second, with interval and two-sided p-value over lesions."""
 
     difference: float
     low: float
     high: float
     p: float
-
-
-class Resamples:
-    """Resamples of lesions, the same for all runs with the same images."""
-
-    def __init__(self, n: int = RESAMPLES, seed: int = 0) -> None:
-        self.n, self.seed = n, seed
-        # Callers process one set of images after the other, so the last weights suffice.
-        self._last: tuple[str, npt.NDArray[np.int32]] | None = None
-        # The values also keep the scores: Python reuses the id of a deleted object.
-        self._values: dict[tuple[int, str], tuple[Scores, npt.NDArray[np.float64]]] = {}
-
-    def weights(self, scores: Scores) -> npt.NDArray[np.int32]:
-        """Return the count of each image in each resample (R, N)."""
-        content = "\n".join([*scores.image_id, *scores.lesion_id, *scores.stratum.astype(str)])
-        key = hashlib.sha256(content.encode()).hexdigest()
-        if self._last is None or self._last[0] != key:
-            lesions = scores.lesion_id.astype(str)
-            self._last = key, bootstrap_weights(lesions, scores.stratum, self.n, self.seed)
-        return self._last[1]
-
-    def values(self, metric: str, run: Scores) -> npt.NDArray[np.float64]:
-        """Return the metric (R,) of each resample."""
-        known = self._values.get((id(run), metric))
-        if known is None:
-            known = self._values[id(run), metric] = run, run.values(metric, self.weights(run))
-        return known[1]
-
-    def mean(self, metric: str, runs: Sequence[Scores]) -> npt.NDArray[np.float64]:
-        """Return the mean metric (R,) of runs on the same images, for each resample."""
-        return np.mean([self.values(metric, run) for run in runs], axis=0)
 
 
 @dataclass(frozen=True)
@@ -105,19 +72,16 @@ class Comparison:
     differences: tuple[str, ...]
 
 
-def compare_entries(
-    entries: Sequence[Entry], metrics: Sequence[str], dataset: str, n_resamples: int = RESAMPLES
-) -> Comparison:
+def compare_entries(entries: Sequence[Entry], metrics: Sequence[str], dataset: str) -> Comparison:
     """Compute all tables of a comparison.
 
     Raises:
         RunError: folds are missing, or runs have different labels for an image.
     """
-    resamples = Resamples(n_resamples)
-    tables = {metric: entries_table(entries, metric, resamples) for metric in metrics}
-    pairs = pd.concat([pairs_table(entries, metric, resamples) for metric in metrics], ignore_index=True)
+    tables = {metric: entries_table(entries, metric) for metric in metrics}
+    pairs = pd.concat([pairs_table(entries, metric) for metric in metrics], ignore_index=True)
     places = [(entry.experiment, entry.split) for entry in entries]
-    others = [entries_table(entries, metric, resamples) for metric in published_metrics(places) if metric not in tables]
+    others = [entries_table(entries, metric) for metric in published_metrics(places) if metric not in tables]
     published = published_table(pd.concat([*tables.values(), *others], ignore_index=True), dataset)
     lines = find_differences(entries)
     reason = pairing_obstacle(entries)
@@ -130,54 +94,48 @@ def compare_entries(
     )  # fmt: skip
 
 
-def estimate(metric: str, runs: Sequence[Scores], resamples: Resamples) -> Estimate:
+def estimate(metric: str, runs: Sequence[Scores]) -> EntryMetric:
     """Return the metric of an entry (no interval if test images differ)."""
-    values = [compute_value(metric, run) for run in runs]
+    estimates = [run.estimate(metric) for run in runs]
+    values = [each.value for each in estimates]
     low = high = np.nan
     if all(same_images(runs[0], run) for run in runs):
-        low, high, _ = percentile_interval(float(np.mean(values)), resamples.mean(metric, runs))
+        low, high = average(estimates).bounds(LEVEL)
     images, lesions = (set[str]().union(*(getattr(run, name) for run in runs)) for name in ("image_id", "lesion_id"))
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    return Estimate(float(np.mean(values)), sd, low, high, len(images), len(lesions))
+    return EntryMetric(float(np.mean(values)), sd, low, high, len(images), len(lesions))
 
 
-def paired_difference(
-    metric: str, first: Sequence[Scores], second: Sequence[Scores], resamples: Resamples
-) -> Difference:
+def paired_difference(metric: str, first: Sequence[Scores], second: Sequence[Scores]) -> Difference:
     """Return the difference of a metric between two methods on the same images.
 
-    Both methods use the same resamples of lesions, so images that are hard for both do not widen the interval (Efron and Tibshirani,
-    "An Introduction to the Bootstrap", 1993, section 8.3). `bootstrap.bootstrap_intervals` describes what the interval covers.
+    Lesions that are hard for both methods do not widen the interval, because the correlation of the methods over lesions counts
+    (`intervals.Combination`). `estimates.classification_intervals` describes what the interval covers.
 
     Args:
         metric: name of a metric.
         first: runs of the first method. The mean over runs is compared.
         second: runs of the second method, with the same images in the same order.
-        resamples: resamples of the lesions.
 
     Raises:
         ValueError: the metric is unknown.
     """
-    means = [float(np.mean([compute_value(metric, run) for run in runs])) for runs in (first, second)]
-    differences = resamples.mean(metric, first) - resamples.mean(metric, second)
-    difference = means[0] - means[1]
-    low, high, n = percentile_interval(difference, differences)
-    if not n or not np.isfinite(difference):
-        return Difference(difference, low, high, np.nan)
-    # Twice the share of resamples beyond 0. Adding 1 avoids a p-value of 0, which resampling cannot prove.
-    beyond = min((differences <= 0).sum(), (differences >= 0).sum())
-    return Difference(difference, low, high, min(1.0, 2 * float(beyond + 1) / (n + 1)))
+    means = [average([run.estimate(metric) for run in runs]) for runs in (first, second)]
+    if len(first) == len(second) and all(a.equals(b, metric) for a, b in zip(first, second, strict=True)):
+        return Difference(0.0, 0.0, 0.0, 1.0)
+    change = difference(*means)
+    return Difference(change.value, *change.bounds(LEVEL), p_value(change))
 
 
-def compute_value(metric: str, scores: Scores) -> float:
-    """Return a metric on the original images, without resampling."""
-    return float(scores.values(metric, np.ones((1, len(scores))))[0])
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean over the runs of an entry."""
+    return combine(estimates, [1 / len(estimates)] * len(estimates))
 
 
 def same_images(first: Scores, second: Scores) -> bool:
     """Return whether two runs have the same test images, lesions and labels."""
     return all(
-        np.array_equal(getattr(first, name), getattr(second, name)) for name in ("image_id", "lesion_id", "stratum")
+        np.array_equal(getattr(first, name), getattr(second, name)) for name in ("image_id", "lesion_id", "label")
     )
 
 
@@ -210,7 +168,7 @@ def _restrict(scores: Mapping[tuple[str, str], Sequence[Scores]]) -> dict[tuple[
     return cut
 
 
-def entries_table(entries: Sequence[Entry], metric: str, resamples: Resamples) -> pd.DataFrame:
+def entries_table(entries: Sequence[Entry], metric: str) -> pd.DataFrame:
     """Return one row per entry.
 
     Columns: experiment, split, metric, positive (class of a metric of one class, else ""), runs, seeds; value, sd, low, high, n_images,
@@ -222,11 +180,9 @@ def entries_table(entries: Sequence[Entry], metric: str, resamples: Resamples) -
     own = {(entry.experiment, entry.split): entry.scores for entry in entries}
     common = _restrict(own) if paired else {}
     n_common = len(next(iter(common.values()))[0]) if paired else 0
-    estimates = {
-        place: estimate(metric, runs, resamples) for place, runs in sorted(own.items(), key=lambda item: item[0][1])
-    }
-    shared = {place: estimate(metric, runs, resamples) for place, runs in common.items()} if n_common else {}
-    nothing = Estimate(np.nan, np.nan, np.nan, np.nan, 0, 0)
+    estimates = {place: estimate(metric, runs) for place, runs in sorted(own.items(), key=lambda item: item[0][1])}
+    shared = {place: estimate(metric, runs) for place, runs in common.items()} if n_common else {}
+    nothing = EntryMetric(np.nan, np.nan, np.nan, np.nan, 0, 0)
     table = []
     for entry in entries:
         place = entry.experiment, entry.split
@@ -259,11 +215,11 @@ def _mean(values: Iterable[str | float | None]) -> float:
     return float(np.mean(numbers)) if numbers else np.nan
 
 
-def pairs_table(entries: Sequence[Entry], metric: str, resamples: Resamples) -> pd.DataFrame:
+def pairs_table(entries: Sequence[Entry], metric: str) -> pd.DataFrame:
     """Return one row per pair of experiments at a split, on common test images.
 
     Columns: split, first, second, n_images, n_lesions; difference (first minus second, of the means over seeds), low, high and p of
-    the paired bootstrap. For classes also first_only, second_only and mcnemar_p of McNemar's test, auroc_difference and delong_p of
+    the paired interval. For classes also first_only, second_only and mcnemar_p of McNemar's test, auroc_difference and delong_p of
     DeLong's test, both on the predictions of the lowest common seed (`seed`; without one, the lowest of each). The columns `…_holm`
     are corrected over the table. The table is empty if nothing can be paired.
     """
@@ -280,7 +236,7 @@ def pairs_table(entries: Sequence[Entry], metric: str, resamples: Resamples) -> 
                 "split": split, "first": entry.experiment, "second": other.experiment, "metric": metric,
                 "n_images": len(first[0]), "n_lesions": len(set(first[0].lesion_id)),
             }  # fmt: skip
-            row |= paired_difference(metric, first, second, resamples)._asdict() | _tests(entry, other, first, second)
+            row |= paired_difference(metric, first, second)._asdict() | _tests(entry, other, first, second)
             rows.append(row)
     table = pd.DataFrame(rows)
     for name in ("p", "mcnemar_p", "delong_p"):
@@ -296,14 +252,14 @@ def _tests(entry: Entry, other: Entry, first: Sequence[Scores], second: Sequence
     if not isinstance(a, ClassScores) or not isinstance(b, ClassScores):
         return {}
     lesion = a.lesion_id.astype(str)
-    right = [scores.probability.argmax(axis=1) == scores.stratum for scores in (a, b)]
+    right = [scores.probability.argmax(axis=1) == scores.label for scores in (a, b)]
     counts = mcnemar(right[0], right[1], lesion)
     row: dict[str, object] = {
         "seed": seeds[0] if shared else f"{seeds[0]} {seeds[1]}",
         "first_only": counts.first_only, "second_only": counts.second_only, "mcnemar_p": counts.p,
     }  # fmt: skip
     try:
-        area = delong(a.stratum, a.probability, b.probability, a.classes, lesion)
+        area = delong(a.label, a.probability, b.probability, a.classes, lesion)
     except ValueError:
         # The images are all of one class.
         return row | {"auroc_difference": np.nan, "delong_p": np.nan}

@@ -245,7 +245,7 @@ class EvaluationRecorder:
             dtype=str,
             keep_default_na=False,
         )
-        caption = f"{count_images(tested)}; intervals: bootstrap over lesions, 2,000 resamples"
+        caption = f"{count_images(tested)}; 95 % intervals over lesions"
         self.tables.append((f"test: {self.title}", caption, with_titles(intervals, positive_of(self.data.classes))))
         figures = list(self.outcome.figures(run.folder, task, f"{self.title} · test", self.note))
         if self.data.classes:

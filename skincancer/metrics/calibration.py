@@ -21,16 +21,16 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from skincancer.metrics.bootstrap import bootstrap_weights, percentile_interval
-from skincancer.metrics.classification import CALIBRATION_BINS, calibration_gap, check_predictions
+from skincancer.metrics.classification import check_predictions
+from skincancer.metrics.estimates import COLUMNS, CountedPredictions, interval_table
+from skincancer.metrics.intervals import Certain, difference
 
 Floats = npt.NDArray[np.float64]
 
 # Bounds of the search.
 TEMPERATURES = (0.01, 100.0)
-MEASURES = ("ece", "brier", "nll")
+MEASURES = {"ece": CountedPredictions.ece, "brier": CountedPredictions.brier, "nll": CountedPredictions.nll}
 STAGES = ("before", "after", "change")
-_SMALLEST = np.finfo(np.float64).tiny
 
 
 def fit_temperature(label: npt.ArrayLike, logits: npt.ArrayLike) -> float:
@@ -68,12 +68,9 @@ def scale(logits: npt.ArrayLike, temperature: float) -> Floats:
 
 def calibration_table(
     label: npt.ArrayLike, before: npt.ArrayLike, after: npt.ArrayLike, groups: Sequence[str] | npt.NDArray[np.str_],
-    classes: Sequence[str], n_resamples: int = 2000, level: float = 0.95, seed: int = 0,
+    classes: Sequence[str], level: float = 0.95,
 ) -> pd.DataFrame:  # fmt: skip
-    """Measure calibration before and after scaling, and the change, with intervals over lesions.
-
-    Both stages use the same resamples, so the interval of the change is that of a paired difference. The interval of `ece` lies too
-    high (see `bootstrap_intervals`).
+    """Measure calibration before and after scaling, and the paired change, with intervals over lesions.
 
     Args:
         label: (N,) integers in 0 … C−1.
@@ -81,42 +78,20 @@ def calibration_table(
         after: scaled probabilities (N, C).
         groups: (N,), lesion of each image.
         classes: the C class names.
-        n_resamples: number of resamples.
         level: level of the interval, between 0 and 1.
-        seed: random seed.
 
     Returns:
-        One row per measure and stage (before, after, change): `metric stage value low high n_resamples`.
+        One row per measure and stage (before, after, change): `metric stage value low high n_resamples note`.
 
     Raises:
-        ValueError: malformed predictions (see `check_predictions`), groups, n_resamples or level.
+        ValueError: malformed predictions (see `check_predictions`), groups or level.
     """
-    y, _ = check_predictions(label, before, classes)
-    weight = bootstrap_weights(groups, y, n_resamples, seed)
-    once = np.ones((1, len(y)))
-    measures = []
-    for probability in (before, after):
-        _, p = check_predictions(y, probability, classes)
-        measures.append((_measured(y, p, once), _measured(y, p, weight)))
-    (first, first_resampled), (second, second_resampled) = measures
-    rows = []
-    for name in MEASURES:
-        stages = (
-            (first[name], first_resampled[name]),
-            (second[name], second_resampled[name]),
-            (second[name] - first[name], second_resampled[name] - first_resampled[name]),
-        )
-        for stage, (value, resampled) in zip(STAGES, stages, strict=True):
-            rows.append((name, stage, float(value[0]), *percentile_interval(float(value[0]), resampled, level)))
-    return pd.DataFrame(rows, columns=["metric", "stage", "value", "low", "high", "n_resamples"])
-
-
-def _measured(label: npt.NDArray[np.int64], probability: Floats, weight: npt.NDArray[np.number]) -> dict[str, Floats]:
-    """Return every measure (R,) for weights (R, N)."""
-    squares = ((probability - np.eye(probability.shape[1])[label]) ** 2).sum(axis=1)
-    surprise = -np.log(np.maximum(probability[np.arange(len(label)), label], _SMALLEST))
-    each = np.column_stack([calibration_gap(label, probability), squares, surprise, np.ones(len(label))])
-    sums = weight @ each
-    total = sums[:, -1]
-    ece = np.abs(sums[:, :CALIBRATION_BINS]).sum(axis=1) / total
-    return {"ece": ece, "brier": sums[:, -3] / total, "nll": sums[:, -2] / total}
+    first, second = (CountedPredictions(label, probability, groups, classes) for probability in (before, after))
+    unchanged = np.array_equal(first.probability, second.probability)
+    tables = []
+    for name, measure in MEASURES.items():
+        estimates = [measure(tested) for tested in (first, second)]
+        change = Certain(0.0, np.empty(0)) if unchanged else difference(*reversed(estimates))
+        table = interval_table(dict(zip(STAGES, (*estimates, change), strict=True)), level)
+        tables.append(table.rename(columns={"metric": "stage"}).assign(metric=name))
+    return pd.concat(tables, ignore_index=True)[["metric", "stage", *COLUMNS[1:]]]

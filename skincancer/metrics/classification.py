@@ -118,7 +118,7 @@ def weighted_metrics(
             "specificity": _mean(np.where(chosen, rates.specificity, np.nan)),
             "precision": _mean(np.where(chosen, rates.precision, np.nan)),
             "ece": _ratio(np.abs(rows @ gap).sum(axis=1), rows.sum(axis=1)),
-            **{name: _custom(name, y, p, rows) for name in CUSTOM_METRICS},
+            **{name: custom_values(name, y, p, rows) for name in CUSTOM_METRICS},
         }
         values = {class_metric(name, n_classes): value for name, value in values.items()}
         values |= {f"recall/{name}": rates.recall[:, c] for c, name in enumerate(classes)}
@@ -126,7 +126,7 @@ def weighted_metrics(
     return {name: np.concatenate([values[name] for values in chunks]) for name in chunks[0]}
 
 
-def _custom(name: str, label: Ints, probability: Floats, weight: Floats) -> Floats:
+def custom_values(name: str, label: Ints, probability: Floats, weight: Floats) -> Floats:
     """Compute the metric of a plugin for each row of weights, float64 (R,).
 
     Raises:

@@ -8,12 +8,17 @@ specificity c, Bayes' rule gives PPV = sπ / (sπ + (1−c)(1−π)) and NPV = c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import special
 
-from skincancer.metrics.bootstrap import bootstrap_weights, percentile_interval
+from skincancer.metrics.bootstrap import lesion_numbers
+from skincancer.metrics.estimates import interval_table
+from skincancer.metrics.intervals import DRAWS, LEVELS, Estimate, NoInterval, monotone, normal_draws
+from skincancer.metrics.lesion_sums import proportion
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,6 +26,30 @@ SENSITIVITY = 0.95
 # With fewer positive validation images, one image changes the sensitivity by more than five points.
 FEW_POSITIVES = 20
 MEASURES = ("sensitivity", "specificity", "ppv", "npv", "number_needed_to_biopsy")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictive(Estimate):
+    """PPV at a prevalence: 1 / (1 + odds × wrong / right). NPV alike.
+
+    Attributes:
+        wrong: share of false calls among the negatives; for NPV, share of missed among the positives.
+        right: share of correct calls among the positives; for NPV, share of cleared among the negatives.
+        odds: odds of the other class.
+    """
+
+    wrong: Estimate
+    right: Estimate
+    odds: float
+
+    def limit(self, level: Floats, *, upper: bool) -> Floats:
+        """Return quantiles of the value for independent confidence distributions of both proportions."""
+        normal = normal_draws(2).T
+        levels = special.ndtr(LEVELS)
+        wrong = np.interp(normal[0], LEVELS, self.wrong.limit(levels, upper=not upper))
+        right = np.interp(normal[1], LEVELS, self.right.limit(levels, upper=upper))
+        both = right + self.odds * wrong
+        return np.quantile(np.divide(right, both, out=np.full(DRAWS, float(upper)), where=both > 0), level)
 
 
 def sensitivity_threshold(positive: npt.ArrayLike, score: npt.ArrayLike, sensitivity: float = SENSITIVITY) -> float:
@@ -47,12 +76,11 @@ def sensitivity_threshold(positive: npt.ArrayLike, score: npt.ArrayLike, sensiti
 
 def operating_point(
     positive: npt.ArrayLike, score: npt.ArrayLike, threshold: float, groups: Sequence[str] | npt.NDArray[np.str_],
-    prevalence: float | None = None, n_resamples: int = 2000, level: float = 0.95, seed: int = 0,
+    prevalence: float | None = None, level: float = 0.95,
 ) -> pd.DataFrame:  # fmt: skip
-    """Measure a fixed threshold, with percentile bootstrap intervals over lesions.
+    """Measure a fixed threshold, with intervals over lesions.
 
-    Lesions are resampled within positives and negatives. The intervals cover the sampling of these lesions, not of the validation
-    images that the threshold was selected on.
+    The intervals cover the sampling of these lesions, not of the validation images that the threshold was selected on.
 
     Args:
         positive: bool (N,).
@@ -60,13 +88,11 @@ def operating_point(
         threshold: smallest score that is called positive.
         groups: (N,), lesion of each image.
         prevalence: share of positives where the test would be used, above 0 and below 1; None for the share in these images.
-        n_resamples: number of resamples.
         level: level of the interval, between 0 and 1.
-        seed: random seed.
 
     Returns:
-        One row for each of `MEASURES`, as in `bootstrap_intervals`: `metric value low high n_resamples`. Undefined values are NaN,
-        such as the PPV without positive calls.
+        One row for each of `MEASURES`, as in `estimates.classification_intervals`. Undefined values are NaN, such as the PPV without
+        positive calls.
 
     Raises:
         ValueError: malformed shapes, prevalence or level.
@@ -75,36 +101,31 @@ def operating_point(
     if prevalence is not None and not 0 < prevalence < 1:
         raise ValueError(f"prevalence must be above 0 and below 1, such as 0.1; got {prevalence}")
     called = scores >= threshold
-    cells = np.stack([truth & called, truth & ~called, ~truth & called, ~truth & ~called], axis=1).astype(np.float64)
-    once = _measures(cells.sum(axis=0, keepdims=True), prevalence)
-    weight = bootstrap_weights(groups, truth.astype(np.int64), n_resamples, seed)
-    resampled = _measures(weight @ cells, prevalence)
-    rows = [
-        (name, float(once[name][0]), *percentile_interval(float(once[name][0]), resampled[name], level))
-        for name in MEASURES
-    ]
-    return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n_resamples"])
+    cells = np.stack([truth & called, truth & ~called, ~truth & called, ~truth & ~called])
+    lesion = lesion_numbers(groups, len(truth))
+    hit, missed, alarm, passed = (np.bincount(lesion, cell) for cell in cells.astype(np.float64))
+    sensitivity, specificity = proportion(hit, hit + missed), proportion(passed, passed + alarm)
+    if prevalence is None:
+        ppv, npv = proportion(hit, hit + alarm), proportion(passed, passed + missed)
+    else:
+        odds = (1 - prevalence) / prevalence
+        ppv = predictive(proportion(alarm, passed + alarm), sensitivity, odds)
+        npv = predictive(proportion(missed, hit + missed), specificity, 1 / odds)
+    number = (
+        monotone(ppv, lambda value: 1 / value, slope=-1 / ppv.value**2)
+        if ppv.value > 0
+        else NoInterval(np.nan, ppv.influence, "no true positive")
+    )
+    return interval_table(dict(zip(MEASURES, (sensitivity, specificity, ppv, npv, number), strict=True)), level)
 
 
-def _measures(cells: Floats, prevalence: float | None) -> dict[str, Floats]:
-    """Return measures (R,) of counts (R, 4) of TP, FN, FP and TN."""
-    hit, missed, alarm, passed = cells.T
-    sensitivity, specificity = _ratio(hit, hit + missed), _ratio(passed, passed + alarm)
-    share = _ratio(hit + missed, cells.sum(axis=1)) if prevalence is None else np.full(len(cells), prevalence)
-    detected, lost = sensitivity * share, (1 - sensitivity) * share
-    alarms, cleared = (1 - specificity) * (1 - share), specificity * (1 - share)
-    ppv = _ratio(detected, detected + alarms)
-    return {
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "ppv": ppv,
-        "npv": _ratio(cleared, cleared + lost),
-        "number_needed_to_biopsy": _ratio(np.ones_like(ppv), ppv),
-    }
-
-
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+def predictive(wrong: Estimate, right: Estimate, odds: float) -> Estimate:
+    """Return the PPV or NPV of `Predictive`, undefined without calls of its kind."""
+    if not np.isfinite(wrong.value + right.value) or wrong.value + right.value == 0:
+        return NoInterval(np.nan, wrong.influence, "no image counts")
+    return Predictive(
+        1 / (1 + odds * wrong.value / right.value) if right.value else 0.0, wrong.influence, wrong, right, odds
+    )
 
 
 def _checked(positive: npt.ArrayLike, score: npt.ArrayLike) -> tuple[npt.NDArray[np.bool_], Floats]:

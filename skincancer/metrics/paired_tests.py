@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from skincancer.metrics.areas import auroc_influence
 from skincancer.metrics.classification import check_predictions
 
 # Number of discordant units from which chi-squared is accurate enough (the usual rule).
@@ -103,11 +104,19 @@ def delong(
     if not scored:
         raise ValueError("no class has two images and two images of other classes: there is no AUROC with a variance")
     _, lesion = np.unique(group, return_inverse=True)
+    # Factors n / (n − 1) of the variances of positives and negatives.
+    sizes = np.bincount(y, minlength=len(classes))
+    corrections = {}
+    for c in scored:
+        corrections[c] = np.full(len(classes), np.sqrt((len(y) - sizes[c]) / (len(y) - sizes[c] - 1)))
+        corrections[c][c] = np.sqrt(sizes[c] / (sizes[c] - 1))
     areas, shares = [], []
     for probability in (p, q):
-        components = [_components(y == c, probability[:, c]) for c in scored]
+        components = [auroc_influence(y == c, probability[:, c]) for c in scored]
         areas.append(float(np.mean([area for area, _ in components])))
-        shares.append(np.mean([share for _, share in components], axis=0))
+        shares.append(
+            np.mean([share * corrections[c][y] for c, (_, share) in zip(scored, components, strict=True)], axis=0)
+        )
     error = float(np.sqrt((np.bincount(lesion, weights=shares[0] - shares[1]) ** 2).sum()))
     difference = areas[0] - areas[1]
     # Equal rankings, or rankings that differ without any variance.
@@ -128,19 +137,3 @@ def holm(p: Sequence[float]) -> list[float]:
     steps = values[order] * (len(order) - np.arange(len(order)))
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
     return [float(value) for value in corrected]
-
-
-def _components(
-    positive: npt.NDArray[np.bool_], score: npt.NDArray[np.float64]
-) -> tuple[float, npt.NDArray[np.float64]]:
-    """Return the AUROC, and shares (N,) with squares that sum to DeLong's variance."""
-    midrank = stats.rankdata(score)
-    m, n = int(positive.sum()), int((~positive).sum())
-    share = np.zeros(len(score))
-    # Share of the negatives below a positive, and of the positives above a negative. Ties count half.
-    beaten = (midrank[positive] - stats.rankdata(score[positive])) / n
-    beating = 1 - (midrank[~positive] - stats.rankdata(score[~positive])) / m
-    area = float(beaten.mean())
-    share[positive] = (beaten - area) / np.sqrt(m * (m - 1))
-    share[~positive] = (beating - area) / np.sqrt(n * (n - 1))
-    return area, share

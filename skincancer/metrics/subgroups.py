@@ -1,7 +1,8 @@
 """Metrics by subgroup: age, sex, site, confirmation method and image quality.
 
 Groups may differ in the performance of the model, or in their lesions: means leave out classes that a group does not have. Groups of
-few lesions are listed without metrics, which would be noise, and may identify single patients.
+few lesions are listed without metrics, which would be noise, and may identify single patients. So are metrics of a class with few
+lesions in a group.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.imaging.quality import FLAGS
-from skincancer.metrics.bootstrap import bootstrap_intervals
 from skincancer.metrics.classification import check_predictions
+from skincancer.metrics.estimates import classification_intervals
 from skincancer.metrics.names import MAIN_METRICS
 
 ATTRIBUTES = ("age", "sex", "site", "dx_type", FLAGS)
@@ -22,11 +23,14 @@ ATTRIBUTES = ("age", "sex", "site", "dx_type", FLAGS)
 AGE_BANDS = {"0–29": 0, "30–44": 30, "45–59": 45, "60–74": 60, "75+": 75}
 UNKNOWN = "unknown"
 # Smallest number of lesions of a measured group.
-SMALLEST = 20
+SMALLEST = 30
+# Smallest number of positive and of negative lesions for AUROC, balanced accuracy, sensitivity and specificity of a group. With fewer,
+# the interval of an AUROC of 0.9 is wider than 0.25 (benchmarks/coverage.py --widths).
+FEWEST = 10
 METRICS = MAIN_METRICS["classification"]
 TWO_CLASS_METRICS = (*METRICS, "sensitivity", "specificity")
 MALIGNANT_AUROC = "auroc_malignant"
-COLUMNS = ["attribute", "group", "n_images", "n_lesions", "n_positive", "metric", "value", "low", "high"]
+COLUMNS = ["attribute", "group", "n_images", "n_lesions", "n_positive", "metric", "value", "low", "high", "note"]
 
 
 def age_band(ages: pd.Series) -> pd.Series:
@@ -38,7 +42,7 @@ def age_band(ages: pd.Series) -> pd.Series:
 
 def subgroup_table(
     rows: pd.DataFrame, label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], malignant: Sequence[str] = (), *,
-    smallest: int = SMALLEST, n_resamples: int = 2000,
+    smallest: int = SMALLEST,
 ) -> pd.DataFrame:  # fmt: skip
     """Measure every group of every attribute.
 
@@ -49,14 +53,14 @@ def subgroup_table(
         classes: the C class names.
         malignant: malignant classes; empty if unknown. The second of two classes is then positive.
         smallest: smallest number of lesions of a measured group.
-        n_resamples: number of resamples of the 95 % intervals (`bootstrap_intervals`).
 
     Returns:
-        One row per group and metric: attribute, group, n_images, n_lesions, n_positive (images of malignant or positive classes; ""
-        if unknown), metric, value, low, high. Metrics are `METRICS`, for two classes also sensitivity and specificity. For more
-        classes with known malignant ones, `auroc_malignant` of the summed malignant probabilities replaces `auroc_macro`. A
-        group that is too small has one row with "<20" lesions and no metric. Attributes without known values have no rows, nor do
-        flags that no image or every image has.
+        One row per group and metric: attribute, group, n_images, n_lesions, n_positive (images of malignant or positive classes; no
+        such column if these are unknown), metric, value, low, high, note. Metrics are `METRICS`, for two classes also sensitivity and
+        specificity. For more classes with known malignant ones, `auroc_malignant` of the summed malignant probabilities replaces
+        `auroc_macro`. A group of one class has only its recall, and metrics that need both sides are left out below `FEWEST` lesions
+        of either. A group that is too small has one row with no metric and a note. Attributes without known values have no
+        rows, nor do flags that no image or every image has.
 
     Raises:
         ValueError: malformed predictions, or `rows` of another length.
@@ -73,18 +77,19 @@ def subgroup_table(
         order = list(AGE_BANDS) if attribute == "age" else sorted(set(values) - {UNKNOWN})
         for name in [*order, UNKNOWN]:
             chosen = values == name
+            if not chosen.any():
+                continue
             n_lesions = len(set(lesion[chosen]))
-            if not n_lesions:
-                continue
-            head: dict[Hashable, object] = {"attribute": attribute, "group": name}
+            head: dict[Hashable, object] = {
+                "attribute": attribute, "group": name, "n_images": int(chosen.sum()), "n_lesions": n_lesions,
+                "n_positive": int(np.isin(y[chosen], positive).sum()),
+            }  # fmt: skip
             if n_lesions < smallest:
-                table.append({**head, "n_images": "", "n_lesions": f"<{smallest}", "n_positive": "", "metric": ""})
+                table.append({**head, "metric": "", "note": f"fewer than {smallest} lesions"})
                 continue
-            n_positive = int(np.isin(y[chosen], positive).sum()) if positive else ""
-            head |= {"n_images": int(chosen.sum()), "n_lesions": n_lesions, "n_positive": n_positive}
-            measured = _measure(y[chosen], p[chosen], lesion[chosen], classes, positive, n_resamples)
-            table += [{**head, **row} for row in measured[["metric", "value", "low", "high"]].to_dict("records")]
-    return pd.DataFrame(table, columns=COLUMNS)
+            measured = _measure(y[chosen], p[chosen], lesion[chosen], classes, positive)
+            table += [{**head, **row} for row in measured.drop(columns="n_resamples").to_dict("records")]
+    return pd.DataFrame(table, columns=[name for name in COLUMNS if positive or name != "n_positive"])
 
 
 def _groups(rows: pd.DataFrame) -> list[tuple[str, npt.NDArray[np.object_]]]:
@@ -110,16 +115,24 @@ def _groups(rows: pd.DataFrame) -> list[tuple[str, npt.NDArray[np.object_]]]:
 
 def _measure(
     label: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], lesion: npt.NDArray[np.str_],
-    classes: Sequence[str], positive: list[int], n_resamples: int,
+    classes: Sequence[str], positive: list[int],
 ) -> pd.DataFrame:  # fmt: skip
-    malignant_only = len(classes) > 2 and bool(positive)
-    # The areas of single classes take most of the time, and mean little in small groups.
-    table = bootstrap_intervals(label, probability, lesion, classes, n_resamples, areas=not malignant_only)
-    table = table[table["metric"].isin(TWO_CLASS_METRICS if len(classes) == 2 else METRICS)]
-    if not malignant_only:
+    present = np.unique(label)
+    if len(present) == 1:
+        return classification_intervals(label, probability, lesion, classes, [f"recall/{classes[present[0]]}"])
+    if len(classes) == 2 or not positive:
+        names = TWO_CLASS_METRICS if len(classes) == 2 else METRICS
+        enough = {c: len(set(lesion[label == c])) >= FEWEST for c in present}
+        needed = {"accuracy": [], "sensitivity": [1], "specificity": [0]}
+        if len(classes) > 2:
+            needed["balanced_accuracy"] = []
+        names = [name for name in names if all(enough[c] for c in needed.get(name, present))]
+        return classification_intervals(label, probability, lesion, classes, names)
+    table = classification_intervals(label, probability, lesion, classes, METRICS[:2])
+    malignant = np.isin(label, positive)
+    if min(len(set(lesion[side])) for side in (malignant, ~malignant)) < FEWEST:
         return table
     score = probability[:, positive].sum(axis=1).clip(0, 1)
     two = np.column_stack([1 - score, score])
-    malignant = np.isin(label, positive).astype(np.int64)
-    areas = bootstrap_intervals(malignant, two, lesion, ["benign", "malignant"], n_resamples)
-    return pd.concat([table, areas[areas["metric"] == "auroc_macro"].assign(metric=MALIGNANT_AUROC)])
+    areas = classification_intervals(malignant.astype(np.int64), two, lesion, ["benign", "malignant"], ["auroc_macro"])
+    return pd.concat([table, areas.assign(metric=MALIGNANT_AUROC)])

@@ -24,7 +24,7 @@ from skincancer.imaging.decode import BadImage, read_mask
 from skincancer.imaging.geometry import to_square
 from skincancer.imaging.overlay import draw_overlay
 from skincancer.imaging.types import Mask
-from skincancer.metrics.bootstrap import bootstrap_means
+from skincancer.metrics.estimates import COLUMNS, mean_intervals
 from skincancer.metrics.prediction_files import DIGITS, read_predictions, read_table
 from skincancer.models.grad_cam import Maps, grad_cam
 from skincancer.models.tasks.classification import ClassificationTask
@@ -100,13 +100,13 @@ def attention_shares(
 def attention_means(attention: pd.DataFrame) -> pd.DataFrame:
     """Return the means of the shares over the sample of `attention.csv`, with intervals.
 
-    The worst errors and images without a map are excluded. The table is that of `bootstrap_means`, empty if no image remains.
+    The worst errors and images without a map are excluded. The table is that of `mean_intervals`, empty if no image remains.
     """
     columns = ["attention_in_mask", "mask_share"]
     sample = attention[attention["sample"] & attention[columns].notna().all(axis=1)]
     if sample.empty:
-        return pd.DataFrame(columns=["metric", "value", "low", "high", "n_resamples"])
-    return bootstrap_means(sample, columns, sample["lesion_id"].to_numpy())
+        return pd.DataFrame(columns=COLUMNS)
+    return mean_intervals(sample, columns, sample["lesion_id"].to_numpy())
 
 
 def read_attention(path: Path) -> pd.DataFrame:

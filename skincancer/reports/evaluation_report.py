@@ -14,6 +14,7 @@ from skincancer.reports.fit_report import NO_DEVICE
 from skincancer.runs.artifacts import FIGURES, REPORT_FILE
 from skincancer.runs.finished import FinishedRun
 from skincancer.visualization.html import Picture, Section, Table, write_page
+from skincancer.visualization.tables import format_interval
 
 
 def write_evaluation_report(
@@ -45,7 +46,7 @@ def write_evaluation_report(
                 [
                     str(row["metric"]),
                     float(row["value"]),
-                    fit_report.interval(row["low"], row["high"]),
+                    format_interval(row["low"], row["high"], row.get("note")),
                 ]
                 for row in table.to_dict("records")
             ],

@@ -20,7 +20,7 @@ from skincancer.runs import artifacts
 from skincancer.runs.finished import FinishedRun
 from skincancer.schema.tasks import TASKS
 from skincancer.visualization.html import Cell, Part, Section, Table, Text, write_page
-from skincancer.visualization.tables import with_titles
+from skincancer.visualization.tables import format_interval, with_titles
 
 NO_DEVICE = "Research software. No medical device: not for diagnosis, and not for decisions about patients."
 
@@ -79,9 +79,8 @@ def results_section(run: FinishedRun) -> Section:
     if intervals is None:
         return Section("Results")
     caption = (
-        f"{count_images(run.predictions('test'), ' of ')}. Intervals: bootstrap over lesions, {intervals['n_resamples'].max():,} "
-        "resamples. They cover the sampling of test lesions, but not that of training images or seeds, nor images of another "
-        "clinic."
+        f"{count_images(run.predictions('test'), ' of ')}. Intervals over lesions cover the sampling of test lesions, but not that of "
+        "training images or seeds, nor images of another clinic."
     )
     if TASKS[run.task].has_masks:
         caption += " Metrics of masks are means over images at their original size; hd95 in pixels."
@@ -91,18 +90,17 @@ def results_section(run: FinishedRun) -> Section:
 
 def _with_intervals(table: pd.DataFrame, names: dict[str, str] | None = None) -> list[list[Cell]]:
     return [
-        [(names or {}).get(row["metric"], row["metric"]), _number(row["value"]), interval(row["low"], row["high"])]
+        [
+            (names or {}).get(row["metric"], row["metric"]),
+            _number(row["value"]),
+            format_interval(row["low"], row["high"], row.get("note")),
+        ]
         for row in table.to_dict("records")
     ]
 
 
 def _number(value: float) -> str | None:
     return None if np.isnan(value) else f"{value:.3f}"
-
-
-def interval(low: float, high: float) -> str | None:
-    """Format an interval, None if it is undefined."""
-    return None if np.isnan(low) or np.isnan(high) else f"{low:.3f} – {high:.3f}"
 
 
 def figure_sections(run: FinishedRun) -> list[Section]:
@@ -118,34 +116,40 @@ def subgroups_section(run: FinishedRun) -> Section:
     table = run.table(artifacts.SUBGROUPS_FILE)
     if table is None or table.empty:
         return Section("Subgroups")
-    if {"metric", "value", "low", "high"} <= set(table):
-        table = _pivot_groups(table)
-    rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
-    caption = (
-        "In brackets: 95 % intervals. Groups of few lesions are listed without metrics. Groups may differ in their lesions as "
-        "much as in the performance of the model on them."
+    if not {"metric", "value", "low", "high"} <= set(table):
+        rows = table.astype(object).where(table.notna(), None).to_numpy(object).tolist()
+        return Section("Subgroups", [Table("", [str(name).replace("_", " ") for name in table], rows)])
+    measured = table["metric"].notna()
+    hidden = ", ".join(
+        f"{row['attribute']} {row['group']} ({row['n_lesions']} lesions)" for row in table[~measured].to_dict("records")
     )
-    columns = [metric_title(str(name), run.positive) for name in table]
-    return Section("Subgroups", [Table("", columns, rows, caption)])
+    parts: list[Part] = []
+    if measured.any():
+        groups = _pivot_groups(table[measured])
+        caption = (
+            "In brackets: 95 % intervals. Metrics of classes with few lesions in a group are left out. Groups may differ in their "
+            "lesions as much as in the performance of the model on them."
+        )
+        columns = [metric_title(str(name), run.positive) for name in groups]
+        parts.append(Table("", columns, groups.to_numpy(object).tolist(), caption))
+    if hidden:
+        parts.append(Text(f"Not shown, because of few lesions: {hidden}."))
+    return Section("Subgroups", parts)
 
 
 def _pivot_groups(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per group and one column per metric."""
-    keys = [str(name) for name in table if name not in ("metric", "value", "low", "high")]
+    """Return one row per group and one column per metric, None for missing cells."""
+    keys = [str(name) for name in table if name not in ("metric", "value", "low", "high", "note")]
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in table.astype(object).where(table.notna(), None).to_dict("records"):
-        group = groups.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys})
-        if row["metric"] is not None and row["value"] is not None:
+        # pandas converts a column of counts to float if a count is missing.
+        counts = {key: int(row[key]) if isinstance(row[key], float) else row[key] for key in keys}
+        group = groups.setdefault(tuple(counts.values()), counts)
+        if row["value"] is not None:
             bounds = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
             group[str(row["metric"])] = f"{row['value']:.3f}{bounds}"
-    return pd.DataFrame(list(groups.values()))
-
-
-def _cell(value: Any) -> Cell:
-    if value is None or pd.isna(value):
-        return None
-    # pandas converts a column of counts to float if a count is missing.
-    return int(value) if isinstance(value, float) and value.is_integer() and value > 1 else value
+    pivoted = pd.DataFrame(list(groups.values()), dtype=object)
+    return pivoted.where(pivoted.notna(), None)
 
 
 def errors_section(run: FinishedRun, thumbnails: Thumbnails) -> Section:

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from skincancer.data.index import image_root
 from skincancer.data.prepare import ROLES, PreparedData
 from skincancer.imaging.decode import read_image
-from skincancer.metrics.bootstrap import bootstrap_intervals, bootstrap_means
 from skincancer.metrics.classification import classification_metrics
+from skincancer.metrics.estimates import classification_intervals, mean_intervals
 from skincancer.metrics.names import MASK_METRICS, MASK_PREFIX
 from skincancer.metrics.prediction_files import DIGITS, predictions_table, read_predictions, read_scores
 from skincancer.metrics.segmentation import mean_metrics
@@ -62,7 +62,7 @@ class Outcome(Protocol):
         """Return the validation metrics of the best checkpoint."""
 
     def test(self, folder: Path) -> pd.DataFrame:
-        """Return the test metrics with intervals: metric value low high n_resamples."""
+        """Return the test metrics with intervals: metric value low high n_resamples note."""
 
     def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[Drawing]:
         """Yield the figures of the test set."""
@@ -95,7 +95,7 @@ class ClassificationOutcome:
     def test(self, folder: Path) -> pd.DataFrame:
         """Return the test metrics with intervals."""
         table, label, probability = self._labelled(folder, "test")
-        return bootstrap_intervals(label, probability, table["lesion_id"].to_numpy(), self.classes)
+        return classification_intervals(label, probability, table["lesion_id"].to_numpy(), self.classes)
 
     def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[Drawing]:
         """Yield confusion matrix, ROC and precision-recall curves, and reliability."""
@@ -144,7 +144,7 @@ class SegmentationOutcome:
     def test(self, folder: Path) -> pd.DataFrame:
         """Return the test metrics with intervals."""
         table = read_scores(folder / predictions_file("test"))
-        return bootstrap_means(table, [self.prefix + name for name in MASK_METRICS], table["lesion_id"].to_numpy())
+        return mean_intervals(table, [self.prefix + name for name in MASK_METRICS], table["lesion_id"].to_numpy())
 
     def figures(self, folder: Path, task: Any, title: str, note: str) -> Iterator[Drawing]:
         """Yield the histogram of the Jaccard index and overlays."""

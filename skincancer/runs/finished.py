@@ -280,7 +280,10 @@ class FinishedRun:
 
     @property
     def intervals(self) -> pd.DataFrame:
-        """Test metrics with confidence intervals: metric, value, low, high, n_resamples."""
+        """Test metrics with confidence intervals: metric, value, low, high, n_resamples, note.
+
+        Older runs have no notes.
+        """
         return read_table(self.file(artifacts.INTERVALS_FILE), "metric")
 
     @property

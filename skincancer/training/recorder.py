@@ -390,7 +390,7 @@ class FitRecorder:
         ]
         if rows:
             self.console.print(make_table("epochs", list(columns.values()), rows))
-        caption = f"{self.tested}; intervals: bootstrap over lesions, 2,000 resamples"
+        caption = f"{self.tested}; 95 % intervals over lesions"
         titled = with_titles(self.intervals, positive_of(self.outcome.classes))
         self.console.print(intervals_table(f"test: {self.title}", titled, caption, bool(self.note)))
         uri = f" --tracking.uri {self.store}" if self.experiment.tracking.uri else ""

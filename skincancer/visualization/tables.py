@@ -23,8 +23,8 @@ def with_titles(intervals: pd.DataFrame, positive: str) -> pd.DataFrame:
 def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic: bool) -> Table:
     """Return a printable table of metrics with their intervals.
 
-    `intervals` has the columns metric, value, low and high. The title of synthetic data contains a warning. Of many classes, only those
-    with the lowest recalls are printed.
+    `intervals` has the columns metric, value, low, high, and maybe note. The title of synthetic data contains a warning. Of many classes,
+    only those with the lowest recalls are printed.
     """
     recalls = intervals.loc[intervals["metric"].str.startswith(RECALL), "value"].astype(float)
     if len(recalls) > MOST_CLASSES:
@@ -32,12 +32,16 @@ def intervals_table(title: str, intervals: pd.DataFrame, caption: str, synthetic
         caption += f"; the {MOST_CLASSES} lowest recalls of {len(recalls)} classes (all: intervals.csv)"
     numbers = intervals.astype({"value": float, "low": float, "high": float}).to_dict("records")
     rows = [
-        [
-            row["metric"],
-            f"{row['value']:.3f}",
-            f"{row['low']:.3f} – {row['high']:.3f}" if np.isfinite(row["low"]) else "–",
-        ]
+        [row["metric"], f"{row['value']:.3f}", format_interval(row["low"], row["high"], row.get("note"))]
         for row in numbers
     ]
     title += f" — {SYNTHETIC_NOTE.upper()}" if synthetic else ""
     return make_table(title, ["metric", "value", "95 % interval"], rows, caption)
+
+
+def format_interval(low: float, high: float, note: object = "") -> str:
+    """Format an interval, or the reason why it is undefined."""
+    if np.isfinite(low):
+        return f"{low:.3f} – {high:.3f}"
+    # An empty cell of a CSV file is NaN.
+    return f"– ({note})" if isinstance(note, str) and note else "–"

@@ -8,9 +8,9 @@ import pytest
 from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
-from skincancer.metrics.bootstrap import bootstrap_intervals
 from skincancer.metrics.calibration import TEMPERATURES, calibration_table, fit_temperature, scale
 from skincancer.metrics.classification import classification_metrics
+from skincancer.metrics.estimates import classification_intervals
 from skincancer.metrics.operating_point import operating_point, sensitivity_threshold
 from skincancer.metrics.prediction_files import predictions_table, write_predictions
 from skincancer.metrics.subgroups import age_band, subgroup_table
@@ -42,7 +42,7 @@ def test_threshold_of_twenty_positives_misses_one():
 
 def test_operating_point_at_a_prevalence_is_bayes(scored):
     positive, score, groups = scored
-    table = operating_point(positive, score, 0.4, groups, prevalence=0.1, n_resamples=200).set_index("metric")
+    table = operating_point(positive, score, 0.4, groups, prevalence=0.1).set_index("metric")
     called = score >= 0.4
     sensitivity = sklearn_metrics.recall_score(positive, called)
     specificity = sklearn_metrics.recall_score(~positive, ~called)
@@ -60,7 +60,7 @@ def test_operating_point_at_a_prevalence_is_bayes(scored):
 
 def test_operating_point_at_the_images_own_prevalence_counts(scored):
     positive, score, groups = scored
-    table = operating_point(positive, score, 0.4, groups, n_resamples=50).set_index("metric")["value"]
+    table = operating_point(positive, score, 0.4, groups).set_index("metric")["value"]
     called = score >= 0.4
     assert table["ppv"] == pytest.approx(sklearn_metrics.precision_score(positive, called), abs=1e-12)
     assert table["npv"] == pytest.approx(sklearn_metrics.precision_score(~positive, ~called), abs=1e-12)
@@ -68,12 +68,12 @@ def test_operating_point_at_the_images_own_prevalence_counts(scored):
 
 
 def test_specificity_and_sensitivity_intervals_are_those_of_the_two_class_metrics(scored):
-    """Both functions sample the same lesions, so their intervals at 0.5 must agree."""
+    """Both functions use the same estimates, so their intervals at 0.5 must agree."""
     positive, score, groups = scored
     p = 1 / (1 + np.exp(-score + 0.001))  # no tie at 0.5
-    ours = operating_point(positive, p, 0.5, groups, n_resamples=300, seed=4).set_index("metric")
-    theirs = bootstrap_intervals(
-        positive.astype(int), np.column_stack([1 - p, p]), groups, ["benign", "malignant"], n_resamples=300, seed=4
+    ours = operating_point(positive, p, 0.5, groups).set_index("metric")
+    theirs = classification_intervals(
+        positive.astype(int), np.column_stack([1 - p, p]), groups, ["benign", "malignant"]
     ).set_index("metric")
     for name, reference in (("sensitivity", "sensitivity"), ("specificity", "specificity"), ("ppv", "precision")):
         np.testing.assert_allclose(
@@ -83,7 +83,7 @@ def test_specificity_and_sensitivity_intervals_are_those_of_the_two_class_metric
 
 
 def test_ppv_is_undefined_without_positive_predictions():
-    table = operating_point(np.array([True, False]), [0.1, 0.2], 0.9, ["a", "b"], n_resamples=5).set_index("metric")
+    table = operating_point(np.array([True, False]), [0.1, 0.2], 0.9, ["a", "b"]).set_index("metric")
     assert table.loc["sensitivity", "value"] == 0
     assert table.loc["specificity", "value"] == 1
     assert np.isnan(table.loc["ppv", "value"])
@@ -147,9 +147,7 @@ def test_temperature_of_perfect_predictions_is_the_lower_bound():
 def test_calibration_table_against_scikit_learn(unsure):
     label, logits, groups = unsure
     before, after = softmax(logits, axis=1), scale(logits, 2.5)
-    table = calibration_table(label, before, after, groups, list("abcd"), n_resamples=200).set_index(
-        ["metric", "stage"]
-    )
+    table = calibration_table(label, before, after, groups, list("abcd")).set_index(["metric", "stage"])
     for stage, p in (("before", before), ("after", after)):
         brier = sklearn_metrics.brier_score_loss(label, p, labels=range(4), scale_by_half=False)
         assert table.loc[("brier", stage), "value"] == pytest.approx(brier, abs=1e-12)
@@ -168,9 +166,8 @@ def test_calibration_table_against_scikit_learn(unsure):
 def test_intervals_of_the_ece_are_those_of_the_metrics(unsure):
     label, logits, groups = unsure
     p = softmax(logits, axis=1)
-    options = {"n_resamples": 100, "seed": 9}
-    ours = calibration_table(label, p, p, groups, list("abcd"), **options).set_index(["metric", "stage"])
-    theirs = bootstrap_intervals(label, p, groups, list("abcd"), **options).set_index("metric")
+    ours = calibration_table(label, p, p, groups, list("abcd")).set_index(["metric", "stage"])
+    theirs = classification_intervals(label, p, groups, list("abcd")).set_index("metric")
     for column in ("low", "high"):
         assert ours.loc[("ece", "before"), column] == pytest.approx(theirs.loc["ece", column], abs=1e-12)
     assert (ours.xs("change", level="stage")[["value", "low", "high"]] == 0).all(axis=None)
@@ -217,7 +214,7 @@ CLASSES = ["bcc", "mel", "nv"]
 
 def test_metrics_are_computed_per_group(people):
     rows, label, p = people
-    table = subgroup_table(rows, label, p, CLASSES, ["mel", "bcc"], n_resamples=100)
+    table = subgroup_table(rows, label, p, CLASSES, ["mel", "bcc"])
     assert list(table["attribute"].unique()) == ["age", "sex", "site"], "dx_type is known of no image"
     male = table[(table["attribute"] == "sex") & (table["group"] == "male")].set_index("metric")
     chosen = (rows["sex"] == "male").to_numpy()
@@ -240,21 +237,42 @@ def test_metrics_are_computed_per_group(people):
 
 def test_small_groups_have_no_metrics(people):
     rows, label, p = people
-    table = subgroup_table(rows, label, p, CLASSES, n_resamples=20)
+    table = subgroup_table(rows, label, p, CLASSES)
     small = table[(table["attribute"] == "sex") & (table["group"] == "unknown")]
-    assert small[["n_images", "n_lesions", "n_positive", "metric"]].values.tolist() == [["", "<20", "", ""]]
+    assert small[["n_images", "n_lesions", "metric", "note"]].values.tolist() == [[20, 10, "", "fewer than 30 lesions"]]
     assert small[["value", "low", "high"]].isna().all(axis=None)
     assert set(table[table["attribute"] == "age"]["group"]) == {"30–44", "75+", "unknown"}
-    assert set(table["n_positive"]) == {""}, "which classes are malignant is not known"
+    assert "n_positive" not in table, "which classes are malignant is not known"
     assert set(table["metric"]) == {"", "accuracy", "balanced_accuracy", "auroc_macro"}
-    fewer = subgroup_table(rows, label, p, CLASSES, smallest=10, n_resamples=20)
-    assert "<10" not in set(fewer["n_lesions"])
+    fewer = subgroup_table(rows, label, p, CLASSES, smallest=10)
+    assert (fewer["metric"] != "").all()
+
+
+def test_areas_need_enough_positive_and_negative_lesions():
+    """An AUROC of a site with one positive lesion is noise. Sensitivity needs positives, specificity negatives."""
+    rng = np.random.default_rng(8)
+    group = np.repeat(["many", "one", "benign", "malignant"], 40)
+    label = np.r_[np.arange(40) % 2, np.arange(40) == 0, np.zeros(40), np.ones(40)].astype(int)
+    rows = pd.DataFrame({"lesion_id": [f"L{number}" for number in range(160)], "site": group})
+    p = 1 / (1 + np.exp(-rng.normal(2 * label - 1, 1)))
+    two = np.column_stack([1 - p, p])
+    table = subgroup_table(rows, label, two, ["benign", "malignant"]).groupby("group")["metric"].agg(set)
+    every = {"accuracy", "balanced_accuracy", "auroc_macro", "sensitivity", "specificity"}
+    assert table["many"] == every
+    assert table["one"] == {"accuracy", "specificity"}
+    assert table["benign"] == {"recall/benign"}
+    assert table["malignant"] == {"recall/malignant"}
+    three = np.column_stack([1 - p, p / 2, p / 2])
+    label = np.where(np.arange(160) % 4 == 1, 2 * label, label)
+    table = subgroup_table(rows, label, three, CLASSES, ["mel", "nv"]).groupby("group")["metric"].agg(set)
+    assert table["many"] == {"accuracy", "balanced_accuracy", "auroc_malignant"}
+    assert table["one"] == {"accuracy", "balanced_accuracy"}
 
 
 def test_two_classes_have_sensitivity_and_specificity(people):
     rows, label, p = people
     two = np.column_stack([p[:, 0], 1 - p[:, 0]])
-    table = subgroup_table(rows, (label > 0).astype(int), two, ["benign", "x"], n_resamples=20)
+    table = subgroup_table(rows, (label > 0).astype(int), two, ["benign", "x"])
     women = table[table["group"] == "female"].set_index("metric")
     chosen = (rows["sex"] == "female").to_numpy()
     assert women.loc["sensitivity", "value"] == pytest.approx(
@@ -286,13 +304,13 @@ def test_subgroups_of_a_run_folder(people, tmp_path):
 def test_flagged_images_are_a_group_among_others(people):
     rows, label, p = people
     flags = np.where(np.arange(len(rows)) % 4 < 2, "blurred; hair", "")
-    table = subgroup_table(rows[["lesion_id"]].assign(quality_flags=flags), label, p, CLASSES, n_resamples=20)
+    table = subgroup_table(rows[["lesion_id"]].assign(quality_flags=flags), label, p, CLASSES)
     assert set(table["attribute"]) == {"quality_flags"}
     accuracy = table[table["metric"] == "accuracy"].set_index("group")["value"]
     for name, chosen in (("flagged", flags != ""), ("not flagged", flags == "")):
         assert accuracy[name] == pytest.approx(sklearn_metrics.accuracy_score(label[chosen], p[chosen].argmax(1)))
     for every in ("", "dark"):
-        assert subgroup_table(rows[["lesion_id"]].assign(quality_flags=every), label, p, CLASSES, n_resamples=20).empty
+        assert subgroup_table(rows[["lesion_id"]].assign(quality_flags=every), label, p, CLASSES).empty
 
 
 def test_no_metadata_no_subgroups(people, tmp_path):

@@ -160,8 +160,8 @@ def test_numbers_are_those_of_the_files(write_run):
     assert [NASTY, "–", "–"] in rows
     assert ["lesions with images in more than one role (split.csv)", "0 of 98"] in rows
     assert [NASTY, "a", "40", "30", "0.500 [0.400, 0.600]", "0.625"] in rows
-    assert [NASTY, "b", "–", "<20", "–", "–"] in rows
-    assert ["of the map, inside the true mask", "0.500", "0.500 – 0.500"] in rows
+    assert f"Not shown, because of few lesions: {NASTY} b (<20 lesions)." in page.texts
+    assert ["of the map, inside the true mask", "0.500"] in [row[:2] for row in rows]
     assert ["data.size", "64", "224"] in rows
     assert ["data.dataset", "ham10000", "demo"] in rows
     predicted = [row for row in rows if row[-1] in ("right", "WRONG")]
@@ -273,6 +273,26 @@ def test_the_rule_of_the_split_in_words(write_run, split, words):
     folder, run = write_run(split=split, split_seed=5)
     text = " ".join(read(write_report(folder, run, thumbnails)).texts)
     assert all(word in text for word in words)
+
+
+def test_counts_of_subgroups_are_integers_and_groups_without_metrics_are_one_line(write_run):
+    folder, run = write_run()
+    row = {"attribute": "site", "group": "back", "n_images": 40, "n_lesions": 31, "n_positive": 1, "metric": "accuracy", "value": 0.5,
+           "low": 0.4, "high": 0.6, "note": ""}  # fmt: skip
+    empty = {"metric": "", "value": None, "low": None, "high": None, "note": "fewer than 30 lesions"}
+    hidden = [row | empty | {"group": name, "n_lesions": n} for name, n in (("unknown", 12), ("foot", 1))]
+    pd.DataFrame([row, *hidden]).to_csv(folder / "subgroups.csv", index=False)
+    page = read(write_report(folder, run, thumbnails))
+    assert ["site", "back", "40", "31", "1", "0.500 [0.400, 0.600]"] in page.rows()
+    assert "Not shown, because of few lesions: site unknown (12 lesions), site foot (1 lesions)." in page.texts
+
+
+def test_reasons_without_interval_are_printed(write_run):
+    folder, run = write_run()
+    table = pd.DataFrame({"metric": ["precision"], "value": [0.0], "low": [None], "high": [None], "n_resamples": [0],
+                          "note": ["no prediction of mel"]})  # fmt: skip
+    table.to_csv(folder / "intervals.csv", index=False)
+    assert ["precision", "0.000", "– (no prediction of mel)"] in read(write_report(folder, run, thumbnails)).rows()
 
 
 def test_other_subgroup_columns_are_shown_as_they_are(write_run):
