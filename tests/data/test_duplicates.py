@@ -5,14 +5,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from pictures import EDITS, compressed, picture
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from skincancer.data.duplicates import exact_pairs, find_near, link
 from skincancer.data.overlap import find_similar, open_whole, read_fingerprints, write_fingerprints
 from skincancer.data.store import open_store
 from skincancer.imaging.crop import Crop
 from skincancer.imaging.preprocessing import Preprocessing
-from skincancer.imaging.similarity import COARSE, coarse_detail, correlate, describe, is_flat, thumbnail, turn
+from skincancer.imaging.similarity import (
+    COARSE,
+    coarse_detail,
+    compare_texture,
+    correlate,
+    describe,
+    is_flat,
+    thumbnail,
+    trim,
+    turn,
+)
 from skincancer.schema.data import DataConfig
 
 SIDE = 96
@@ -97,6 +107,55 @@ def test_correlation_is_that_of_the_same_picture_and_not_of_another(originals):
     assert correlate(turn(one, 3), one, 1) == pytest.approx(1, abs=1e-3)
     assert correlate(one, 255 - one) <= 0
     assert correlate(one, other) < 0.5
+
+
+# Contrasts of texture at which the surroundings are stronger.
+CONTRASTS = {"slide frame": 13, "black ground": 11, "plain skin": 34}
+
+
+def surrounded(seed: int, surroundings: str) -> Image.Image:
+    """A lesion of its own texture, with the shape and the surroundings of all others."""
+    rng, contrast = np.random.default_rng(seed), CONTRASTS[surroundings]
+    scales = [rng.normal(0, contrast, (cells, cells)) for cells in (6, 32)]
+    noise = sum(cv2.resize(scale, (160, 160), interpolation=cv2.INTER_CUBIC) for scale in scales)
+    own = Image.fromarray((150 + noise[..., None] + [40, 0, -10]).clip(0, 255).astype(np.uint8))
+    window = Image.new("L", own.size)
+    if surroundings == "slide frame":
+        ImageDraw.Draw(window).rounded_rectangle((36, 36, 124, 124), radius=18, fill=255)
+        return Image.composite(own, Image.new("RGB", own.size, (14, 12, 10)), window)
+    ImageDraw.Draw(window).polygon([(40, 50), (80, 40), (120, 70), (105, 115), (60, 125)], fill=255)
+    if surroundings == "black ground":
+        return Image.composite(own, Image.new("RGB", own.size), window)
+    dark, skin = own.point(lambda value: round(0.4 * value)), own.point(lambda value: round(0.05 * value) + 190)
+    return Image.composite(dark, skin, window)
+
+
+@pytest.mark.parametrize("surroundings", CONTRASTS)
+def test_copies_are_found_and_lesions_in_the_same_surroundings_are_not(surroundings):
+    look_alikes = [surrounded(seed, surroundings) for seed in range(30)]
+    detail = thumbs(look_alikes, 64)
+    assert max(correlate(detail[0], other) for other in detail[1:]) >= 0.9, "surroundings alone pass the first check"
+    edited = [edit(look_alikes[number]) for number, edit in enumerate(EDITS.values())]
+    found = find_near(thumbs([*look_alikes, *edited]))
+    assert pairs(found) == {(number, len(look_alikes) + number) for number in range(len(EDITS))}
+
+
+def test_dark_surroundings_are_cut_off():
+    lesion = np.random.default_rng(0).integers(60, 255, (48, 60), dtype=np.uint8)
+    framed = np.full((96, 96), 12, np.uint8)
+    framed[20:68, 10:70] = lesion
+    np.testing.assert_array_equal(trim(framed), cv2.resize(lesion, (96, 96), interpolation=cv2.INTER_LINEAR))
+    for whole in (np.zeros((96, 96), np.uint8), np.full((96, 96), 200, np.uint8)):
+        np.testing.assert_array_equal(trim(whole), whole)
+
+
+def test_texture_of_copies_is_alike_and_of_other_lesions_is_not(originals):
+    own, copy, other = thumbs([originals[0], compressed(originals[0], 60), originals[1]])
+    assert compare_texture(own, own) == pytest.approx(1, abs=0.01)
+    assert compare_texture(turn(own, 3), copy, 1) > 0.7
+    assert compare_texture(own, other) < 0.15
+    smooth = cv2.GaussianBlur(own, (0, 0), 8)
+    assert compare_texture(smooth, smooth) == 1, "without texture, the first comparison decides"
 
 
 def test_exact_pairs_and_groups():
