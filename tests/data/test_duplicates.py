@@ -180,6 +180,30 @@ def test_a_run_knows_copies_of_its_images_and_takes_no_bars_for_likeness(tmp_pat
     assert found[["row", "like"]].to_numpy().tolist() == [[20, "3"]]
 
 
+def test_a_run_finds_copies_of_framed_lesions_and_no_look_alikes(tmp_path):
+    images = [surrounded(seed, "black ground") for seed in range(30)]
+    images.append(EDITS["brighter"](EDITS["flip"](images[3])))
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    names = [str(number) for number in range(len(images))]
+    index = pd.DataFrame({"image_id": names, "image": [f"{name}.png" for name in names], "mask": None})
+    index["role"] = ["train"] * 15 + ["test"] * 16
+    store = open_store(index, tmp_path, tmp_path / "cache", Preprocessing(160, "stretch"), jobs=1)
+    write_fingerprints(tmp_path / "fingerprints.npz", index, store, "stretch")
+    used = read_fingerprints(tmp_path / "fingerprints.npz")
+    rows = np.arange(15, 31)
+    assert find_similar(store, rows, "stretch", used)[["row", "like"]].to_numpy().tolist() == [[30, "3"]]
+
+    # The fingerprints of an older run show the surroundings, so new images are compared with their surroundings.
+    thumbnails = thumbs(images[:15], 36)
+    np.savez_compressed(tmp_path / "older.npz", image_id=used.image_id, thumbnails=thumbnails)
+    older = read_fingerprints(tmp_path / "older.npz")
+    assert (used.trimmed, older.trimmed) == (True, False)
+    expected = find_near(thumbs(images[15:]), thumbnails)
+    assert find_similar(store, rows, "stretch", older)["row"].tolist() == sorted(set(expected["first"] + 15))
+    assert len(set(expected["first"])) > 1, "look-alikes"
+
+
 @pytest.mark.parametrize(
     ("recipe", "edit"),
     [
