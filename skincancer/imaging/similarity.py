@@ -132,7 +132,7 @@ def _blurred(image: Floats, sigma: float) -> Floats:
 
 
 def trim(thumb: Thumbnails) -> Thumbnails:
-    """Cut off a dark frame or ground and stretch the rest to the same size.
+    """Cut off dark surroundings of a thumbnail (S, S) and enlarge the rest.
 
     All images in one slide frame, and all lesions on black ground, are similar by their surroundings. Outermost rows and columns are cut
     off while nearly all of their pixels are dark. An image that is dark everywhere is returned as is.
@@ -196,7 +196,7 @@ def compare_texture(thumb: Thumbnails, other: Thumbnails, turned: int = 0) -> fl
 
 
 def _register(first: Floats, second: Floats) -> Floats | None:
-    """Return the affine warp (2, 3) of `first` onto `second`, None if they cannot be copies."""
+    """Return the warp (2, 3) of two copies, None if they differ too much."""
     side, warp = len(second), np.eye(2, 3, dtype=np.float32)
     try:
         warp = np.asarray(cv2.findTransformECC(second, first, warp, cv2.MOTION_AFFINE, _STEPS)[1], dtype=np.float32)
@@ -214,7 +214,7 @@ def _warped(image: Floats, warp: Floats) -> Floats:
 
 
 def _overlap(warp: Floats, side: int) -> npt.NDArray[np.bool_]:
-    """Return which pixels of the second image the warped first image covers, bool (S, S)."""
+    """Return the pixels that a warped image covers, bool (S, S)."""
     return _warped(np.ones((side, side), np.float32), warp) > 0.99
 
 
