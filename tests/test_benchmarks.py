@@ -48,6 +48,17 @@ def test_hair_removal_is_measured():
 
 
 @pytest.mark.slow
+def test_look_alikes_are_measured(tiny_demo):
+    flags = ["--root", str(tiny_demo), "--images=20"]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "look_alikes.py"), *flags], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("unchanged", "cut out on black"))]
+    assert [(row[-8], row[-7]) for row in rows] == [("1.0000", "0")] * 4
+
+
+@pytest.mark.slow
 def test_planted_copies_are_counted(tiny_demo):
     flags = ["--root", str(tiny_demo), "--counts", "30", "--planted=1"]
     done = subprocess.run(

@@ -2,7 +2,8 @@
 
 Candidates for near-duplicates are the nearest neighbours of each image in a k-d tree (about n log n), by a description
 that is invariant to flips and rotations. Each candidate is verified by the correlation of image detail after
-registration (`skincancer.imaging.similarity`).
+registration (`skincancer.imaging.similarity`). Lesions with similar surroundings reach correlations slightly above the
+limit of a near-duplicate, so the texture decides there.
 """
 
 from __future__ import annotations
@@ -27,15 +28,20 @@ from skincancer.imaging.similarity import (
     Floats,
     Thumbnails,
     coarse_detail,
+    compare_texture,
     correlate,
     cut,
     describe,
     is_flat,
+    trim,
     turn,
 )
 
 # Smallest correlation of detail between near-duplicates.
 NEAR = 0.9
+# Correlation from which a pair is a near-duplicate whatever its texture, and smallest correlation of texture below
+# (benchmarks/look_alikes.py).
+CLEAR, SAME_TEXTURE = 0.96, 0.15
 # Smallest correlation of coarse detail, before registration, at which a candidate is verified.
 LIKELY = 0.6
 # Candidates per view of an image.
@@ -58,11 +64,15 @@ def find_near(
 
     Returns:
         One row per pair, sorted: first and second (int64 positions; first < second within one list), correlation. Images
-        of uniform colour are in no pair.
+        of uniform colour are in no pair. Dark surroundings are cut off and textures are compared only if the thumbnails of
+        both lists have `FINE` px or more.
     """
     among = second is None
     others = first if second is None else second
-    lists = _ImageList(first), _ImageList(others)
+    largest = min(first.shape[1], others.shape[1])
+    # Smaller thumbnails have too little detail to be enlarged or to show texture.
+    detailed = largest >= FINE
+    lists = _ImageList(first, detailed), _ImageList(others, detailed)
     jobs = [(0, 1, view) for view in range(len(VIEWS))]
     if not among:
         jobs += [(1, 0, view) for view in range(1, len(VIEWS))]
@@ -83,13 +93,18 @@ def find_near(
         pairs["first"], pairs["second"] = low, high
     best = pairs.sort_values("likely", ascending=False, kind="stable").drop_duplicates(["first", "second"])
     best = best[best["likely"] >= LIKELY]
-    side = min(first.shape[1], others.shape[1], FINE)
 
     def verify(pair: Mapping[Hashable, Any]) -> float:
-        own, other = first[int(pair["first"])], others[int(pair["second"])]
+        own, other = lists[0].thumbs[int(pair["first"])], lists[1].thumbs[int(pair["second"])]
         if pair["queried"]:
             own, other = other, own
-        return correlate(cut(own, int(pair["view"]), side), cut(other, 0, side), int(pair["turn"]))
+
+        def compare(measure: Callable[[Thumbnails, Thumbnails, int], float], side: int) -> float:
+            return measure(cut(own, int(pair["view"]), side), cut(other, 0, side), int(pair["turn"]))
+
+        score = compare(correlate, min(largest, FINE))
+        in_doubt = detailed and threshold <= score < CLEAR
+        return score if not in_doubt or compare(compare_texture, largest) >= SAME_TEXTURE else 0.0
 
     scores = []
     # Threads are enough, because OpenCV releases Python's global lock.
@@ -106,11 +121,12 @@ def find_near(
 class _ImageList:
     """Descriptions of the images that are not uniform, at the positions `rows`."""
 
-    def __init__(self, thumbs: Thumbnails) -> None:
+    def __init__(self, thumbs: Thumbnails, trimmed: bool) -> None:
         # On such small images, threads cost more than they save.
         cv2.setNumThreads(1)
-        self.thumbs = thumbs
-        self.rows = np.flatnonzero(~is_flat(thumbs))
+        # A list, because a second array would double the memory: most images have no dark surroundings and stay views.
+        self.thumbs = [trim(thumb) if trimmed else thumb for thumb in thumbs]
+        self.rows = np.flatnonzero(~is_flat(self.thumbs))
         small = self.small(0)
         self.description = describe(small) if len(small) else np.empty((0, 0), np.float32)
         self.detail = coarse_detail(small) if len(small) else np.empty((0, COARSE**2), np.float32)

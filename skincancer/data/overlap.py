@@ -3,7 +3,8 @@
 Images overlap by pixels, image id, lesion id or similarity. Digests are of preprocessed images, so that a renamed copy of a file has the
 same digest with the same preprocessing. Copies that were encoded or cropped again are found by thumbnails (`data.duplicates`). A run
 saves thumbnails of its images, so that its evaluation elsewhere needs no training image. Thumbnails show whole images, because crops of
-two copies by different masks are too dissimilar.
+two copies by different masks are too dissimilar. Dark surroundings are cut off, except in the fingerprints of older runs. The fingerprints
+are too small for the comparison of texture that an audit makes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from skincancer.data.duplicates import Progress, find_near
 from skincancer.data.store import Store, open_store
 from skincancer.imaging.geometry import mapping
 from skincancer.imaging.preprocessing import Preprocessing
-from skincancer.imaging.similarity import thumbnail
+from skincancer.imaging.similarity import cut, thumbnail, trim
 from skincancer.schema.data import DataConfig
 from skincancer.system.paths import cache_folder
 
@@ -45,6 +46,7 @@ class Fingerprints:
 
     image_id: npt.NDArray[np.str_]  # (M,)
     thumbnails: npt.NDArray[np.uint8]  # (M, 36, 36)
+    trimmed: bool  # Dark surroundings are cut off.
 
 
 def open_whole(
@@ -79,7 +81,8 @@ def write_fingerprints(path: Path, index: pd.DataFrame, store: Store, resize: st
     """
     rows = np.flatnonzero(index["role"].isin(USED).to_numpy())
     ids = index["image_id"].to_numpy()[rows].astype(str)
-    np.savez_compressed(path, image_id=ids, thumbnails=_thumbnails(store, rows, resize, FINGERPRINT_SIDE))
+    thumbnails = _thumbnails(store, rows, resize, FINGERPRINT_SIDE, trimmed=True)
+    np.savez_compressed(path, image_id=ids, thumbnails=thumbnails, trimmed=True)
 
 
 def read_fingerprints(path: Path) -> Fingerprints:
@@ -90,7 +93,7 @@ def read_fingerprints(path: Path) -> Fingerprints:
     """
     try:
         with np.load(path, allow_pickle=False) as content:
-            fingerprints = Fingerprints(content["image_id"], content["thumbnails"])
+            fingerprints = Fingerprints(content["image_id"], content["thumbnails"], "trimmed" in content)
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} contains no fingerprints: {error}") from error
     grey = fingerprints.thumbnails
@@ -112,13 +115,16 @@ def find_similar(
     Returns:
         One row per near-duplicate: row, like (image_id of the most similar image), correlation.
     """
-    near = find_near(_thumbnails(store, rows, resize, THUMBNAIL_SIDE), used.thumbnails, progress=progress)
+    thumbnails = _thumbnails(store, rows, resize, THUMBNAIL_SIDE, used.trimmed)
+    near = find_near(thumbnails, used.thumbnails, progress=progress)
     best = near.sort_values("correlation", ascending=False, kind="stable").drop_duplicates("first").sort_values("first")
     row, like = rows[best["first"].to_numpy()], used.image_id[best["second"].to_numpy()]
     return pd.DataFrame({"row": row, "like": like, "correlation": best["correlation"].to_numpy()})
 
 
-def _thumbnails(store: Store, rows: npt.NDArray[np.int64], resize: str, side: int) -> npt.NDArray[np.uint8]:
+def _thumbnails(
+    store: Store, rows: npt.NDArray[np.int64], resize: str, side: int, trimmed: bool
+) -> npt.NDArray[np.uint8]:
     """Return grey thumbnails (M, side, side) of images of a store.
 
     The black bars of `resize: pad` are cut off, because they would make all images similar.
@@ -127,7 +133,8 @@ def _thumbnails(store: Store, rows: npt.NDArray[np.int64], resize: str, side: in
     for number, row in enumerate(rows):
         left, top, right, bottom = views[row].box
         left, top, right, bottom = mapping(right - left, bottom - top, store.images.shape[1], resize).target
-        thumbnails[number] = thumbnail(store.images[row, top:bottom, left:right], side)
+        grey = thumbnail(store.images[row, top:bottom, left:right], THUMBNAIL_SIDE if trimmed else side)
+        thumbnails[number] = cut(trim(grey), 0, side) if trimmed else grey
     return thumbnails
 
 

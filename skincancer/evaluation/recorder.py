@@ -106,6 +106,13 @@ class EvaluationRecorder:
                 self.console, "near-duplicates of training images are evaluated",
                 f"{similar} images are near-duplicates of training or validation images of the run; they are kept as requested.",
             )  # fmt: skip
+        older = [run.name for run in evaluation.runs if run.fingerprints is not None and not run.fingerprints.trimmed]
+        if similar and older:
+            warn(
+                self.console, "near-duplicates may be other lesions",
+                f"the fingerprints of run {', '.join(older)} contain dark surroundings (slide frame, black ground), as in older versions: "
+                f"other lesions in the same surroundings count as near-duplicates. Check the images in {artifacts.NEAR_DUPLICATES_FILE}.",
+            )  # fmt: skip
         if without := [run.name for run in evaluation.runs if run.fingerprints is None]:
             warn(
                 self.console, "near-duplicates are not recognised",

@@ -3,11 +3,13 @@
 Copies may be flipped, rotated, scaled, cropped, recompressed or brighter. Thumbnails of two images are compared by the correlation of their
 detail after registration (enhanced correlation coefficient: Evangelidis & Psarakis, IEEE TPAMI 30(10), 2008, doi:10.1109/TPAMI.2008.113).
 Only detail is compared, since all lesions on bright skin are similar when blurred. The detail is divided by its local contrast, since
-otherwise a dark vignette or one thick hair would dominate the correlation.
+otherwise a dark vignette or one thick hair would dominate the correlation. Dark surroundings are cut off first (`trim`), and the texture
+of the lesion decides where the correlation alone is in doubt (`compare_texture`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import cv2
@@ -28,6 +30,12 @@ _FREQUENCIES = 8
 _STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
 # Limits of a registration of two copies: largest stretch, smallest overlap.
 _STRETCH, _OVERLAP = 1.35, 0.6
+_WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+# Largest grey value of dark surroundings, largest share of brighter pixels in a row of them, and smallest share of the side that is kept.
+DARK, _LIT, _LEAST = 30, 0.03, 0.0625
+# Texture: standard deviations of the subtracted blur and of the window, px; contrast of a strong edge, in multiples of the median; smallest
+# share of the image to compare; a variance (grey levels²) that is small against texture.
+_TEXTURE, _WINDOW, _EDGE, _ENOUGH, _SMALL = 1.5, 2.0, 2.0, 0.005, 0.25
 
 Floats = npt.NDArray[np.float32]
 Thumbnails = npt.NDArray[np.uint8]
@@ -56,10 +64,16 @@ def _scaled(image: Any, side: int) -> Thumbnails:
     return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
+def _fitted(part: Thumbnails, side: int) -> Thumbnails:
+    # INTER_AREA repeats pixels when it enlarges, and their edges would look like texture.
+    method = cv2.INTER_AREA if min(part.shape) >= side else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(part, (side, side), interpolation=method), dtype=np.uint8)
+
+
 def cut(thumb: Thumbnails, view: int, side: int) -> Thumbnails:
     """Return the crop `VIEWS[view]` of a thumbnail as uint8 (side, side)."""
     left, top, right, bottom = (round(share * len(thumb)) for share in VIEWS[view])
-    return _scaled(thumb[top:bottom, left:right], side)
+    return _fitted(thumb[top:bottom, left:right], side)
 
 
 def turn(image: Floats, number: int) -> Floats:
@@ -71,7 +85,7 @@ def turn(image: Floats, number: int) -> Floats:
     return np.ascontiguousarray(turned[..., ::-1] if number >= 4 else turned)
 
 
-def is_flat(thumbs: Thumbnails) -> npt.NDArray[np.bool_]:
+def is_flat(thumbs: Iterable[Thumbnails]) -> npt.NDArray[np.bool_]:
     """Return which thumbnails (N, T, T) have no detail, bool (N,)."""
     return np.array([float(_detail(_scaled(thumb, COARSE)).std()) < FLAT for thumb in thumbs], dtype=bool)
 
@@ -110,7 +124,27 @@ def coarse_detail(thumbs: Thumbnails) -> Floats:
 
 def _detail(thumb: Thumbnails) -> Floats:
     grey = thumb.astype(np.float32)
-    return np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), len(grey) / 16), dtype=np.float32)
+    return grey - _blurred(grey, len(grey) / 16)
+
+
+def _blurred(image: Floats, sigma: float) -> Floats:
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.float32)
+
+
+def trim(thumb: Thumbnails) -> Thumbnails:
+    """Cut off dark surroundings of a thumbnail (S, S) and enlarge the rest.
+
+    All images in one slide frame, and all lesions on black ground, are similar by their surroundings. Outermost rows and columns are cut
+    off while nearly all of their pixels are dark. An image that is dark everywhere is returned as is.
+    """
+    lit = thumb > DARK
+    rows, columns = (np.flatnonzero(lit.mean(axis=axis) > _LIT) for axis in (1, 0))
+    if not rows.size or not columns.size:
+        return thumb
+    inside = thumb[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if inside.shape == thumb.shape or min(inside.shape) < _LEAST * len(thumb):
+        return thumb
+    return _fitted(inside, len(thumb))
 
 
 def correlate(thumb: Thumbnails, other: Thumbnails, turned: int = 0) -> float:
@@ -124,26 +158,67 @@ def correlate(thumb: Thumbnails, other: Thumbnails, turned: int = 0) -> float:
         turned: number of the `turn` of `thumb` before the registration.
     """
     first, second = turn(_detail(thumb), turned), _detail(other)
-    side, sigma = len(second), len(second) / 16
-    warp = np.eye(2, 3, dtype=np.float32)
-    try:
-        warp = np.asarray(cv2.findTransformECC(second, first, warp, cv2.MOTION_AFFINE, _STEPS)[1], dtype=np.float32)
-    except cv2.error:
-        # The registration does not converge.
+    warp = _register(first, second)
+    if warp is None:
         return 0.0
-    stretches = np.linalg.svd(warp[:, :2], compute_uv=False)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    shared = cv2.warpAffine(np.ones_like(second), warp, (side, side), flags=flags) > 0.99
-    if stretches.max() > _STRETCH or stretches.min() < 1 / _STRETCH or shared.mean() < _OVERLAP:
-        return 0.0
-    moved = cv2.warpAffine(_level(first, sigma), warp, (side, side), flags=flags).astype(np.float32, copy=False)
-    first, second = moved[shared], _level(second, sigma)[shared]
+    sigma = len(second) / 16
+    shared = _overlap(warp, len(second))
+    first, second = _warped(_level(first, sigma), warp)[shared], _level(second, sigma)[shared]
     first, second = first - first.mean(), second - second.mean()
     length = float(np.sqrt((first**2).sum() * (second**2).sum()))
     return float((first * second).sum()) / length if length > 1e-6 else 0.0
 
 
+def compare_texture(thumb: Thumbnails, other: Thumbnails, turned: int = 0) -> float:
+    """Return the lower quartile of the local correlations of texture, -1 to 1.
+
+    Surroundings and outlines of two lesions may be alike, but not their texture. The correlation of fine detail is computed in a window
+    around each pixel. Pixels without texture in both images and pixels at strong edges (outlines, frames, rulers) do not count. The result
+    is 1 if too few pixels remain, and 0 if the registration fails.
+
+    Args:
+        thumb: uint8 (S, S).
+        other: uint8 (S, S).
+        turned: number of the `turn` of `thumb` before the registration.
+    """
+    warp = _register(turn(_detail(thumb), turned), _detail(other))
+    if warp is None:
+        return 0.0
+    images = _warped(turn(thumb.astype(np.float32), turned), warp), other.astype(np.float32)
+    first, second = (image - _blurred(image, _TEXTURE) for image in images)
+    own, others, both = (_blurred(product, _WINDOW) for product in (first * first, second * second, first * second))
+    counted = _overlap(warp, len(other)) & (np.maximum(own, others) > FLAT**2)
+    if counted.any():
+        counted &= own * others <= _EDGE**4 * np.median((own * others)[counted])
+    if counted.mean() < _ENOUGH:
+        return 1.0
+    return float(np.quantile((both / np.sqrt(own * others + _SMALL))[counted], 0.25))
+
+
+def _register(first: Floats, second: Floats) -> Floats | None:
+    """Return the warp (2, 3) of two copies, None if they differ too much."""
+    side, warp = len(second), np.eye(2, 3, dtype=np.float32)
+    try:
+        warp = np.asarray(cv2.findTransformECC(second, first, warp, cv2.MOTION_AFFINE, _STEPS)[1], dtype=np.float32)
+    except cv2.error:
+        # The registration does not converge.
+        return None
+    stretches = np.linalg.svd(warp[:, :2], compute_uv=False)
+    if stretches.max() > _STRETCH or stretches.min() < 1 / _STRETCH or _overlap(warp, side).mean() < _OVERLAP:
+        return None
+    return warp
+
+
+def _warped(image: Floats, warp: Floats) -> Floats:
+    return np.asarray(cv2.warpAffine(image, warp, image.shape, flags=_WARP), dtype=np.float32)
+
+
+def _overlap(warp: Floats, side: int) -> npt.NDArray[np.bool_]:
+    """Return the pixels that a warped image covers, bool (S, S)."""
+    return _warped(np.ones((side, side), np.float32), warp) > 0.99
+
+
 def _level(detail: Floats, sigma: float) -> Floats:
     """Divide detail by its local contrast."""
-    spread = np.sqrt(cv2.GaussianBlur(detail * detail, (0, 0), sigma))
+    spread = np.sqrt(_blurred(detail * detail, sigma))
     return np.asarray(detail / (spread + NOISE), dtype=np.float32)

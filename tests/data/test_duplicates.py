@@ -5,14 +5,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from pictures import EDITS, compressed, picture
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from skincancer.data.duplicates import exact_pairs, find_near, link
 from skincancer.data.overlap import find_similar, open_whole, read_fingerprints, write_fingerprints
 from skincancer.data.store import open_store
 from skincancer.imaging.crop import Crop
 from skincancer.imaging.preprocessing import Preprocessing
-from skincancer.imaging.similarity import COARSE, coarse_detail, correlate, describe, is_flat, thumbnail, turn
+from skincancer.imaging.similarity import (
+    COARSE,
+    coarse_detail,
+    compare_texture,
+    correlate,
+    describe,
+    is_flat,
+    thumbnail,
+    trim,
+    turn,
+)
 from skincancer.schema.data import DataConfig
 
 SIDE = 96
@@ -99,6 +109,55 @@ def test_correlation_is_that_of_the_same_picture_and_not_of_another(originals):
     assert correlate(one, other) < 0.5
 
 
+# Contrasts of texture at which the surroundings are stronger.
+CONTRASTS = {"slide frame": 13, "black ground": 11, "plain skin": 34}
+
+
+def surrounded(seed: int, surroundings: str) -> Image.Image:
+    """A lesion of its own texture, with the shape and the surroundings of all others."""
+    rng, contrast = np.random.default_rng(seed), CONTRASTS[surroundings]
+    scales = [rng.normal(0, contrast, (cells, cells)) for cells in (6, 32)]
+    noise = sum(cv2.resize(scale, (160, 160), interpolation=cv2.INTER_CUBIC) for scale in scales)
+    own = Image.fromarray((150 + noise[..., None] + [40, 0, -10]).clip(0, 255).astype(np.uint8))
+    window = Image.new("L", own.size)
+    if surroundings == "slide frame":
+        ImageDraw.Draw(window).rounded_rectangle((36, 36, 124, 124), radius=18, fill=255)
+        return Image.composite(own, Image.new("RGB", own.size, (14, 12, 10)), window)
+    ImageDraw.Draw(window).polygon([(40, 50), (80, 40), (120, 70), (105, 115), (60, 125)], fill=255)
+    if surroundings == "black ground":
+        return Image.composite(own, Image.new("RGB", own.size), window)
+    dark, skin = own.point(lambda value: round(0.4 * value)), own.point(lambda value: round(0.05 * value) + 190)
+    return Image.composite(dark, skin, window)
+
+
+@pytest.mark.parametrize("surroundings", CONTRASTS)
+def test_copies_are_found_and_lesions_in_the_same_surroundings_are_not(surroundings):
+    look_alikes = [surrounded(seed, surroundings) for seed in range(30)]
+    detail = thumbs(look_alikes, 64)
+    assert max(correlate(detail[0], other) for other in detail[1:]) >= 0.9, "surroundings alone pass the first check"
+    edited = [edit(look_alikes[number]) for number, edit in enumerate(EDITS.values())]
+    found = find_near(thumbs([*look_alikes, *edited]))
+    assert pairs(found) == {(number, len(look_alikes) + number) for number in range(len(EDITS))}
+
+
+def test_dark_surroundings_are_cut_off():
+    lesion = np.random.default_rng(0).integers(60, 255, (48, 60), dtype=np.uint8)
+    framed = np.full((96, 96), 12, np.uint8)
+    framed[20:68, 10:70] = lesion
+    np.testing.assert_array_equal(trim(framed), cv2.resize(lesion, (96, 96), interpolation=cv2.INTER_LINEAR))
+    for whole in (np.zeros((96, 96), np.uint8), np.full((96, 96), 200, np.uint8)):
+        np.testing.assert_array_equal(trim(whole), whole)
+
+
+def test_texture_of_copies_is_alike_and_of_other_lesions_is_not(originals):
+    own, copy, other = thumbs([originals[0], compressed(originals[0], 60), originals[1]])
+    assert compare_texture(own, own) == pytest.approx(1, abs=0.01)
+    assert compare_texture(turn(own, 3), copy, 1) > 0.7
+    assert compare_texture(own, other) < 0.15
+    smooth = cv2.GaussianBlur(own, (0, 0), 8)
+    assert compare_texture(smooth, smooth) == 1, "without texture, the first comparison decides"
+
+
 def test_exact_pairs_and_groups():
     assert exact_pairs(["a", "b", "a", "", "", "a"]) == [(0, 2), (0, 5)]
     assert link(6, [(0, 2), (2, 5), (3, 4)]) == [[0, 2, 5], [3, 4]]
@@ -119,6 +178,30 @@ def test_a_run_knows_copies_of_its_images_and_takes_no_bars_for_likeness(tmp_pat
     used = read_fingerprints(tmp_path / "fingerprints.npz")
     found = find_similar(store, np.arange(10, 21), resize, used)
     assert found[["row", "like"]].to_numpy().tolist() == [[20, "3"]]
+
+
+def test_a_run_finds_copies_of_framed_lesions_and_no_look_alikes(tmp_path):
+    images = [surrounded(seed, "black ground") for seed in range(30)]
+    images.append(EDITS["brighter"](EDITS["flip"](images[3])))
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    names = [str(number) for number in range(len(images))]
+    index = pd.DataFrame({"image_id": names, "image": [f"{name}.png" for name in names], "mask": None})
+    index["role"] = ["train"] * 15 + ["test"] * 16
+    store = open_store(index, tmp_path, tmp_path / "cache", Preprocessing(160, "stretch"), jobs=1)
+    write_fingerprints(tmp_path / "fingerprints.npz", index, store, "stretch")
+    used = read_fingerprints(tmp_path / "fingerprints.npz")
+    rows = np.arange(15, 31)
+    assert find_similar(store, rows, "stretch", used)[["row", "like"]].to_numpy().tolist() == [[30, "3"]]
+
+    # The fingerprints of an older run show the surroundings, so new images are compared with their surroundings.
+    thumbnails = thumbs(images[:15], 36)
+    np.savez_compressed(tmp_path / "older.npz", image_id=used.image_id, thumbnails=thumbnails)
+    older = read_fingerprints(tmp_path / "older.npz")
+    assert (used.trimmed, older.trimmed) == (True, False)
+    expected = find_near(thumbs(images[15:]), thumbnails)
+    assert find_similar(store, rows, "stretch", older)["row"].tolist() == sorted(set(expected["first"] + 15))
+    assert len(set(expected["first"])) > 1, "look-alikes"
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,18 @@ def test_a_run_without_digests_is_reported(run, artifacts, edited, tmp_path, cap
     assert not (folder / "near_duplicates.csv").exists()
 
 
+def test_fingerprints_of_an_older_run_are_reported(run, artifacts, edited, tmp_path, capsys):
+    older = tmp_path / "older"
+    shutil.copytree(artifacts, older)
+    kept = read_fingerprints(older / "fingerprints.npz")
+    np.savez_compressed(older / "fingerprints.npz", image_id=kept.image_id, thumbnails=kept.thumbnails)
+    argv = ["--data.dataset=csv", f"--data.root={edited}"]
+    evaluated(f"--run={older}", *argv)
+    assert "near-duplicates may be other lesions" in capsys.readouterr().out
+    evaluated(f"--run={artifacts}", *argv)
+    assert "near-duplicates may be other lesions" not in capsys.readouterr().out
+
+
 def test_renamed_copies_are_excluded_and_classes_summed(run, artifacts, copies, tiny_demo, capsys):
     found, folder = evaluated(
         "--run", run.info.run_id, "--data.dataset=csv", f"--data.root={copies}", "--data.target=malignancy", MALIGNANT,
