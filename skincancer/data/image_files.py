@@ -68,6 +68,8 @@ class ImageSearch:
         except OSError as error:
             raise DataError(f"{folder} cannot be read as a folder: {error.strerror}. Make it readable.") from error
         check_links(Path(entry.path) for entry in visible if entry.is_symlink() and not is_other(entry.name))
+        # Broken links of other files are ignored.
+        visible = [entry for entry in visible if not entry.is_symlink() or os.path.exists(entry.path)]
         return [entry for entry in visible if not (self.without and Path(os.path.abspath(entry.path)) in self.without)]
 
     def list_folders(self, folder: Path) -> list[Path]:
@@ -200,7 +202,7 @@ def check_links(paths: Iterable[Path]) -> None:
     Raises:
         DataError: links are broken; with their number, the first links and their targets.
     """
-    broken = [path for path in paths if path.is_symlink() and not path.exists()]
+    broken = [path for path in paths if path.is_symlink() and not os.path.exists(path)]
     if broken:
         links = _join(f"{path} -> {os.readlink(path)}" for path in broken)
         count = "1 link is" if len(broken) == 1 else f"{len(broken)} links are"
@@ -226,7 +228,7 @@ def unpacked_root(root: Path) -> Path:
 
 def _above(folder: Path) -> set[Hashable]:
     """Return the keys of a folder, of its target, and of all folders above."""
-    places = Path(os.path.abspath(folder)), Path(os.path.realpath(folder))
+    places = folder.absolute(), Path(os.path.realpath(folder))
     return {file_key(path) for place in places for path in (place, *place.parents)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def merge_same_files(index: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, str
     rows: dict[Hashable, list[int]] = {}
     for row, path in enumerate(paths):
         # The store reports missing files.
-        if path.exists():
+        if os.path.exists(path):
             rows.setdefault(file_key(path), []).append(row)
     groups = [members for members in rows.values() if len(members) > 1]
     if not groups:

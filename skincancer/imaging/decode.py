@@ -227,10 +227,24 @@ def _is_deep(image: Image.Image) -> bool:
 
     The image must not be loaded, because loading removes the facts.
     """
-    bits = _tag(image, _BITS) or (8,)
-    # Pillow scales other maxima of PPM files itself.
-    ppm = image.format == "PPM" and str(getattr(image, "tile", "")).endswith("65535))]")
-    return max(bits) > 8 or ppm or image.mode.startswith("I") or ";16" in str(getattr(image, "tile", ""))
+    tile = str(getattr(image, "tile", ""))
+    # Pillow scales other depths of PPM and JPEG 2000 itself.
+    if image.format == "PPM" and tile.endswith("65535))]"):
+        return True
+    if image.format == "JPEG2000" and _jpeg2000_depth(image) == 16:
+        return True
+    return max(_tag(image, _BITS) or (8,)) > 8 or image.mode.startswith("I") or ";16" in tile
+
+
+def _jpeg2000_depth(image: Image.Image) -> int:
+    """Return the bits per channel of a JPEG 2000 image (ISO/IEC 15444-1, marker SIZ)."""
+    stream: Any = getattr(image, "fp", None)
+    place = stream.tell()
+    stream.seek(0)
+    start = stream.read(1 << 16)
+    stream.seek(place)
+    _, marker, header = start.partition(b"\xff\x4f\xff\x51")
+    return (header[38] & 0x7F) + 1 if marker and len(header) > 38 else 8
 
 
 def _read_deep(file: ImageFile, image: Image.Image) -> Image.Image:
@@ -241,32 +255,50 @@ def _read_deep(file: ImageFile, image: Image.Image) -> Image.Image:
     Args:
         image: opened image, not loaded.
     """
-    import cv2
-
-    content = file if isinstance(file, bytes) else file.read_bytes()
-    values: npt.NDArray[Any] | None
-    if _tag(image, _PLANES) == 2:
-        import tifffile
-
-        # OpenCV mixes up separate planes.
-        planes = tifffile.TiffFile(io.BytesIO(content)).pages[0].asarray()
-        values = np.moveaxis(planes, 0, -1) if planes.ndim == 3 else None
-        turned = False
-    else:
-        values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        values = values[..., [2, 1, 0, 3][: values.shape[2]]] if values is not None and values.ndim == 3 else None
-        # OpenCV applies the orientation of TIFF files.
-        turned = image.format == "TIFF"
-    straight = image.mode in ("RGB", "RGBA", "RGBX") and "RGBa" not in str(getattr(image, "tile", ""))
-    if values is None or values.dtype != np.uint16 or values.shape[2] not in (3, 4) or not straight:
+    if image.mode not in ("RGB", "RGBA", "RGBX") or "RGBa" in str(getattr(image, "tile", "")):
         raise BadImage(f"has mode {image.mode} with 16 bits per channel, which is not read; convert it to 8-bit RGB")
+    is_planar, is_turned = _tag(image, _PLANES) == 2, image.format == "TIFF" and _tag(image, _PLANES) != 2
+    orientation = _tag(image, _ORIENTATION)
+    # Pillow reports truncated files, which the other libraries may fill with zeros.
+    image.load()
+    orientation = orientation or image.getexif().get(_ORIENTATION, 1)
+    content = file if isinstance(file, bytes) else file.read_bytes()
+    try:
+        values = _read_planes(content) if is_planar else _read_channels(content)
+    except MemoryError:
+        raise
+    # These libraries raise errors of many types.
+    except Exception as error:
+        raise BadImage(f"cannot be decoded: {error}; convert it to 8-bit RGB") from error
+    if values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] not in (3, 4):
+        raise BadImage(f"contains values {values.dtype} {values.shape}; convert it to 8-bit RGB")
     colour = _scale_depth(values[..., :3])
     if values.shape[2] == 4:
         colour = np.dstack([colour, _scale_depth(values[..., 3])])
     scaled = Image.fromarray(colour)
-    if not turned:
-        scaled.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    # OpenCV applies the orientation of TIFF files.
+    if not is_turned:
+        scaled.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(scaled) or scaled
+
+
+def _read_channels(content: bytes) -> npt.NDArray[Any]:
+    """Read an image with OpenCV, (H, W, C) in the order RGBA."""
+    import cv2
+
+    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise ValueError("OpenCV cannot read its 16 bits per channel")
+    return values[..., [2, 1, 0, 3][: values.shape[2]]] if values.ndim == 3 else values
+
+
+def _read_planes(content: bytes) -> npt.NDArray[Any]:
+    """Read a TIFF with separate planes, which OpenCV mixes up, (H, W, C)."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        planes: npt.NDArray[Any] = file.pages[0].asarray()
+    return np.moveaxis(planes, 0, -1)
 
 
 def _top(values: npt.NDArray[Any]) -> int:

@@ -158,6 +158,19 @@ def test_broken_links_stop_every_search(root: Path, link: str) -> None:
         find_images([root / link])
 
 
+def test_a_link_to_itself_is_a_broken_link(root: Path) -> None:
+    (root / "mel/self.jpg").symlink_to("self.jpg")
+    with pytest.raises(DataError, match="1 link is broken"):
+        names(root)
+
+
+def test_a_root_may_be_named_through_a_link_and_its_parent(root: Path, tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere/deep", "x")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere/deep")
+    (tmp_path / "elsewhere/data").symlink_to(root)
+    assert names(tmp_path / "link/../data") == IMAGES
+
+
 def test_a_broken_link_of_another_kind_of_file_is_ignored(root: Path) -> None:
     (root / "mel/notes.txt").symlink_to("/nowhere/else")
     assert names(root) == IMAGES

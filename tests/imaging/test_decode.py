@@ -132,6 +132,7 @@ WRITERS = {
     "lzw.tif": lambda path, values: cv2.imwrite(str(path), values[..., ::-1].copy(), [cv2.IMWRITE_TIFF_COMPRESSION, 5]),
     "planes.tif": write_planes,
     "deflated planes.tif": lambda path, values: write_planes(path, values, compression="zlib"),
+    "rgb.jp2": lambda path, values: cv2.imwrite(str(path), values[..., ::-1].copy(), [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]),
     "rgb.ppm": lambda path, values: path.write_bytes(b"P6 48 32 65535\n" + values.astype(">u2").tobytes()),
     "grey.pgm": lambda path, values: path.write_bytes(b"P5 48 32 65535\n" + values[..., 0].astype(">u2").tobytes()),
 }  # fmt: skip
@@ -147,6 +148,17 @@ def test_sixteen_bits_are_scaled_by_their_depth(tmp_path: Path, name: str, depth
     assert np.abs(pixels - (exact[..., :1] if name.startswith("grey") else exact)).max() == 0
     assert np.array_equal(pixels, read_image((tmp_path / name).read_bytes()))
     assert decoding(tmp_path / name) == "deep"
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "rgb.tif", "deflate.tif", "planes.tif", "deflated planes.tif", "rgb.ppm"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_truncated_files_of_sixteen_bits(tmp_path: Path, name: str, share: float):
+    noise = np.random.default_rng(0).integers(0, 65536, (32, 48, 3), dtype=np.uint16)
+    WRITERS[name](tmp_path / name, noise)
+    content = (tmp_path / name).read_bytes()
+    read_image(content)
+    with pytest.raises(BadImage, match=r"cannot be decoded|is not an image"):
+        read_image(content[: int(len(content) * share)])
 
 
 def test_white_is_zero_in_a_tiff_of_sixteen_bits(tmp_path: Path):

@@ -99,14 +99,16 @@ def test_needs_neither_data_nor_network_nor_store(folder, image, tmp_path, monke
     assert len(table(tmp_path / "out")) == 1
 
 
-def test_folders_named_after_classes_give_the_truth(folder, index, tiny_demo, tmp_path):
+def test_folders_named_after_classes_give_the_truth(folder, index, tiny_demo, tmp_path, capsys):
     pictures = tmp_path / "pictures"
     for diagnosis in ("nv", "mel", "unknown"):
         (pictures / diagnosis).mkdir(parents=True)
         rows = index[index["diagnosis"] == ("nv" if diagnosis == "unknown" else diagnosis)].head(3)
         for number, row in enumerate(rows.itertuples()):
             shutil.copy(tiny_demo / row.image, pictures / diagnosis / f"{number}.jpg")
+    (pictures / "nv/x.svg").write_bytes(b"<svg/>")
     assert say(folder, tmp_path / "out", pictures) == 0
+    assert "skipped 1 file not read as images: 1 .svg\n" in capsys.readouterr().out
     found = table(tmp_path / "out")
     assert list(found.columns[:5]) == ["image_id", "file", "prediction", "truth", "correct"]
     assert sorted(found["image_id"]) == sorted(f"{name}/{n}" for name in ("nv", "mel", "unknown") for n in range(3))
