@@ -61,7 +61,7 @@ def _check_compile(accelerator: str) -> None:
 def check_single_image(experiment: Experiment) -> None:
     """Check that the network can be trained on a batch of one image.
 
-    torch refuses to train BatchNorm on one value per channel: on one image whose features are 1 × 1.
+    torch refuses to train BatchNorm on one value per channel: a single image with features of 1 × 1.
 
     Raises:
         ConfigError: a trained BatchNorm layer gets one value per channel.
