@@ -33,7 +33,7 @@ from skincancer.data.mask_sources import mask_files
 from skincancer.data.prepare import locate_dataset
 from skincancer.imaging.decode import read_image, read_truth
 from skincancer.imaging.mask_operations import otsu_mask
-from skincancer.imaging.similarity import thumbnail
+from skincancer.imaging.similarity import cut, thumbnail, trim
 from skincancer.imaging.types import Mask
 from skincancer.schema.data import DataConfig
 
@@ -106,7 +106,7 @@ def measure(kind: str, files: list[tuple[Path, Path | None]], side: int, known: 
         known: near-duplicates in the unchanged images. Those of the kind "unchanged" are added.
     """
     rng, names = np.random.default_rng(0), list(EDITS)
-    own, small, copies, original = [], [], [], []
+    own, copies, original = [], [], []
     for number, (path, mask) in enumerate(files):
         image = read_image(path)
         lesion = otsu_mask(image) if mask is None else np.asarray(read_truth(mask, image)) > 0
@@ -116,21 +116,22 @@ def measure(kind: str, files: list[tuple[Path, Path | None]], side: int, known: 
         copy = compress(EDITS[names[number % len(names)]](image, rng), 90)
         original.append(number)
         own.append(thumbnail(np.asarray(image), AUDIT))
-        small.append(thumbnail(np.asarray(image), side))
         copies.append(thumbnail(np.asarray(copy), AUDIT))
     if len(own) < 2:
         raise SystemExit("fewer than two images have a lesion of 2 to 80 % of the image")
-    lists = np.stack(own), np.stack(small), np.stack(copies)
-    among = find_near(lists[0]) if side == AUDIT else find_near(lists[0], lists[1])
+    if side == AUDIT:
+        thumbs = np.stack(own)
+        among, near = find_near(thumbs), find_near(np.stack(copies), thumbs)
+    else:
+        thumbs, edited = (np.stack([trim(thumb) for thumb in grey]) for grey in (own, copies))
+        fingerprints = np.stack([cut(thumb, 0, side) for thumb in thumbs])
+        among, near = find_near(thumbs, fingerprints), find_near(edited, fingerprints)
     pairs = {
-        (original[first], original[second]): value
-        for first, second, value in among.itertuples(index=False)
-        if first < second
+        (original[row], original[other]): value for row, other, value in among.itertuples(index=False) if row < other
     }
     if kind == "unchanged":
         known |= set(pairs)
     false = [value for pair, value in pairs.items() if pair not in known]
-    near = find_near(lists[2], lists[1])
     recall = float((near["first"] == near["second"]).sum()) / len(own)
     counts = " ".join(f"{count:>9}" for count in np.histogram(false, BANDS)[0])
     return f"{kind:<17} {len(own):>6}  {recall:>6.4f}  {len(false):>5} {counts}"
