@@ -55,6 +55,7 @@ def run_sweep(
             experiment.data, mask_source(experiment.data, store), bars, task=experiment.task,
             hand_crafted=experiment.model.is_hand_crafted,
         )  # fmt: skip
+    data.reading.report(console)
     for closed in reap(store.client):
         console.print(f"closed run {closed} as KILLED: its process exited")
     plan = replace(plan, split_hash=data.split_hash, index_hash=data.index_hash, images=used_images(data))
