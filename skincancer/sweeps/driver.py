@@ -59,6 +59,7 @@ def run_sweep(
             hand_crafted=experiment.model.is_hand_crafted, for_fit=True,
         )  # fmt: skip
     check_class_metric("training.monitor", experiment.training.monitor, len(data.classes))
+    data.reading.report(console)
     for closed in reap(store.client):
         console.print(f"closed run {closed} as KILLED: its process exited")
     plan = replace(plan, split_hash=data.split_hash, index_hash=data.index_hash, images=used_images(data))
