@@ -158,7 +158,7 @@ def has_digested_keys(keys: Iterable[str]) -> bool:
 
 
 def restore_names(metrics: Mapping[str, float], classes: Sequence[str]) -> dict[str, float]:
-    """Return the metrics of a run with the names of its classes instead of MLflow keys."""
+    """Return metrics with the names of classes instead of MLflow keys."""
     names = {key: name for name, key in metric_keys(f"{RECALL}{name}" for name in classes).items()}
 
     def restore(key: str) -> str:

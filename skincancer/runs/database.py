@@ -1,4 +1,4 @@
-"""SQLite database of an MLflow store: check its tables and version before MLflow changes them."""
+"""SQLite database of an MLflow store: check of tables and version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ALWAYS = {"experiments", "runs", "alembic_version"}
 
 
 def describe_database(path: Path) -> str:
-    """Return why the installed MLflow cannot use a SQLite file, "" if it can.
+    """Return why MLflow cannot use a SQLite file, or "".
 
     MLflow itself would add its tables to any database, and migrate older ones without a backup.
     """

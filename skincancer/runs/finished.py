@@ -118,7 +118,7 @@ class FinishedRun:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Last value of each metric of the run in MLflow, with the real names of classes."""
+        """Last value of each metric in MLflow, by the real class names."""
         metrics = self.record.data.metrics
         return restore_names(metrics, self.classes) if has_digested_keys(metrics) else metrics
 

@@ -72,7 +72,7 @@ def check_launcher(trainer: TrainerConfig) -> None:
 
 
 def _check_left_over(requested: str) -> None:
-    """Check that this process starts the ranks, and is not itself one of several processes.
+    """Check that no other launcher has started this process.
 
     Raises:
         ConfigError: the environment has the rank of a process of another launcher, or SLURM has started several tasks.

@@ -310,17 +310,17 @@ def _scored_classes(classes: Sequence[str]) -> list[tuple[int, tuple[str, LineSt
 
 
 def _legend_names(classes: Sequence[str]) -> list[str]:
-    """Return the names of classes in up to three lines, or in one line each if there are many."""
+    """Return names of classes for a legend, in one line if there are many."""
     return [class_label(name) if len(classes) <= _FEW_CLASSES else _short(name) for name in classes]
 
 
 def _short(name: str) -> str:
-    """Return the name of a class in one line of at most 32 letters, without the middle of longer names."""
+    """Return a class name of at most 32 letters, without its middle if longer."""
     return (name if len(name) <= 32 else f"{name[:20]}…{name[-11:]}").replace("$", r"\$")
 
 
 def _shown_classes(label: npt.NDArray[np.int64], count: int) -> set[int]:
-    """Return the classes with a legend entry: all, or the `MOST_CLASSES` with the most images."""
+    """Return the classes with the most images, at most `MOST_CLASSES`."""
     images = np.bincount(label, minlength=count)
     return set(np.argsort(-images, kind="stable")[:MOST_CLASSES].tolist())
 

@@ -36,7 +36,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def encode_png(figure: Figure) -> bytes:
-    """Encode a figure as PNG at 150 dpi, or fewer for at most 16 megapixels."""
+    """Encode a figure as PNG at 150 dpi and at most 16 megapixels."""
     content = _png(figure, _DPI)
     # The size of a figure with its legends is only known once it is drawn. Bytes 16 to 24 of a PNG are width and height.
     width, height = struct.unpack(">II", content[16:24])
