@@ -1,4 +1,7 @@
-"""Every printed metric as an estimate with an interval. `METHODS` lists the method of each metric."""
+"""Estimate every printed metric with an interval.
+
+`METHODS` lists the method of each metric.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ class CountedPredictions:
         return counts.reshape(-1, len(self.classes)).astype(np.float64)
 
     def of_lesions(self, values: Floats) -> Floats:
-        """Return the sum (G,) or (G, K) of values (N,) or (N, K) of images over each lesion."""
+        """Return sums (G,) or (G, K) over lesions of values (N,) or (N, K)."""
         columns = values.reshape(len(values), -1)
         sums = np.column_stack([np.bincount(self.lesion, column) for column in columns.T])
         return sums.reshape(-1, *values.shape[1:])
@@ -80,7 +83,7 @@ class CountedPredictions:
         return [proportion(hit, true) for hit, true in zip(self.hit.T, self.true.T, strict=True)]
 
     def precision(self, c: int) -> Estimate:
-        """Estimate the precision of a class, 0 without predictions of a class that is present."""
+        """Estimate the precision of a class, 0 if never predicted."""
         if not self.predicted[:, c].any() and self.true[:, c].any():
             return NoInterval(0.0, np.zeros(len(self.images)), f"no prediction of {self.classes[c]}")
         return proportion(self.hit[:, c], self.predicted[:, c])
@@ -91,7 +94,10 @@ class CountedPredictions:
         return proportion(others - self.predicted[:, c] + self.hit[:, c], others)
 
     def f1(self, c: int) -> Estimate:
-        """Estimate F1 of a class, a function of the share of hits in all images of the class, true or predicted."""
+        """Estimate F1 of a class.
+
+        F1 is a function of the share of hits in all images of the class, true or predicted.
+        """
         share = proportion(self.hit[:, c], self.true[:, c] + self.predicted[:, c] - self.hit[:, c])
         if isinstance(share, NoInterval):
             return share

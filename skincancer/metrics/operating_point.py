@@ -30,7 +30,9 @@ MEASURES = ("sensitivity", "specificity", "ppv", "npv", "number_needed_to_biopsy
 
 @dataclass(frozen=True, eq=False)
 class Predictive(Estimate):
-    """PPV at a prevalence: 1 / (1 + odds × wrong / right). NPV alike.
+    """PPV or NPV at a prevalence.
+
+    The value is 1 / (1 + odds × wrong / right).
 
     Attributes:
         wrong: share of false calls among the negatives; for NPV, share of missed among the positives.
