@@ -105,7 +105,7 @@ def operating_point(
     called = scores >= threshold
     cells = np.stack([truth & called, truth & ~called, ~truth & called, ~truth & ~called])
     lesion = lesion_numbers(groups, len(truth))
-    hit, missed, alarm, passed = (np.bincount(lesion, cell) for cell in cells.astype(np.float64))
+    hit, missed, alarm, passed = (np.bincount(lesion, cell).astype(np.float64) for cell in cells)
     sensitivity, specificity = proportion(hit, hit + missed), proportion(passed, passed + alarm)
     if prevalence is None:
         ppv, npv = proportion(hit, hit + alarm), proportion(passed, passed + missed)
