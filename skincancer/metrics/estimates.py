@@ -65,7 +65,7 @@ class CountedPredictions:
     def of_lesions(self, values: Floats) -> Floats:
         """Return sums (G,) or (G, K) over lesions of values (N,) or (N, K)."""
         columns = values.reshape(len(values), -1)
-        sums = np.column_stack([np.bincount(self.lesion, column) for column in columns.T])
+        sums = np.column_stack([np.bincount(self.lesion, column) for column in columns.T]).astype(np.float64)
         return sums.reshape(-1, *values.shape[1:])
 
     @property
@@ -109,8 +109,9 @@ class CountedPredictions:
         value, influence = auroc_influence(positive, self.probability[:, c])
         if np.isnan(value):
             return NoInterval(value, np.zeros(len(self.images)), "a single class")
-        sides = (self.of_lesions(np.where(side, influence, 0)) for side in (positive, ~positive))
-        return lesion_sums.area(value, *sides, self.true[:, c], self.images - self.true[:, c])
+        of_positives, of_negatives = (self.of_lesions(np.where(side, influence, 0)) for side in (positive, ~positive))
+        true = self.true[:, c]
+        return lesion_sums.area(value, of_positives, of_negatives, true, self.images - true)
 
     def average_precision(self, c: int) -> Estimate:
         """Estimate the average precision of a class against the rest."""
@@ -128,8 +129,8 @@ class CountedPredictions:
         """Estimate the expected calibration error."""
         confidence, right = self.probability.max(axis=1), self.probability.argmax(axis=1) == self.label
         bins = np.eye(CALIBRATION_BINS)[calibration_bin(confidence)]
-        parts = (bins * (right - confidence)[:, None], bins * right[:, None], bins)
-        return lesion_sums.calibration_error(*map(self.of_lesions, parts), self.images)
+        gaps, hits, counts = map(self.of_lesions, (bins * (right - confidence)[:, None], bins * right[:, None], bins))
+        return lesion_sums.calibration_error(gaps, hits, counts, self.images)
 
     def brier(self) -> Estimate:
         """Estimate the Brier score, from 0 to 2."""
@@ -243,8 +244,8 @@ def mean_estimate(table: pd.DataFrame, column: str, groups: Sequence[str] | npt.
         raise ValueError(
             f"values of {column} must be {'finite and not negative' if unbounded else 'in [0, 1]'}, or NaN"
         )
-    sums = np.bincount(lesion, np.where(known, values, 0)), np.bincount(lesion, known).astype(np.float64)
-    return positive_mean(*sums) if unbounded else proportion(*sums, binary=False)
+    sums, counts = (np.bincount(lesion, part).astype(np.float64) for part in (np.where(known, values, 0), known))
+    return positive_mean(sums, counts) if unbounded else proportion(sums, counts, binary=False)
 
 
 def interval_table(estimates: Mapping[str, Estimate], level: float = 0.95) -> pd.DataFrame:
