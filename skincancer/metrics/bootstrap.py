@@ -39,7 +39,9 @@ def bootstrap_weights(
 
 
 def lesion_numbers(groups: Sequence[str] | npt.NDArray[np.str_], n_images: int) -> npt.NDArray[np.int64]:
-    """Return the number (N,) of the lesion of each image, in the order of sorted ids.
+    """Return the lesion (N,) of each image as a number.
+
+    Lesions are numbered in the order of their sorted ids.
 
     Raises:
         ValueError: groups of another length, or without lesion.

@@ -1,4 +1,7 @@
-"""Every printed metric as an estimate with an interval. `METHODS` lists the method of each metric."""
+"""Estimate every printed metric with an interval.
+
+`METHODS` lists the method of each metric.
+"""
 
 from __future__ import annotations
 
@@ -61,9 +64,9 @@ class CountedPredictions:
         return counts.reshape(-1, len(self.classes)).astype(np.float64)
 
     def of_lesions(self, values: Floats) -> Floats:
-        """Return the sum (G,) or (G, K) of values (N,) or (N, K) of images over each lesion."""
+        """Return sums (G,) or (G, K) over lesions of values (N,) or (N, K)."""
         columns = values.reshape(len(values), -1)
-        sums = np.column_stack([np.bincount(self.lesion, column) for column in columns.T])
+        sums = np.column_stack([np.bincount(self.lesion, column) for column in columns.T]).astype(np.float64)
         return sums.reshape(-1, *values.shape[1:])
 
     @property
@@ -86,7 +89,7 @@ class CountedPredictions:
         return [proportion(hit, true) for hit, true in zip(self.hit.T, self.true.T, strict=True)]
 
     def precision(self, c: int) -> Estimate:
-        """Estimate the precision of a class, 0 without predictions of a class that is present."""
+        """Estimate the precision of a class, 0 if never predicted."""
         if not self.predicted[:, c].any() and self.true[:, c].any():
             return NoInterval(0.0, np.zeros(len(self.images)), f"no prediction of {self.classes[c]}")
         return proportion(self.hit[:, c], self.predicted[:, c])
@@ -97,7 +100,10 @@ class CountedPredictions:
         return proportion(others - self.predicted[:, c] + self.hit[:, c], others)
 
     def f1(self, c: int) -> Estimate:
-        """Estimate F1 of a class, a function of the share of hits in all images of the class, true or predicted."""
+        """Estimate F1 of a class.
+
+        F1 is a function of the share of hits in all images of the class, true or predicted.
+        """
         share = proportion(self.hit[:, c], self.true[:, c] + self.predicted[:, c] - self.hit[:, c])
         if isinstance(share, NoInterval):
             return share
@@ -109,8 +115,9 @@ class CountedPredictions:
         value, influence = auroc_influence(positive, self.probability[:, c])
         if np.isnan(value):
             return NoInterval(value, np.zeros(len(self.images)), "a single class")
-        sides = (self.of_lesions(np.where(side, influence, 0)) for side in (positive, ~positive))
-        return lesion_sums.area(value, *sides, self.true[:, c], self.images - self.true[:, c])
+        of_positives, of_negatives = (self.of_lesions(np.where(side, influence, 0)) for side in (positive, ~positive))
+        true = self.true[:, c]
+        return lesion_sums.area(value, of_positives, of_negatives, true, self.images - true)
 
     def average_precision(self, c: int) -> Estimate:
         """Estimate the average precision of a class against the rest."""
@@ -128,8 +135,8 @@ class CountedPredictions:
         """Estimate the expected calibration error."""
         confidence, right = self.probability.max(axis=1), self.probability.argmax(axis=1) == self.label
         bins = np.eye(CALIBRATION_BINS)[calibration_bin(confidence)]
-        parts = (bins * (right - confidence)[:, None], bins * right[:, None], bins)
-        return lesion_sums.calibration_error(*map(self.of_lesions, parts), self.images)
+        gaps, hits, counts = map(self.of_lesions, (bins * (right - confidence)[:, None], bins * right[:, None], bins))
+        return lesion_sums.calibration_error(gaps, hits, counts, self.images)
 
     def brier(self) -> Estimate:
         """Estimate the Brier score, from 0 to 2."""
@@ -245,8 +252,8 @@ def mean_estimate(table: pd.DataFrame, column: str, groups: Sequence[str] | npt.
         raise ValueError(
             f"values of {column} must be {'finite and not negative' if unbounded else 'in [0, 1]'}, or NaN"
         )
-    sums = np.bincount(lesion, np.where(known, values, 0)), np.bincount(lesion, known).astype(np.float64)
-    return positive_mean(*sums) if unbounded else proportion(*sums, binary=False)
+    sums, counts = (np.bincount(lesion, part).astype(np.float64) for part in (np.where(known, values, 0), known))
+    return positive_mean(sums, counts) if unbounded else proportion(sums, counts, binary=False)
 
 
 def interval_table(estimates: Mapping[str, Estimate], level: float = 0.95) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Confidence intervals with lesions as independent units, valid at the ends of the range of a metric.
+"""Confidence intervals over lesions, valid at the ends of the range of a metric.
 
 Every estimate has the influence of each lesion: influences sum to about 0, and correlate metrics, runs and models. `lesion_sums` makes
 the estimates. The kinds of estimates:
@@ -110,7 +110,7 @@ class Certain(Estimate):
 
 @dataclass(frozen=True, eq=False)
 class Proportion(Estimate):
-    """A proportion, or a mean of values in [0, 1], with its effective sample size."""
+    """A proportion or a mean of values in [0, 1]."""
 
     size: float
 
@@ -138,11 +138,14 @@ class Area(Estimate):
 
     @property
     def unit(self) -> float:
-        """Influence of an image of the smaller class that moves past half of the other class."""
+        """Influence of an image that moves past half of the other class."""
         return 0.5 / min(self.n_positive, self.n_negative)
 
     def limit(self, level: Floats, *, upper: bool) -> Floats:
-        """Return the areas whose distance to the value is the normal quantile times their own standard error."""
+        """Return areas at the distance of their own standard error.
+
+        The distance to the value is the normal quantile times the standard error.
+        """
         area = np.sin(np.linspace(0, np.pi / 2, 1002)[1:-1]) ** 2
         error = np.sqrt(self.inflation * newcombe_variance(area, self.n_positive, self.n_negative))
         return np.interp(special.ndtri(level), (area - self.value) / error, area, left=0.0, right=1.0)
@@ -217,7 +220,7 @@ class Monotone(Estimate):
 
 @dataclass(frozen=True, eq=False)
 class Combination(Estimate):
-    """A weighted sum of estimates on the same lesions, such as a mean over classes or a difference.
+    """A weighted sum of estimates: a mean over classes, or a difference.
 
     Attributes:
         parts: estimates.
@@ -236,7 +239,10 @@ class Combination(Estimate):
         return np.quantile(self.distribution(upper=upper), level)
 
     def _mover(self, level: Floats, *, upper: bool) -> Floats:
-        """Return the limits of MOVER: distances of the parts from their limits, added with their correlations."""
+        """Return the limits of MOVER.
+
+        The distances of the parts from their limits are added with their correlations.
+        """
         distances = np.stack(
             [
                 abs(weight)
@@ -251,9 +257,10 @@ class Combination(Estimate):
         return self.value + np.where(level < 0.5, -1, 1) * np.sqrt(np.maximum(square, 0))
 
     def distribution(self, *, upper: bool) -> Floats:
-        """Sample the sum of the confidence distributions of the parts (Schweder and Hjort, 2016), (R,).
+        """Sample the sum (R,) of the confidence distributions of the parts.
 
-        The parts have normal dependence with the correlation of their influences. With normal parts the quantiles are those of MOVER
+        Schweder and Hjort, "Confidence, Likelihood, Probability", 2016. The parts have normal dependence with the
+        correlation of their influences. With normal parts the quantiles are those of MOVER
         (Zou and Donner, Statistics in Medicine 27, 2008), but skewed parts, near the ends of their range, keep their skew.
         """
         variance, axes = np.linalg.eigh(self._correlation())
@@ -351,27 +358,28 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
     return combine([first, second], [1, -1])
 
 
-def p_value(difference: Estimate) -> float:
-    """Return the two-sided p-value: the smallest level at which the interval of a difference excludes 0.
+def p_value(change: Estimate) -> float:
+    """Return the two-sided p-value of a difference.
 
-    For resamples, this is twice the share beyond 0. Adding 1 avoids a p-value of 0, which resampling cannot prove.
+    This is the smallest level at which the interval excludes 0, at least 1 / `DRAWS`. For resamples,
+    this is twice the share beyond 0. Adding 1 avoids a p-value of 0, which resampling cannot prove.
     """
-    if isinstance(difference, Resampled):
-        defined = difference.resampled[np.isfinite(difference.resampled)]
+    if isinstance(change, Resampled):
+        defined = change.resampled[np.isfinite(change.resampled)]
         beyond = min((defined <= 0).sum(), (defined >= 0).sum())
         return min(1.0, 2 * float(beyond + 1) / (len(defined) + 1)) if len(defined) else np.nan
-    if not np.isfinite(difference.bounds()[0]):
+    if not np.isfinite(change.bounds()[0]):
         return np.nan
     smallest, largest = np.log(1 / DRAWS), 0.0
     while largest - smallest > 0.005:
         middle = (smallest + largest) / 2
-        low, high = difference.bounds(1 - np.exp(middle))
+        low, high = change.bounds(1 - np.exp(middle))
         smallest, largest = (smallest, middle) if low > 0 or high < 0 else (middle, largest)
     return float(np.exp(largest)) if largest < 0 else 1.0
 
 
 def newcombe_variance(area: Floats, n_positive: float, n_negative: float) -> Floats:
-    """Return the variance of an AUROC by method 5 of Newcombe (Statistics in Medicine 25, 2006)."""
+    """Return the variance of an AUROC by Newcombe (method 5)."""
     pairs = max((n_positive + n_negative) / 2 - 1, 0.0)
     return area * (1 - area) * (1 + pairs * ((1 - area) / (2 - area) + area / (1 + area))) / (n_positive * n_negative)
 

@@ -53,7 +53,12 @@ def proportion(hits: Floats, counts: Floats, *, binary: bool = True) -> Estimate
 
 
 def positive_mean(sums: Floats, counts: Floats) -> Estimate:
-    """Estimate the mean of positive values without upper bound, from sums and counts (G,) of lesions."""
+    """Estimate the mean of positive values without upper bound.
+
+    Args:
+        sums: (G,), sum of the values of the images of each lesion.
+        counts: (G,), number of images of each lesion.
+    """
     total = counts.sum()
     if total <= 0:
         return NoInterval(np.nan, np.zeros(len(counts)), "no image counts")
@@ -90,7 +95,9 @@ def area(value: float, of_positives: Floats, of_negatives: Floats, positives: Fl
 
 
 def average_precision(value: float, influence: Floats, positives: Floats) -> Estimate:
-    """Estimate an average precision as a proportion of the positives (Boyd, Eng and Page, ECML 2013).
+    """Estimate an average precision.
+
+    It is treated as a proportion of the positives (Boyd, Eng and Page, ECML 2013).
 
     Args:
         value: average precision.
@@ -126,7 +133,10 @@ def calibration_error(gaps: Floats, right: Floats, counts: Floats, n_images: Flo
 
 
 def effective_count(counts: Floats) -> float:
-    """Return the effective number of lesions with `counts` (G,) equal images (Kish, "Survey Sampling", 1965)."""
+    """Return the effective number of lesions with `counts` (G,) equal images.
+
+    Kish, "Survey Sampling", 1965.
+    """
     return float(counts.sum() ** 2 / (counts**2).sum()) if counts.any() else 0.0
 
 

@@ -30,7 +30,9 @@ MEASURES = ("sensitivity", "specificity", "ppv", "npv", "number_needed_to_biopsy
 
 @dataclass(frozen=True, eq=False)
 class Predictive(Estimate):
-    """PPV at a prevalence: 1 / (1 + odds × wrong / right). NPV alike.
+    """PPV or NPV at a prevalence.
+
+    The value is 1 / (1 + odds × wrong / right).
 
     Attributes:
         wrong: share of false calls among the negatives; for NPV, share of missed among the positives.
@@ -103,7 +105,7 @@ def operating_point(
     called = scores >= threshold
     cells = np.stack([truth & called, truth & ~called, ~truth & called, ~truth & ~called])
     lesion = lesion_numbers(groups, len(truth))
-    hit, missed, alarm, passed = (np.bincount(lesion, cell) for cell in cells.astype(np.float64))
+    hit, missed, alarm, passed = (np.bincount(lesion, cell).astype(np.float64) for cell in cells)
     sensitivity, specificity = proportion(hit, hit + missed), proportion(passed, passed + alarm)
     if prevalence is None:
         ppv, npv = proportion(hit, hit + alarm), proportion(passed, passed + missed)
