@@ -98,7 +98,7 @@ def parse_plain_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> a
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Check that a flag of a verb has a value of plain size, and no value of a list twice.
+    """Check the size of a flag's value.
 
     Raises:
         ConfigError: the value is empty, huge, or repeated.
