@@ -29,7 +29,7 @@ _PIPE_WIDTH = 10_000
 
 
 class _Console(Console):
-    """Console that outlives the reader of its pipe, as in `fit … | head -1`."""
+    """Console that continues without a reader, as in `fit … | head -1`."""
 
     def on_broken_pipe(self) -> None:
         """Discard all further output. rich would exit, which would end a running fit."""
