@@ -36,7 +36,7 @@ RANGES: dict[str, Callable[[Any], bool]] = {
 
 
 def _is_count(value: int | str) -> bool:
-    """Return whether a number or its text is a count of at most nine digits."""
+    """Return whether a number or text is a count from 1."""
     text = str(value)
     return text.isdecimal() and len(text) < 10 and int(text) > 0
 
