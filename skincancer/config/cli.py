@@ -89,9 +89,8 @@ def parse_plain_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> a
         raise ConfigError(f"command line: {error}. See --help.") from error
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-        raise ConfigError(
-            f"command line: {unknown[0]!r} is not a known flag.{nearest(unknown[0], known)} Flags: {' '.join(known)}."
-        )
+        flag = unknown[0].split("=")[0] or "''"
+        raise ConfigError(f"command line: {flag} is not a known flag.{nearest(flag, known)} Flags: {' '.join(known)}.")
     for action in parser._actions:
         if action.option_strings and getattr(flags, action.dest, None) is not None:
             check_flag(action.option_strings[0].lstrip("-"), getattr(flags, action.dest))
@@ -99,7 +98,7 @@ def parse_plain_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> a
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Check that a flag of a verb has a value of plain size, and no value of a list twice.
+    """Check the size of a flag's value.
 
     Raises:
         ConfigError: the value is empty, huge, or repeated.

@@ -17,7 +17,7 @@ from skincancer.config.resolve import resolve
 from skincancer.data.cache import ProgressBar
 from skincancer.data.catalog import dataset as catalog_entry
 from skincancer.data.catalog import malignant_classes
-from skincancer.data.datamodule import LesionDataModule
+from skincancer.data.datamodule import LesionDataModule, check_shared_memory, check_workers
 from skincancer.data.index import add_target, image_root, load_index
 from skincancer.data.mask_sources import used_mask_source
 from skincancer.data.overlap import find_overlap, find_similar, open_whole, pixel_digests
@@ -243,6 +243,9 @@ def prepare_evaluation(
         )
         for prepared in data
     )  # fmt: skip
+    for experiment, prepared in zip(experiments, data, strict=True):
+        check_workers(experiment.data.workers)
+        check_shared_memory(prepared, experiment.data, ranks=1)
     return Evaluation(
         tuple(runs), experiments, data, mappings, seen, whole, similar[["image_id", "like", "correlation"]], keep_similar,
     )  # fmt: skip

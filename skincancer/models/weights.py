@@ -162,7 +162,7 @@ def _read_entries(weights: str, checkpoint: Path | None) -> tuple[dict[str, dict
 
 
 def check_weights(weights: str) -> Path | None:
-    """Check that `model.weights` is a name or a file. Return the path of the file.
+    """Return the file that `model.weights` names, None for other values.
 
     Raises:
         WeightsError: there is no such file.

@@ -184,7 +184,9 @@ class FinishedRun:
             content = json.loads(self.file(artifacts.CLASSES_FILE).read_text(encoding="utf-8"))
             names = content if isinstance(content, dict) else {}
             lists = {name: names.get(name, []) for name in ("classes", "malignant")}
-            if any(not isinstance(texts, list) for texts in lists.values()) or not lists["classes"]:
+            if any(not isinstance(texts, list) for texts in lists.values()) or not (
+                lists["classes"] or self.task == "segmentation"
+            ):
                 raise ValueError(f"{artifacts.CLASSES_FILE} has no list of classes")
             return {name: [str(text) for text in texts] for name, texts in lists.items()}
 

@@ -100,7 +100,7 @@ def parse_value(parser: ArgumentParser, key: str, value: Any, source: str) -> An
 
 
 def parse_config(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Check the config of a run alone: known keys, types and ranges of its values.
+    """Check keys, types and ranges in the config of a run.
 
     Returns:
         The config with all keys. Keys that are newer than the run have their defaults.
@@ -128,7 +128,7 @@ def _parser() -> ArgumentParser:
 
 
 def check_size(key: str, value: Any, source: str) -> None:
-    """Check whole numbers and texts of a value, which may be a list or a mapping.
+    """Check whole numbers and texts of a value, also inside lists and mappings.
 
     Raises:
         ConfigError: a number is too large, or a text is too long or has control characters.

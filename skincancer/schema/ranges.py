@@ -41,7 +41,7 @@ RANGES: dict[str, Callable[[Any], bool]] = {
 
 
 def _is_count(value: int | str) -> bool:
-    """Return whether a number, or a text with a number, is 1 or more. More digits than nine are no count."""
+    """Return whether a number or text is a count from 1."""
     text = str(value)
     return text.isdecimal() and len(text) < 10 and int(text) > 0
 
@@ -64,7 +64,7 @@ RULES = dict(_rules(Experiment))
 
 
 def check_range(key: str, value: Any) -> None:
-    """Check that a value is in the range of its key, and that a list has no value twice.
+    """Check the range of a value, and that a list has no value twice.
 
     Null is in every range.
 

@@ -30,7 +30,7 @@ _PIPE_WIDTH = 10_000
 
 
 class _Console(Console):
-    """Console that discards its output once the reader of the pipe has exited, as in `fit … | head -1`."""
+    """Console that continues without a reader, as in `fit … | head -1`."""
 
     def on_broken_pipe(self) -> None:
         """Discard all further output. rich would exit, which would end a running fit."""
@@ -39,7 +39,7 @@ class _Console(Console):
 
 
 def _discard(stream: TextIO) -> None:
-    """Send a stream to the null device, so that Python can flush the stream at its exit."""
+    """Send a stream to the null device, where Python flushes it at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

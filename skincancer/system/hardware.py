@@ -92,5 +92,6 @@ def find_process(pid: int) -> psutil.Process | None:
 
 
 def most_processes() -> int:
-    """Return the largest useful number of processes. Some more than CPU cores help with slow disks."""
+    """Return the largest useful number of processes."""
+    # Some more processes than CPU cores help with slow disks.
     return max(16, 4 * (os.cpu_count() or 1))

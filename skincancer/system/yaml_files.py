@@ -16,7 +16,7 @@ _LARGEST_FILE, _DEEPEST, _MOST = 1_000_000, 20, 10_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader that reads `80:20` as text and `1e-4` as a float, and that rejects duplicate keys."""
+    """Loader that reads `80:20` as text, `1e-4` as a float, and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Construct a mapping, which YAML allows to have a key only once."""

@@ -235,7 +235,7 @@ def test_files_that_are_no_experiment(write, text: str, message: str):
 def test_a_binary_file_and_a_folder_are_no_experiments(tmp_path: Path):
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00\x9c")
     assert "cannot be read as YAML" in refused("--experiment", str(tmp_path / "b.yaml"))
-    assert "no such file" in refused("--experiment", str(tmp_path))
+    assert "is not a file" in refused("--experiment", str(tmp_path))
 
 
 # ---------------------------------------------------------------------------------------------------------- unknown keys and types
@@ -546,7 +546,7 @@ FAST = """
 import contextlib, io, sys
 from skincancer import fit
 for argv in (["--experiment=resnet50", "--data.splt=1"], ["--experiment=resnet50", "--data.split=80:30"],
-             ["--experiment=resnet5"], ["--list"], ["--experiment=resnet50", "--dry-run"], ["--help"]):
+             ["--experiment=resnet5"], ["--experiment=resnet50", "--dry-run", "--data.size=0"], ["--list"], ["--help"]):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             code = fit.main(argv)
@@ -561,7 +561,7 @@ print([name for name in heavy if name in sys.modules])
 def test_config_errors_help_and_list_import_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", FAST], capture_output=True, text=True, check=True)
     *codes, loaded = done.stdout.splitlines()
-    assert [line.split()[0] for line in codes] == ["2", "2", "2", "0", "0", "0"]
+    assert [line.split()[0] for line in codes] == ["2", "2", "2", "2", "0", "0"]
     assert loaded == "[]"
     assert done.stderr == ""
 
