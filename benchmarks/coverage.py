@@ -5,9 +5,8 @@
 
 A setting is a population and a size of test sets: number of lesions, images per lesion, correlation within a lesion, prevalence, and a
 level p of performance from 0 to 1. Test sets are sampled, and the coverage is the share of their intervals that contain the metric of
-the population. A metric with a coverage near or below
---least is sampled again, nine times as often. Test sets without an interval, or without one of the
-classes, do not count. The exit status is 1 if a coverage is below --least.
+the population. A metric with a coverage near or below --least is sampled again, nine times as often. Test sets without an interval, or
+without one of the classes, do not count. The exit status is 1 if a coverage is below --least.
 
 Tasks: `two` classes with sensitivity and specificity p, `many` (five) classes, `masks`, `points` (PPV, NPV and number needed to biopsy
 at a prevalence), and `differences` of two models with correlated scores.

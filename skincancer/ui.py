@@ -162,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=5000, help="port to listen on (default %(default)s)")
     parser.add_argument(
-        "--allowed_hosts", "--allowed-hosts", nargs="+", default=[], metavar="NAME",
+        "--allowed_hosts", "--allowed-hosts", nargs="+", metavar="NAME",
         help="with --host 0.0.0.0: names by which other machines reach this machine",
     )  # fmt: skip
     return parser
@@ -170,7 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _verb(argv: Sequence[str]) -> None:
     arguments = parse_plain_flags(make_parser(), argv)
-    code = open_ui(arguments.uri, arguments.host, arguments.port, arguments.allowed_hosts)
+    code = open_ui(arguments.uri, arguments.host, arguments.port, arguments.allowed_hosts or ())
     if code:
         raise SystemExit(code)
 

@@ -7,6 +7,7 @@ from typing import Any
 from skincancer.data.prepare import ROLES, PreparedData
 from skincancer.imaging.cleaning.steps import describe_clean
 from skincancer.imaging.features.families import WORKING_SIDE
+from skincancer.metrics.names import positive_of
 from skincancer.reports.task_outputs import Outcome
 from skincancer.schema.data import segmenter_run
 from skincancer.schema.experiment import Experiment
@@ -34,7 +35,8 @@ def fit_params(
         "experiment": e.name, "task": e.task, "dataset": data.entry.name, "split": e.data.split,
         "split_seed": e.data.split_seed, "seed": e.seed, "backbone": e.model.learner,
         "clean": describe_clean(e.data.clean), "crop": e.data.crop, **(_crop_params(e, data) if e.data.crop else {}),
-        "target": e.data.target, "balance": e.data.balance,
+        "target": e.data.target, **({"positive": positive_of(data.classes)} if positive_of(data.classes) else {}),
+        "balance": e.data.balance,
         "weights": weights, "size": e.data.size, "resize": e.data.resize, "batch_size": e.data.batch_size,
         "monitor": e.training.monitor, "leaks": e.data.leaks, "leaking_lesions": data.leaking_groups,
         "dropped_images": len(data.dropped), "quality": e.data.quality, "quality_dropped_images": data.flagged,

@@ -57,7 +57,12 @@ def test_unusable_masks_are_listed_in_one_error(broken):
 
 def test_fit_drops_broken_masks_and_keeps_empty_masks(broken, store, capsys):
     argv = ["--experiment=knn_features", "--data.dataset=csv", f"--data.root={broken}", "--data.size=16"]
-    argv += ["--tracking.system_metrics=false", "--model.classical.neighbours=3", "--data.skip_bad=true"]
+    argv += [
+        "--tracking.system_metrics=false",
+        "--model.classical.neighbours=3",
+        "--data.skip_bad=true",
+        "--data.positive=b",
+    ]
     assert fit.main(argv) == 0
     run, printed = only_run(), " ".join(capsys.readouterr().out.split())
     assert (run.data.params["dropped_images"], run.data.params["masks_empty"]) == ("2", "3")

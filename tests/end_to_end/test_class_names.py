@@ -16,7 +16,7 @@ from skincancer.runs.store import connect
 
 NAMES = {
     "akiec": "Bowen's disease", "bcc": "a/../b, c+d", "bkl": "x" * 260, "df": "..", "mel": "melanoma (in situ) <$5%#?",
-    "nv": "Nevus", "vasc": "nevus",
+    "nv": "Nevus", "vasc": "nevus, other",
 }  # fmt: skip
 
 

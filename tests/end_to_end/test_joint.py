@@ -29,7 +29,7 @@ from skincancer.data.balance import distribute_batches, epoch_order
 from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, RunError
 from skincancer.imaging.decode import read_mask
-from skincancer.metrics.names import MASK_METRICS, METRICS, monitor_mode
+from skincancer.metrics.names import MASK_METRICS, TWO_CLASS_METRICS, class_metric, monitor_mode
 from skincancer.metrics.segmentation import mask_metrics
 from skincancer.models.decoders import Segmenter
 from skincancer.models.factory import load_task
@@ -49,6 +49,9 @@ Batch = dict[str, Any]
 
 
 # ------------------------------------------------------------------------------------------------------------ a run
+
+
+METRICS = tuple(class_metric(name, 7) for name in TWO_CLASS_METRICS)
 
 
 @pytest.fixture(scope="module")
@@ -487,7 +490,7 @@ def test_architectures_without_a_class_head_are_refused(architecture: str) -> No
         (["--model.architecture=unett"], "model.architecture is 'unett'; choose one of unet"),
         (["--model.freeze=2"], "model.freeze is '2'; it must be none or all (the encoder) for joint"),
         (["--model.loss.class_factor=-1"], "model.loss.class_factor is -1.0; it must be 0 or more"),
-        (["--model.loss.class_factor=.inf"], "it must be 0 or more, and finite"),
+        (["--model.loss.class_factor=.inf"], "it must be 0 or more, at most 1000"),
         (["--model.loss.gamma=3"], "model.loss.gamma is 3.0; it is for focal, and chosen is cross_entropy, dice, bce"),
         (["--training.monitor=val/jaccard"], "training.monitor is 'val/jaccard'; choose one of val/loss, val/accuracy"),
         (["--data.dataset=isic2018_task1"], "isic2018_task1 is for segmentation, not for joint"),

@@ -81,7 +81,7 @@ def test_nothing_is_claimed_about_unknown_lesions(run, artifacts, fitted_output)
     assert "no known lesion" not in fitted_output
     assert fitted_output.count(unknown) == 1
     tested = len(pd.read_csv(artifacts / "predictions/test.csv"))
-    assert f"{tested} images, lesions unknown (each image counts as one); intervals" in fitted_output
+    assert f"{tested} images, lesions unknown (each image counts as one); 95 % intervals" in fitted_output
     report = (artifacts / "report.html").read_text()
     assert unknown.replace("the data", "The data") in report
     assert "unknown: every image has its own lesion" in report

@@ -292,7 +292,9 @@ def test_reasons_without_interval_are_printed(write_run):
     table = pd.DataFrame({"metric": ["precision"], "value": [0.0], "low": [None], "high": [None], "n_resamples": [0],
                           "note": ["no prediction of mel"]})  # fmt: skip
     table.to_csv(folder / "intervals.csv", index=False)
-    assert ["precision", "0.000", "– (no prediction of mel)"] in read(write_report(folder, run, thumbnails)).rows()
+    assert ['precision (mel, "x")', "0.000", "– (no prediction of mel)"] in read(
+        write_report(folder, run, thumbnails)
+    ).rows()
 
 
 def test_other_subgroup_columns_are_shown_as_they_are(write_run):
