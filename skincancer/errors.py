@@ -47,6 +47,10 @@ class DataError(SkinCancerError):
     """A missing data set, an unexpected folder layout, or unreadable files."""
 
 
+class NoDiagnoses(DataError):
+    """Data set without diagnoses for a task with classes."""
+
+
 class SplitError(DataError):
     """A split with too few images in a class or subset."""
 

@@ -17,7 +17,6 @@ from skincancer.runs.artifacts import config_to_keep
 from skincancer.schema.experiment import Experiment
 from skincancer.system.console import make_console, make_table, program, run_verb
 from skincancer.system.interrupts import signals_as_interrupts
-from skincancer.system.launcher import is_rank_zero
 from skincancer.system.yaml_files import dump_yaml
 
 if TYPE_CHECKING:
@@ -50,34 +49,18 @@ def fit(
             f"--resume {resume}: {experiment.model.classifier} is fitted in one step and cannot be resumed. Start a new run: "
             f"python -m skincancer.fit --experiment {experiment.name} …"
         )
-    experiment = check_models(experiment, resume)
+    experiment = _check_models(experiment, resume)
     # This module loads Lightning, pandas and MLflow. Errors of the command line are reported before.
     from skincancer.training.session import train
 
     return train(experiment, resume, target, trial)
 
 
-def check_models(experiment: Experiment, resume: str | None = None) -> Experiment:
-    """Check the network and the file of its first weights. The check loads torch.
+def _check_models(experiment: Experiment, resume: str | None) -> Experiment:
+    # The module loads torch.
+    from skincancer.models.compatibility import check_models
 
-    Returns:
-        The experiment, with timm's current name of the backbone.
-
-    Raises:
-        ConfigError: the network is unknown or does not take images of this size.
-        WeightsError: there is no file of the weights, which a run to resume does not need.
-    """
-    from skincancer.models.compatibility import check_network, with_current_name
-
-    old, experiment = experiment.model.backbone, with_current_name(experiment)
-    if experiment.model.backbone != old and is_rank_zero():
-        make_console().print(f"model.backbone {old} is called {experiment.model.backbone} in timm now", markup=False)
-    check_network(experiment)
-    if resume is None and not experiment.model.is_hand_crafted:
-        from skincancer.models.weights import check_weights
-
-        check_weights(experiment.model.weights)
-    return experiment
+    return check_models(experiment, resume)
 
 
 def make_parser() -> ArgumentParser:
@@ -131,7 +114,7 @@ def _verb(argv: Sequence[str]) -> None:
 
         read_groups(Path(experiment.data.groups))
     if own.get("dry_run"):
-        check_models(experiment, resume)
+        experiment = _check_models(experiment, resume)
         console.print(dump_yaml(config_to_keep(experiment)), markup=False)
         return
     with signals_as_interrupts():

@@ -16,7 +16,7 @@ from skincancer.config.resolve import absolute_run, resolve
 from skincancer.config.validation import check_masks
 from skincancer.data.catalog import DATASETS
 from skincancer.data.catalog import dataset as catalog_entry
-from skincancer.errors import ConfigError, SplitError
+from skincancer.errors import ConfigError, NoDiagnoses, SplitError
 from skincancer.imaging.cleaning.steps import STEPS
 from skincancer.schema.data import segmenter_run
 from skincancer.schema.experiment import Experiment
@@ -270,8 +270,6 @@ def _prepare_any(
     experiment: Experiment, keys: dict[str, Any], flags: dict[str, Any], parser: ArgumentParser, console: Console
 ) -> PreparedData:
     """Prepare a data set. Without diagnoses and a chosen task, prepare its masks."""
-    from skincancer.data.prepare import NoDiagnoses
-
     try:
         return prepare(experiment, console)
     except NoDiagnoses:

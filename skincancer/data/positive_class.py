@@ -48,13 +48,13 @@ def find_positive(
                 f"data.positive is {chosen!r}, but {marked[0]!r} is the malignant class; expected the same class. Leave data.positive "
                 "out, or change data.malignant."
             )
-        return chosen, "data.positive"
+        return chosen, "set by data.positive"
     if len(classes) != 2:
         return "", ""
     if len(marked) == 1:
         return marked[0], "the malignant class"
     named = [name for name in classes if _is_named_positive(name)]
-    return (named[0], "its name") if len(named) == 1 else ("", "")
+    return (named[0], "by its name") if len(named) == 1 else ("", "")
 
 
 def _is_named_positive(name: str) -> bool:

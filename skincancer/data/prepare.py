@@ -35,7 +35,7 @@ from skincancer.data.reading import Reading
 from skincancer.data.same_files import merge_same_files
 from skincancer.data.splits import Roles, assign_roles, parse_split, split_hash
 from skincancer.data.store import Store, open_store
-from skincancer.errors import DataError, SplitError
+from skincancer.errors import DataError, NoDiagnoses, SplitError
 from skincancer.imaging.mask_operations import mask_extent
 from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.imaging.quality import COLUMNS as QUALITY_COLUMNS
@@ -49,10 +49,6 @@ SUBSETS = {"train": "training set", "val": "validation set", "test": "test set"}
 SPLIT_COLUMNS = ("image_id", "lesion_id", "diagnosis", "label", "role", "age", "sex", "site", "dx_type")
 FLAGGED = "flagged: "
 SHOWN_REASONS = 8
-
-
-class NoDiagnoses(DataError):
-    """Data set without diagnoses for a task with classes."""
 
 
 @dataclass(frozen=True)

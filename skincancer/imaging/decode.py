@@ -7,8 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import tifffile
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from skincancer.errors import DataError
@@ -284,8 +286,6 @@ def _read_deep(file: ImageFile, image: Image.Image) -> Image.Image:
 
 def _read_channels(content: bytes) -> npt.NDArray[Any]:
     """Read an image with OpenCV, (H, W, C) in the order RGBA."""
-    import cv2
-
     values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise ValueError("OpenCV cannot read its 16 bits per channel")
@@ -294,8 +294,6 @@ def _read_channels(content: bytes) -> npt.NDArray[Any]:
 
 def _read_planes(content: bytes) -> npt.NDArray[Any]:
     """Read a TIFF with separate planes, which OpenCV mixes up, (H, W, C)."""
-    import tifffile
-
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         planes: npt.NDArray[Any] = file.pages[0].asarray()
     return np.moveaxis(planes, 0, -1)

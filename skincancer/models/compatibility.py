@@ -11,8 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from skincancer.errors import ConfigError
 from skincancer.models.backbones import build_backbone, check_backbone, current_name, frozen_parameters
 from skincancer.models.segmenters import TIMM_PREFIX, build_joint, build_segmenter, check_segmenter
+from skincancer.models.weights import check_weights
 from skincancer.schema.experiment import Experiment
 from skincancer.schema.tasks import TASKS
+from skincancer.system.console import make_console
 from skincancer.system.launcher import is_rank_zero
 
 
@@ -22,6 +24,25 @@ def with_current_name(experiment: Experiment) -> Experiment:
     prefix = TIMM_PREFIX if name.startswith(TIMM_PREFIX) else ""
     current = prefix + current_name(name.removeprefix(prefix))
     return experiment if current == name else replace(experiment, model=replace(experiment.model, backbone=current))
+
+
+def check_models(experiment: Experiment, resume: str | None = None) -> Experiment:
+    """Check the network and the file of its first weights.
+
+    Returns:
+        The experiment, with timm's current name of the backbone.
+
+    Raises:
+        ConfigError: as in `check_network`.
+        WeightsError: there is no file of the weights, which a run to resume does not need.
+    """
+    old, experiment = experiment.model.backbone, with_current_name(experiment)
+    if experiment.model.backbone != old and is_rank_zero():
+        make_console().print(f"model.backbone {old} is called {experiment.model.backbone} in timm now", markup=False)
+    check_network(experiment)
+    if resume is None and not experiment.model.is_hand_crafted:
+        check_weights(experiment.model.weights)
+    return experiment
 
 
 def check_network(experiment: Experiment) -> None:

@@ -143,11 +143,10 @@ _QUOTE = "Write % in a path as %25, and ? as %3F."
 
 
 def _parse_sqlite(uri: str) -> URL:
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
+    import sqlalchemy
 
-    with contextlib.suppress(ArgumentError, ValueError):
-        url = make_url(uri)
+    with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):
+        url = sqlalchemy.make_url(uri)
         has_options = bool(url.query) and not any("/" in name for name in url.query)
         if url.database and url.database != ":memory:" and not url.host and ("?" not in uri or has_options):
             return url

@@ -121,7 +121,7 @@ class FitRecorder:
         if len(classes) == 2:
             positive, reason = find_positive(classes, self._malignant, settings.positive_name)
             if positive:
-                self.console.print(Text(f"positive class: {positive} (known by {reason})"))
+                self.console.print(Text(f"positive class: {positive} ({reason})"))
         split, unknown = parse_split(settings.split), describe_unknown_lesions(data.index)
         if split.kind == "ratio":
             claim = f"no {'known ' if unknown else ''}{group_noun(data.index, plural=False)} is in two subsets"

@@ -221,6 +221,7 @@ def test_rows_that_fulfil_a_condition(tmp_path: Path, where: str, ids: list[str]
     index, reading = load(tmp_path, where)
     assert index["image_id"].tolist() == ids
     assert reading.notes[0] == f"data.where: {len(ids)} of 3 rows of t.csv"
+    assert ("image_type" in "".join(reading.notes[1:])) == ("image_type" not in where), "used by the condition"
 
 
 @pytest.mark.parametrize(

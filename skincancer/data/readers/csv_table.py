@@ -12,7 +12,7 @@ from skincancer.data.index import COLUMNS, PARTS, UNKNOWN, is_unknown, name_firs
 from skincancer.data.readers.files import read_csv
 from skincancer.data.readers.table_paths import ImageFiles
 from skincancer.data.reading import Reading
-from skincancer.data.where import select_rows
+from skincancer.data.where import parse_where, select_rows
 from skincancer.errors import DataError
 
 # Names of publishers for the columns of the index, in lower case. ISIC: isic_id, image_name, diagnosis_1, age_approx, … HAM10000: dx,
@@ -81,7 +81,8 @@ def read(root: Path, reading: Reading | None = None) -> pd.DataFrame:
     read_as = [
         name if columns == [name] else f"{name} as {' and '.join(columns)}" for name, columns in columns_of.items()
     ]
-    unused = [name or "a column without a name" for name in rows.columns if name not in {*names.values(), *one_hot}]
+    used = {*names.values(), *one_hot, *(parse_where(reading.where)[1] if reading.where else ())}
+    unused = [name or "a column without a name" for name in rows.columns if name not in used]
     reading.notes.append(
         f"{path.name}: read {', '.join(read_as)}" + (f", and {name_first(one_hot, 3)} as diagnosis" if one_hot else "")
     )
