@@ -20,6 +20,7 @@ from skincancer.metrics.intervals import (
     NoInterval,
     PositiveMean,
     Proportion,
+    newcombe_variance,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -45,9 +46,7 @@ def proportion(hits: Floats, counts: Floats, *, binary: bool = True) -> Estimate
     observed = float((influence**2).sum() / spread) if spread > 1e-15 else 0.0
     equal = float((counts**2).sum() / total)
     if equal > 1:
-        # The variance between lesions is itself estimated (Korn and Graubard's correction by degrees of freedom).
-        freedom = _freedom(influence) + PRIOR
-        observed *= float(special.stdtrit(freedom, 0.975) / special.ndtri(0.975)) ** 2
+        observed *= _student(influence)
     inflation = _steady(max(observed, 1.0) if binary else observed, equal, influence)
     return Proportion(value, influence, float(total / (max(inflation, 1.0) if binary else inflation)))
 
@@ -85,13 +84,17 @@ def area(value: float, of_positives: Floats, of_negatives: Floats, positives: Fl
     influence = of_positives + of_negatives
     n_positive, n_negative = effective_count(positives), effective_count(negatives)
     m, n = max(n_positive, 1.0), max(n_negative, 1.0)
-    # Variance between positives and between negatives of exponential scores (Hanley and McNeil, Radiology 143, 1982).
-    expected = np.array([value / (2 - value) - value**2, 2 * value**2 / (1 + value) - value**2]) / (m, n)
+    # Variance between positives and between negatives of exponential scores (Hanley and McNeil, Radiology 143, 1982, Q2 and Q1).
+    expected = np.array([2 * value**2 / (1 + value) - value**2, value / (2 - value) - value**2]) / (m, n)
     if expected.sum() < 1e-15:
         return Area(value, influence, m, n, 1.0)
     sides = [_widened(part, counts > 0) for part, counts in ((of_positives, positives), (of_negatives, negatives))]
-    variance = [_steady(float((side**2).sum()), equal, side) for side, equal in zip(sides, expected, strict=True)]
-    return Area(value, influence, m, n, float(sum(variance) / expected.sum()))
+    variance = [
+        _steady(float((side**2).sum()) * _student(side), equal, side)
+        for side, equal in zip(sides, expected, strict=True)
+    ]
+    # The interval has the estimated variance at the value, and the shape of Newcombe's variance elsewhere.
+    return Area(value, influence, m, n, float(sum(variance) / newcombe_variance(value, m, n)))
 
 
 def average_precision(value: float, influence: Floats, positives: Floats) -> Estimate:
@@ -156,6 +159,15 @@ def _freedom(influence: Floats) -> float:
     if total < NO_VARIANCE or n < 2:
         return 0.0
     return float(min(2 * total**2 / max((squares**2).sum() - total**2 / n, 1e-300), n - 1))
+
+
+def _student(influence: Floats) -> float:
+    """Return the factor of a variance that is itself estimated.
+
+    It corrects by the degrees of freedom, as Korn and Graubard do.
+    """
+    freedom = _freedom(influence) + PRIOR
+    return float(special.stdtrit(freedom, 0.975) / special.ndtri(0.975)) ** 2
 
 
 def _steady(observed: float, equal: float, influence: Floats) -> float:

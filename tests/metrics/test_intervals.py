@@ -9,6 +9,7 @@ from scipy import stats
 from scipy.special import expit
 
 from skincancer.metrics import custom
+from skincancer.metrics.bootstrap import bootstrap_weights
 from skincancer.metrics.classification import classification_metrics, weighted_metrics
 from skincancer.metrics.estimates import COLUMNS, CountedPredictions, classification_intervals, mean_intervals
 from skincancer.metrics.intervals import combine, difference, mean, p_value
@@ -127,6 +128,17 @@ def test_means_at_the_end_and_without_spread():
     ]:
         with pytest.raises(ValueError, match=message):
             mean_intervals(pd.DataFrame({column.replace("x", "y"): [value]}), [column], ["a"])
+
+
+def test_area_of_rare_positives_is_about_as_wide_as_its_bootstrap():
+    rng = np.random.default_rng(3)
+    label = np.repeat([1, 0], [150, 1350])
+    p = expit(rng.normal(size=1500) + 2.3 * label)
+    probability = np.column_stack([1 - p, p])
+    low, high = bounds(classification_intervals(label, probability, single(1500), CLASSES), "auroc_macro")
+    weight = bootstrap_weights(single(1500), 2000, 0)
+    resampled = weighted_metrics(label, probability, CLASSES, weight)["auroc_macro"]
+    assert 1 < (high - low) / np.diff(np.quantile(resampled, [0.025, 0.975]))[0] < 1.3
 
 
 def test_perfect_and_reversed_rankings_have_a_width():
