@@ -94,7 +94,7 @@ def area(value: float, of_positives: Floats, of_negatives: Floats, positives: Fl
         for side, equal in zip(sides, expected, strict=True)
     ]
     # The interval has the estimated variance at the value, and the shape of Newcombe's variance elsewhere.
-    return Area(value, influence, m, n, float(sum(variance) / newcombe_variance(value, m, n)))
+    return Area(value, influence, m, n, float(sum(variance) / newcombe_variance(np.asarray(value), m, n)))
 
 
 def average_precision(value: float, influence: Floats, positives: Floats) -> Estimate:
