@@ -103,7 +103,10 @@ def make_data(dataset: str, root: str | None, count: int, planted: int, folder: 
 
 def run_audit(folder: Path) -> tuple[float, float]:
     """Audit a folder, and return seconds and peak memory in GB."""
-    command = [sys.executable, "-m", "skincancer.prepare", "csv", f"--data.root={folder}", "--audit", f"--out={folder}"]
+    command = [
+        sys.executable, "-m", "skincancer.prepare", "csv", f"--data.root={folder}", f"--data.images={folder / 'images'}",
+        "--audit", f"--out={folder}",
+    ]  # fmt: skip
     places = {"SKINCANCER_CACHE": str(folder / "cache"), "PYTHONPATH": str(CHECKOUT)}
     start, peak = time.perf_counter(), 0
     with open(folder / "log.txt", "w") as log:

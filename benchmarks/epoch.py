@@ -163,7 +163,9 @@ def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folde
             data, batch_size=experiment.data.batch_size, balance="none", balance_fixed=False, augment=experiment.augment,
             seed=experiment.seed, workers=experiment.data.workers,
         )  # fmt: skip
-        trainer = build_trainer(experiment, recorder.folder if run else folder, [EpochRecord(run)], progress_bar=False)
+        trainer = build_trainer(
+            experiment, recorder.folder if run else folder, [EpochRecord(run, experiment.training.monitor)], False
+        )
         turns = InTurns(BareLoop(twin, data, experiment), datamodule)
         trainer.callbacks.insert(0, turns)  # type: ignore[attr-defined]  # set by its callback connector
         trainer.fit(task, datamodule)

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
-from skincancer.metrics.bootstrap import bootstrap_weights, percentile_interval
+from skincancer.metrics.bootstrap import bootstrap_weights
 
 CUT = 5.45
 STRUCTURES = ("network", "structureless", "dots", "globules", "streaks")
@@ -38,7 +38,7 @@ def main() -> None:
     whole = pd.read_csv(given.table)
     two = whole[whole["diagnosis"].isin([given.positive, given.negative]) & whole["abcd_tds"].notna()]
     label = (two["diagnosis"] == given.positive).to_numpy().astype(np.int64)
-    weights = bootstrap_weights(two["lesion_id"].to_numpy().astype(str), label, 1000, seed=0)
+    weights = bootstrap_weights(two["lesion_id"].to_numpy().astype(str), 1000, seed=0)
     print(
         f"{len(two)} images, {label.sum()} of {given.positive}; without a score: {int(whole['abcd_tds'].isna().sum())}"
     )
@@ -66,7 +66,7 @@ def main() -> None:
 def interval(label: np.ndarray, score: np.ndarray, weights: np.ndarray, measure: Callable[..., float]) -> str:
     """Return a value with its 95 % interval."""
     value = measure(label, score, np.ones(len(label)))
-    low, high, _ = percentile_interval(value, np.array([measure(label, score, row) for row in weights]))
+    low, high = np.quantile([measure(label, score, row) for row in weights], [0.025, 0.975])
     return f"{value:.3f} ({low:.3f} – {high:.3f})"
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from skincancer.config.resolve import resolve
 from skincancer.data.datamodule import LesionDataModule
 from skincancer.data.prepare import prepare_data
-from skincancer.metrics.bootstrap import bootstrap_means
+from skincancer.metrics.estimates import mean_intervals
 from skincancer.models.factory import load_task
 from skincancer.models.lightning import quiet_lightning
 from skincancer.runs.artifacts import CONFIG_FILE
@@ -63,7 +63,7 @@ def main() -> None:
             choose_threshold(experiment, data, task, trainer, which)
             trainer.test(task, **which)
             table = task.predictions.table.assign(lesion_id=data.index["lesion_id"].to_numpy()[task.predictions.index])
-            shown = bootstrap_means(table, METRICS, table["lesion_id"].to_numpy()).set_index("metric")
+            shown = mean_intervals(table, METRICS, table["lesion_id"].to_numpy()).set_index("metric")
             print(f"{views:<6} threshold {task.threshold:.2f} " + "  ".join(line(name, shown) for name in METRICS))
 
 
