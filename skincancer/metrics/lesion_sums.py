@@ -85,7 +85,9 @@ def area(value: float, of_positives: Floats, of_negatives: Floats, positives: Fl
     n_positive, n_negative = effective_count(positives), effective_count(negatives)
     m, n = max(n_positive, 1.0), max(n_negative, 1.0)
     # Variance between positives and between negatives of exponential scores (Hanley and McNeil, Radiology 143, 1982, Q2 and Q1).
-    expected = np.array([2 * value**2 / (1 + value) - value**2, value / (2 - value) - value**2]) / (m, n)
+    # Reversed scores have the same variance.
+    upper = max(value, 1 - value)
+    expected = np.array([2 * upper**2 / (1 + upper) - upper**2, upper / (2 - upper) - upper**2]) / (m, n)
     if expected.sum() < 1e-15:
         return Area(value, influence, m, n, 1.0)
     sides = [_widened(part, counts > 0) for part, counts in ((of_positives, positives), (of_negatives, negatives))]
