@@ -134,7 +134,7 @@ def resume_run(run_id: str, *, uri: str | None = None) -> FinishedRun:
     """
     flags = {} if uri is None else {"tracking.uri": uri}
     with keyboard_interrupts():
-        fit.fit(load_resumed(run_id, None, flags, fit.make_parser(), RunStore(uri)), resume=run_id)
+        fit.fit(load_resumed(run_id, None, flags, fit.make_parser()), resume=run_id)
     return FinishedRun(run_id, RunStore(uri))
 
 

@@ -99,10 +99,9 @@ def _verb(argv: Sequence[str]) -> None:
         return
     resume, notes = own.get("resume"), list[str]()
     if resume:
-        from skincancer.runs.store import RunStore
         from skincancer.training.resume import load_resumed
 
-        experiment = load_resumed(resume, own.get("experiment"), flags, parser, RunStore(flags.get("tracking.uri")))
+        experiment = load_resumed(resume, own.get("experiment"), flags, parser)
     else:
         if not own.get("experiment"):
             raise ConfigError(f"--experiment NAME is missing. Use one of {', '.join(list_experiments())}, or a path.")

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from skincancer.errors import ConfigError, RunError
 from skincancer.metrics.names import DEFAULT_METRICS, MAIN_METRICS
 from skincancer.system.console import program, run_verb
 from skincancer.system.interrupts import signals_as_interrupts
+from skincancer.system.paths import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -78,11 +80,8 @@ def open_ui(
         ConfigError: the address, port or an allowed host is not valid.
         RunError: the store cannot be opened, or is a server already, or the port is in use.
     """
-    import subprocess
-
     _check_address(host, port, allowed_hosts)
     from skincancer.runs.store import RunStore
-    from skincancer.system.paths import sqlite_path
 
     store = RunStore(uri)
     if store.uri.startswith(("http:", "https:")):

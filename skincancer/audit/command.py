@@ -43,13 +43,12 @@ def audit(
         DataError: as in `skincancer.audit.audit.audit`, or a file cannot be written. The other files are still written.
     """
     check_outputs(folder, groups)
-    from skincancer.audit.audit import audit as find
-    from skincancer.audit.audit import write_groups
+    from skincancer.audit import audit as auditing
     from skincancer.audit.report import sentences, summary, write_audit_page, write_csv, write_images
 
     console = console or make_console()
     with progress_bars(console) as bars:
-        result = find(config, against, bars)
+        result = auditing.audit(config, against, bars)
     entry, rows = result.own.entry, summary(result)
     title = f"audit of {entry.title}: {len(result.own.index)} images in {result.own.root}"
     console.print(make_table(title, ["found", "images", "groups"], rows or [["nothing", "", ""]]))
@@ -60,7 +59,7 @@ def audit(
     files: dict[Path, Callable[[Audit, Path], object]] = {
         folder / f"{name}.csv": write_csv,
         folder / f"{entry.name}_images.csv": write_images,
-        **({groups: write_groups} if groups else {}),
+        **({groups: auditing.write_groups} if groups else {}),
         folder / f"{name}.html": write_audit_page,
     }
     errors = []

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logsumexp
 
 from skincancer.errors import ConfigError, nearest
 from skincancer.system.paths import user_path
@@ -58,8 +59,6 @@ class ClassMapping:
         """Return logits (N, C) of the compared classes, consistent with `probability`."""
         if self.identity:
             return logits
-        from scipy.special import logsumexp
-
         of_run = np.array(self.of_run)
         return np.stack([logsumexp(logits[:, of_run == c], axis=1) for c in range(len(self.classes))], axis=1)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import platformdirs
+
 from skincancer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,8 +99,6 @@ def cache_folder() -> Path:
     folder = os.environ.get("SKINCANCER_CACHE")
     if folder:
         return user_path(folder, "$SKINCANCER_CACHE").absolute()
-    import platformdirs
-
     path = Path(platformdirs.user_cache_dir("skincancer"))
     if not path.is_absolute():
         raise ConfigError("this user has no home folder. Set SKINCANCER_CACHE to a folder for prepared images.")

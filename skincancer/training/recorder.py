@@ -110,14 +110,8 @@ class FitRecorder:
         ]  # fmt: skip
         title = f"{data.entry.title}, {settings.split}, split seed {settings.split_seed}"
         caption = f"balance of the training set: {settings.balance}" if settings.balance != "none" else ""
-        self.console.print(
-            make_table(
-                title,
-                ["role", "images", group_noun(data.index), *columns, *(["masks"] if masks else [])],
-                rows,
-                caption,
-            )
-        )
+        head = ["role", "images", group_noun(data.index), *columns, *(["masks"] if masks else [])]
+        self.console.print(make_table(title, head, rows, caption))
         if len(classes) == 2:
             positive, reason = find_positive(classes, self._malignant, settings.positive_name)
             if positive:

@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 
-def load_resumed(
-    run_id: str, name: str | None, flags: dict[str, Any], parser: ArgumentParser, store: RunStore
-) -> Experiment:
-    """Return the config of an interrupted run.
+def load_resumed(run_id: str, name: str | None, flags: dict[str, Any], parser: ArgumentParser) -> Experiment:
+    """Return the config of an interrupted run in the store `tracking.uri` of the flags.
 
     Raises:
         RunError: the run cannot be resumed, or the flags change its config.
     """
+    store = RunStore(flags.get("tracking.uri"))
     # The other ranks start after rank 0 has marked the run as its own, which the check would refuse.
     record = (check_resumable if is_rank_zero() else find_resumed)(store.client, run_id)
     stored = FinishedRun(run_id, store, record).config
