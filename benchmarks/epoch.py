@@ -167,7 +167,7 @@ def measure(experiment: Experiment, data: PreparedData, with_mlflow: bool, folde
             experiment, recorder.folder if run else folder, [EpochRecord(run, experiment.training.monitor)], False
         )
         turns = InTurns(BareLoop(twin, data, experiment), datamodule)
-        trainer.callbacks.insert(0, turns)  # type: ignore[attr-defined]  # set by its callback connector
+        vars(trainer)["callbacks"].insert(0, turns)
         trainer.fit(task, datamodule)
     return turns
 

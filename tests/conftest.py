@@ -6,6 +6,7 @@ The whole suite runs on two workers, named files in one process, unless `-n` is 
 import contextlib
 import functools
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("COLUMNS", None)
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow.entities import Run
 
 # A worker needs 2 to 3 GB, so one worker per core may be too many.
@@ -95,6 +97,15 @@ def write(path: Path, *lines: str) -> None:
     """Write a text file and its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
+
+
+def copy_demo(demo_folder: Path, root: Path) -> "pd.DataFrame":
+    """Copy images and masks of a demo, and return the columns of its table for the reader `csv`."""
+    from skincancer.data.readers import demo
+
+    for name in ("images", "masks"):
+        shutil.copytree(demo_folder / name, root / name)
+    return demo.read(demo_folder)[["image_id", "image", "mask", "diagnosis", "lesion_id"]]
 
 
 @contextlib.contextmanager

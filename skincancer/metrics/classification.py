@@ -66,8 +66,8 @@ def classification_metrics(
 
 
 def weighted_metrics(
-    label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], weight: npt.ArrayLike, *, areas: bool = True,
-) -> dict[str, Floats]:  # fmt: skip
+    label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str], weight: npt.ArrayLike
+) -> dict[str, Floats]:
     """Compute every metric for each row of weights, such as bootstrap resamples.
 
     Args:
@@ -75,7 +75,6 @@ def weighted_metrics(
         probability: (N, C) in [0, 1], rows summing to 1.
         classes: the C class names. The second of two is the positive class.
         weight: (R, N), count of each image in each resample, any real dtype, not negative.
-        areas: compute AUROC and average precision, which take most of the time.
 
     Returns:
         Metrics as in `classification_metrics`, each float64 (R,); NaN for undefined metrics of a resample.
@@ -90,15 +89,14 @@ def weighted_metrics(
     places = np.arange(len(y)), y * n_classes + p.argmax(axis=1)
     cell = csr_array((np.ones(len(y)), places), shape=(len(y), n_classes**2))
     gap = calibration_gap(y, p)
-    scored = ([1] if n_classes == 2 else range(n_classes)) if areas else []
-    rankings = [_ranking(p[:, c], y == c) for c in scored]
+    rankings = [_ranking(p[:, c], y == c) for c in ([1] if n_classes == 2 else range(n_classes))]
 
     step = max(1, _CHUNK // len(y))
     chunks = []
     for start in range(0, len(w), step):
         rows = w[start : start + step].astype(np.float64)
         rates = _rates((rows @ cell).reshape(-1, n_classes, n_classes))
-        columns = np.ascontiguousarray(rows.T) if rankings else rows
+        columns = np.ascontiguousarray(rows.T)
         class_areas = [_areas(columns, ranking) for ranking in rankings]
         # Classes present in the resample.
         chosen = np.isfinite(rates.recall)
@@ -110,9 +108,7 @@ def weighted_metrics(
             "f1_macro": _mean(rates.f1),
             **{
                 name: _mean(np.stack(area, axis=1))
-                for name, area in zip(
-                    ("auroc_macro", "average_precision"), zip(*class_areas, strict=True), strict=False
-                )
+                for name, area in zip(("auroc_macro", "average_precision"), zip(*class_areas, strict=True), strict=True)
             },
             "sensitivity": _mean(np.where(chosen, rates.recall, np.nan)),
             "specificity": _mean(np.where(chosen, rates.specificity, np.nan)),

@@ -22,8 +22,6 @@ OF_POSITIVE = (*MACRO_NAMES, "ppv", "npv")
 # Metrics of two classes. `recall/<class>` of every class follows, in the order of the classes.
 TWO_CLASS_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro", *MACRO_NAMES, "ece")
 METRICS = (*TWO_CLASS_METRICS, *MACRO_NAMES.values())
-# Areas under curves.
-AREAS = ("auroc_macro", "average_precision", "average_precision_macro")
 MASK_METRICS = ("jaccard", "dice", "thresholded_jaccard", "pixel_accuracy", "sensitivity", "specificity", "hd95")
 # The joint task has metrics of both kinds, so its mask metrics and their columns have a prefix.
 MASK_PREFIX = "mask_"

@@ -118,7 +118,8 @@ def convert_weights(name: str, size: int, state: Mapping[str, Tensor]) -> tuple[
             name, size, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state), "custom_load": False}
         )
     # timm keeps a copy of the weights.
-    backbone.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]
+    config: Any = backbone.pretrained_cfg
+    config.pop("state_dict")
     return backbone, converted
 
 

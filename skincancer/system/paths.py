@@ -130,7 +130,7 @@ def tracking_uri(configured: str | None) -> str:
         raise ConfigError(
             f"tracking.uri is {uri}, a folder; expected a SQLite file. Use {_sqlite_uri(path / 'mlflow.db')}."
         )
-    # MLflow reads %20 as a blank, also in a folder whose name contains these letters.
+    # MLflow reads %20 as a blank, also where these three letters are part of the name of a folder.
     literal = Path(uri.partition("///")[2].partition("?")[0]).absolute()
     if literal.parent.is_dir() and not path.parent.is_dir():
         raise ConfigError(

@@ -51,7 +51,8 @@ class Ranks(Callback):
         """Prepare this rank for signals that are sent to all ranks of the machine."""
         if self.trainer.world_size == 1:
             return self
-        self.trainer.callbacks.insert(0, self)  # type: ignore[attr-defined]  # set by its callback connector
+        callbacks: list[Callback] = vars(self.trainer)["callbacks"]
+        callbacks.insert(0, self)
         if PARENT in os.environ:
             # Rank 0 records the end of the run. If this rank exited before, Lightning's observer would kill rank 0.
             ignore_signals()

@@ -42,8 +42,8 @@ def train(
     is_zero = is_rank_zero(ranks)
     console.quiet = not is_zero
     if ranks == 1:
-        # Lightning has taken the rank from the variables of a launcher.
-        rank_zero_only.rank = 0  # type: ignore[attr-defined]
+        # Lightning has taken the rank from the variables of a launcher, and keeps it as an attribute of its decorator.
+        vars(rank_zero_only)["rank"] = 0
 
     store = RunStore(experiment.tracking.uri)
     client = store.client

@@ -1,5 +1,7 @@
 """Copies: pictures that were edited are found, other pictures are not, and groups link what belongs together."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -8,8 +10,8 @@ from pictures import EDITS, compressed, picture
 from PIL import Image, ImageDraw
 
 from skincancer.data.duplicates import exact_pairs, find_near, link
-from skincancer.data.overlap import find_similar, open_whole, read_fingerprints, write_fingerprints
-from skincancer.data.store import open_store
+from skincancer.data.overlap import Fingerprints, find_similar, open_whole, read_fingerprints, write_fingerprints
+from skincancer.data.store import Store, open_store
 from skincancer.imaging.crop import Crop
 from skincancer.imaging.preprocessing import Preprocessing
 from skincancer.imaging.similarity import (
@@ -164,18 +166,23 @@ def test_exact_pairs_and_groups():
     assert link(3, []) == []
 
 
+def store_run(folder: Path, images: list[Image.Image], size: int, resize: str) -> tuple[Store, Fingerprints]:
+    """Return the store of images, and the fingerprints of a run that was trained on the first half."""
+    for number, image in enumerate(images):
+        image.save(folder / f"{number}.png")
+    names, half = [str(number) for number in range(len(images))], len(images) // 2
+    index = pd.DataFrame({"image_id": names, "image": [f"{name}.png" for name in names], "mask": None})
+    index["role"] = ["train"] * half + ["test"] * (len(images) - half)
+    store = open_store(index, folder, folder / "cache", Preprocessing(size, resize), jobs=1)
+    write_fingerprints(folder / "fingerprints.npz", index, store, resize)
+    return store, read_fingerprints(folder / "fingerprints.npz")
+
+
 @pytest.mark.parametrize("resize", ["pad", "stretch", "crop"])
 def test_a_run_knows_copies_of_its_images_and_takes_no_bars_for_likeness(tmp_path, resize):
     images = [picture(seed, (160, 100), texture=0.25) for seed in range(20)]  # bars are stronger than this
     images.append(EDITS["brighter"](EDITS["flip"](images[3])))
-    for number, image in enumerate(images):
-        image.save(tmp_path / f"{number}.png")
-    names = [str(number) for number in range(len(images))]
-    index = pd.DataFrame({"image_id": names, "image": [f"{name}.png" for name in names], "mask": None})
-    index["role"] = ["train"] * 10 + ["test"] * 11
-    store = open_store(index, tmp_path, tmp_path / "cache", Preprocessing(32, resize), jobs=1)
-    write_fingerprints(tmp_path / "fingerprints.npz", index, store, resize)
-    used = read_fingerprints(tmp_path / "fingerprints.npz")
+    store, used = store_run(tmp_path, images, 32, resize)
     found = find_similar(store, np.arange(10, 21), resize, used)
     assert found[["row", "like"]].to_numpy().tolist() == [[20, "3"]]
 
@@ -183,17 +190,9 @@ def test_a_run_knows_copies_of_its_images_and_takes_no_bars_for_likeness(tmp_pat
 def test_a_run_finds_copies_of_framed_lesions_and_no_look_alikes(tmp_path):
     images = [surrounded(seed, "black ground") for seed in range(30)]
     images.append(EDITS["brighter"](EDITS["flip"](images[3])))
-    for number, image in enumerate(images):
-        image.save(tmp_path / f"{number}.png")
-    names = [str(number) for number in range(len(images))]
-    index = pd.DataFrame({"image_id": names, "image": [f"{name}.png" for name in names], "mask": None})
-    index["role"] = ["train"] * 15 + ["test"] * 16
-    store = open_store(index, tmp_path, tmp_path / "cache", Preprocessing(160, "stretch"), jobs=1)
-    write_fingerprints(tmp_path / "fingerprints.npz", index, store, "stretch")
-    used = read_fingerprints(tmp_path / "fingerprints.npz")
+    store, used = store_run(tmp_path, images, 160, "stretch")
     rows = np.arange(15, 31)
     assert find_similar(store, rows, "stretch", used)[["row", "like"]].to_numpy().tolist() == [[30, "3"]]
-
     # The fingerprints of an older run show the surroundings, so new images are compared with their surroundings.
     thumbnails = thumbs(images[:15], 36)
     np.savez_compressed(tmp_path / "older.npz", image_id=used.image_id, thumbnails=thumbnails)

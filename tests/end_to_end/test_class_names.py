@@ -1,16 +1,14 @@
 """Test runs on classes with names that MLflow refuses, or that files and figures could stumble over."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import TINY_FIT, all_runs, only_run
+from conftest import TINY_FIT, all_runs, copy_demo, only_run
 
 import skincancer as sc
 from skincancer import compare, fit, sweep
 from skincancer.data.index import classes_of
-from skincancer.data.readers import demo
 from skincancer.errors import DataError
 from skincancer.runs.store import connect
 
@@ -24,9 +22,7 @@ NAMES = {
 def renamed(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo as a table, with other class names."""
     root = tmp_path_factory.mktemp("renamed")
-    for name in ("images", "masks"):
-        shutil.copytree(tiny_demo / name, root / name)
-    table = demo.read(tiny_demo)[["image_id", "image", "mask", "diagnosis", "lesion_id"]]
+    table = copy_demo(tiny_demo, root)
     table.replace({"diagnosis": NAMES}).to_csv(root / "index.csv", index=False)
     return root
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TINY_FIT, all_runs, finished_run, only_run
+from conftest import TINY_FIT, all_runs, copy_demo, finished_run, only_run
 from html_pages import asks_for_nothing
 from html_pages import read as read_page
 from PIL import Image
@@ -26,7 +26,6 @@ from torch.utils.data import DataLoader
 
 from skincancer import evaluate, fit, predict, prepare
 from skincancer.data.balance import distribute_batches, epoch_order
-from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, RunError
 from skincancer.imaging.decode import read_mask
 from skincancer.metrics.names import MASK_METRICS, TWO_CLASS_METRICS, class_metric, monitor_mode
@@ -58,9 +57,7 @@ METRICS = tuple(class_metric(name, 7) for name in TWO_CLASS_METRICS)
 def partial(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo as a table: every sixth image has no mask, the images of every other nevus have no diagnosis, some have neither."""
     root = tmp_path_factory.mktemp("partial")
-    for name in ("images", "masks"):
-        shutil.copytree(tiny_demo / name, root / name)
-    table = demo.read(tiny_demo)[["image_id", "image", "mask", "diagnosis", "lesion_id"]]
+    table = copy_demo(tiny_demo, root)
     nevi = sorted(table.loc[table["diagnosis"] == "nv", "lesion_id"].unique())[1::2]
     chosen = table.index[table["lesion_id"].isin(nevi)]
     table.loc[table.index[2::6], "mask"] = None

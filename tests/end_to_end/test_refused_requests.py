@@ -482,9 +482,9 @@ RUNS = [
 
 @pytest.mark.parametrize("run", RUNS)
 def test_runs_that_do_not_exist(refuse, run: str):
-    told = ["config.yaml" if run in ("..", "/", "{folder}") else run.strip("{}").replace("_", ".")]
-    refuse("predict", [f"--run={run}", "--out={out}", "{image}"], told, code=1)
-    refuse("evaluate", [f"--run={run}", "--data.dataset=demo"], told, code=1)
+    expected = ["config.yaml" if run in ("..", "/", "{folder}") else run.strip("{}").replace("_", ".")]
+    refuse("predict", [f"--run={run}", "--out={out}", "{image}"], expected, code=1)
+    refuse("evaluate", [f"--run={run}", "--data.dataset=demo"], expected, code=1)
     run_id = run.strip("{}").replace("_", ".")
     refuse("compare", ["--runs", run], ["there is no such run", run_id], code=1)
     refuse("fit", [f"--resume={run}"], ["there is no such run", run_id], code=1)
@@ -615,7 +615,7 @@ def call(name: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
 
 
 def load(**values: Any) -> Callable[[], Any]:
-    """Return a call of `load_experiment` with one value, whose key is spelt with `__` for dots."""
+    """Return a call of `load_experiment` with one value. In the name of its key, `__` replaces dots."""
     return call("load_experiment", "resnet50", {key.replace("__", "."): value for key, value in values.items()})
 
 

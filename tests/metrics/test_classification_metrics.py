@@ -210,13 +210,3 @@ def test_malformed_predictions_are_refused(label, probability, classes, message)
 def test_malformed_weights_are_refused(weight, message):
     with pytest.raises(ValueError, match=message):
         weighted_metrics([0, 1], GOOD, ["a", "b"], weight)
-
-
-def test_without_areas_the_rest_is_the_same():
-    label, probability = predictions(4, 60, ties=False)
-    weight = np.random.default_rng(2).integers(0, 3, (5, 60))
-    whole = weighted_metrics(label, probability, list("abcd"), weight)
-    rest = weighted_metrics(label, probability, list("abcd"), weight, areas=False)
-    assert set(whole) - set(rest) == {"auroc_macro", "average_precision_macro"}
-    for name, values in rest.items():
-        np.testing.assert_array_equal(values, whole[name])

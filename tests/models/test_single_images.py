@@ -101,7 +101,7 @@ def test_the_smallest_training_batch_is_known(images: int, batch_size: int, rank
         len(batch) for rank in range(ranks) for batch in distribute_batches(np.arange(images), batch_size, rank, ranks)
     ]
     data = SimpleNamespace(rows=lambda role: pd.DataFrame({"label": np.zeros(images, np.int64)}))
-    assert check_shares(data, batch_size, "none", ranks) == min(sizes)  # type: ignore[arg-type]
+    assert check_shares(data, batch_size, "none", ranks) == min(sizes)
 
 
 def test_a_last_batch_of_one_is_refused_before_the_run(

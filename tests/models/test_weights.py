@@ -469,8 +469,8 @@ def test_many_missing_tensors_are_named_and_counted() -> None:
     loaded = weights.LoadedWeights(nn.Identity(), "file:x", missing={f"layer{n}": "not there" for n in range(33)})
     lines = loaded.warning.splitlines()
     console = Console(file=io.StringIO(), width=200)
-    FitRecorder.print_weights(SimpleNamespace(experiment=Experiment(), console=console), loaded)  # type: ignore[arg-type]
-    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    FitRecorder.print_weights(SimpleNamespace(experiment=Experiment(), console=console), loaded)
+    printed = console.file.getvalue()
     assert "!!! NOT LOADED: tensors that start at random (33)\n!!! layer0: not there\n" in printed
     assert lines[:20] == [f"layer{n}: not there" for n in range(20)]
     assert lines[20:] == ["… and 13 more"]

@@ -29,7 +29,7 @@ def test_the_suggested_decay_is_another_and_is_accepted(steps):
     suggested = float(re.search(r"Use (?:at most )?(0(?:\.\d+)?)", warning)[1])
     assert suggested < 0.99999
     assert describe_averaging(suggested, steps) == ""
-    # A run of 999 steps was told to use at most 0.998, the refused value.
+    # Rounding must not lead to the refused value.
     assert "0.998," not in describe_averaging(0.998, 999)
 
 
