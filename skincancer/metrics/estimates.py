@@ -25,6 +25,8 @@ Floats = npt.NDArray[np.float64]
 
 COLUMNS = ["metric", "value", "low", "high", "n_resamples", "note"]
 RESAMPLES = 2000
+# Smallest number of lesions of each class for the interval of a mean of one class against the rest (benchmarks/coverage.py).
+FEWEST_LESIONS = 5
 # Means of positive values without upper bound.
 UNBOUNDED = ("hd95", "mask_hd95")
 
@@ -126,10 +128,17 @@ class CountedPredictions:
             return NoInterval(value, np.zeros(len(self.images)), "a single class")
         return lesion_sums.average_precision(value, self.of_lesions(influence), self.true[:, c])
 
-    def macro(self, method: Callable[[int], Estimate], *, dependent: bool = False) -> Estimate:
-        """Return the mean of a metric over the classes that count and are present."""
+    def macro(self, method: Callable[[int], Estimate]) -> Estimate:
+        """Return the mean of a metric of one class against the rest, over the classes that count and are present.
+
+        Of more than two classes, the mean has no interval if a present class has fewer than `FEWEST_LESIONS` lesions.
+        """
         present = [c for c in self.scored if self.true[:, c].any() or len(self.classes) == 2]
-        return mean([method(c) for c in present], dependent=dependent)
+        estimate = mean([method(c) for c in present])
+        few = [self.classes[c] for c in present if np.count_nonzero(self.true[:, c]) < FEWEST_LESIONS]
+        if len(self.classes) > 2 and few and not estimate.note:
+            return NoInterval(estimate.value, estimate.influence, f"fewer than {FEWEST_LESIONS} lesions of {few[0]}")
+        return estimate
 
     def ece(self) -> Estimate:
         """Estimate the expected calibration error."""
@@ -182,7 +191,7 @@ METHODS: dict[str, Callable[[CountedPredictions], Estimate]] = {
     ),
     "auroc_macro": lambda tested: tested.macro(tested.auroc),
     "average_precision": lambda tested: tested.macro(tested.average_precision),
-    "sensitivity": lambda tested: tested.macro(lambda c: tested.recalls[c]),
+    "sensitivity": lambda tested: mean([tested.recalls[c] for c in tested.scored]),
     "specificity": lambda tested: tested.macro(tested.specificity),
     "precision": lambda tested: tested.macro(tested.precision),
     "ece": CountedPredictions.ece,

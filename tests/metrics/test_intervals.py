@@ -212,6 +212,20 @@ def test_undefined_metrics_have_no_interval_and_a_reason():
     assert one.loc["auroc_macro", ["value", "low", "high"]].isna().all()
 
 
+def test_means_over_classes_of_few_lesions_have_no_interval():
+    """With one or two lesions of a class, simulated intervals of these means contained the truth too rarely."""
+    rng, label = np.random.default_rng(5), np.repeat([0, 1, 2], [40, 20, 4])
+    probability = rng.dirichlet([1, 1, 1], 64)
+    table = classification_intervals(label, probability, single(64), ["a", "b", "c"]).set_index("metric")
+    without = table.index[table["low"].isna()].tolist()
+    assert without == ["auroc_macro", "average_precision_macro", "specificity_macro", "precision_macro"]
+    assert set(table.loc[without, "note"]) == {"fewer than 5 lesions of c"}
+    assert table["value"].notna().all()
+    label[40] = 2
+    again = classification_intervals(label, probability, single(64), ["a", "b", "c"])
+    assert again["low"].notna().all()
+
+
 def test_metrics_of_plugins_have_percentiles_of_resamples(monkeypatch):
     monkeypatch.setitem(
         custom.CUSTOM_METRICS, "share", custom.CustomMetric(lambda y, p, w: np.average(y, weights=w), True)
