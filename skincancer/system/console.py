@@ -112,7 +112,7 @@ def optional(console: Console, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = f"{type(error).__name__}: {mask_passwords(error)}. The run goes on, and its other files are written."
+        text = f"{type(error).__name__}: {mask_passwords(error)}. The run continues, and its other files are written."
         warn(console, f"{what} could not be written", text)
 
 
