@@ -34,8 +34,9 @@ from scipy.special import expit, softmax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from skincancer.metrics.classification import classification_metrics
+from skincancer.metrics.combinations import difference
 from skincancer.metrics.estimates import CountedPredictions, mean_estimate
-from skincancer.metrics.intervals import Estimate, difference
+from skincancer.metrics.intervals import Estimate
 from skincancer.metrics.operating_point import operating_point
 
 Floats = npt.NDArray[np.float64]
@@ -240,7 +241,7 @@ def coverage(setting: Setting, samples: int, doubtful: float) -> list[dict[str, 
                 if np.isfinite(low) and np.isfinite(values[name]):
                     collected[name].append((low - 1e-6 <= values[name] <= high + 1e-6, high - low))
         for name, results in collected.items():
-            if len(results) >= len(numbers) / 10:
+            if name in rows or len(results) >= len(numbers) / 10:
                 share, width = np.mean(results, axis=0)
                 counted = {"metric": name, "coverage": share, "width": width, "samples": len(results)}
                 rows[name] = {**setting._asdict(), "value": values[name], **counted}

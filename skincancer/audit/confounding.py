@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +18,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
-from skincancer.metrics.bootstrap import bootstrap_weights
-from skincancer.metrics.classification import weighted_metrics
-from skincancer.metrics.intervals import Resampled
+from skincancer.metrics import lesion_sums
+from skincancer.metrics.areas import auroc_influence
+from skincancer.metrics.bootstrap import lesion_numbers
+from skincancer.metrics.combinations import mean
+from skincancer.metrics.intervals import Estimate, NoInterval
 
 FEATURES = {
     "width": "width, px",
@@ -40,7 +41,6 @@ FOLDS = 5
 LEAF = 20
 # Number of images below which a warning accompanies the interval, which is then too narrow.
 FEW = 200
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Confounding:
 
     Attributes:
         auroc: cross-validated AUROC of a small model, one class against the rest, mean over the classes (of two classes the second).
-        low: lower end of the 95 % bootstrap interval over lesions, with fixed folds and models. Below `FEW` images the interval is too
-            narrow: for 60 images of six classes and random features, 13 % of the intervals excluded 0.5.
+        low: lower end of the 95 % interval over lesions, with fixed folds and models. Below `FEW` images the interval is too narrow:
+            for 60 images of six classes and random features, 8 % of the intervals excluded 0.5.
         high: upper end of the interval.
         images: number of images.
         features: one row per feature, strongest first: feature, what, auroc (of the feature value without a model: mean over the classes of
@@ -77,7 +77,7 @@ def measure_confounding(
     """Cross-validate a small classifier on nuisance features, with lesions kept together.
 
     Gradient-boosted trees (`HistGradientBoostingClassifier` of scikit-learn) in five grouped, stratified folds. The AUROC compares pairs
-    of images within a fold (`fold_areas`). The interval is a bootstrap over groups (`metrics.bootstrap`).
+    of images within a fold (`fold_area`). The interval is over groups (`metrics.intervals`).
 
     Args:
         diagnosis: (N,) diagnosis of each image, None if unknown.
@@ -114,9 +114,10 @@ def measure_confounding(
         # A class without training images in this fold gets probability 0.
         probability[np.ix_(test, model.classes_)] = model.predict_proba(values[test])
         fold[test] = number
-    area = float(fold_areas(label, probability, fold, np.ones((1, len(label))))[0])
-    resampled = fold_areas(label, probability, fold, bootstrap_weights(lesions, RESAMPLES, seed=0))
-    low, high = Resampled(area, np.empty(0), resampled).bounds()
+    numbers = lesion_numbers(lesions, len(label))
+    scored = [1] if len(usable) == 2 else range(len(usable))
+    area = mean([fold_area(label == number, probability[:, number], fold, numbers) for number in scored])
+    low, high = area.bounds()
     alone = [
         (name, what, _alone(table[name].to_numpy(), label, len(usable)))
         for name, what in FEATURES.items()
@@ -124,46 +125,41 @@ def measure_confounding(
     ]
     features = pd.DataFrame(alone, columns=["feature", "what", "auroc"])
     features = features.sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
-    return Confounding(area, low, high, len(label), features), ""
+    return Confounding(area.value, low, high, len(label), features), ""
 
 
-def fold_areas(
-    label: npt.NDArray[np.int64],
-    probability: npt.NDArray[np.float64],
+def fold_area(
+    positive: npt.NDArray[np.bool_],
+    score: npt.NDArray[np.float64],
     fold: npt.NDArray[np.int64],
-    weight: npt.NDArray[Any],
-) -> npt.NDArray[np.float64]:
-    """Compute the AUROC of out-of-fold probabilities from pairs within a fold.
+    lesion: npt.NDArray[np.int64],
+) -> Estimate:
+    """Estimate the AUROC of out-of-fold scores from pairs within a fold.
 
     Pairs across folds are biased: the more images of a class a fold contains, the fewer remain for training, and the lower is the
     predicted probability of that class. Without any signal, an AUROC over all pairs then falls below 0.5 (Parker et al., "Stratification
-    bias in low signal microarray studies", BMC Bioinformatics 2007).
+    bias in low signal microarray studies", BMC Bioinformatics 2007). The value is NaN without pairs.
 
     Args:
-        label: (N,) integers in 0 … C−1.
-        probability: (N, C), each row sums to 1.
-        fold: (N,) test fold of each image.
-        weight: (R, N), not negative: count of each image in each of R resamples.
-
-    Returns:
-        (R,): one class against the rest, mean over the classes (of two classes the second). NaN if no class has a pair.
+        positive: (N,), image is of the class.
+        score: (N,), predicted probability of the class.
+        fold: (N,), test fold of each image.
+        lesion: (N,), integer of the lesion of each image.
     """
-    classes = probability.shape[1]
-    areas = []
-    for number in [1] if classes == 2 else range(classes):
-        won, pairs = np.zeros(len(weight)), np.zeros(len(weight))
-        for tested in (fold == test_fold for test_fold in np.unique(fold)):
-            own = label[tested] == number
-            against = np.stack([1 - probability[tested, number], probability[tested, number]], axis=1)
-            counts = weight[:, tested]
-            area = weighted_metrics(own.astype(np.int64), against, ("others", "own"), counts)["auroc_macro"]
-            count = counts[:, own].sum(axis=1) * counts[:, ~own].sum(axis=1)
-            won += np.where(count > 0, area, 0) * count
-            pairs += count
-        areas.append(np.divide(won, pairs, out=np.full(len(weight), np.nan), where=pairs > 0))
-    class_areas = np.stack(areas)
-    defined = np.isfinite(class_areas).sum(axis=0)
-    return np.divide(np.nansum(class_areas, axis=0), defined, out=np.full(len(weight), np.nan), where=defined > 0)
+    won, pairs = 0.0, 0
+    influence, paired = np.zeros(len(score)), np.zeros(len(score), dtype=bool)
+    for tested in (fold == number for number in np.unique(fold)):
+        count = int(positive[tested].sum() * (~positive[tested]).sum())
+        if count:
+            area, moved = auroc_influence(positive[tested], score[tested])
+            won, pairs = won + count * area, pairs + count
+            influence[tested], paired[tested] = count * moved, True
+    if not pairs:
+        return NoInterval(np.nan, np.zeros(len(np.unique(lesion))), "no two classes within a fold")
+    sides = positive & paired, ~positive & paired
+    sums = np.zeros((lesion.max() + 1, 4))
+    np.add.at(sums, lesion, np.column_stack([*(influence * side / pairs for side in sides), *sides]))
+    return lesion_sums.area(won / pairs, *sums.T)
 
 
 def _alone(values: npt.NDArray[np.float64], label: npt.NDArray[np.int64], classes: int) -> float:

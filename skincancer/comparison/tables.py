@@ -19,7 +19,8 @@ from skincancer.comparison.entries import Entry, find_deviations, find_differenc
 from skincancer.comparison.predictions import ClassScores, Scores
 from skincancer.comparison.published import published_metrics, published_table
 from skincancer.errors import RunError
-from skincancer.metrics.intervals import Estimate, combine, difference, p_value
+from skincancer.metrics.combinations import combine, difference
+from skincancer.metrics.intervals import Estimate, p_value
 from skincancer.metrics.names import OF_POSITIVE, metric_title, positive_of
 from skincancer.metrics.paired_tests import delong, holm, mcnemar
 
@@ -110,7 +111,7 @@ def paired_difference(metric: str, first: Sequence[Scores], second: Sequence[Sco
     """Return the difference of a metric between two methods on the same images.
 
     Lesions that are hard for both methods do not widen the interval, because the correlation of the methods over lesions counts
-    (`intervals.Combination`). `estimates.classification_intervals` describes what the interval covers.
+    (`combinations.Combination`). `estimates.classification_intervals` describes what the interval covers.
 
     Args:
         metric: name of a metric.

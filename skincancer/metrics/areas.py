@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import stats
 
 Floats = npt.NDArray[np.float64]
@@ -47,3 +48,27 @@ def average_precision_influence(positive: npt.NDArray[np.bool_], score: Floats) 
     below_call = np.cumsum((positive_of * hits / called**2)[::-1])[::-1]
     influence = positive * (precision + below_hit - value)[block] - below_call[block]
     return value, influence / m
+
+
+def average_precision_bias(positive: npt.NDArray[np.bool_], score: Floats, lesion: npt.NDArray[np.int64]) -> float:
+    """Estimate how much the average precision of few images is too high.
+
+    The precision at a positive image counts the image itself. Without this, random scores would on average have the prevalence (Bestgen,
+    "Exact expected average precision of the random baseline", Prague Bulletin of Mathematical Linguistics 103, 2015). The bias is the
+    mean difference to the precision among other lesions, where there are any; 0 with a single class.
+
+    Args:
+        positive: (N,), image is positive.
+        score: (N,), score of each image.
+        lesion: (N,), integer of the lesion of each image.
+    """
+    if not positive.any():
+        return 0.0
+    called = stats.rankdata(-score, method="max")[positive]
+    hits = stats.rankdata(-score[positive], method="max")
+    own_called = pd.Series(score).groupby(lesion).rank(method="max", ascending=False).to_numpy()[positive]
+    own_hits = pd.Series(score[positive]).groupby(lesion[positive]).rank(method="max", ascending=False).to_numpy()
+    precision = hits / called
+    others = called - own_called
+    excess = np.where(others > 0, precision - (hits - own_hits) / np.maximum(others, 1), 0)
+    return max(float(excess.mean()), 0.0)

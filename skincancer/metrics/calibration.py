@@ -22,8 +22,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from skincancer.metrics.classification import check_predictions
+from skincancer.metrics.combinations import difference
 from skincancer.metrics.estimates import COLUMNS, CountedPredictions, interval_table
-from skincancer.metrics.intervals import Certain, difference
+from skincancer.metrics.intervals import Certain
 
 Floats = npt.NDArray[np.float64]
 

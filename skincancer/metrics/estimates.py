@@ -13,11 +13,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from skincancer.metrics import lesion_sums
-from skincancer.metrics.areas import auroc_influence, average_precision_influence
+from skincancer.metrics.areas import auroc_influence, average_precision_bias, average_precision_influence
 from skincancer.metrics.bootstrap import bootstrap_weights, lesion_numbers
 from skincancer.metrics.classification import CALIBRATION_BINS, calibration_bin, check_predictions, custom_values
+from skincancer.metrics.combinations import mean
 from skincancer.metrics.custom import CUSTOM_METRICS
-from skincancer.metrics.intervals import Estimate, NoInterval, Resampled, mean, monotone
+from skincancer.metrics.intervals import Estimate, NoInterval, Resampled, monotone
 from skincancer.metrics.lesion_sums import positive_mean, proportion
 from skincancer.metrics.names import class_metric
 
@@ -123,15 +124,18 @@ class CountedPredictions:
 
     def average_precision(self, c: int) -> Estimate:
         """Estimate the average precision of a class against the rest."""
-        value, influence = average_precision_influence(self.label == c, self.probability[:, c])
+        positive, score = self.label == c, self.probability[:, c]
+        value, influence = average_precision_influence(positive, score)
         if np.isnan(value):
             return NoInterval(value, np.zeros(len(self.images)), "a single class")
-        return lesion_sums.average_precision(value, self.of_lesions(influence), self.true[:, c])
+        bias = average_precision_bias(positive, score, self.lesion)
+        return lesion_sums.average_precision(value, self.of_lesions(influence), self.true[:, c], bias)
 
     def macro(self, method: Callable[[int], Estimate]) -> Estimate:
-        """Return the mean of a metric of one class against the rest, over the classes that count and are present.
+        """Return the mean over classes of a metric of one class against the rest.
 
-        Of more than two classes, the mean has no interval if a present class has fewer than `FEWEST_LESIONS` lesions.
+        Classes without images do not count. Of more than two classes, the mean has no interval if a class has fewer than
+        `FEWEST_LESIONS` lesions.
         """
         present = [c for c in self.scored if self.true[:, c].any() or len(self.classes) == 2]
         estimate = mean([method(c) for c in present])

@@ -10,7 +10,7 @@ the estimates. The kinds of estimates:
 * `PositiveMean`: t interval of the logarithm of a mean.
 * `CalibrationError`: corrected for the noise of the bins, which adds to the plug-in estimate.
 * `Monotone`: a monotone function of another estimate.
-* `Combination`: sums and differences of the confidence distributions of other estimates.
+* `combinations.Combination`: sums and differences of the confidence distributions of other estimates.
 * `Resampled`: percentiles of bootstrap resamples, for metrics of plugins.
 
 `benchmarks/coverage.py` simulates the coverage of every metric.
@@ -19,7 +19,7 @@ the estimates. The kinds of estimates:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,8 +31,6 @@ from scipy.stats import qmc
 
 Floats = npt.NDArray[np.float64]
 
-# Number of parts up to which the skew of each part matters more than the bias that it adds to the sum.
-FEW_PARTS = 4
 # Smaller variances are rounding errors.
 NO_VARIANCE = 1e-24
 # Number of draws of a simulated distribution.
@@ -66,6 +64,10 @@ class Estimate(ABC):
         low = self.limit(np.array([(1 - level) / 2]), upper=False)
         high = self.limit(np.array([(1 + level) / 2]), upper=True)
         return float(low[0]), float(high[0])
+
+    def centre(self, *, upper: bool) -> float:
+        """Return the value from which limits are measured, without bias."""
+        return self.value
 
     @property
     def unit(self) -> float:
@@ -110,18 +112,28 @@ class Certain(Estimate):
 
 @dataclass(frozen=True, eq=False)
 class Proportion(Estimate):
-    """A proportion or a mean of values in [0, 1]."""
+    """A proportion or a mean of values in [0, 1].
+
+    Attributes:
+        size: effective number of images.
+        bias: amount by which the value is too high, subtracted for lower limits.
+    """
 
     size: float
+    bias: float = 0.0
 
     @property
     def unit(self) -> float:
         """Influence of one more wrong image."""
         return 1 / self.size
 
+    def centre(self, *, upper: bool) -> float:
+        """Return the value, without the bias for lower limits."""
+        return min(max(self.value if upper else self.value - self.bias, 0.0), 1.0)
+
     def limit(self, level: Floats, *, upper: bool) -> Floats:
         """Return quantiles of the beta distributions of Clopper and Pearson."""
-        hits = self.size * min(max(self.value, 0.0), 1.0)
+        hits = self.size * self.centre(upper=upper)
         first, second = (hits + 1, self.size - hits) if upper else (hits, self.size - hits + 1)
         if min(first, second) < 1e-9:
             return np.full(len(level), float(upper))
@@ -219,83 +231,6 @@ class Monotone(Estimate):
 
 
 @dataclass(frozen=True, eq=False)
-class Combination(Estimate):
-    """A weighted sum of estimates: a mean over classes, or a difference.
-
-    Attributes:
-        parts: estimates.
-        weights: weight of each part.
-        dependent: parts without variance are fully correlated, such as F1 of two classes without errors; otherwise independent.
-    """
-
-    parts: Sequence[Estimate]
-    weights: Sequence[float]
-    dependent: bool = False
-
-    def limit(self, level: Floats, *, upper: bool) -> Floats:
-        """Return quantiles of `distribution`."""
-        if len(self.parts) > FEW_PARTS:
-            return self._mover(level, upper=upper)
-        return np.quantile(self.distribution(upper=upper), level)
-
-    def _mover(self, level: Floats, *, upper: bool) -> Floats:
-        """Return the limits of MOVER.
-
-        The distances of the parts from their limits are added with their correlations.
-        """
-        distances = np.stack(
-            [
-                abs(weight)
-                * (
-                    (part.limit(level, upper=upper) if weight > 0 else part.limit(1 - level, upper=not upper))
-                    - part.value
-                )
-                for part, weight in zip(self.parts, self.weights, strict=True)
-            ]
-        )
-        square = np.einsum("ck,cd,dk->k", distances, self._correlation(), distances)
-        return self.value + np.where(level < 0.5, -1, 1) * np.sqrt(np.maximum(square, 0))
-
-    def distribution(self, *, upper: bool) -> Floats:
-        """Sample the sum (R,) of the confidence distributions of the parts.
-
-        Schweder and Hjort, "Confidence, Likelihood, Probability", 2016. The parts have normal dependence with the
-        correlation of their influences. With normal parts the quantiles are those of MOVER
-        (Zou and Donner, Statistics in Medicine 27, 2008), but skewed parts, near the ends of their range, keep their skew.
-        """
-        variance, axes = np.linalg.eigh(self._correlation())
-        normal = (normal_draws(len(self.parts)) * np.sqrt(np.maximum(variance, 0))) @ axes.T
-        total = np.zeros(DRAWS)
-        levels = special.ndtr(LEVELS)
-        for part, weight, column in zip(self.parts, self.weights, normal.T, strict=True):
-            side = upper if weight > 0 else not upper
-            total += weight * np.interp(column, LEVELS, part.limit(levels, upper=side))
-        return total
-
-    def _correlation(self) -> Floats:
-        """Return the correlations (C, C) of the influences.
-
-        A difference has two further images, each right in one and wrong in the other (Bonett and Price, Journal of Educational and
-        Behavioral Statistics 37, 2012). Models that are wrong on the same images thus have a correlation below 1.
-        """
-        influence = np.stack([part.influence for part in self.parts])
-        sign = np.sign(self.weights)
-        if sign.min() < 0 < sign.max():
-            position = np.where(sign > 0, np.cumsum(sign > 0), np.cumsum(sign < 0)) - 1
-            more = np.zeros((len(sign), position.max() + 1))
-            more[np.arange(len(sign)), position] = sign * [part.unit for part in self.parts] / np.sqrt(2)
-            influence = np.hstack([influence, more])
-        norm = np.sqrt((influence**2).sum(axis=1))
-        alone = norm**2 < NO_VARIANCE
-        direction = influence / np.where(alone, 1, norm)[:, None]
-        correlation = direction @ direction.T
-        if self.dependent:
-            correlation[np.ix_(alone, alone)] = 1
-        correlation[np.diag_indices(len(norm))] = 1
-        return correlation
-
-
-@dataclass(frozen=True, eq=False)
 class Resampled(Estimate):
     """A metric on bootstrap resamples of lesions, (R,), NaN where undefined."""
 
@@ -315,47 +250,6 @@ class Resampled(Estimate):
 def monotone(base: Estimate, function: Callable[[Any], Any], slope: float) -> Estimate:
     """Return a monotone function of an estimate, with its slope at the value."""
     return Monotone(float(function(base.value)), base.influence * slope, base, function, slope)
-
-
-def combine(parts: Sequence[Estimate], weights: Sequence[float], *, dependent: bool = False) -> Estimate:
-    """Return the weighted sum of estimates on the same lesions.
-
-    Args:
-        parts: estimates.
-        weights: weight of each part, not 0.
-        dependent: parts without variance are fully correlated; otherwise they are independent.
-    """
-    if len(parts) == 1 and weights[0] == 1:
-        return parts[0]
-    value = float(sum(weight * part.value for part, weight in zip(parts, weights, strict=True)))
-    samples = [part.resampled for part in parts if isinstance(part, Resampled)]
-    if len(samples) == len(parts):
-        return Resampled(value, np.empty(0), np.asarray(weights) @ np.stack(samples))
-    reason = next((part.note for part in parts if part.note), "")
-    if reason or not np.isfinite(value):
-        return NoInterval(value, np.empty(0), reason)
-    influence = np.asarray(weights) @ np.stack([part.influence for part in parts])
-    flat: list[tuple[Estimate, float]] = []
-    for part, weight in zip(parts, weights, strict=True):
-        if isinstance(part, Combination):
-            flat += [(inner, weight * factor) for inner, factor in zip(part.parts, part.weights, strict=True)]
-            dependent = dependent or part.dependent
-        else:
-            flat.append((part, weight))
-    return Combination(value, influence, [part for part, _ in flat], [weight for _, weight in flat], dependent)
-
-
-def mean(parts: Sequence[Estimate], *, dependent: bool = False) -> Estimate:
-    """Return the mean of the defined estimates, an undefined one without any."""
-    defined = [part for part in parts if np.isfinite(part.value)]
-    if not defined:
-        return NoInterval(np.nan, np.empty(0), parts[0].note)
-    return combine(defined, [1 / len(defined)] * len(defined), dependent=dependent)
-
-
-def difference(first: Estimate, second: Estimate) -> Estimate:
-    """Return the first estimate minus the second, on the same lesions."""
-    return combine([first, second], [1, -1])
 
 
 def p_value(change: Estimate) -> float:

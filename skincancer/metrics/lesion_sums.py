@@ -99,7 +99,7 @@ def area(value: float, of_positives: Floats, of_negatives: Floats, positives: Fl
     return Area(value, influence, m, n, float(sum(variance) / newcombe_variance(np.asarray(value), m, n)))
 
 
-def average_precision(value: float, influence: Floats, positives: Floats) -> Estimate:
+def average_precision(value: float, influence: Floats, positives: Floats, bias: float) -> Estimate:
     """Estimate an average precision.
 
     It is treated as a proportion of the positives (Boyd, Eng and Page, ECML 2013).
@@ -108,11 +108,12 @@ def average_precision(value: float, influence: Floats, positives: Floats) -> Est
         value: average precision.
         influence: (G,), influence of each lesion.
         positives: (G,), number of positive images of each lesion.
+        bias: amount by which the value is too high (`areas.average_precision_bias`).
     """
     n_positive = effective_count(positives)
     reference = value * (1 - value) / n_positive
     observed = float((influence**2).sum()) / reference if reference > 1e-15 else 0.0
-    return Proportion(value, influence, n_positive / _steady(observed, 1.0, influence))
+    return Proportion(value, influence, n_positive / _steady(observed, 1.0, influence), bias)
 
 
 def calibration_error(gaps: Floats, right: Floats, counts: Floats, n_images: Floats) -> Estimate:

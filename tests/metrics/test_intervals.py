@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from scipy.special import expit
+from scipy.special import expit, softmax
 
 from skincancer.metrics import custom
+from skincancer.metrics.areas import average_precision_bias
 from skincancer.metrics.bootstrap import bootstrap_weights
 from skincancer.metrics.classification import classification_metrics, weighted_metrics
+from skincancer.metrics.combinations import combine, difference, mean
 from skincancer.metrics.estimates import COLUMNS, CountedPredictions, classification_intervals, mean_intervals
-from skincancer.metrics.intervals import combine, difference, mean, p_value
+from skincancer.metrics.intervals import p_value
 from skincancer.metrics.lesion_sums import effective_count, proportion
 from skincancer.metrics.operating_point import predictive
 
@@ -296,3 +298,46 @@ def test_simulated_coverage_of_a_difference():
         low, high = difference(*(proportion(side.astype(float), np.ones(100)) for side in right)).bounds()
         covered += low <= 0.02 <= high
     assert covered / 200 >= 0.92
+
+
+def test_bias_of_the_average_precision_of_random_scores_is_exact():
+    """The expected average precision of random scores is known (Bestgen 2015)."""
+    rng, n, n_positive = np.random.default_rng(0), 200, 60
+    positive = np.arange(n) < n_positive
+    biases = [average_precision_bias(positive, rng.random(n), np.arange(n)) for _ in range(2000)]
+    harmonic = (1 / np.arange(1, n + 1)).sum()
+    expected = ((n_positive - 1) / (n - 1) * (n - harmonic) + harmonic) / n
+    assert np.mean(biases) == pytest.approx(expected - n_positive / n, rel=0.06)
+
+
+def test_bias_of_the_average_precision_leaves_out_the_lesion():
+    positive = np.array([True, True, False, True, False])
+    score = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    # The first two images have no other lesion above. The third has precision 3/4, and 2/3 among other lesions.
+    lesion = np.array([0, 0, 1, 2, 3])
+    assert average_precision_bias(positive, score, lesion) == pytest.approx((3 / 4 - 2 / 3) / 3)
+    assert average_precision_bias(np.zeros(5, bool), score, lesion) == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "distance", "seed"), [("average_precision_macro", -60, 0), ("specificity_macro", 4 * 0.98, 9)]
+)
+def test_simulated_coverage_of_means_over_five_classes(metric, distance, seed):
+    """Reversed scores, whose average precision is too high in few images, and specificities near 1, which are skewed."""
+    names, share = [f"c{c}" for c in range(5)], np.array([0.5, *(0.5 * np.array([1, 2, 4, 8]) / 15)])
+
+    def predictions(label, rng):
+        return softmax(1.5 * (rng.normal(size=(len(label), 5)) + distance * np.eye(5)[label]), axis=1)
+
+    label = np.repeat(np.arange(5), 20_000)
+    weight = share[label]
+    truth = classification_metrics(label, predictions(label, np.random.default_rng(0)), names, weight)[metric]
+    covered = []
+    for number in range(300):
+        rng = np.random.default_rng([seed, number])
+        label = rng.choice(5, 200, p=share)
+        low, high = CountedPredictions(label, predictions(label, rng), single(200), names).estimate(metric).bounds()
+        if np.isfinite(low):
+            covered.append(low <= truth <= high)
+    assert len(covered) > 200
+    assert np.mean(covered) > 0.925
