@@ -55,6 +55,7 @@ def owner_tags() -> dict[str, str]:
         "pid": str(os.getpid()),
         "process_start": f"{psutil.Process().create_time():.2f}",
         "boot_id": _boot_id(),
+        "pid_namespace": _pid_namespace(),
     }
 
 
@@ -65,12 +66,25 @@ def _boot_id() -> str:
         return f"{psutil.boot_time():.0f}"
 
 
+def _pid_namespace() -> str:
+    """Return the PID namespace of this process, "" where there are none."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def owner_alive(tags: Mapping[str, str]) -> bool | None:
     """Return whether the process that owns a run is alive.
 
-    None if the process ran on another host, or before this host was rebooted.
+    None if the process ran on another host, before this host was rebooted, or in another container (PID namespace). Owners of older
+    versions have no PID namespace and count as in the same one.
     """
-    if tags.get("host") != socket.gethostname() or tags.get("boot_id") != _boot_id():
+    here = {"host": socket.gethostname(), "boot_id": _boot_id()}
+    # Containers with the name of their host cannot see each other's processes.
+    if "pid_namespace" in tags:
+        here["pid_namespace"] = _pid_namespace()
+    if any(tags.get(name) != value for name, value in here.items()):
         return None
     try:
         process = find_process(int(tags["pid"]))

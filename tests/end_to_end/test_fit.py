@@ -64,7 +64,7 @@ def test_run_is_named_tagged_and_finished(run):
     assert tags["status_reason"] == ""
     for name in ("git_commit", "git_dirty", "groups_hash"):
         assert name in tags
-    for name in ("split_hash", "index_hash", "host", "pid", "process_start", "boot_id", "heartbeat"):
+    for name in ("split_hash", "index_hash", "host", "pid", "pid_namespace", "process_start", "boot_id", "heartbeat"):
         assert tags[name]
     assert not Path(tags["work_folder"]).exists(), "the working folder of a finished run is removed"
 

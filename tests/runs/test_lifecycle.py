@@ -1,5 +1,6 @@
 """Test the life of a run: ends, owners, reaping, stores."""
 
+import json
 import os
 import signal
 import socket
@@ -256,10 +257,24 @@ def test_only_dead_runs_are_reaped(store):
     recycled = make_running(client, process_start="1.00")  # this pid, but an older process
     elsewhere = make_running(client, host="another", pid=dead_pid())
     rebooted = make_running(client, boot_id="before", pid=dead_pid())
-    assert set(reap(client)) == {dead, recycled}
-    for run_id in (alive, elsewhere, rebooted):
+    contained = make_running(client, pid_namespace="pid:[1]", pid=dead_pid())
+    older = make_running(client, pid=dead_pid())
+    client.delete_tag(older, "pid_namespace")  # a run of version 0.1.0
+    assert set(reap(client)) == {dead, recycled, older}
+    for run_id in (alive, elsewhere, rebooted, contained):
         assert client.get_run(run_id).info.status == "RUNNING"
     assert status(client, dead) == ("KILLED", "reaped: its process exited")
+
+
+def test_a_process_of_another_container_may_be_alive():
+    """Containers with `--network host` share host name and boot id, but do not see each other's processes."""
+    isolated = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*isolated, "true"], capture_output=True).returncode:
+        pytest.skip("unshare may not create a PID namespace here (root only)")
+    code = "import json, sys; from skincancer.system.hardware import owner_alive; print(owner_alive(json.loads(sys.argv[1])))"
+    seen = [*isolated, sys.executable, "-c", code, json.dumps(owner_tags())]
+    assert subprocess.run(seen, capture_output=True, text=True, check=True).stdout == "None\n"
+    assert owner_alive(owner_tags()) is True
 
 
 def test_a_zombie_process_owns_no_run():
