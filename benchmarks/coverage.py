@@ -20,7 +20,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Set
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -47,8 +47,8 @@ PREVALENCES = (0.02, 0.1, 0.5)
 # Smallest and largest number of images of a lesion, and the correlation of their scores.
 IMAGES = ((1, 1, 0.0), (1, 6, 0.0), (1, 6, 0.7))
 TASKS = ("two", "many", "masks", "points", "differences")
-# Images per class of a population.
-POPULATION = 50_000
+# Images per class of a population, and of a sampled population, whose own error must be far below that of 2,000 lesions.
+POPULATION, SAMPLED = 50_000, 500_000
 # Used for a threshold outside the images' own prevalence.
 USED_PREVALENCE = 0.05
 
@@ -117,8 +117,13 @@ def losses(label: npt.NDArray[np.int64], probability: Floats, weight: Floats) ->
 
 def class_truth(setting: Setting) -> Values:
     """Return every metric of the population: normal quantiles of each of two classes, or many samples of more."""
+    return _class_truth(setting._replace(lesions=0, least_images=0, most_images=0, correlation=0.0))
+
+
+@cache
+def _class_truth(setting: Setting) -> Values:
     share = shares(setting)
-    label = np.repeat(np.arange(len(share)), POPULATION)
+    label = np.repeat(np.arange(len(share)), POPULATION if len(share) == 2 else SAMPLED)
     grid = stats.norm.ppf((np.arange(POPULATION) + 0.5) / POPULATION)
     noises = np.tile(grid, 2)[:, None] if len(share) == 2 else np.random.default_rng(0).standard_normal((len(label), 5))
     probability, weight = scores_of(setting, label, noises), share[label]

@@ -20,6 +20,7 @@ from skincancer.config.cli import build_parser
 from skincancer.config.resolve import resolve
 from skincancer.data.catalog import DATASETS
 from skincancer.data.prepare import prepare_data
+from skincancer.engines.resources import Resources
 from skincancer.errors import ConfigError, nearest
 from skincancer.inference.model import mask_source
 from skincancer.inference.predictor import load_predictor
@@ -266,8 +267,8 @@ def compare_runs(
 
 
 def sweep_experiment(
-    experiment: Experiment, trials: int, *, workers: int | None = None, study: str | None = None, storage: str | None = None,
-    sampler: str = "tpe", pruner: str = "median",
+    experiment: Experiment, trials: int, *, workers: int | None = None, cluster: str | None = None, study: str | None = None,
+    storage: str | None = None, sampler: str = "tpe", pruner: str = "median",
 ) -> FinishedSweep:  # fmt: skip
     """Search the space `search` of an experiment with Optuna.
 
@@ -277,6 +278,7 @@ def sweep_experiment(
         experiment: as `load_experiment` returns it.
         trials: total number of trials. It includes finished trials of a study with the same name.
         workers: trials at the same time (default: one per GPU, or one).
+        cluster: HOST:PORT of a Ray cluster, auto or local (default: this machine without Ray).
         study: name of the study (default: from experiment, data set and split).
         storage: Optuna storage URL (default: a journal next to the MLflow store).
         sampler: tpe, random or grid.
@@ -293,7 +295,8 @@ def sweep_experiment(
         flags = {} if experiment.tracking.uri is None else {"tracking.uri": experiment.tracking.uri}
         run_id = sweep.sweep(
             SweepRequest(
-                str(file), flags, trials=trials, workers=workers, study=study, storage=storage, sampler=sampler, pruner=pruner
+                str(file), flags, trials=trials, study=study, storage=storage, sampler=sampler, pruner=pruner,
+                resources=Resources(workers, cluster),
             )
         )  # fmt: skip
     run = FinishedRun(run_id, RunStore(experiment.tracking.uri))

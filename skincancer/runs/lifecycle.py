@@ -11,7 +11,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +51,8 @@ from skincancer.system.yaml_files import dump_yaml
 
 HEARTBEAT_SECONDS = 30.0
 STATE_TAG = "trial_state"
+# Called with the id of each run that this process starts, after the run has the tags of its process.
+observers: list[Callable[[str], None]] = []
 
 
 def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[str]:
@@ -236,6 +238,8 @@ def start_run(
             if system_metrics:
                 run._monitor = _start_monitor(store, run_id, resumed=resume is not None)
         threading.Thread(target=run._beat, name="heartbeat", daemon=True).start()
+        for observer in observers:
+            observer(run_id)
         yield run
     except Interrupted as interrupt:
         _end(run, "KILLED", f"interrupted by {interrupt}", keep)

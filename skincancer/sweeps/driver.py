@@ -1,32 +1,34 @@
-"""Run the trials of a sweep on this machine."""
+"""Start or resume a sweep, and run its trials."""
 
 from __future__ import annotations
 
 import contextlib
-import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mlflow.exceptions import MlflowException
 from rich.console import Console
 
 from skincancer.data.prepare import prepare_data
-from skincancer.errors import RunError
+from skincancer.engines.choose import connect_cluster, make_engine
+from skincancer.engines.orders import Order
 from skincancer.inference.model import mask_source
 from skincancer.metrics.names import check_class_metric, monitor_mode
 from skincancer.models.compatibility import check_network
+from skincancer.runs.artifacts import config_to_keep
 from skincancer.runs.lifecycle import reap
 from skincancer.runs.store import RunStore
 from skincancer.schema.experiment import Experiment
-from skincancer.sweeps import executor, study
+from skincancer.sweeps import study
+from skincancer.sweeps.machines import refusal
 from skincancer.sweeps.plan import Plan, used_images
 from skincancer.sweeps.report import SweepRecord
 from skincancer.sweeps.request import Request, default_name
-from skincancer.sweeps.storage import open_storage, storage_url
+from skincancer.sweeps.storage import driver_lock, open_storage, storage_url
 from skincancer.sweeps.study import Sweep
+from skincancer.sweeps.trials import TrialRunner
 from skincancer.system.console import progress_bars
 from skincancer.system.credentials import mask_password
+from skincancer.system.yaml_files import dump_yaml
 
 
 def run_sweep(
@@ -51,6 +53,16 @@ def run_sweep(
     store.check_experiment(f"{experiment.data.name or experiment.data.dataset}-{experiment.task}")
     name = request.study or default_name(experiment)
     url = storage_url(request.storage, store.sweeps_folder / f"{name}.journal")
+    if request.resources.cluster is not None:
+        connect_cluster(request.resources.cluster)
+    with driver_lock(url, name):
+        return _drive(request, plan, experiment, url, name, store, console, started)
+
+
+def _drive(
+    request: Request, plan: Plan, experiment: Experiment, url: str, name: str, store: RunStore, console: Console, started: float
+) -> str:  # fmt: skip
+    """Start or resume a sweep, after its study is locked."""
     # A storage that cannot be used is reported before the data are prepared.
     open_storage(url)
     with progress_bars(console) as bars:
@@ -66,10 +78,7 @@ def run_sweep(
     opened = study.create(url, name, plan, request.trials, maximize=monitor_mode(experiment.training.monitor) == "max")
     record = SweepRecord(opened, name, data, console, request.places, store)
     with record.start(request.trials) as run:
-        console.print(
-            f"study {name} in {mask_password(url)}; join from other machines with: {join_command(name, mask_password(url))}",
-            markup=False,
-        )
+        console.print(f"study {name} in {mask_password(url)}", markup=False)
         try:
             _run_trials(opened, request, record, started)
         except BaseException:
@@ -82,58 +91,22 @@ def run_sweep(
     return run.run_id
 
 
-def join_sweep(request: Request, console: Console) -> None:
-    """Run trials of a sweep of another process, until all trials have ended.
-
-    Raises:
-        RunError: The study does not exist, its run is in another MLflow store, or the images on this machine differ.
-    """
-    started = time.monotonic()
-    assert request.study is not None
-    store = RunStore(request.flags.get("tracking.uri"))
-    url = storage_url(request.storage, store.sweeps_folder / f"{request.study}.journal")
-    opened = study.join(url, request.study, say=lambda text: console.print(text, markup=False))
-    try:
-        store.client.get_run(opened.parent)
-    except MlflowException as error:
-        raise RunError(
-            f"--worker: the sweep's run {opened.parent} is not in {store}. Set --tracking.uri (or MLFLOW_TRACKING_URI) to the "
-            "store of the sweep."
-        ) from error
-    here = opened.plan.resolve({}, request.places)
-    with progress_bars(console) as bars:
-        masks = mask_source(here.data, store) if here.data.crop else None
-        data = prepare_data(here.data, masks, bars, task=here.task)
-    for name, value in (
-        ("index_hash", data.index_hash),
-        ("split_hash", data.split_hash),
-        ("images", used_images(data)),
-    ):
-        expected = getattr(opened.plan, name)
-        # Studies of older versions have no record of their images.
-        if value != expected and (expected or name != "images"):
-            raise RunError(
-                f"--worker: the images on this machine differ from those of the sweep: {name} is {value}; expected {expected}. "
-                "Set --data.root to the same data."
-            )
-    record = SweepRecord(opened, request.study, data, console, request.places, store)
-    _run_trials(opened, request, record, started)
-    elsewhere = "; other workers continue the sweep" if not opened.is_over() else ""
-    console.print(f"no trial is left for this worker{elsewhere}; the run of the sweep is {opened.parent}")
-
-
 def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: float) -> None:
-    accelerator = record.places.get("trainer.accelerator", opened.base.trainer.accelerator)
-    devices = executor.visible_devices() if accelerator in ("auto", "gpu", "cuda") else []
-    workers = request.workers or max(1, len(devices))
-    if 0 < len(devices) < workers:
-        record.console.print(f"{workers} workers share {len(devices)} GPUs")
-    runner = executor.TrialProcess(opened, record.places, record.store.client, record.folder, workers, devices)
+    places, resources = record.places, request.resources
+    check = Order(
+        -1,
+        "check",
+        "check",
+        dump_yaml(config_to_keep(opened.plan.resolve({}, places), search={})),
+        parent=opened.parent,
+    )
+    engine = make_engine(
+        resources, record.folder, record.store, accelerator=places.get("trainer.accelerator", opened.base.trainer.accelerator),
+        check=check, refusal=lambda facts: refusal(opened.plan, opened.parent, facts),
+    )  # fmt: skip
     deadline = None if request.minutes is None else started + 60 * request.minutes
-    with contextlib.closing(runner), record.live(workers) as tick:
-        executor.work(opened, runner, workers, deadline=deadline, tick=tick, bury=runner.bury)
-
-
-def join_command(name: str, url: str) -> str:
-    """Return the command with which a worker joins."""
-    return shlex.join(["python", "-m", "skincancer.sweep", "--worker", "--study", name, "--storage", url])
+    with contextlib.closing(engine), record.live() as tick:
+        runner = TrialRunner(
+            opened, engine, places, record.store.client, record.say, announce=resources.cluster is not None
+        )
+        runner.run(deadline, tick)

@@ -27,8 +27,9 @@ from skincancer.runs.dataset_inputs import data_tags
 from skincancer.runs.lifecycle import RunWriter, silent_seconds, start_run
 from skincancer.runs.store import RunStore
 from skincancer.sweeps.figures import sweep_figures
-from skincancer.sweeps.study import SILENT_SECONDS, Sweep
-from skincancer.sweeps.trial_state import ENDED, REASON, RUN_ID, THREADS, counts_towards_total
+from skincancer.sweeps.study import Sweep
+from skincancer.sweeps.trial_state import ENDED, PLACE, REASON, RUN_ID, THREADS, counts_towards_total
+from skincancer.sweeps.trials import bury
 from skincancer.system.console import is_live, make_table, optional
 from skincancer.system.credentials import mask_password
 from skincancer.system.files import write_whole
@@ -38,12 +39,12 @@ from skincancer.visualization.style import save
 
 OWNER_FILE = "run_id"
 _DRAW_SECONDS = 1.0
+# Silence after which a driver on another machine is considered dead.
+SILENT_SECONDS = 600.0
 
 
 class SweepRecord:
     """Recorder and printer of one sweep.
-
-    In a joined worker, it only prints.
 
     Args:
         sweep: Opened sweep.
@@ -77,7 +78,12 @@ class SweepRecord:
         before = self.sweep.study.user_attrs.get("parent_run")
         if before:
             _check_parent(self.store, before, self.name)
-        self.sweep.begin(trials)
+        dead = self.sweep.begin(trials)
+        bury(
+            self.store.client,
+            [trial.user_attrs[RUN_ID] for trial in dead if RUN_ID in trial.user_attrs],
+            "its sweep died",
+        )
         tags = {"kind": "sweep", **data_tags(self.data), "trials": str(self.sweep.total)}
         group = f"{self.data.entry.name}-{base.task}"
         with start_run(self.store, group, f"sweep {self.name}", tags, system_metrics=False, resume=before) as run:
@@ -94,8 +100,12 @@ class SweepRecord:
             run.write_config(base)
             yield run
 
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False)
+
     @contextlib.contextmanager
-    def live(self, workers: int) -> Iterator[Callable[[], None]]:
+    def live(self) -> Iterator[Callable[[], None]]:
         """Yield a function that shows the progress of the sweep.
 
         It draws a table on a terminal, and prints one line per trial otherwise.
@@ -114,7 +124,7 @@ class SweepRecord:
                 last = time.monotonic()
                 trials = self.sweep.trials()
                 if live:
-                    live.update(self.table(trials, workers, time.monotonic() - started), refresh=True)
+                    live.update(self.table(trials, time.monotonic() - started), refresh=True)
                 self._print_ended(trials)
                 # A later call repeats a failed write, and the last call raises its error.
                 with contextlib.suppress(MlflowException, OSError):
@@ -124,7 +134,7 @@ class SweepRecord:
             last = 0.0
             tick()
 
-    def table(self, trials: list[FrozenTrial], workers: int, seconds: float) -> Table:
+    def table(self, trials: list[FrozenTrial], seconds: float) -> Table:
         """Return the live table: counts, best trial, time left, running trials."""
         state = {name: sum(t.state == name and counts_towards_total(t) for t in trials) for name in TrialState}
         done = sum(state.values()) - state[TrialState.RUNNING]
@@ -135,7 +145,7 @@ class SweepRecord:
         table.add_row(
             f"{done} of {self.sweep.total}", str(state[TrialState.RUNNING]), str(state[TrialState.PRUNED]),
             str(state[TrialState.FAIL]), f"{best.value:.4f} (trial {best.number})" if best else "–", _clock(seconds),
-            _clock(_seconds_left(trials, self.sweep.total - done, max(workers, state[TrialState.RUNNING]))),
+            _clock(_seconds_left(trials, self.sweep.total - done, max(1, state[TrialState.RUNNING]))),
         )  # fmt: skip
         for trial in trials:
             if trial.state == TrialState.RUNNING and counts_towards_total(trial):
@@ -144,7 +154,7 @@ class SweepRecord:
                 table.add_row(
                     f"trial {trial.number}",
                     f"epoch {epoch}/{self.sweep.base.trainer.max_epochs}{value}",
-                    "",
+                    Text(trial.user_attrs.get(PLACE, "")),
                     "",
                     Text(_point(trial)),
                 )
@@ -156,9 +166,7 @@ class SweepRecord:
                 continue
             self._printed.add(trial.number)
             if not counts_towards_total(trial):
-                what = f"{trial.user_attrs.get(ENDED)}: does not count" + (
-                    "" if trial.user_attrs.get(ENDED) in ("surplus", "double") else ", is repeated"
-                )
+                what = f"{trial.user_attrs.get(ENDED)}: does not count, is repeated"
             elif trial.state == TrialState.COMPLETE:
                 what = f"{self.objective} {trial.value:.4f}"
             elif trial.state == TrialState.PRUNED:
@@ -249,9 +257,9 @@ def _fit_command(best: FrozenTrial, path: str) -> str:
 def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
     """Return one row per trial.
 
-    Columns: trial state counts ended (reason why it does not count) objective start end minutes epochs last_epoch_value run_id reason,
-    and the keys of the search space. A pruned trial has no objective, but the monitored value of its last epoch. Start and end are local
-    times of the worker.
+    Columns: trial state counts ended (reason why it does not count) objective start end minutes epochs last_epoch_value run_id place
+    reason, and the keys of the search space. A pruned trial has no objective, but the monitored value of its last epoch. Start and end
+    are local times of the driver.
     """
     rows = []
     for trial in sweep.trials():
@@ -265,11 +273,13 @@ def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
             objective: trial.value if trial.state == TrialState.COMPLETE else None,
             "start": start, "end": end, "minutes": (end - start).total_seconds() / 60 if start and end else None,
             "epochs": last, "last_epoch_value": trial.intermediate_values.get(last),
-            "run_id": trial.user_attrs.get(RUN_ID, ""), "reason": trial.user_attrs.get(REASON, ""),
+            "run_id": trial.user_attrs.get(RUN_ID, ""), "place": trial.user_attrs.get(PLACE, ""),
+            "reason": trial.user_attrs.get(REASON, ""),
         }  # fmt: skip
         rows.append(row | trial.params)
     columns = [
-        "trial", "state", "counts", "ended", objective, "start", "end", "minutes", "epochs", "last_epoch_value", "run_id", "reason",
+        "trial", "state", "counts", "ended", objective, "start", "end", "minutes", "epochs", "last_epoch_value", "run_id", "place",
+        "reason",
         *sweep.plan.search,
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns).astype({objective: float})
@@ -293,14 +303,12 @@ def _check_parent(store: RunStore, run_id: str, name: str) -> None:
     owner = f"process {run.data.tags.get('pid')} on {run.data.tags.get('host')}"
     silent = silent_seconds(run)
     if alive:
-        raise RunError(
-            f"the sweep {name} already runs as {owner}. Join it with --worker (and --study, --storage), or stop it first."
-        )
+        raise RunError(f"the sweep {name} already runs as {owner}. Stop it first, or use another --study.")
     # The owner is on another machine, or this machine was restarted.
     if silent < SILENT_SECONDS:
         raise RunError(
             f"the sweep {name} may still run as {owner}, which is not visible from this machine; its last heartbeat is {silent:.0f} s old. "
-            f"Join it with --worker, or rerun this command after {SILENT_SECONDS / 60:.0f} minutes without heartbeat."
+            f"Rerun this command after {SILENT_SECONDS / 60:.0f} minutes without heartbeat."
         )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from skincancer.config.experiments import find_experiment
 from skincancer.config.resolve import resolve
 from skincancer.config.search_space import PLACE_KEYS, grid
+from skincancer.engines.resources import Resources
 from skincancer.errors import ConfigError
 from skincancer.schema.dotted_keys import TYPES
 from skincancer.schema.experiment import Experiment
@@ -23,26 +24,26 @@ class Request:
     """Options of a sweep.
 
     Args:
-        experiment: Name of a shipped experiment, or a path. None joins a sweep of another process.
-        flags: Dotted keys that override the experiment. A joining worker accepts only `PLACE_KEYS`.
+        experiment: Name of a shipped experiment, or a path.
+        flags: Dotted keys that override the experiment.
         trials: Total number of trials, including those of earlier starts.
-        workers: Concurrent trials in this process. None starts one per GPU, or one.
         study: Name of the study. None derives it from experiment, data set and split.
         storage: URL of the storage. None uses a journal next to the MLflow store.
         minutes: Time after which no trial is started.
         sampler: tpe, random or grid.
         pruner: median, hyperband or none.
+        resources: Machines, GPUs and cores of the trials.
     """
 
-    experiment: str | None
+    experiment: str
     flags: Mapping[str, Any]
     trials: int = 0
-    workers: int | None = None
     study: str | None = None
     storage: str | None = None
     minutes: float | None = None
     sampler: str = "tpe"
     pruner: str = "median"
+    resources: Resources = field(default_factory=Resources)
 
     @property
     def places(self) -> dict[str, Any]:
@@ -63,7 +64,6 @@ def check_request(request: Request) -> tuple[Plan, Experiment, list[Experiment],
     Returns:
         Plan without data hashes; experiment; experiments with networks to check; and notes to print.
     """
-    assert request.experiment is not None
     if request.trials < 1:
         raise ConfigError(f"--trials is {request.trials}; expected the total number of trials, 1 or more.")
     experiment, notes = resolve(request.experiment, request.flags)
@@ -75,8 +75,8 @@ def check_request(request: Request) -> tuple[Plan, Experiment, list[Experiment],
         )
     if str(trainer.devices) not in ("1", "auto") or trainer.num_nodes > 1:
         raise ConfigError(
-            f"trainer.devices is {trainer.devices} (nodes: {trainer.num_nodes}); a trial uses one device. Use "
-            "--workers for several devices, and --worker on other machines."
+            f"trainer.devices is {trainer.devices} (nodes: {trainer.num_nodes}); a trial uses one device. Several "
+            "trials run at the same time with --workers, and on several machines with --cluster."
         )
     for key in search:
         if key in request.flags:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import random
-import re
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.trial import TrialState
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -27,8 +22,6 @@ from skincancer.system.credentials import mask_password, mask_passwords, remembe
 from skincancer.system.paths import user_path
 
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-# Attempts to open a new database, because several workers may create its tables at the same time.
-_TRIES = 8
 _RAISED = (
     OSError,
     SQLAlchemyError,
@@ -98,7 +91,8 @@ def open_storage(url: str) -> BaseStorage:
             path = Path(url.removeprefix("journal://"))
             path.parent.mkdir(parents=True, exist_ok=True)
             _check_journal(path)
-            return JournalStorage(WholeJournal(path))
+            _repair_journal(path)
+            return JournalStorage(JournalFileBackend(str(path)))
         if url.startswith("sqlite"):
             Path(_parse(url).database or "").parent.mkdir(parents=True, exist_ok=True)
             return _open_database(url, {"connect_args": {"timeout": _WAIT_SECONDS}})
@@ -106,22 +100,11 @@ def open_storage(url: str) -> BaseStorage:
 
 
 def _open_database(url: str, options: dict[str, Any]) -> RDBStorage:
-    kind = LockedSQLite if url.startswith("sqlite") else RDBStorage
     _check_database(url, options)
-    for attempt in range(_TRIES):
-        try:
-            return kind(url, engine_kwargs=options)
-        except RuntimeError as error:
-            raise RunError(f"the storage {mask_password(url)} is of another version of Optuna: {error}") from error
-        except SQLAlchemyError as error:
-            # Optuna creates its tables without a lock, so another worker may be creating them.
-            concurrent = re.search(
-                r"already exists|UNIQUE constraint|duplicate key|no such table|does not exist", str(error)
-            )
-            if not concurrent or attempt == _TRIES - 1:
-                raise
-            time.sleep(random.uniform(0.2, 1.0))
-    raise AssertionError("the loop returns or raises")
+    try:
+        return RDBStorage(url, engine_kwargs=options)
+    except RuntimeError as error:
+        raise RunError(f"the storage {mask_password(url)} is of another version of Optuna: {error}") from error
 
 
 def _check_database(url: str, options: dict[str, Any]) -> None:
@@ -136,24 +119,6 @@ def _check_database(url: str, options: dict[str, Any]) -> None:
             f"the storage {mask_password(url)} is the database of another program (it has the tables {', '.join(sorted(tables)[:5])} …). "
             "Use a separate database; nothing was changed."
         )
-
-
-class LockedSQLite(RDBStorage):
-    """SQLite storage with a lock for changes of the state of a trial.
-
-    Optuna reads and writes the state under SELECT … FOR UPDATE, which SQLite ignores. Without a lock, two workers could claim the same
-    queued point, or both close the trial of a dead worker.
-    """
-
-    def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
-        super().__init__(url, engine_kwargs=engine_kwargs)
-        # The kernel releases the lock if its owner dies.
-        self._state_lock = FileLock(f"{_parse(url).database}.lock", timeout=_WAIT_SECONDS, poll_interval=0.005)
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """See `optuna.storages.BaseStorage`."""
-        with self._state_lock:
-            return super().set_trial_state_values(trial_id, state, values)
 
 
 def _check_journal(path: Path) -> None:
@@ -188,81 +153,43 @@ def storage_errors(url: str) -> Iterator[None]:
         ) from None
 
 
-class WholeJournal(JournalFileBackend):
-    """Journal file in which incomplete last lines are deleted.
+def _repair_journal(path: Path) -> None:
+    """Delete an incomplete last line, which a killed writer or a full disk leaves.
 
-    The backend of Optuna would append to the incomplete line and could then no longer read the file. A writer that lost its lock to
-    another worker deletes nothing that other workers have appended.
+    Optuna would append to the line and could then no longer read the file.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._own_lock = path, _OwnLock(str(path))
-        super().__init__(str(path), lock_obj=self._own_lock)
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append complete lines, or nothing."""
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        self._own_lock.acquire()
-        try:
-            # With O_APPEND, lines are written after the lines of other workers.
-            with open(
-                self._path, "r+b", buffering=0, opener=lambda path, how: os.open(path, how | os.O_APPEND)
-            ) as file:
-                size = file.seek(0, os.SEEK_END)
-                end = _end_of_whole_lines(file)
-                if end < size:
-                    _cut_off(file, end, size)
-                written = 0
-                try:
-                    written = file.write(lines)
-                    if written < len(lines):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-                    os.fsync(file.fileno())
-                except OSError:
-                    _cut_off(file, end, end + written)
-                    raise
-        finally:
-            self._own_lock.release()
+    if not path.is_file():
+        return
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        with open(path, "r+b") as file:
+            file.truncate(_end_of_whole_lines(file))
+    finally:
+        lock.release()
 
 
-class _OwnLock(JournalFileSymlinkLock):
-    """Journal lock that survives a takeover.
+@contextlib.contextmanager
+def driver_lock(url: str, name: str) -> Iterator[None]:
+    """Hold the lock of a study, unless the storage is a database server.
 
-    Optuna breaks a lock after a grace period; the previous owner must then not delete the lock of the new owner.
+    A server has no lock: there, `SweepRecord.start` finds the other driver by its run.
+
+    Raises:
+        RunError: Another process of this machine drives the study.
     """
-
-    _held: tuple[int, int] | None = None
-
-    def acquire(self) -> bool:
-        """See `JournalFileSymlinkLock`."""
-        super().acquire()
-        self._held = self._identity()
-        return True
-
-    def release(self) -> None:
-        """See `JournalFileSymlinkLock`, which also calls this function while waiting."""
-        held, self._held = self._held, None
-        if held is None:
-            super().release()
-        elif held == self._identity():
-            # Another worker may take the lock at this moment.
-            with contextlib.suppress(RuntimeError):
-                super().release()
-
-    def _identity(self) -> tuple[int, int] | None:
-        with contextlib.suppress(OSError):
-            status = os.lstat(self._lock_file)
-            return status.st_ino, status.st_ctime_ns
-        return None
-
-
-def _cut_off(file: Any, end: int, size: int) -> None:
-    """Truncate a file at `end` if its size is still `size`.
-
-    Otherwise, another writer has taken the lock and has already truncated the file.
-    """
-    if file.seek(0, os.SEEK_END) == size:
-        file.truncate(end)
+    path = url.removeprefix("journal://") if url.startswith("journal://") else _parse(url).database
+    if not url.startswith(("journal", "sqlite")) or path is None:
+        yield
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{path}.{name}.driver", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(
+            f"another process already runs the sweep {name} in {url}. Stop it first, or use another --study."
+        ) from None
 
 
 def _end_of_whole_lines(file: Any) -> int:

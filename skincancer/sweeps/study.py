@@ -1,23 +1,19 @@
-"""Optuna study of a sweep: how workers claim, repeat and close trials.
+"""Optuna study of a sweep: the driver asks for trials, ends and repeats them.
 
-Workers on any number of machines share a study only through its storage. A trial is RUNNING while its worker is alive. It counts towards
-the total unless it was interrupted, its worker died, or it exceeded the total; then its point is queued again.
+One process, the driver, writes to a study. A trial counts towards the total unless it was interrupted or its driver died; then its point
+is queued again.
 
-Sampling is reproducible: it depends on the seed, the number of counted trials, and the ended trials. With one worker, an interrupted and
-resumed sweep therefore has the same trials as an uninterrupted one. With several workers, the trials depend on the order in which they end.
+Sampling is reproducible: it depends on the seed, the number of counted trials, and the ended trials. With one trial at a time, an
+interrupted and resumed sweep therefore has the same trials as an uninterrupted one. With several, the trials depend on the order in which
+they end.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
-import threading
-import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -25,55 +21,32 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from skincancer.config import search_space
-from skincancer.errors import ConfigError, RunError
+from skincancer.engines.orders import Result
+from skincancer.errors import ConfigError
 from skincancer.schema.dotted_keys import TYPES
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.samplers import build_pruner, build_sampler
 from skincancer.sweeps.storage import open_storage, storage_errors
-from skincancer.sweeps.trial_state import (
-    DRAW,
-    ENDED,
-    HEARTBEAT,
-    OWNER,
-    PLANNED,
-    REASON,
-    TrialResult,
-    counts_towards_total,
-    is_repeated,
-    point_of,
-)
+from skincancer.sweeps.trial_state import ENDED, PLANNED, REASON, counts_towards_total, is_repeated, point_of
 from skincancer.system.credentials import mask_password, mask_passwords
-from skincancer.system.hardware import owner_alive, owner_tags
 
-HEARTBEAT_SECONDS = 30.0
-# Silence after which a worker on another machine is considered dead.
-SILENT_SECONDS = 600.0
-# A trial is created and assigned to its owner in two steps.
-UNOWNED_SECONDS = 120.0
 # Consecutive failures that abort a sweep without any success, and a sweep with earlier successes.
 FIRST_FAILURES, CONSECUTIVE_FAILURES = 3, 10
-# Waiting time of a joining worker, because the sweep may have to prepare its data first.
-JOIN_SECONDS = 1800.0
 
 
 class Sweep:
-    """Study of a sweep, from the view of one worker.
+    """Study of a sweep, from the view of its driver.
 
     Args:
-        study: Opened Optuna study.
+        study: opened Optuna study.
         url: URL of the storage.
-        joined: Another process started the sweep, so this process samples with separate seeds.
     """
 
-    def __init__(self, study: optuna.Study, url: str, joined: bool = False) -> None:
+    def __init__(self, study: optuna.Study, url: str) -> None:
         self.study, self.url = study, url
-        attributes = study.user_attrs
-        self.plan = Plan(**attributes["plan"])
+        self.plan = Plan(**study.user_attrs["plan"])
         self.base = self.plan.resolve({}, {})
         self.distributions = search_space.distributions(self.plan.search, TYPES)
-        self._asking = threading.Lock()
-        self._owner = owner_tags()
-        self._draws_of = zlib.crc32(f"{self._owner['host']} {self._owner['pid']}".encode()) if joined else 0
         self._ended_before = {trial.number for trial in self.trials() if trial.state.is_finished()}
         study.pruner = build_pruner(self.plan.pruner, self.base.trainer.max_epochs)
 
@@ -96,123 +69,41 @@ class Sweep:
         with storage_errors(self.url):
             return self.study.get_trials(deepcopy=False)
 
-    def claim(self, slot: int) -> Trial | None:
-        """Claim a new trial, or return None if none can be started now.
+    def ask(self) -> Trial | None:
+        """Start a trial: a queued point first, then a sampled one. None if the total is reached.
 
-        Args:
-            slot: Number of the worker in this process, from 0.
+        Raises:
+            RunError: The storage is unavailable.
         """
-        with self._asking:
-            trials = self.trials()
-            count = sum(map(counts_towards_total, trials))
+        with storage_errors(self.url):
+            count = sum(map(counts_towards_total, self.trials()))
             if count >= self.total:
                 return None
-            draw = self._next_draw(trials, count, slot)
-            self.study.sampler = build_sampler(
-                self.plan.sampler, int(np.random.SeedSequence([self.base.seed, *draw]).generate_state(1)[0])
-            )
-            try:
-                trial = self.study.ask(self.distributions)
-                drawn = {} if PLANNED in trial.user_attrs else {DRAW: draw}
-                trial.set_user_attr(OWNER, {**self._owner, **drawn})
-            except optuna.exceptions.UpdateFinishedTrialError:
-                # Another worker has closed this trial, because this worker was silent for too long.
-                return None
-            repeats = trial.user_attrs.get(PLANNED, -1)
-            if repeats >= 0 and any(
-                known.number < trial.number and known.user_attrs.get(PLANNED) == repeats for known in self.trials()
-            ):
-                # A restarted sweep and a worker may both queue the point of a closed trial.
-                self._close(trial, "double")
-                return None
-            if self._fits(trial):
-                return trial
-            # A worker on another machine was faster.
-            self.release(trial, "surplus")
-        time.sleep(random.random())
-        return None
+            # Queued points come first, so the count is new for each sampled point. The two zeros keep the draws of earlier versions.
+            seed = np.random.SeedSequence([self.base.seed, count, 0, 0]).generate_state(1)[0]
+            self.study.sampler = build_sampler(self.plan.sampler, int(seed))
+            return self.study.ask(self.distributions)
 
-    def _next_draw(self, trials: Sequence[FrozenTrial], count: int, slot: int) -> list[int]:
-        """Return the sampling seed of the next point, which no complete point has used.
-
-        The number of trials is not sufficient, because it decreases when a trial of another worker is closed and not yet repeated.
-        """
-        made = [
-            trial.user_attrs.get(OWNER, {}).get(DRAW)
-            for trial in trials
-            if set(trial.params) == set(self.distributions)
-        ]
-        first = [count, slot, self._draws_of]
-        others = ([*first, again] for again in itertools.count(1))
-        return next(draw for draw in itertools.chain([first], others) if draw not in made)
-
-    def _fits(self, claimed: Trial) -> bool:
-        """Return whether this trial stays within the total.
-
-        Trials that other workers claimed earlier or concurrently are included. Of two new trials, the lower number has priority. A
-        queued point has an old number, so all running trials count before it. Queued points have priority over new trials.
-        """
-        trials = self.trials()
-        planned = {trial.number for trial in trials if trial.user_attrs.get(PLANNED) is not None}
-        before = [
-            trial
-            for trial in trials
-            if trial.number != claimed.number
-            and counts_towards_total(trial)
-            and (
-                trial.state != TrialState.RUNNING
-                or trial.number < claimed.number
-                or not planned.isdisjoint((trial.number, claimed.number))
-            )
-        ]
-        queued = sum(trial.state == TrialState.WAITING and trial.user_attrs.get(PLANNED, -1) >= 0 for trial in trials)
-        if claimed.number in planned:
-            queued = 0
-        return len(before) + queued < self.total
-
-    def beat(self, trial: Trial) -> None:
-        """Record a heartbeat of the trial, for workers on other machines."""
-        trial.set_user_attr(HEARTBEAT, datetime.now(UTC).isoformat(timespec="seconds"))
-
-    def end(self, trial: Trial, ended: TrialResult) -> None:
+    def end(self, trial: Trial, result: Result) -> None:
         """Record the result of a trial, and queue an interrupted trial again."""
-        if ended.state == "interrupted":
-            self.release(trial, "interrupted")
-            return
-        complete = ended.state == "complete" and math.isfinite(ended.value)
-        try:
-            if ended.state == "pruned":
+        with storage_errors(self.url):
+            if result.state == "interrupted":
+                self._repeat(trial, "interrupted")
+            elif result.state == "pruned":
                 self.study.tell(trial, state=TrialState.PRUNED)
-            elif complete:
-                self.study.tell(trial, ended.value)
+            elif result.state == "complete" and math.isfinite(result.value):
+                self.study.tell(trial, result.value)
             else:
-                trial.set_user_attr(REASON, mask_passwords(ended.reason) or f"its objective is {ended.value}")
+                reason = mask_passwords(result.reason) or f"its objective is {result.value}"
+                trial.set_user_attr(REASON, reason)
                 self.study.tell(trial, state=TrialState.FAIL)
-        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            # Another worker has closed and repeated this trial, because this worker was silent for too long.
-            return
 
-    def release(self, trial: Trial | FrozenTrial, why: str) -> bool:
-        """Close a running trial that does not count, and queue its point again.
-
-        Returns:
-            False if another worker has already closed the trial.
-        """
-        if not self._close(trial, why):
-            return False
-        closed = next(known for known in self.trials() if known.number == trial.number)
-        if is_repeated(closed):
-            self._queue_again(closed)
-        return True
-
-    def _close(self, trial: Trial | FrozenTrial, why: str) -> bool:
-        try:
-            # Optuna has no public function to write to a trial of another worker.
-            self.study._storage.set_trial_user_attr(trial._trial_id, ENDED, why)
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            return False
-        return True
+    def _repeat(self, trial: Trial | FrozenTrial, why: str) -> None:
+        """Close a running trial that does not count, and queue its point again."""
+        # Optuna has no public function to write to a trial of an earlier process.
+        self.study._storage.set_trial_user_attr(trial._trial_id, ENDED, why)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        self._queue_again(next(known for known in self.trials() if known.number == trial.number))
 
     def _queue_again(self, trial: FrozenTrial) -> None:
         """Queue the point of a trial, unless it was interrupted during sampling."""
@@ -230,13 +121,11 @@ class Sweep:
             for key, distribution in self.distributions.items()
         )
 
-    def reap(self) -> list[FrozenTrial]:
-        """Close, queue again and return the running trials of dead workers."""
-        running = [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
-        return [trial for trial in running if not self._is_alive(trial) and self.release(trial, "dead")]
-
-    def begin(self, trials: int) -> None:
+    def begin(self, trials: int) -> list[FrozenTrial]:
         """Set the total, and queue the points of a grid and of lost trials.
+
+        Returns:
+            Trials of an earlier driver that died, now closed.
 
         Raises:
             ConfigError: The grid has too many points.
@@ -252,29 +141,13 @@ class Sweep:
             repeated = {trial.user_attrs.get(PLANNED) for trial in known}
             for trial in known:
                 if is_repeated(trial) and trial.number not in repeated:
-                    # A worker was killed after closing this trial, before queueing it.
+                    # The driver was killed after closing this trial, before queueing it.
                     self._queue_again(trial)
+            dead = [trial for trial in known if trial.state == TrialState.RUNNING]
+            for trial in dead:
+                self._repeat(trial, "dead")
             self.study.set_user_attr("trials", min(trials, len(points)) if points else trials)
-
-    def should_prune(self, trial: Trial) -> bool:
-        """Return whether the pruner stops a trial.
-
-        Only one thread may call the pruner, because Hyperband creates its brackets in the first call.
-        """
-        with self._asking:
-            return trial.should_prune()
-
-    def _is_alive(self, trial: FrozenTrial) -> bool:
-        owner = trial.user_attrs.get(OWNER)
-        started = trial.datetime_start or datetime.now()
-        if owner is None:
-            return datetime.now() - started < timedelta(seconds=UNOWNED_SECONDS)
-        alive = owner_alive(owner)
-        if alive is not None:
-            return alive
-        beat = trial.user_attrs.get(HEARTBEAT)
-        last = datetime.fromisoformat(beat) if beat else started.astimezone()
-        return datetime.now(UTC) - last < timedelta(seconds=SILENT_SECONDS)
+        return dead
 
     def abort_reason(self) -> str | None:
         """Return a reason to abort the sweep, None otherwise.
@@ -345,39 +218,3 @@ def create(url: str, name: str, plan: Plan, trials: int, *, maximize: bool) -> S
                 f"--trials is {trials}, but {done} trials of the study {name} have already ended; expected a total of {done} or more."
             )
         return Sweep(study, url)
-
-
-def join(
-    url: str, name: str, wait_seconds: float = JOIN_SECONDS, say: Callable[[str], None] = lambda text: None
-) -> Sweep:
-    """Open the study of a started sweep, or wait for its start.
-
-    Args:
-        url: URL of the storage.
-        name: Name of the study.
-        wait_seconds: Longest waiting time.
-        say: Prints once that the worker waits, and the existing studies.
-
-    Raises:
-        RunError: The study does not start in time, or the storage cannot be used.
-    """
-    storage = open_storage(url)
-    until, reported = time.monotonic() + wait_seconds, False
-    with storage_errors(url):
-        while True:
-            names: Sequence[str] = optuna.get_all_study_names(storage)
-            if name in names:
-                study = optuna.load_study(study_name=name, storage=storage)
-                if {"parent_run", "trials"} <= set(study.user_attrs):
-                    return Sweep(study, url, joined=True)
-            missing = f"the study {name} has not been started in {mask_password(url)} (existing studies: {', '.join(names) or 'none'})"
-            if time.monotonic() >= until:
-                break
-            if not reported:
-                say(f"waiting up to {wait_seconds / 60:.0f} minutes: {missing}")
-                reported = True
-            time.sleep(min(1.0, wait_seconds / 10))
-    raise RunError(
-        f"--worker: {missing}, also after {wait_seconds / 60:.1f} minutes. Start the sweep first: python -m skincancer.sweep "
-        f"--experiment NAME --trials N --study {name} --storage URL"
-    )

@@ -34,9 +34,6 @@ class EpochReporter(Protocol):
     def log_params(self) -> dict[str, Any]:
         """Return MLflow params of the run."""
 
-    def run_started(self, run_id: str) -> None:
-        """Receive the id of the run."""
-
     def report(self, epoch: int, value: float, last: bool) -> bool:
         """Receive the monitored value of an epoch (from 1). Return whether to stop."""
 

@@ -228,8 +228,6 @@ class FitRecorder:
                 fit_params(experiment, data, self.outcome, self.inputs, weights)
                 | (self.trial.log_params() if self.trial else {})
             )
-            if self.trial:
-                self.trial.run_started(run.run_id)
             if not continues:
                 self._write_start(run)
             yield run

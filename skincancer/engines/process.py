@@ -1,10 +1,9 @@
-"""Process that runs trials of a sweep: `python -m skincancer.sweep trial-process`.
+"""Process that runs orders: `python -m skincancer.order_process --pipe FD`.
 
-This process imports the modules of training once. For each order, a line of JSON on standard input (experiment file, trial number, log
-path), it forks a process that trains. A trial therefore needs no imports, releases its GPU at the end, and a crash affects only that
-trial. The forked process writes lines of JSON to a pipe: the run id, `val/<monitor>` of each epoch, and the objective. Its exit code
-follows. The worker answers each epoch with "go" or "prune" on standard input. Both processes end at the end of standard input, when the
-worker has exited or has no more trials.
+This process imports the modules of training once. For each order, a line of JSON on standard input, it forks a process. An order
+therefore needs no imports, releases its GPU at the end, and a crash affects only that order. The forked process writes lines of JSON to a
+pipe: its run id, `val/<monitor>` of each epoch of a trial, and the objective. Its exit code follows. The engine answers each epoch with
+"go" or "prune" on standard input. Both processes end at the end of standard input, when the engine has exited or has no more orders.
 """
 
 from __future__ import annotations
@@ -25,17 +24,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from skincancer.config.resolve import resolve
-from skincancer.runs.lifecycle import STATE_TAG
-from skincancer.schema.experiment import Experiment
+from skincancer.engines.orders import GO, PRUNE
+from skincancer.runs import lifecycle
 from skincancer.system.console import run_verb
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
 
-# First argument of the process.
-TRIAL_PROCESS = "trial-process"
-# Answers to an epoch. _GONE replaces the answer if the worker died.
-GO, PRUNE, _GONE = "go", "prune", "gone"
-# Time for a trial to record its end.
+# Replaces the answer to an epoch if the engine died.
+_GONE = "gone"
+# Time for an order to record its end.
 GRACE_SECONDS = 30.0
 # Metal does not work in a forked process.
 FORKS = sys.platform != "darwin"
@@ -53,14 +49,14 @@ AHEAD = (
 
 
 @dataclass
-class TrialLink:
-    """Connection of a trial to its worker, and names of its MLflow run.
+class OrderLink:
+    """Connection of an order to its engine, and names of the MLflow run of a trial.
 
-    Args:
-        number: Number of the trial.
+    Attributes:
+        number: number of the trial.
         parent: MLflow run id of the sweep.
-        params: Point of the search space, by dotted key.
-        pipe: File descriptor for messages to the worker.
+        params: point of the search space, by dotted key.
+        pipe: file descriptor for messages to the engine.
     """
 
     number: int
@@ -72,7 +68,7 @@ class TrialLink:
 
     def listen(self) -> None:
         """Read answers from standard input, and end this process at its end."""
-        threading.Thread(target=self._listen, name="worker", daemon=True).start()
+        threading.Thread(target=self._listen, name="engine", daemon=True).start()
 
     def _listen(self) -> None:
         for line in sys.stdin:
@@ -85,25 +81,21 @@ class TrialLink:
 
     def tags(self) -> dict[str, str]:
         """Return the MLflow tags of a trial of this sweep."""
-        return {"kind": "trial", "mlflow.parentRunId": self.parent, STATE_TAG: "RUNNING"}
+        return {"kind": "trial", "mlflow.parentRunId": self.parent, lifecycle.STATE_TAG: "RUNNING"}
 
     def log_params(self) -> dict[str, Any]:
         """Return the number and the point of the trial."""
         return {"trial": self.number, **self.params}
 
-    def run_started(self, run_id: str) -> None:
-        """Send the run id to the worker."""
-        self._send(run=run_id)
-
     def report(self, epoch: int, value: float, last: bool) -> bool:
         """Send the monitored value of an epoch, and return whether to prune.
 
         Args:
-            epoch: Number of the epoch, from 1.
-            value: Monitored value.
-            last: This is the last epoch, which is never pruned.
+            epoch: number of the epoch, from 1.
+            value: monitored value.
+            last: this is the last epoch, which is never pruned.
         """
-        self._send(epoch=epoch, value=value, last=last)
+        self.send(epoch=epoch, value=value, last=last)
         answer = GO if last else self._answers.get()
         if answer == _GONE:
             raise Interrupted(signal.SIGTERM)
@@ -112,25 +104,30 @@ class TrialLink:
 
     def ended(self, objective: float | None) -> None:
         """Send the objective, or None for a pruned trial."""
-        self._send(**({"pruned": True} if objective is None else {"objective": objective}))
+        self.send(**({"pruned": True} if objective is None else {"objective": objective}))
 
-    def _send(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
+        """Send a message to the engine.
+
+        Raises:
+            Interrupted: The engine has exited.
+        """
         try:
             _write(self.pipe, **message)
         except BrokenPipeError:
-            # The worker has exited.
             raise Interrupted(signal.SIGTERM) from None
 
 
-FitTrial = Callable[[Experiment, TrialLink], None]
+# Runs an order, by its config file and its arguments, and returns its exit code.
+Handler = Callable[[str, Sequence[str], OrderLink], int]
 
 
-def _verb(argv: Sequence[str], fit: FitTrial) -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m skincancer.sweep {TRIAL_PROCESS}")
+def _verb(argv: Sequence[str], handlers: Mapping[str, Handler], exits: list[int]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m skincancer.order_process")
     parser.add_argument("--pipe", type=int, required=True)
     pipe = parser.parse_args(argv).pipe
     for signum in (signal.SIGINT, signal.SIGTERM):
-        # Trials handle these signals. This process ends with standard input.
+        # Orders handle these signals. This process ends with standard input.
         signal.signal(signum, signal.SIG_IGN)
     for name in AHEAD:
         importlib.import_module(name)
@@ -138,21 +135,21 @@ def _verb(argv: Sequence[str], fit: FitTrial) -> None:
     if order is None:
         return
     with signals_as_interrupts():
-        experiment, _ = resolve(order.pop("config"), {})
-        link = TrialLink(**order, pipe=pipe)
+        link = OrderLink(order["number"], order["parent"], order["params"], pipe)
         link.listen()
-        fit(experiment, link)
+        lifecycle.observers.append(lambda run_id: link.send(run=run_id))
+        exits.append(handlers[order["kind"]](order["config"], order["argv"], link))
 
 
 def _next_order(pipe: int) -> dict[str, Any] | None:
     """Wait for orders, and fork a process for each.
 
-    On macOS, where no process is forked, this process runs the trial and ends, and the worker starts another process.
+    On macOS, where no process is forked, this process runs the order and ends, and the engine starts another process.
 
     Returns:
         The order, in the forked process. None in this process, at the end of the orders.
     """
-    # The garbage collector of a trial must not copy shared memory pages.
+    # The garbage collector of an order must not copy shared memory pages.
     gc.freeze()
     while line := sys.stdin.readline():
         order = json.loads(line)
@@ -160,7 +157,7 @@ def _next_order(pipe: int) -> dict[str, Any] | None:
         if order in (GO, PRUNE):
             continue
         log = order.pop("log")
-        # The trial would otherwise write buffered output again, to its log.
+        # The order would otherwise write buffered output again, to its log.
         sys.stdout.flush()
         sys.stderr.flush()
         child = os.fork() if FORKS else 0
@@ -180,14 +177,15 @@ def _write(pipe: int, **message: Any) -> None:
     os.write(pipe, (json.dumps(message) + "\n").encode())
 
 
-def main(argv: Sequence[str], fit: FitTrial) -> int:
-    """Run trials until standard input ends.
+def main(argv: Sequence[str], handlers: Mapping[str, Handler]) -> int:
+    """Run orders until standard input ends.
 
     Args:
         argv: `--pipe` and the number of the file descriptor for messages.
-        fit: Trains one trial.
+        handlers: handler of each kind of order.
 
     Returns:
-        Exit code of this process, or of the trial in a forked process.
+        Exit code of this process, or of the order in a forked process.
     """
-    return run_verb(partial(_verb, fit=fit), argv)
+    exits: list[int] = []
+    return run_verb(partial(_verb, handlers=handlers, exits=exits), argv) or sum(exits)
