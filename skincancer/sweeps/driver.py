@@ -53,6 +53,8 @@ def run_sweep(
     store.check_experiment(f"{experiment.data.name or experiment.data.dataset}-{experiment.task}")
     name = request.study or default_name(experiment)
     url = storage_url(request.storage, store.sweeps_folder / f"{name}.journal")
+    # A storage that cannot be used is reported before the data are prepared.
+    open_storage(url)
     if request.resources.cluster is not None:
         connect_cluster(request.resources.cluster)
     with driver_lock(url, name):
@@ -63,8 +65,6 @@ def _drive(
     request: Request, plan: Plan, experiment: Experiment, url: str, name: str, store: RunStore, console: Console, started: float
 ) -> str:  # fmt: skip
     """Start or resume a sweep, after its study is locked."""
-    # A storage that cannot be used is reported before the data are prepared.
-    open_storage(url)
     with progress_bars(console) as bars:
         data = prepare_data(
             experiment.data, mask_source(experiment.data, store), bars, task=experiment.task,

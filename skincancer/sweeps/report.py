@@ -30,7 +30,7 @@ from skincancer.sweeps.figures import sweep_figures
 from skincancer.sweeps.study import Sweep
 from skincancer.sweeps.trial_state import ENDED, PLACE, REASON, RUN_ID, THREADS, counts_towards_total
 from skincancer.sweeps.trials import bury
-from skincancer.system.console import is_live, make_table, optional
+from skincancer.system.console import clock, is_live, make_table, optional
 from skincancer.system.credentials import mask_password
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive
@@ -144,8 +144,8 @@ class SweepRecord:
             table.add_column(column)
         table.add_row(
             f"{done} of {self.sweep.total}", str(state[TrialState.RUNNING]), str(state[TrialState.PRUNED]),
-            str(state[TrialState.FAIL]), f"{best.value:.4f} (trial {best.number})" if best else "–", _clock(seconds),
-            _clock(_seconds_left(trials, self.sweep.total - done, max(1, state[TrialState.RUNNING]))),
+            str(state[TrialState.FAIL]), f"{best.value:.4f} (trial {best.number})" if best else "–", clock(seconds),
+            clock(_seconds_left(trials, self.sweep.total - done, max(1, state[TrialState.RUNNING]))),
         )  # fmt: skip
         for trial in trials:
             if trial.state == TrialState.RUNNING and counts_towards_total(trial):
@@ -326,13 +326,6 @@ def _seconds_left(trials: list[FrozenTrial], left: int, workers: int) -> float |
         if trial.state == TrialState.RUNNING and counts_towards_total(trial) and trial.datetime_start
     )
     return max(0.0, left * sum(took) / len(took) - running) / workers
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _point(trial: FrozenTrial) -> str:

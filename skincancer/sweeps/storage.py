@@ -182,14 +182,19 @@ def driver_lock(url: str, name: str) -> Iterator[None]:
     if not url.startswith(("journal", "sqlite")) or path is None:
         yield
         return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.{name}.driver", timeout=0)
+    with storage_errors(url):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"another process already runs the sweep {name} in {url}. Stop it first, or use another --study."
+            ) from None
     try:
-        with FileLock(f"{path}.{name}.driver", timeout=0):
-            yield
-    except Timeout:
-        raise RunError(
-            f"another process already runs the sweep {name} in {url}. Stop it first, or use another --study."
-        ) from None
+        yield
+    finally:
+        lock.release()
 
 
 def _end_of_whole_lines(file: Any) -> int:
