@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from optuna.trial import Trial
 
+from skincancer.config.cli import build_parser
 from skincancer.engines.orders import Ended, Engine, Epoch, Event, Lost, Order, Refused, Result, RunCreated, Started
 from skincancer.errors import ConfigError, RunError
 from skincancer.runs.artifacts import config_to_keep
@@ -48,6 +50,8 @@ class TrialRunner:
     client: MlflowClient
     say: Callable[[str], None]
     announce: bool = False
+    # To build a parser takes half of the time that the driver spends on a trial.
+    _parser: ArgumentParser = field(default_factory=lambda: build_parser("skincancer.sweep", ""))
     _running: dict[int, Trial] = field(default_factory=dict)
     _runs: dict[int, str] = field(default_factory=dict)
     _reported: dict[int, int] = field(default_factory=dict)
@@ -93,7 +97,7 @@ class TrialRunner:
                     return
                 self._running[trial.number] = trial
             try:
-                experiment, unused = self.sweep.plan.at(trial.params, self.places)
+                experiment, unused = self.sweep.plan.at(trial.params, self.places, self._parser)
             except ConfigError as error:
                 self._end(trial, Result("failed", reason=str(error)), None)
                 self._check_abort()
