@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import shutil
 import socket
 import struct
@@ -205,27 +206,32 @@ def shard_tables(out: Path, count: int) -> list[pd.DataFrame]:
     return [pd.read_csv(file, dtype={"image_id": str, "correct": str}, keep_default_na=False) for file in files]
 
 
-def test_shards_are_disjoint_and_together_the_whole_prediction(folder, many, tmp_path, capsys):
+def test_shards_are_disjoint_and_together_the_whole_prediction(folder, many, tmp_path, capsys, monkeypatch):
     assert say(folder, tmp_path / "whole", many) == 1
     whole = table(tmp_path / "whole").set_index("image_id")
     capsys.readouterr()
     # Each machine has the folder elsewhere, and all machines write into one folder.
     codes, lines = [], []
-    for number in range(1, 4):
+    for number in range(1, 5):
         mounted = tmp_path / f"machine{number}"
         mounted.symlink_to(many)
-        codes.append(say(folder, tmp_path / "shards", "--shard", f"{number}/3", mounted))
+        codes.append(say(folder, tmp_path / "answers", "--shard", f"{number}/4", mounted))
         lines += [line for line in capsys.readouterr().out.splitlines() if line.startswith("shard ")]
-    tables = shard_tables(tmp_path / "shards", 3)
+    tables = shard_tables(tmp_path / "answers", 4)
     sizes = [len(rows) for rows in tables]
-    assert lines == [f"shard {number}/3: {size} of 25 images" for number, size in enumerate(sizes, 1)]
+    assert lines == [f"shard {number}/4: {size} of 25 images" for number, size in enumerate(sizes, 1)]
     assert min(sizes) > 2
     assert codes == [int((rows["error"] != "").any()) for rows in tables]
     assert sum(codes) == 1, "one shard has the unreadable file"
     # Only one shard has an image with a truth, but all have the column.
     assert all(list(rows.columns) == list(tables[0].columns) for rows in tables)
-    joined = pd.concat(tables).set_index("image_id")
+    page = (Path(__file__).parents[2] / "docs/evaluating_and_predicting.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^### Join the tables\n\n```python\n(.*?)^```", page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code)
+    joined = table(tmp_path / "answers").set_index("image_id")
     assert joined.index.is_unique
+    assert len(joined) == len(whole) == 25
     joined = joined.loc[whole.index]
     exact = ["prediction", "truth", "correct"]
     pd.testing.assert_frame_equal(joined[exact], whole[exact])
