@@ -38,10 +38,6 @@ class Shard:
     number: int
     count: int
 
-    def __str__(self) -> str:
-        """Return the shard as on the command line."""
-        return f"{self.number}/{self.count}"
-
     def select(self, images: Sequence[ImageEntry]) -> list[ImageEntry]:
         """Return the images of this shard, in their order.
 
