@@ -105,7 +105,7 @@ def write_outputs(
     predictor: Predictor, images: Sequence[ImageEntry], out: Path, format: str = "full", shard: Shard | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PredictResult:  # fmt: skip
-    """Write the predictions for images, or for one shard of them, into an existing folder."""
+    """Write the predictions for images, or for one shard, into a folder."""
     from skincancer.imaging.crop import EMPTY
     from skincancer.inference.output_files import PredictionTable, write_mask
     from skincancer.inference.predictor import Prediction, map_in_order, memory_lock, thread_pool
