@@ -51,7 +51,7 @@ def add_flags(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def underscored(argv: Sequence[str], *names: str) -> list[str]:
-    """Return a command line in which flags of resources, and `names`, are written with underscores.
+    """Write the flags of resources, and `names`, with underscores.
 
     Other flags of the schema are dotted keys with underscores, and a parser knows one form only.
     """

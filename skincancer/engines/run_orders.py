@@ -1,4 +1,4 @@
-"""Run a list of orders on an engine, and close the runs of those that fail."""
+"""Run a list of orders on an engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ _TICK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Finished:
-    """Order that ended, with its MLflow run ("" if it never had one) and its reason, "" if it succeeded."""
+    """Order that ended.
+
+    Attributes:
+        order: the order.
+        title: its title.
+        run_id: its MLflow run, "" if it never had one.
+        reason: reason of its failure, "" if it succeeded.
+    """
 
     order: Order
     title: str
@@ -145,7 +152,7 @@ class _Runner:
         self._finished.append(Finished(self._orders[event.number], title, run_id, reason))
 
     def _close(self, number: int, status: str, reason: str, remove: bool = False) -> None:
-        """Close the run of an order whose process could not do so."""
+        """Close the run of an order, unless its process has done so."""
         run_id = self._runs.get(number)
         if run_id is None:
             return

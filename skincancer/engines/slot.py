@@ -65,7 +65,7 @@ class Slot:
             self.process.stdin.flush()
 
     def leave(self) -> None:
-        """Close standard input, at whose end the process and its order end."""
+        """Close standard input, which ends the process and its order."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
@@ -119,7 +119,7 @@ class RunningOrder:
         })  # fmt: skip
 
     def read(self) -> list[Event]:
-        """Read messages without waiting for more, after the pipe became readable or the process ended."""
+        """Read messages, after the pipe became readable or the process ended."""
         chunk = self.slot.pipe.read(65536)
         # At the end of the pipe, no process of this slot is left.
         if not chunk:

@@ -1,4 +1,4 @@
-"""Check that a machine of a cluster has the version, images and MLflow store of a sweep."""
+"""Check that a machine of a cluster can run the trials of a sweep."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REMEDIES = {
 
 
 def machine_facts(experiment: Experiment, parent: str) -> dict[str, str]:
-    """Prepare the data of a sweep on this machine, and return what a machine must share with the sweep.
+    """Return what a machine must share with a sweep, and prepare the data.
 
     Args:
         experiment: experiment of the sweep.
@@ -46,7 +46,7 @@ def machine_facts(experiment: Experiment, parent: str) -> dict[str, str]:
 
 
 def refusal(plan: Plan, parent: str, facts: Mapping[str, Any]) -> str:
-    """Return why a machine must not run trials of a sweep, "" if it may."""
+    """Return why a machine must not run trials, "" if it may."""
     expected = {"version": version("skincancer"), "sweep's run": parent} | {
         name: getattr(plan, name) for name in ("index_hash", "split_hash", "images")
     }
