@@ -24,12 +24,12 @@ def connect_cluster(address: str) -> None:
         RunError: The cluster cannot be reached.
     """
     try:
-        from skincancer.engines import ray_cluster
+        from skincancer.engines import ray_connection
     except ImportError as error:
         raise ConfigError(
             f"--cluster needs the package ray ({error}). Install it: pip install 'skincancer[cluster]'"
         ) from error
-    ray_cluster.connect(address)
+    ray_connection.connect(address)
 
 
 def make_engine(

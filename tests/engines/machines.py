@@ -1,0 +1,191 @@
+"""Machines for tests of a Ray cluster: namespaces of this machine, connected by a bridge.
+
+Each machine has its own network, host name, processes, and temporary folders. When its first process is killed, the kernel kills all
+others, as if the power failed.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+PORT = 6379
+# Time for `ray start` and for trials on a loaded machine.
+PATIENCE = 240.0
+
+
+def missing() -> str:
+    """Return why this machine cannot run the tests, "" if it can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "needs root on Linux, for network namespaces"
+    if tools := [name for name in ("ip", "unshare", "nsenter", "mount") if shutil.which(name) is None]:
+        return f"needs {', '.join(tools)} (apt-get install iproute2 util-linux)"
+    tried = subprocess.run(["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "true"], capture_output=True)
+    return "" if tried.returncode == 0 else "needs the right to create namespaces (a privileged container)"
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@dataclass
+class Machine:
+    """A machine of the cluster.
+
+    Attributes:
+        name: host name.
+        address: IP address.
+        namespace: network namespace.
+        folder: folder for its temporary files.
+        environment: environment variables of its processes.
+        hidden: folder that looks empty on this machine.
+    """
+
+    name: str
+    address: str
+    namespace: str
+    folder: Path
+    environment: dict[str, str]
+    hidden: Path | None = None
+    first: subprocess.Popen[bytes] | None = None
+    drivers: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *ray_start: str) -> None:
+        """Start `ray start` with these arguments."""
+        (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
+        (self.folder / "ray").mkdir(exist_ok=True)
+        ray_folder = self.environment["RAY_TMPDIR"]
+        hide = f"mount -t tmpfs tmpfs {self.hidden};" if self.hidden else ""
+        command = " ".join(ray_start)
+        # bash stays the first process, which adopts and reaps the others.
+        script = (
+            f"hostname {self.name}; mount --bind {self.folder}/ray {ray_folder}; {hide}"
+            f"{sys.executable} -m ray.scripts.scripts start {command} --node-ip-address {self.address} --num-cpus 1 "
+            "--object-store-memory 80000000 --disable-usage-stats --block & wait"
+        )
+        with open(self.folder / "ray_start.log", "ab") as log:
+            self.first = subprocess.Popen(
+                ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", "--pid", "--mount-proc", "--fork",
+                 "--kill-child=SIGKILL", "bash", "-c", script],
+                env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def pids(self) -> list[int]:
+        """Return the ids of all processes of the machine."""
+        assert self.first is not None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [child.pid for child in psutil.Process(self.first.pid).children(recursive=True)]
+        return []
+
+    def run(self, *command: str, **variables: str) -> subprocess.Popen[str]:
+        """Start a command on this machine, with its output in one pipe."""
+        pid = str(self.pids()[0])
+        process = subprocess.Popen(
+            ["nsenter", "-t", pid, "-n", "-u", "-m", "-p", "--", *command],
+            env={**self.environment, **variables}, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.drivers.append(process)
+        return process
+
+    def kill(self) -> None:
+        """Kill all processes of the machine."""
+        if self.first is not None:
+            self.first.kill()
+            self.first.wait()
+        for process in self.drivers:
+            process.kill()
+            process.wait()
+        self.first, self.drivers = None, []
+
+
+class Cluster:
+    """Machines, the first of which is the head."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder / "ray"), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment,
+        }  # fmt: skip
+        self.machines: dict[str, Machine] = {}
+        (folder / "ray").mkdir()
+
+    def add(self, name: str, *, hidden: Path | None = None, **variables: str) -> Machine:
+        """Start a machine, which joins the head. The first one is the head."""
+        number = len(self.machines) + 1
+        namespace = f"sk{os.getpid()}-{number}"
+        machine = Machine(
+            name, f"10.77.0.{number}", namespace, self.folder / name,
+            {**self.environment, "TMPDIR": str(self.folder / name / "tmp"), **variables}, hidden,
+        )  # fmt: skip
+        ip("netns", "add", namespace)
+        self.machines[name] = machine
+        ip("-n", namespace, "link", "set", "lo", "up")
+        head = next(iter(self.machines.values()))
+        if machine is head:
+            ip("-n", namespace, "link", "add", "lan", "type", "bridge")
+            device = "lan"
+        else:
+            device = "eth0"
+            port = f"port{number}"
+            ip("-n", head.namespace, "link", "add", port, "type", "veth", "peer", "name", device, "netns", namespace)
+            ip("-n", head.namespace, "link", "set", port, "master", "lan", "up")
+        ip("-n", namespace, "addr", "add", f"{machine.address}/24", "dev", device)
+        ip("-n", namespace, "link", "set", device, "up")
+        if machine is head:
+            machine.start("--head", "--port", str(PORT), "--include-dashboard=false")
+        else:
+            machine.start("--address", f"{head.address}:{PORT}")
+        return machine
+
+    @property
+    def head(self) -> Machine:
+        return next(iter(self.machines.values()))
+
+    @property
+    def address(self) -> str:
+        return f"{self.head.address}:{PORT}"
+
+    def connect(self, machine: Machine, *, up: bool) -> None:
+        """Plug in or pull out the network cable of a machine."""
+        number = list(self.machines).index(machine.name) + 1
+        ip("-n", self.head.namespace, "link", "set", f"port{number}", "up" if up else "down")
+
+    def stop(self) -> None:
+        """Kill all machines, and delete their namespaces."""
+        for machine in self.machines.values():
+            machine.kill()
+            subprocess.run(["ip", "netns", "del", machine.namespace], check=False, capture_output=True)
+
+
+@contextlib.contextmanager
+def cluster(environment: Mapping[str, str]) -> Iterator[Cluster]:
+    """Yield a cluster without machines, and remove everything at the end."""
+    # Paths of sockets may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="sk", dir="/tmp"))
+    machines = Cluster(folder, environment)
+    try:
+        yield machines
+    finally:
+        machines.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until(condition: "object", what: str, seconds: float = PATIENCE) -> None:
+    """Wait until a function returns a true value."""
+    until = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.2)
