@@ -35,6 +35,8 @@ MOST_CHECKS = 3
 IDLE_SECONDS = 60.0
 # Time after which an order that waits for cores moves to another machine, and time for which its machine counts as busy.
 STUCK_SECONDS, BUSY_SECONDS = 20.0, 60.0
+# Time after a loss for which a machine gets no orders. Ray reports a lost task up to 20 s before the death of its machine.
+PAUSE_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 
@@ -48,7 +50,7 @@ class _Node:
         slots: number of orders for which it has cores and GPUs.
         accepted: None while it is checked, else whether it may run orders.
         checks: number of checks that were started.
-        busy_until: time of `time.monotonic` until which other work uses its cores.
+        busy_until: time of `time.monotonic` until which it gets no orders.
     """
 
     name: str
@@ -342,6 +344,8 @@ class RayEngine:
             reason = f"its machine died or was unreachable {running.starts} times, the last time with: {reason}"
             self._events.append(self._ended(running.order, Result("failed", reason=reason)))
         else:
+            if running.node in self._nodes:
+                self._nodes[running.node].busy_until = time.monotonic() + PAUSE_SECONDS
             self._waiting.append((running.order, running.starts + 1))
             self._events.append(Lost(running.order.number, running.place))
 

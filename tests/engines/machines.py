@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,30 @@ def ip(*words: str) -> None:
 
 
 @dataclass
+class Command:
+    """A command that runs on a machine, and the file with its output."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def send(self, signum: int) -> None:
+        """Send a signal to the command."""
+        (child,) = psutil.Process(self.process.pid).children()
+        child.send_signal(signum)
+
+    def wait(self) -> int:
+        """Return its exit code."""
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end within {PATIENCE} s:\n{self.output}") from None
+
+
+@dataclass
 class Machine:
     """A machine of the cluster.
 
@@ -57,7 +81,7 @@ class Machine:
     environment: dict[str, str]
     hidden: Path | None = None
     first: subprocess.Popen[bytes] | None = None
-    drivers: list[subprocess.Popen[str]] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
 
     def start(self, *ray_start: str) -> None:
         """Start `ray start` with these arguments."""
@@ -86,26 +110,31 @@ class Machine:
             return [child.pid for child in psutil.Process(self.first.pid).children(recursive=True)]
         return []
 
-    def run(self, *command: str, **variables: str) -> subprocess.Popen[str]:
-        """Start a command on this machine, with its output in one pipe."""
+    def run(self, *command: str, **variables: str) -> Command:
+        """Start a command on this machine."""
         pid = str(self.pids()[0])
-        process = subprocess.Popen(
-            ["nsenter", "-t", pid, "-n", "-u", "-m", "-p", "--", *command],
-            env={**self.environment, **variables}, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        self.drivers.append(process)
-        return process
+        path = self.folder / f"command_{len(self.commands)}.log"
+        with open(path, "wb") as log:
+            process = subprocess.Popen(
+                ["nsenter", "-t", pid, "-n", "-u", "-m", "-p", "--", *command],
+                env={**self.environment, **variables}, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        self.commands.append(Command(process, path))
+        return self.commands[-1]
+
+    def joined(self) -> bool:
+        """Return whether `ray start` has succeeded."""
+        return "Ray runtime started" in (self.folder / "ray_start.log").read_text(errors="replace")
 
     def kill(self) -> None:
         """Kill all processes of the machine."""
         if self.first is not None:
             self.first.kill()
             self.first.wait()
-        for process in self.drivers:
-            process.kill()
-            process.wait()
-        self.first, self.drivers = None, []
+        for command in self.commands:
+            command.process.kill()
+            command.process.wait()
+        self.first = None
 
 
 class Cluster:
@@ -182,10 +211,10 @@ def cluster(environment: Mapping[str, str]) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_until(condition: "object", what: str, seconds: float = PATIENCE) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     """Wait until a function returns a true value."""
     until = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if time.monotonic() > until:
             raise AssertionError(f"not within {seconds:.0f} s: {what}")
         time.sleep(0.2)
