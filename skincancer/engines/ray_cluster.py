@@ -255,6 +255,7 @@ class RayEngine:
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for node in set(self._nodes) - set(alive):
             del self._nodes[node]
+            self._leave(node)
         for node in set(alive) - set(self._nodes):
             accepted = True if self._check is None else None
             self._nodes[node] = _Node(
@@ -271,6 +272,17 @@ class RayEngine:
                 "no machine of the cluster can run orders; the reasons are above. Fix them and rerun the same command."
             )
 
+    def _leave(self, node: str) -> None:
+        """Handle the orders of a machine that Ray has given up.
+
+        If the network is cut, their tasks would otherwise end only minutes later.
+        """
+        self._receive()
+        for attempt, running in list(self._attempts.items()):
+            if running.node == node:
+                ray.cancel(running.task, force=True)
+                self._failed(self._attempts.pop(attempt), "its machine died or is unreachable")
+
     def _collect(self) -> None:
         """Receive events, and handle orders whose task failed."""
         tasks = {running.task: attempt for attempt, running in self._attempts.items()}
@@ -282,8 +294,13 @@ class RayEngine:
                 continue
             try:
                 ray.get(task)
+            except RayTaskError as error:
+                # The code of the task raised, for example because a disk is full. The machine lives.
+                self._failed(
+                    self._attempts.pop(tasks[task]), f"{type(error.cause).__name__}: {error.cause}", final=True
+                )
             except RayError as error:
-                self._failed(self._attempts.pop(tasks[task]), error)
+                self._failed(self._attempts.pop(tasks[task]), str(error), final=isinstance(error, OutOfMemoryError))
 
     def _receive(self) -> None:
         """Handle the events that tasks have sent. Events of lost attempts are dropped."""
@@ -323,14 +340,9 @@ class RayEngine:
             if refusal:
                 self._events.append(Refused(machine.name, refusal))
 
-    def _failed(self, running: _Attempt, error: RayError) -> None:
-        """Handle a task that ended without an event: start its order again, or end it."""
-        if isinstance(error, RayTaskError):
-            # The code of the task failed, for example because a disk is full. The machine lives.
-            reason = " ".join(f"{type(error.cause).__name__}: {error.cause}".split())[:2000]
-        else:
-            reason = " ".join(str(error).split())[:2000]
-        final = isinstance(error, (RayTaskError, OutOfMemoryError))
+    def _failed(self, running: _Attempt, reason: str, *, final: bool = False) -> None:
+        """Handle a task that ended without an event: end its order, or start it again unless this is final."""
+        reason = " ".join(reason.split())[:2000]
         if running.is_check:
             if final or running.starts >= MOST_CHECKS:
                 self._judge(running, f"its check failed: {reason}")

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from skincancer.system.hardware import find_process
 
 # Third answer of the driver, which ends the order.
 STOP = "stop"
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _GET_SECONDS = 0.5, 0.02
 
 
 class Mailbox:
@@ -65,7 +66,7 @@ def run_order(order: Order, attempt: int, mailbox: Any, variables: Mapping[str, 
     gpus = ",".join(str(number) for number in ray.get_gpu_ids())
     place = socket.gethostname() + (f", GPU {gpus}" if gpus else "")
     # Before the imports, so that the driver knows which orders wait for cores.
-    ray.get(mailbox.put.remote(attempt, Started(order.number, place), ""))
+    _get(mailbox.put.remote(attempt, Started(order.number, place), ""))
     # An order without a GPU must not see those of other orders.
     own = {**variables, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", gpus) if gpus else ""}
     folder = _worker_folder()
@@ -94,18 +95,28 @@ def _relay(running: RunningOrder, attempt: int, mailbox: Any) -> bool:
                     # An order that ended by itself just before keeps its result.
                     if stopped and not running.succeeded:
                         event = Ended(event.number, Result("interrupted"), running.log)
-                    ray.get(mailbox.put.remote(attempt, event, log_tail(running.log)))
+                    _get(mailbox.put.remote(attempt, event, log_tail(running.log)))
                     return running.succeeded and not stopped and slot.process.poll() is None
-                ray.get(mailbox.put.remote(attempt, event, ""))
+                _get(mailbox.put.remote(attempt, event, ""))
                 waits = isinstance(event, Epoch) and not event.last
-        if not stopped and ray.wait([answer], timeout=None if waits else 0)[0]:
-            text = ray.get(answer)
+        if not stopped and (waits or ray.wait([answer], timeout=0)[0]):
+            text = _get(answer)
             stopped = text == STOP
             if stopped:
                 slot.leave()
             else:
                 slot.send(text)
                 answer = mailbox.wait_for_answer.remote(attempt)
+
+
+def _get(reference: Any) -> Any:
+    """Return a result of the mailbox.
+
+    A task that waits in `ray.get` lends its cores to other tasks, so this waits by polling.
+    """
+    while not ray.wait([reference], timeout=0)[0]:
+        time.sleep(_GET_SECONDS)
+    return ray.get(reference)
 
 
 def _make_slot(variables: dict[str, str], folder: Path) -> Slot:

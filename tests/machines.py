@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PORT = 6379
 # Time for `ray start` and for trials on a loaded machine.
 PATIENCE = 240.0
@@ -71,6 +71,7 @@ class Machine:
         namespace: network namespace.
         folder: folder for its temporary files.
         environment: environment variables of its processes.
+        hosts: file with the names and addresses of all machines.
         hidden: folder that looks empty on this machine.
     """
 
@@ -79,29 +80,33 @@ class Machine:
     namespace: str
     folder: Path
     environment: dict[str, str]
+    hosts: Path
     hidden: Path | None = None
     first: subprocess.Popen[bytes] | None = None
     commands: list[Command] = field(default_factory=list)
 
-    def start(self, *ray_start: str) -> None:
-        """Start `ray start` with these arguments."""
-        (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
-        (self.folder / "ray").mkdir(exist_ok=True)
+    def start(self, command: str) -> None:
+        """Start the machine, with a command that runs until its end."""
         ray_folder = self.environment["RAY_TMPDIR"]
+        for name in ("tmp", "ray"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         hide = f"mount -t tmpfs tmpfs {self.hidden};" if self.hidden else ""
-        command = " ".join(ray_start)
         # bash stays the first process, which adopts and reaps the others.
         script = (
-            f"hostname {self.name}; mount --bind {self.folder}/ray {ray_folder}; {hide}"
-            f"{sys.executable} -m ray.scripts.scripts start {command} --node-ip-address {self.address} --num-cpus 1 "
-            "--object-store-memory 80000000 --disable-usage-stats --block & wait"
+            f"hostname {self.name}; mount --bind {self.folder}/ray {ray_folder}; mount --bind {self.hosts} /etc/hosts; {hide}"
+            f"{command} & wait"
         )
-        with open(self.folder / "ray_start.log", "ab") as log:
+        with open(self.log, "ab") as log:
             self.first = subprocess.Popen(
                 ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", "--pid", "--mount-proc", "--fork",
                  "--kill-child=SIGKILL", "bash", "-c", script],
                 env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
+
+    @property
+    def log(self) -> Path:
+        """Output of the first command."""
+        return self.folder / "machine.log"
 
     def pids(self) -> list[int]:
         """Return the ids of all processes of the machine."""
@@ -124,7 +129,7 @@ class Machine:
 
     def joined(self) -> bool:
         """Return whether `ray start` has succeeded."""
-        return "Ray runtime started" in (self.folder / "ray_start.log").read_text(errors="replace")
+        return "Ray runtime started" in self.log.read_text(errors="replace")
 
     def kill(self) -> None:
         """Kill all processes of the machine."""
@@ -149,14 +154,18 @@ class Cluster:
         }  # fmt: skip
         self.machines: dict[str, Machine] = {}
         (folder / "ray").mkdir()
+        (folder / "hosts").write_text("127.0.0.1 localhost\n")
 
-    def add(self, name: str, *, hidden: Path | None = None, **variables: str) -> Machine:
-        """Start a machine, which joins the head. The first one is the head."""
+    def add(self, name: str, *, command: str = "", hidden: Path | None = None, **variables: str) -> Machine:
+        """Start a machine in the network of the first one, the head.
+
+        Without a command, it starts Ray or joins the Ray of the head.
+        """
         number = len(self.machines) + 1
         namespace = f"sk{os.getpid()}-{number}"
         machine = Machine(
             name, f"10.77.0.{number}", namespace, self.folder / name,
-            {**self.environment, "TMPDIR": str(self.folder / name / "tmp"), **variables}, hidden,
+            {**self.environment, "TMPDIR": str(self.folder / name / "tmp"), **variables}, self.folder / "hosts", hidden,
         )  # fmt: skip
         ip("netns", "add", namespace)
         self.machines[name] = machine
@@ -172,10 +181,14 @@ class Cluster:
             ip("-n", head.namespace, "link", "set", port, "master", "lan", "up")
         ip("-n", namespace, "addr", "add", f"{machine.address}/24", "dev", device)
         ip("-n", namespace, "link", "set", device, "up")
-        if machine is head:
-            machine.start("--head", "--port", str(PORT), "--include-dashboard=false")
-        else:
-            machine.start("--address", f"{head.address}:{PORT}")
+        with open(machine.hosts, "a") as hosts:
+            hosts.write(f"{machine.address} {name}\n")
+        role = f"--head --port {PORT} --include-dashboard=false" if machine is head else f"--address {self.address}"
+        ray_start = (
+            f"{sys.executable} -m ray.scripts.scripts start {role} --node-ip-address {machine.address} --num-cpus 1 "
+            "--object-store-memory 80000000 --disable-usage-stats --block"
+        )
+        machine.start(command or ray_start)
         return machine
 
     @property
