@@ -91,10 +91,10 @@ class Machine:
         for name in ("tmp", "ray"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         hide = f"mount -t tmpfs tmpfs {self.hidden};" if self.hidden else ""
-        # bash stays the first process, which adopts and reaps the others.
+        # bash stays the first process, which adopts and reaps the others. A machine stays up when its command ends.
         script = (
             f"hostname {self.name}; mount --bind {self.folder}/ray {ray_folder}; mount --bind {self.hosts} /etc/hosts; {hide}"
-            f"{command} & wait"
+            f"{command} & wait; sleep infinity"
         )
         with open(self.log, "ab") as log:
             self.first = subprocess.Popen(
@@ -147,9 +147,10 @@ class Cluster:
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder / "ray"), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "PYTHONPATH": str(ROOT), "PATH": path, "RAY_TMPDIR": str(folder / "ray"), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment,
         }  # fmt: skip
         self.machines: dict[str, Machine] = {}

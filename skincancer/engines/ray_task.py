@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from skincancer.system.hardware import find_process
 
 # Third answer of the driver, which ends the order.
 STOP = "stop"
-_POLL_SECONDS, _GET_SECONDS = 0.5, 0.02
+_POLL_SECONDS = 0.5
 
 
 class Mailbox:
@@ -66,7 +65,7 @@ def run_order(order: Order, attempt: int, mailbox: Any, variables: Mapping[str, 
     gpus = ",".join(str(number) for number in ray.get_gpu_ids())
     place = socket.gethostname() + (f", GPU {gpus}" if gpus else "")
     # Before the imports, so that the driver knows which orders wait for cores.
-    _get(mailbox.put.remote(attempt, Started(order.number, place), ""))
+    _send(mailbox, attempt, Started(order.number, place))
     # An order without a GPU must not see those of other orders.
     own = {**variables, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", gpus) if gpus else ""}
     folder = _worker_folder()
@@ -86,7 +85,7 @@ def run_order(order: Order, attempt: int, mailbox: Any, variables: Mapping[str, 
 def _relay(running: RunningOrder, attempt: int, mailbox: Any) -> bool:
     """Relay messages until the order ends. Return whether its process can run another order."""
     slot, stopped = running.slot, False
-    answer = mailbox.wait_for_answer.remote(attempt)
+    answer = mailbox.wait_for_answer.remote(attempt).future()
     while True:
         waits = False
         for _ in wait_for({0: running}, _POLL_SECONDS):
@@ -95,28 +94,26 @@ def _relay(running: RunningOrder, attempt: int, mailbox: Any) -> bool:
                     # An order that ended by itself just before keeps its result.
                     if stopped and not running.succeeded:
                         event = Ended(event.number, Result("interrupted"), running.log)
-                    _get(mailbox.put.remote(attempt, event, log_tail(running.log)))
+                    _send(mailbox, attempt, event, log_tail(running.log))
                     return running.succeeded and not stopped and slot.process.poll() is None
-                _get(mailbox.put.remote(attempt, event, ""))
+                _send(mailbox, attempt, event)
                 waits = isinstance(event, Epoch) and not event.last
-        if not stopped and (waits or ray.wait([answer], timeout=0)[0]):
-            text = _get(answer)
+        if not stopped and (waits or answer.done()):
+            text = answer.result()
             stopped = text == STOP
             if stopped:
                 slot.leave()
             else:
                 slot.send(text)
-                answer = mailbox.wait_for_answer.remote(attempt)
+                answer = mailbox.wait_for_answer.remote(attempt).future()
 
 
-def _get(reference: Any) -> Any:
-    """Return a result of the mailbox.
+def _send(mailbox: Any, attempt: int, event: Event, log: str = "") -> None:
+    """Send an event to the driver, and wait until it has arrived.
 
-    A task that waits in `ray.get` lends its cores to other tasks, so this waits by polling.
+    `ray.get` in a task would lend the cores of the task to other tasks.
     """
-    while not ray.wait([reference], timeout=0)[0]:
-        time.sleep(_GET_SECONDS)
-    return ray.get(reference)
+    mailbox.put.remote(attempt, event, log).future().result()
 
 
 def _make_slot(variables: dict[str, str], folder: Path) -> Slot:
