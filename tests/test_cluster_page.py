@@ -1,17 +1,19 @@
-"""The scripts of docs/clusters.md: read by shellcheck, and run with another store, storage and data."""
+"""The scripts of docs/clusters.md: checked by shellcheck, and run by SLURM with small numbers."""
 
 import os
 import re
-import signal
-import socket
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import machines
+import psutil
 import pytest
 from conftest import TINY_FIT, all_runs
+from machines import Cluster, wait_until
 
-from skincancer.system.launcher import without_launcher
 from skincancer.system.yaml_files import load_yaml
 
 PAGE = Path(__file__).parents[1] / "docs" / "clusters.md"
@@ -19,8 +21,8 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.S | re.M)
 SCRIPTS = {re.search(r"--job-name=(\w+)", block)[1]: block for block in BLOCKS if block.startswith("#!/bin/bash")}
 
 
-def test_there_are_an_array_of_workers_and_a_run_on_several_nodes():
-    assert sorted(SCRIPTS) == ["densenet", "lesions"]
+def test_there_are_scripts_for_one_node_a_cluster_and_a_run_on_several_nodes():
+    assert sorted(SCRIPTS) == ["densenet", "lesions", "onenode"]
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -33,37 +35,8 @@ def test_shellcheck_finds_nothing(number, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.slow
-def test_the_array_of_workers_runs_one_sweep(tmp_path, tiny_demo, store):
-    tiny = " ".join([flag for flag in TINY_FIT if "system_metrics" not in flag])
-    changed = SCRIPTS["lesions"]
-    for before, after in (
-        ('"http://${HEAD:?the machine that keeps trials and runs}:5000"', store),
-        ('"postgresql://sweeper@$HEAD/sweeps"', f"journal://{tmp_path}/lesions.journal"),
-        ("exec python ", f"exec {sys.executable} "),
-        ("--trials 200", f"--trials 2 {tiny}"),
-        ("--data.dataset ham10000", f"--data.dataset demo --data.root {tiny_demo}"),
-    ):
-        assert before in changed, before
-        changed = changed.replace(before, after)
-    changed = changed.replace("--worker ", f"--worker --data.root {tiny_demo} ")
-    (tmp_path / "array.sh").write_text(changed)
-    tasks = [
-        subprocess.Popen(["bash", tmp_path / "array.sh"], env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)})
-        for task in (1, 0)
-    ]
-    try:
-        assert [task.wait(300) for task in tasks] == [0, 0]
-    finally:
-        for task in tasks:
-            task.send_signal(signal.SIGTERM) if task.poll() is None else None
-    kinds = [run.data.tags["kind"] for run in all_runs()]
-    assert sorted(kinds) == ["sweep", "trial", "trial"]
-    assert {run.info.status for run in all_runs()} == {"FINISHED"}
-
-
 def test_the_run_on_several_nodes_parses(tmp_path):
-    """Srun is not here: a stand-in runs what it is given; fit takes the line and says what it would do."""
+    """A stub of srun runs its command, which prints the configuration."""
     (tmp_path / "srun").write_text('#!/bin/bash\nshift\n"$@" --dry_run\n')
     (tmp_path / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
     for name in ("srun", "python"):
@@ -71,7 +44,7 @@ def test_the_run_on_several_nodes_parses(tmp_path):
     (tmp_path / "job.sh").write_text(SCRIPTS["densenet"])
     environment = {
         **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HEAD": "head", "SLURM_NTASKS_PER_NODE": "4",
-        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8",
     }  # fmt: skip
     done = subprocess.run(["bash", tmp_path / "job.sh"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -83,43 +56,111 @@ def test_the_run_on_several_nodes_parses(tmp_path):
     assert printed["trainer"]["strategy"] == "ddp"
 
 
-SRUN = """#!/bin/bash
-# what SLURM tells the tasks of two nodes, on this machine
-shift
-export SLURM_NTASKS=2 SLURM_NNODES=2 SLURM_STEP_ID=0 SLURM_JOB_ID=77 SLURM_JOB_NAME=fit SLURM_NODELIST=127.0.0.1
-for task in 0 1; do
-    SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 "$@" &
-    tasks+=($!)
-done
-for task in "${tasks[@]}"; do wait "$task" || exit 1; done
+CONF = """
+ClusterName=test
+SlurmctldHost=alpha
+SlurmUser=root
+AuthInfo=socket={folder}/munge/socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool_%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd_%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+NodeName=alpha,beta CPUs=2
+PartitionName=main Nodes=ALL Default=YES
 """
 
 
-@pytest.mark.slow
-def test_the_run_on_several_nodes_is_one_run(tmp_path, tiny_demo, store):
-    (tmp_path / "srun").write_text(SRUN)
-    (tmp_path / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
-    for name in ("srun", "python"):
-        (tmp_path / name).chmod(0o755)
-    changed = SCRIPTS["densenet"]
-    for before, after in (
-        ('"http://${HEAD:?the machine of the MLflow server}:5000"', store),
-        ("SKINCANCER_DATA=/shared/data SKINCANCER_CACHE=/shared/cache", "ON_ONE_MACHINE=1"),
-    ):
-        assert before in changed, before
-        changed = changed.replace(before, after)
-    (tmp_path / "job.sh").write_text(changed)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    environment = {
-        **without_launcher(os.environ), "PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-        "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "2", "MASTER_PORT": port,
+def slurm_missing() -> str:
+    """Return why SLURM cannot run here, "" if it can."""
+    programs = ("slurmctld", "slurmd", "munged", "sbatch")
+    if names := [name for name in programs if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]:
+        return f"needs {', '.join(names)} (apt-get install slurmctld slurmd munge slurm-client)"
+    return machines.missing()
+
+
+@pytest.fixture(scope="module")
+def slurm(session_cache) -> Iterator[Cluster]:
+    """SLURM on two machines."""
+    if why := slurm_missing():
+        pytest.skip(why)
+    with machines.cluster({"SKINCANCER_CACHE": str(session_cache)}) as cluster:
+        folder = cluster.folder
+        cluster.environment |= {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{cluster.environment['PATH']}:/usr/sbin",
+        }
+        (folder / "slurm.conf").write_text(CONF.format(folder=folder))
+        for name in ("munge", "state"):
+            (folder / name).mkdir(mode=0o755)
+        (folder / "munge/key").write_bytes(os.urandom(64))
+        (folder / "munge/key").chmod(0o600)
+        munged = (
+            f"munged --foreground --force --socket={folder}/munge/socket --key-file={folder}/munge/key "
+            + " ".join(f"--{name}-file={folder}/munge/{name}" for name in ("pid", "log", "seed"))
+        )
+        cluster.add("alpha", command=f"{munged} & sleep 2; slurmctld -D & slurmd -D -N alpha")
+        cluster.add("beta", command="slurmd -D -N beta")
+
+        def idle() -> bool:
+            states = cluster.head.run("sinfo", "--noheader", "--format=%T %D")
+            return states.wait() == 0 and states.output.split() == ["idle", "2"]
+
+        wait_until(idle, "both nodes are idle")
+        yield cluster
+
+
+def submit(slurm: Cluster, name: str, folder: Path, store: str, root: Path, *flags: str) -> str:
+    """Run a script of the page in SLURM with small numbers, and return its output."""
+    script = SCRIPTS[name]
+    changes = {
+        r'"http://\$\{HEAD:[^"]*:5000"': store, r"SKINCANCER_DATA=/shared/data SKINCANCER_CACHE=/shared/cache": "SMALL=1",
+        r"#SBATCH --gpus-per-node=4\n": "", r"--cpus-per-task=\d+": "--cpus-per-task=1",
+        r"--data.dataset ham10000": f"--data.dataset demo --data.root {root}",
     }  # fmt: skip
-    flags = [*TINY_FIT, "--data.dataset=demo", f"--data.root={tiny_demo}"]
-    done = subprocess.run(
-        ["bash", tmp_path / "job.sh", *flags], env=environment, capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    for before, after in changes.items():
+        script, count = re.subn(before, after, script)
+        assert count == 1, before
+    script = re.sub(r"--nodes=4", "--nodes=2", script)
+    script = re.sub(r"--ntasks-per-node=4", "--ntasks-per-node=1", script)
+    script = re.sub(r"--trials 200", "--trials 3", script)
+    (folder / "job.sh").write_text(script)
+    output = folder / "output.txt"
+    job = slurm.head.run("sbatch", "--wait", f"--output={output}", str(folder / "job.sh"), *TINY_FIT, *flags)
+    code = job.wait()
+    text = output.read_text() if output.exists() else ""
+    assert code == 0, job.output + text
+    return text
+
+
+@pytest.mark.slow
+def test_the_script_for_one_node(slurm, tmp_path, tiny_demo, store):
+    output = submit(slurm, "onenode", tmp_path, store, tiny_demo)
+    assert "the best of 3 trials" in output
+    assert {run.info.status for run in all_runs()} == {"FINISHED"}
+    assert sorted(run.data.tags["kind"] for run in all_runs()) == ["sweep", "trial", "trial", "trial"]
+
+
+@pytest.mark.slow
+def test_the_script_for_a_cluster(slurm, tmp_path, tiny_demo, store):
+    output = submit(slurm, "lesions", tmp_path, store, tiny_demo)
+    assert "the best of 3 trials" in output
+    trials = [run for run in all_runs() if run.data.tags["kind"] == "trial"]
+    assert len(trials) == 3
+    assert {run.info.status for run in all_runs()} == {"FINISHED"}
+    assert {run.data.tags["host"] for run in trials} == {"alpha", "beta"}
+    # The job has ended, so the processes of Ray on both nodes have.
+    left = [" ".join(psutil.Process(pid).cmdline()) for machine in slurm.machines.values() for pid in machine.pids()]
+    assert not [line for line in left if "raylet" in line or "order_process" in line]
+
+
+@pytest.mark.slow
+def test_the_run_on_several_nodes_is_one_run(slurm, tmp_path, tiny_demo, store):
+    submit(slurm, "densenet", tmp_path, store, tiny_demo)
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert {name: run.data.params[name] for name in ("ranks", "devices")} == {"ranks": "2", "devices": "1"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,13 +24,15 @@ def connect_cluster(address: str) -> None:
         ConfigError: Ray is not installed.
         RunError: The cluster cannot be reached.
     """
+    # Ray, which reads this when it is imported, would print a paragraph for each machine that dies.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
-        from skincancer.engines import ray_cluster
+        from skincancer.engines import ray_connection
     except ImportError as error:
         raise ConfigError(
             f"--cluster needs the package ray ({error}). Install it: pip install 'skincancer[cluster]'"
         ) from error
-    ray_cluster.connect(address)
+    ray_connection.connect(address)
 
 
 def make_engine(

@@ -1,147 +1,93 @@
 """Engine that runs orders on the machines of a Ray cluster.
 
-Each order is a Ray task, which keeps a process of `engines.slot` and relays its messages. Training never runs in a process that holds
-Ray's threads. The engine chooses the machine of each order, so a machine gets orders only after it has answered the check, and the engine
-knows which orders a dead machine had.
+Each order is a Ray task (`engines.ray_task`). The engine chooses the machine of each order, so a machine gets orders only after it has
+answered the check, and the engine knows which orders a dead machine had.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
-import signal
-import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, TaskCancelledError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from skincancer.engines.local import usable_cores
 from skincancer.engines.orders import GO, PRUNE, Checked, Ended, Epoch, Event, Lost, Order, Refused, Result, Started
 from skincancer.engines.process import GRACE_SECONDS
+from skincancer.engines.ray_connection import cluster_errors
+from skincancer.engines.ray_task import STOP, Mailbox, run_order
 from skincancer.engines.resources import Resources
-from skincancer.engines.slot import RunningOrder, Slot, log_tail, wait_for
 from skincancer.errors import RunError
 from skincancer.runs.store import RunStore
 from skincancer.system.credentials import remove_password
+from skincancer.system.interrupts import uninterrupted
 
 # Starts of an order before a machine that dies every time counts as its failure.
 MOST_STARTS = 5
-# Interval between looks at the machines of the cluster.
+# Starts of a check on one machine.
+MOST_CHECKS = 3
+# Time without a running order after which the reason is reported.
+IDLE_SECONDS = 60.0
+# Time after which an order that waits for cores moves to another machine, and time for which its machine counts as busy.
+STUCK_SECONDS, BUSY_SECONDS = 20.0, 60.0
+# Time after a loss for which a machine gets no orders. Ray reports a lost task up to 20 s before the death of its machine.
+PAUSE_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 
 
-def connect(address: str) -> None:
-    """Connect this process to a cluster, or start one on this machine.
+@dataclass
+class _Node:
+    """Machine of the cluster.
 
-    Args:
-        address: HOST:PORT, "auto" for $RAY_ADDRESS, or "local".
-
-    Raises:
-        RunError: The cluster cannot be reached, or refuses the token of this machine.
+    Attributes:
+        name: host name.
+        slots: number of orders for which it has cores and GPUs.
+        accepted: None while it is checked, else whether it may run orders.
+        checks: number of checks that were started.
+        busy_until: time of `time.monotonic` until which it gets no orders.
     """
-    if ray.is_initialized():
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    # With 0, Ray would otherwise leave the GPUs visible to orders without one, and warn about it.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        if address == "local":
-            ray.init(address="local", num_cpus=usable_cores(), include_dashboard=False, **options)
-        else:
-            ray.init(address=os.environ["RAY_ADDRESS"] if address == "auto" else address, **options)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        text = " ".join(str(error).split())
-        if "token" in text.lower() or "unauthenticated" in text.lower():
-            remedy = "Copy the token of the head (~/.ray/auth_token) to this machine, and set RAY_AUTH_MODE=token"
-        else:
-            remedy = "Start it with `ray start --head` there, and `ray start --address HOST:PORT` on this machine"
-        raise RunError(f"--cluster {address}: the cluster cannot be used: {text[:500]}. {remedy}.") from error
-    finally:
-        # Ray replaces the handlers of `signals_as_interrupts`.
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+
+    name: str
+    slots: int
+    accepted: bool | None
+    checks: int = 0
+    busy_until: float = 0.0
 
 
-class Mailbox:
-    """Messages between the tasks and the driver. Attempts are starts of orders."""
-
-    def __init__(self) -> None:
-        self.events: asyncio.Queue[tuple[int, Event, str]] = asyncio.Queue()
-        self.answers: dict[int, asyncio.Queue[str]] = defaultdict(asyncio.Queue)
-
-    async def put(self, attempt: int, event: Event, log: str) -> None:
-        """Send an event, and for an end the tail of the log, to the driver."""
-        await self.events.put((attempt, event, log))
-
-    async def take(self) -> list[tuple[int, Event, str]]:
-        """Return the events since the last call."""
-        return [self.events.get_nowait() for _ in range(self.events.qsize())]
-
-    async def answer(self, attempt: int, text: str) -> None:
-        """Answer an epoch."""
-        await self.answers[attempt].put(text)
-
-    async def wait_for_answer(self, attempt: int) -> str:
-        """Wait for the answer to an epoch."""
-        return await self.answers[attempt].get()
-
-
-# Process of each set of environment variables, kept between the tasks of a Ray worker.
-_slots: dict[tuple[tuple[str, str], ...], Slot] = {}
-
-
-def _run_order(order: Order, attempt: int, mailbox: Any, variables: Mapping[str, str]) -> None:
-    """Run an order on this machine, and send its events."""
-    gpus = ",".join(str(number) for number in ray.get_gpu_ids())
-    # An order without a GPU must not see those of other orders.
-    own = {**variables, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", gpus) if gpus else ""}
-    key = tuple(sorted(own.items()))
-    folder = Path(tempfile.mkdtemp(prefix="skincancer_order_"))
-    slot = _slots.pop(key, None)
-    if slot is None or slot.process.poll() is not None:
-        slot = Slot(folder.parent / f"skincancer_slots_{os.getuid()}", len(_slots), own)
-    running = RunningOrder(order, slot, folder)
-    try:
-        place = os.uname().nodename + (f", GPU {gpus}" if gpus else "")
-        ray.get(mailbox.put.remote(attempt, Started(order.number, place), ""))
-        ended = False
-        while not ended:
-            # Short waits, so that a cancelled task ends soon.
-            for _ in wait_for({0: running}, 0.5):
-                for event in running.read():
-                    ended = ended or isinstance(event, Ended)
-                    ray.get(mailbox.put.remote(attempt, event, log_tail(running.log) if ended else ""))
-                    if isinstance(event, Epoch) and not event.last:
-                        slot.send(ray.get(mailbox.wait_for_answer.remote(attempt)))
-    finally:
-        if running.succeeded and slot.process.poll() is None:
-            _slots[key] = slot
-        else:
-            slot.end()
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Attempt:
-    """One start of an order."""
+    """One start of an order.
+
+    Attributes:
+        order: the order.
+        node: node id of its machine.
+        place: name of its machine, with its GPU after the order started.
+        task: reference of the Ray task.
+        starts: number of starts of the order, with this one.
+        since: time of `time.monotonic` of the start.
+        started: the task has left the queue of its machine.
+        asks: an epoch waits for its answer.
+    """
 
     order: Order
     node: str
     place: str
     task: Any
     starts: int
+    since: float
+    started: bool = False
+    asks: bool = False
+
+    @property
+    def is_check(self) -> bool:
+        """Whether this is the check of a machine."""
+        return self.order.kind == "check"
 
 
 class RayEngine:
@@ -162,30 +108,34 @@ class RayEngine:
     ) -> None:  # fmt: skip
         self.folder, self._check, self._refusal = folder, check, refusal
         self._most = resources.workers
-        with_gpus = use_gpus and ray.cluster_resources().get("GPU", 0) > 0
-        share = 1.0 if resources.gpus is None else resources.gpus
-        self._request = {"CPU": float(resources.cpus or 1), "GPU": share if with_gpus else 0.0}
-        self.threads = None if self._request["GPU"] else resources.cpus or 1
-        variables = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
+        with_gpus = use_gpus and (resources.gpus is not None or ray.cluster_resources().get("GPU", 0) > 0)
+        self._gpus = (1.0 if resources.gpus is None else resources.gpus) if with_gpus else 0.0
+        # Ray would set OMP_NUM_THREADS to the same number.
+        self._cpus = resources.cpus or 1
+        self.threads: int | None = self._cpus
+        self._variables = {"OMP_NUM_THREADS": str(self._cpus)}
         if remove_password(store.uri) == store.uri:
-            variables["MLFLOW_TRACKING_URI"] = store.uri
-        self._variables = variables
+            self._variables["MLFLOW_TRACKING_URI"] = store.uri
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         mailbox: Any = ray.remote(Mailbox)
-        self._mailbox = mailbox.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
-        # By node id: None while a machine is checked, else whether it may run orders.
-        self._nodes: dict[str, bool | None] = {}
-        self._names: dict[str, str] = {}
+        # Each attempt waits for an answer in a call of its own.
+        self._mailbox = mailbox.options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
+        self._task: Any = ray.remote(run_order)
+        self._nodes: dict[str, _Node] = {}
         self._attempts: dict[int, _Attempt] = {}
-        self._last = 0
-        self._looked = 0.0
         self._waiting: list[tuple[Order, int]] = []
+        self._events: list[Event] = []
+        self._last = self._known = 0
+        self._looked = -_LOOK_SECONDS
+        self._idle_since = time.monotonic()
+        self._idle_reported = self._was_accepted = self._stopping = False
 
     def room(self) -> int:
         """Return the number of orders that the accepted machines could start now."""
-        free = sum(self._free(node) for node in self._nodes) - len(self._waiting)
-        running = sum(attempt.order.kind != "check" for attempt in self._attempts.values())
-        return max(0, free if self._most is None else min(free, self._most - running))
+        free = sum(self._free(node) for node in self._nodes)
+        if self._most is not None:
+            free = min(free, self._most - sum(not attempt.is_check for attempt in self._attempts.values()))
+        return max(0, free - len(self._waiting))
 
     def submit(self, order: Order) -> None:
         """Start an order on the machine with the most room."""
@@ -196,54 +146,80 @@ class RayEngine:
         """Return the next events, after at most this time."""
         until = time.monotonic() + seconds
         while True:
-            events = self._look() + self._receive() + self._lost()
-            self._start_waiting()
-            if events or time.monotonic() >= until:
-                return events
+            # A signal must lose no event and no order.
+            with uninterrupted(), cluster_errors():
+                self._look()
+                self._collect()
+                self._move_stuck()
+                self._start_waiting()
+                self._report_idle()
+            if self._events or time.monotonic() >= until:
+                return self._take()
             time.sleep(_POLL_SECONDS)
+
+    def _take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
     def answer(self, number: int, prune: bool) -> None:
         """Answer the epoch of a trial."""
         for attempt, running in self._attempts.items():
-            if running.order.number == number:
+            # An epoch of an attempt that was lost since needs no answer.
+            if running.order.number == number and running.asks:
+                running.asks = False
                 self._mailbox.answer.remote(attempt, PRUNE if prune else GO)
 
     def stop(self) -> list[Event]:
         """Stop the running orders, and return their last events."""
-        events = self._receive()
-        for running in self._attempts.values():
-            with contextlib.suppress(RayError):
-                ray.cancel(running.task, force=False)
-        tasks = [running.task for running in self._attempts.values()]
-        if tasks:
-            ray.wait(tasks, num_returns=len(tasks), timeout=GRACE_SECONDS + 5)
-        events += self._receive()
-        for running in self._attempts.values():
-            with contextlib.suppress(RayError, ValueError):
-                ray.cancel(running.task, force=True)
-        events += [self._interrupted(running.order) for running in self._attempts.values() if running.order.number >= 0]
-        events += [self._interrupted(order) for order, _ in self._waiting]
+        self._stopping = True
+        # Without a cluster, the orders end by themselves.
+        with contextlib.suppress(RunError), cluster_errors():
+            self._collect()
+            for attempt, running in list(self._attempts.items()):
+                if running.started and not running.is_check:
+                    self._mailbox.answer.remote(attempt, STOP)
+                else:
+                    self._cancel(attempt)
+            until = time.monotonic() + GRACE_SECONDS + 5
+            while self._attempts and time.monotonic() < until:
+                self._collect()
+                time.sleep(_POLL_SECONDS)
+            for attempt in list(self._attempts):
+                self._cancel(attempt)
+        orders = [running.order for running in self._attempts.values()] + [order for order, _ in self._waiting]
+        self._events += [self._ended(order, Result("interrupted")) for order in orders if order.kind != "check"]
         self._attempts, self._waiting = {}, []
-        return events
+        return self._take()
 
     def close(self) -> None:
         """End the tasks that are left, and leave the cluster."""
         self.stop()
         ray.shutdown()
 
-    def _interrupted(self, order: Order) -> Ended:
-        return Ended(order.number, Result("interrupted"), self.folder / f"{order.name}.log")
+    def _cancel(self, attempt: int) -> None:
+        running = self._attempts.pop(attempt)
+        ray.cancel(running.task, force=True)
+        if self._stopping and not running.is_check:
+            self._events.append(self._ended(running.order, Result("interrupted")))
+
+    def _ended(self, order: Order, result: Result) -> Ended:
+        return Ended(order.number, result, self.folder / f"{order.name}.log")
+
+    def _slots(self, resources: Mapping[str, float]) -> int:
+        """Return the number of orders for which a machine has cores and GPUs."""
+        slots = int(resources.get("CPU", 0)) // self._cpus
+        if self._gpus:
+            # An order uses one GPU, so shares of two GPUs do not add up.
+            slots = min(slots, int(resources.get("GPU", 0)) * int(1 / self._gpus + 1e-9))
+        return slots
 
     def _free(self, node: str) -> int:
         """Return the number of orders that a machine could start now."""
-        if not self._nodes[node]:
+        machine = self._nodes[node]
+        if not machine.accepted or time.monotonic() < machine.busy_until:
             return 0
-        running = [
-            attempt for attempt in self._attempts.values() if attempt.node == node and attempt.order.kind != "check"
-        ]
-        totals = ray.state.total_resources_per_node().get(node, {})
-        slots = [int(totals.get(name, 0) / amount + 1e-9) for name, amount in self._request.items() if amount]
-        return max(0, min(slots) - len(running))
+        running = sum(attempt.node == node and not attempt.is_check for attempt in self._attempts.values())
+        return max(0, machine.slots - running)
 
     def _start_waiting(self) -> None:
         while self._waiting:
@@ -251,52 +227,101 @@ class RayEngine:
             node = max(free, key=lambda name: free[name], default=None)
             if node is None or not free[node]:
                 return
-            order, starts = self._waiting.pop(0)
+            order, starts = self._waiting[0]
             self._start(order, node, starts)
+            del self._waiting[0]
 
     def _start(self, order: Order, node: str, starts: int) -> None:
         self._last += 1
-        needs = {"CPU": 0.0, "GPU": 0.0} if order.kind == "check" else self._request
-        task = ray.remote(_run_order).options(
-            num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_retries=0, name=order.name,
+        cpus, gpus = (0, 0.0) if order.kind == "check" else (self._cpus, self._gpus)
+        # The engine itself starts lost orders again, because Ray would not change the machine.
+        task = self._task.options(
+            num_cpus=cpus, num_gpus=gpus, max_retries=0, name=order.name,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         ).remote(order, self._last, self._mailbox, self._variables)  # fmt: skip
-        self._attempts[self._last] = _Attempt(order, node, self._names[node], task, starts)
+        self._attempts[self._last] = _Attempt(order, node, self._nodes[node].name, task, starts, time.monotonic())
 
-    def _look(self) -> list[Event]:
+    def _start_check(self, node: str) -> None:
+        machine = self._nodes[node]
+        if self._check is not None and machine.slots:
+            machine.checks += 1
+            self._start(replace(self._check, name=f"check_{machine.name}"), node, machine.checks)
+
+    def _look(self) -> None:
         """Check machines that joined, and forget machines that died."""
         if time.monotonic() - self._looked < _LOOK_SECONDS:
-            return []
+            return
         self._looked = time.monotonic()
-        alive = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-        self._names |= alive
+        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for node in set(self._nodes) - set(alive):
             del self._nodes[node]
+            self._leave(node)
         for node in set(alive) - set(self._nodes):
-            self._nodes[node] = self._check is None or None
-            if self._check is not None:
-                self._start(self._check, node, 1)
-        if self._nodes and all(accepted is False for accepted in self._nodes.values()):
+            accepted = True if self._check is None else None
+            self._nodes[node] = _Node(
+                alive[node]["NodeManagerHostname"], self._slots(alive[node]["Resources"]), accepted
+            )
+            self._start_check(node)
+        able = [machine.accepted for machine in self._nodes.values() if machine.slots]
+        self._was_accepted |= True in able
+        # After the first accepted machine, others may join.
+        if able and not any(accepted is not False for accepted in able) and not self._was_accepted:
+            if self._events:
+                return
             raise RunError(
                 "no machine of the cluster can run orders; the reasons are above. Fix them and rerun the same command."
             )
-        return []
 
-    def _receive(self) -> list[Event]:
-        """Return the events that tasks have sent. Events of earlier starts are dropped."""
-        events: list[Event] = []
-        for attempt, event, log in ray.get(self._mailbox.take.remote()):
+    def _leave(self, node: str) -> None:
+        """Handle the orders of a machine that Ray has given up.
+
+        If the network is cut, their tasks would otherwise end only minutes later.
+        """
+        self._receive()
+        for attempt, running in list(self._attempts.items()):
+            if running.node == node:
+                ray.cancel(running.task, force=True)
+                self._failed(self._attempts.pop(attempt), "its machine died or is unreachable")
+
+    def _collect(self) -> None:
+        """Receive events, and handle orders whose task failed."""
+        tasks = {running.task: attempt for attempt, running in self._attempts.items()}
+        done, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=0) if tasks else ([], [])
+        # A task sends its last event before its end. A task that is still known below therefore failed.
+        self._receive()
+        for task in done:
+            if tasks[task] not in self._attempts:
+                continue
+            try:
+                ray.get(task)
+            except RayTaskError as error:
+                # The code of the task raised, for example because a disk is full. The machine lives.
+                self._failed(
+                    self._attempts.pop(tasks[task]), f"{type(error.cause).__name__}: {error.cause}", final=True
+                )
+            except RayError as error:
+                self._failed(self._attempts.pop(tasks[task]), str(error), final=isinstance(error, OutOfMemoryError))
+
+    def _receive(self) -> None:
+        """Handle the events that tasks have sent. Events of lost attempts are dropped."""
+        for attempt, event, log in ray.get(self._mailbox.take.remote(self._known)):
+            self._known += 1
             running = self._attempts.get(attempt)
             if running is None:
                 continue
-            if running.order.kind == "check":
-                events += self._checked(attempt, running, event)
+            if isinstance(event, Started):
+                running.started, running.place = True, event.place
+            elif isinstance(event, Epoch):
+                running.asks = not event.last
             elif isinstance(event, Ended):
                 del self._attempts[attempt]
-                events.append(self._keep_log(event, running.order, log))
-            else:
-                events.append(event)
-        return events
+                event = self._keep_log(event, running.order, log)
+            if not running.is_check:
+                self._events.append(event)
+            elif isinstance(event, Checked):
+                self._judge(running, self._refusal(dict(event.facts)))
+            elif isinstance(event, Ended) and event.result.state == "failed":
+                self._judge(running, event.result.reason)
 
     def _keep_log(self, event: Ended, order: Order, log: str) -> Ended:
         """Write the tail of the log of a failed order to the folder of the driver."""
@@ -307,49 +332,66 @@ class RayEngine:
         reason = event.result.reason.replace(str(event.log), str(path))
         return Ended(event.number, replace(event.result, reason=reason), path)
 
-    def _checked(self, attempt: int, running: _Attempt, event: Event) -> list[Event]:
-        if isinstance(event, Checked):
-            why = self._refusal(dict(event.facts))
-        elif isinstance(event, Ended):
-            del self._attempts[attempt]
-            if self._nodes.get(running.node) is not None:
-                return []
-            why = event.result.reason
+    def _judge(self, check: _Attempt, refusal: str) -> None:
+        """Accept or refuse a machine, unless it died since, or an earlier message has decided."""
+        machine = self._nodes.get(check.node)
+        if machine is not None and machine.accepted is None:
+            machine.accepted = not refusal
+            if refusal:
+                self._events.append(Refused(machine.name, refusal))
+
+    def _failed(self, running: _Attempt, reason: str, *, final: bool = False) -> None:
+        """Handle a task that ended without an event: end its order, or start it again unless this is final."""
+        reason = " ".join(reason.split())[:2000]
+        if running.is_check:
+            if final or running.starts >= MOST_CHECKS:
+                self._judge(running, f"its check failed: {reason}")
+            elif running.node in self._nodes:
+                self._start_check(running.node)
+        elif self._stopping:
+            self._events.append(self._ended(running.order, Result("interrupted")))
+        elif final:
+            self._events.append(self._ended(running.order, Result("failed", reason=reason)))
+        elif running.starts >= MOST_STARTS:
+            reason = f"its machine died or was unreachable {running.starts} times, the last time with: {reason}"
+            self._events.append(self._ended(running.order, Result("failed", reason=reason)))
         else:
-            return []
-        if running.node in self._nodes:
-            self._nodes[running.node] = not why
-        return [Refused(running.place, why)] if why else []
+            if running.node in self._nodes:
+                self._nodes[running.node].busy_until = time.monotonic() + PAUSE_SECONDS
+            self._waiting.append((running.order, running.starts + 1))
+            self._events.append(Lost(running.order.number, running.place))
 
-    def _lost(self) -> list[Event]:
-        """Return the orders of machines that died, which start again elsewhere."""
-        tasks = {running.task: attempt for attempt, running in self._attempts.items()}
-        done, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=0) if tasks else ([], [])
-        events: list[Event] = []
-        for task in done:
-            attempt = tasks[task]
-            try:
-                ray.get(task, timeout=0)
-                # The last event of the task is in the mailbox.
+    def _move_stuck(self) -> None:
+        """Move orders from machines whose cores other work uses to machines with room."""
+        now = time.monotonic()
+        for attempt, running in list(self._attempts.items()):
+            if running.started or running.is_check or now - running.since < STUCK_SECONDS:
                 continue
-            except (GetTimeoutError, TaskCancelledError):
-                continue
-            except RayError as error:
-                running = self._attempts.pop(attempt)
-                events += self._again(running, error)
-        return events
+            if self._nodes and max(self._free(node) for node in self._nodes) > len(self._waiting):
+                if running.node in self._nodes:
+                    self._nodes[running.node].busy_until = now + BUSY_SECONDS
+                self._cancel(attempt)
+                self._waiting.append((running.order, running.starts))
 
-    def _again(self, running: _Attempt, error: RayError) -> list[Event]:
-        order, words = running.order, " ".join(str(error).split())[:2000]
-        if order.kind == "check":
-            self._nodes.pop(running.node, None)
-            return []
-        if isinstance(error, OutOfMemoryError) or running.starts >= MOST_STARTS:
-            reason = (
-                words
-                if isinstance(error, OutOfMemoryError)
-                else f"started {running.starts} times, the last end: {words}"
-            )
-            return [Ended(order.number, Result("failed", reason=reason), self.folder / f"{order.name}.log")]
-        self._waiting.append((order, running.starts + 1))
-        return [Lost(order.number, running.place)]
+    def _report_idle(self) -> None:
+        """Report why no order runs, once for each long time without a running order."""
+        attempts = [attempt for attempt in self._attempts.values() if not attempt.is_check]
+        if any(attempt.started for attempt in attempts):
+            self._idle_since, self._idle_reported = time.monotonic(), False
+            return
+        if self._idle_reported or time.monotonic() - self._idle_since < IDLE_SECONDS:
+            return
+        self._idle_reported = True
+        able = [machine for machine in self._nodes.values() if machine.slots]
+        checked = sorted(machine.name for machine in able if machine.accepted is None)
+        if attempts:
+            reason = "other work uses its cores or GPUs. Waiting for them."
+        elif checked:
+            reason = f"{', '.join(checked)} still prepares the data. Waiting."
+        elif able and any(machine.accepted for machine in able):
+            return
+        else:
+            gpus = f" and {self._gpus:g} GPU" if self._gpus else ""
+            which = "accepted machine" if able else "machine"
+            reason = f"no {which} with {self._cpus} CPU{gpus} for each order. Waiting for machines that join."
+        self._events.append(Refused("the cluster", reason))
