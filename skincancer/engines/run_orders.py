@@ -12,15 +12,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from skincancer.engines.choose import connect_cluster, make_engine
+from skincancer.engines.machine_check import refusal, store_facts
 from skincancer.engines.orders import CONFIG, Ended, Engine, Event, Lost, Order, Refused, RunCreated, Started
 from skincancer.engines.resources import Resources
 from skincancer.errors import RunError
 from skincancer.runs.artifacts import config_to_keep
+from skincancer.runs.lifecycle import close_lost
 from skincancer.runs.store import RunStore
 from skincancer.schema.experiment import Experiment
 from skincancer.system.console import clock
 from skincancer.system.interrupts import Interrupted
-from skincancer.system.paths import work_root
 from skincancer.system.yaml_files import dump_yaml
 
 _TICK_SECONDS = 0.5
@@ -79,7 +80,12 @@ def run_orders(
     if resources.cluster is not None:
         connect_cluster(resources.cluster)
     folder = store.work_folder / f"orders_{time.strftime('%Y%m%d_%H%M%S')}"
-    with contextlib.closing(make_engine(resources, folder, store, accelerator=accelerator)) as engine:
+    check = Order(-1, "check", "check")
+    expected = store_facts(store)
+    engine = make_engine(
+        resources, folder, store, accelerator=accelerator, check=check, refusal=lambda facts: refusal(expected, facts)
+    )
+    with contextlib.closing(engine):
         runner = _Runner(engine, list(orders), titles, store.client, say)
         finished = runner.run()
     if all(not done.reason for done in finished):
@@ -157,11 +163,7 @@ class _Runner:
         if run_id is None:
             return
         with contextlib.suppress(MlflowException, OSError):
-            if self.client.get_run(run_id).info.status == "RUNNING":
-                self.client.set_tag(run_id, "status_reason", reason[:4000])
-                self.client.set_terminated(run_id, status)
-        if remove:
-            shutil.rmtree(work_root(self.client.tracking_uri) / run_id, ignore_errors=True)
+            close_lost(self.client, run_id, reason, status, remove=remove)
 
 
 def raise_failures(finished: Sequence[Finished], what: str) -> None:

@@ -114,7 +114,8 @@ class RunningOrder:
         self._rest = b""
         self._result: Result | None = None
         slot.send({
-            "kind": order.kind, "config": str(config), "argv": [str(config) if word == CONFIG else word for word in order.argv],
+            "kind": order.kind, "config": str(config) if order.config else "",
+            "argv": [str(config) if word == CONFIG else word for word in order.argv],
             "log": str(self.log), "number": order.number, "parent": order.parent, "params": dict(order.params),
         })  # fmt: skip
 

@@ -164,7 +164,9 @@ def _repair_journal(path: Path) -> None:
     lock.acquire()
     try:
         with open(path, "r+b") as file:
-            file.truncate(_end_of_whole_lines(file))
+            start = max(0, file.seek(0, os.SEEK_END) - 2**20)
+            file.seek(start)
+            file.truncate(start + file.read().rfind(b"\n") + 1)
     finally:
         lock.release()
 
@@ -195,16 +197,3 @@ def driver_lock(url: str, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _end_of_whole_lines(file: Any) -> int:
-    """Return the length of a file without an incomplete last line."""
-    end: int = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return 0
-    file.seek(end - 1)
-    if file.read(1) == b"\n":
-        return end
-    start = max(0, end - 2**20)
-    file.seek(start)
-    return start + file.read(end - start).rfind(b"\n") + 1

@@ -4,12 +4,10 @@ import faulthandler
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,7 +24,6 @@ from stub_engine import StubEngine, run_trials
 from skincancer import fit, sweep
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.resolve import resolve
-from skincancer.data.prepare import prepare_data
 from skincancer.engines import slot
 from skincancer.engines.orders import Lost, Order, Result, RunCreated
 from skincancer.engines.process import OrderLink
@@ -34,14 +31,13 @@ from skincancer.errors import RunError
 from skincancer.runs import lifecycle
 from skincancer.runs.store import RunStore, connect
 from skincancer.sweeps import study
-from skincancer.sweeps.figures import sweep_figures
-from skincancer.sweeps.machines import machine_facts, refusal
-from skincancer.sweeps.plan import Plan, used_images
+from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.storage import open_storage
 from skincancer.sweeps.trials import TrialRunner, bury
 from skincancer.system import paths
 from skincancer.system.interrupts import Interrupted
 from skincancer.system.yaml_files import load_yaml
+from skincancer.visualization.optuna_figures import sweep_figures
 
 SPACE = """
 task: classification
@@ -138,7 +134,9 @@ def test_figures_follow_from_what_the_trials_allow():
             trial.report(value, 1)
             found.tell(trial, value)
         found.tell(found.ask(), state=optuna.trial.TrialState.FAIL)
-        drawn.append([name for name, draw in sweep_figures(found, "best/dice", "title", "note") if draw()])
+        drawn.append(
+            [name for name, draw in sweep_figures(found, "best/dice", "title", "note", lambda trial: True) if draw()]
+        )
     one = ["history", "learning_curves", "slice"]
     assert drawn == [[], one, [*one, "parallel_coordinate"], [*one, "parallel_coordinate", "importance"]]
 
@@ -380,33 +378,6 @@ def test_what_can_be_swept_is_listed(capsys):
     assert "efficientnet_lite0" in shown
     assert "model.optimizer.lr" in shown
     assert "vgg16_frozen" not in shown
-
-
-def test_a_machine_with_other_images_is_refused(tiny_demo, tmp_path, store, one):
-    here = tmp_path / "here"
-    shutil.copytree(tiny_demo, here)
-    flags = {"data.skip_bad": True, "data.size": 32}
-    data = prepare_data(resolve(None, {**flags, "data.root": str(tiny_demo)})[0].data)
-    plan = replace(
-        one.plan, flags=flags, split_hash=data.split_hash, index_hash=data.index_hash, images=used_images(data)
-    )
-
-    def facts(root: Path, parent: str = one.parent) -> dict[str, str]:
-        return machine_facts(plan.resolve({}, {"data.root": str(root)}), parent)
-
-    assert refusal(plan, one.parent, facts(tiny_demo)) == ""
-    assert refusal(plan, one.parent, facts(tiny_demo) | {"version": "0.0.1"}).startswith(
-        "its version is 0.0.1; expected "
-    )
-    assert "Set MLFLOW_TRACKING_URI" in refusal(plan, one.parent, facts(tiny_demo, "f" * 32))
-    (here / data.rows("val")["image"].iloc[0]).write_bytes(b"half a file")
-    train, val = len(data.rows("train")), len(data.rows("val"))
-    said = refusal(plan, one.parent, facts(here))
-    assert f"its images is {train} to train on, {val - 1} to validate on (" in said
-    assert f"expected {train} to train on, {val} to validate on (" in said
-    other = refusal(plan, one.parent, facts(tiny_demo) | {"index_hash": "0"})
-    assert other.startswith("its index_hash is 0; expected ")
-    assert other.endswith("Set SKINCANCER_DATA, where `ray start` is called, to the same data.")
 
 
 # ------------------------------------------------------------------------------------------------------- ways of ending
