@@ -17,8 +17,20 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from skincancer.engines.orders import GO, PRUNE, Checked, Ended, Epoch, Event, Lost, Order, Refused, Result, Started
-from skincancer.engines.process import GRACE_SECONDS
+from skincancer.engines.orders import (
+    GO,
+    GRACE_SECONDS,
+    PRUNE,
+    Checked,
+    Ended,
+    Epoch,
+    Event,
+    Lost,
+    Order,
+    Refused,
+    Result,
+    Started,
+)
 from skincancer.engines.ray_connection import cluster_errors
 from skincancer.engines.ray_task import STOP, Mailbox, run_order
 from skincancer.engines.resources import Resources
@@ -376,20 +388,18 @@ class RayEngine:
     def _report_idle(self) -> None:
         """Report why no order runs, once for each long time without a running order."""
         attempts = [attempt for attempt in self._attempts.values() if not attempt.is_check]
-        if any(attempt.started for attempt in attempts):
+        able = [machine for machine in self._nodes.values() if machine.slots]
+        could_run = any(machine.accepted for machine in able) and not attempts and not self._waiting
+        if could_run or any(attempt.started for attempt in attempts):
             self._idle_since, self._idle_reported = time.monotonic(), False
-            return
         if self._idle_reported or time.monotonic() - self._idle_since < IDLE_SECONDS:
             return
         self._idle_reported = True
-        able = [machine for machine in self._nodes.values() if machine.slots]
         checked = sorted(machine.name for machine in able if machine.accepted is None)
         if attempts:
             reason = "other work uses its cores or GPUs. Waiting for them."
         elif checked:
             reason = f"{', '.join(checked)} still prepares the data. Waiting."
-        elif able and any(machine.accepted for machine in able):
-            return
         else:
             gpus = f" and {self._gpus:g} GPU" if self._gpus else ""
             which = "accepted machine" if able else "machine"

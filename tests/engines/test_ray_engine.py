@@ -39,8 +39,8 @@ def hear():
     return json.loads(line)
 
 
-while True:
-    order = hear()
+while line := sys.stdin.readline():
+    order = json.loads(line)
     if order not in ("go", "prune"):
         exec(order["params"]["code"])
         say(exit=0)
