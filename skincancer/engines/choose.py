@@ -13,11 +13,9 @@ from skincancer.engines.resources import Resources
 from skincancer.errors import ConfigError
 from skincancer.runs.store import RunStore
 
-# Environment variables that Ray reads when it is imported. Otherwise it prints a paragraph for each machine that dies, each task that is
-# cancelled, and each attempt to connect.
-_QUIET = {
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_IGNORE_UNHANDLED_ERRORS": "1", "RAY_BACKEND_LOG_LEVEL": "fatal",
-}  # fmt: skip
+# Environment variables that Ray reads when it is imported. Otherwise it prints a paragraph for each machine that dies, and for each task
+# that is cancelled.
+_QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
 
 
 def connect_cluster(address: str) -> None:

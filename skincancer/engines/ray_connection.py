@@ -39,7 +39,8 @@ def connect(address: str) -> None:
         else:
             target = os.environ["RAY_ADDRESS"] if address == "auto" else address
             _reach(target)
-            ray.init(address=target, **options)
+            with _without_stderr():
+                ray.init(address=target, **options)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise RunError(f"--cluster {address}: {_explain(error)}") from error
     finally:
@@ -49,7 +50,7 @@ def connect(address: str) -> None:
 
 
 def _reach(address: str) -> None:
-    """Connect to the port of the head. Ray itself would try for minutes without output.
+    """Connect to the port of the head, because Ray would try for minutes.
 
     Raises:
         OSError: Nothing answers.
@@ -57,6 +58,19 @@ def _reach(address: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "://" not in address:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop standard error, to which the C++ code of Ray prints each attempt to connect."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 def _explain(error: Exception) -> str:
