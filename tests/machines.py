@@ -20,7 +20,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 PORT = 6379
 # Time for `ray start` and for trials on a loaded machine.
-PATIENCE = 240.0
+PATIENCE = 400.0
 
 
 def missing() -> str:
@@ -98,7 +98,7 @@ class Machine:
         )
         with open(self.log, "ab") as log:
             self.first = subprocess.Popen(
-                ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", "--pid", "--mount-proc", "--fork",
+                ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "--uts", "--mount", "--pid", "--mount-proc", "--fork",
                  "--kill-child=SIGKILL", "bash", "-c", script],
                 env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
@@ -110,7 +110,8 @@ class Machine:
 
     def pids(self) -> list[int]:
         """Return the ids of all processes of the machine."""
-        assert self.first is not None
+        if self.first is None:
+            return []
         with contextlib.suppress(psutil.NoSuchProcess):
             return [child.pid for child in psutil.Process(self.first.pid).children(recursive=True)]
         return []
@@ -231,4 +232,4 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = PATI
     while not condition():
         if time.monotonic() > until:
             raise AssertionError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.2)
+        time.sleep(0.5)

@@ -95,7 +95,7 @@ def slurm(session_cache) -> Iterator[Cluster]:
             "PATH": f"{cluster.environment['PATH']}:/usr/sbin",
         }
         (folder / "slurm.conf").write_text(CONF.format(folder=folder))
-        for name in ("munge", "state"):
+        for name in ("munge", "state", "spool_alpha", "spool_beta"):
             (folder / name).mkdir(mode=0o755)
         (folder / "munge/key").write_bytes(os.urandom(64))
         (folder / "munge/key").chmod(0o600)

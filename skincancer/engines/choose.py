@@ -13,6 +13,10 @@ from skincancer.engines.resources import Resources
 from skincancer.errors import ConfigError
 from skincancer.runs.store import RunStore
 
+# Environment variables that Ray reads when it is imported. Otherwise it prints a paragraph for each machine that dies, and for each task
+# that is cancelled.
+_QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+
 
 def connect_cluster(address: str) -> None:
     """Connect this process to a Ray cluster, before any long work.
@@ -24,8 +28,8 @@ def connect_cluster(address: str) -> None:
         ConfigError: Ray is not installed.
         RunError: The cluster cannot be reached.
     """
-    # Ray, which reads this when it is imported, would print a paragraph for each machine that dies.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         from skincancer.engines import ray_connection
     except ImportError as error:

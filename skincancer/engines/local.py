@@ -8,8 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from skincancer.engines.orders import GO, PRUNE, Ended, Event, Order, Result, Started
-from skincancer.engines.process import GRACE_SECONDS
+from skincancer.engines.orders import GO, GRACE_SECONDS, PRUNE, Ended, Event, Order, Result, Started
 from skincancer.engines.slot import RunningOrder, Slot, wait_for
 
 _SAME_SIGNAL_SECONDS = 2.0

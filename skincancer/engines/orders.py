@@ -15,6 +15,8 @@ from typing import Any, Literal, Protocol
 
 # Answers to an epoch.
 GO, PRUNE = "go", "prune"
+# Time for an order to record its end.
+GRACE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from skincancer.engines.orders import GO, PRUNE
+from skincancer.engines.orders import GO, GRACE_SECONDS, PRUNE
 from skincancer.runs import lifecycle
 from skincancer.system.console import run_verb
 from skincancer.system.interrupts import Interrupted, signals_as_interrupts
 
 # Replaces the answer to an epoch if the engine died.
 _GONE = "gone"
-# Time for an order to record its end.
-GRACE_SECONDS = 30.0
 # Metal does not work in a forked process.
 FORKS = sys.platform != "darwin"
 # Modules that `fit` imports when called, and libraries that are slow to import.

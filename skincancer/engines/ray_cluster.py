@@ -17,8 +17,20 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from skincancer.engines.orders import GO, PRUNE, Checked, Ended, Epoch, Event, Lost, Order, Refused, Result, Started
-from skincancer.engines.process import GRACE_SECONDS
+from skincancer.engines.orders import (
+    GO,
+    GRACE_SECONDS,
+    PRUNE,
+    Checked,
+    Ended,
+    Epoch,
+    Event,
+    Lost,
+    Order,
+    Refused,
+    Result,
+    Started,
+)
 from skincancer.engines.ray_connection import cluster_errors
 from skincancer.engines.ray_task import STOP, Mailbox, run_order
 from skincancer.engines.resources import Resources
@@ -284,7 +296,7 @@ class RayEngine:
                 self._failed(self._attempts.pop(attempt), "its machine died or is unreachable")
 
     def _collect(self) -> None:
-        """Receive events, and handle orders whose task failed."""
+        """Receive events, and handle failed tasks."""
         tasks = {running.task: attempt for attempt, running in self._attempts.items()}
         done, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=0) if tasks else ([], [])
         # A task sends its last event before its end. A task that is still known below therefore failed.
@@ -324,7 +336,7 @@ class RayEngine:
                 self._judge(running, event.result.reason)
 
     def _keep_log(self, event: Ended, order: Order, log: str) -> Ended:
-        """Write the tail of the log of a failed order to the folder of the driver."""
+        """Write the log of a failed order to the folder of the driver."""
         path = self.folder / f"{order.name}.log"
         if event.result.state == "failed":
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -333,7 +345,7 @@ class RayEngine:
         return Ended(event.number, replace(event.result, reason=reason), path)
 
     def _judge(self, check: _Attempt, refusal: str) -> None:
-        """Accept or refuse a machine, unless it died since, or an earlier message has decided."""
+        """Accept or refuse a machine that is still checked."""
         machine = self._nodes.get(check.node)
         if machine is not None and machine.accepted is None:
             machine.accepted = not refusal
@@ -341,7 +353,7 @@ class RayEngine:
                 self._events.append(Refused(machine.name, refusal))
 
     def _failed(self, running: _Attempt, reason: str, *, final: bool = False) -> None:
-        """Handle a task that ended without an event: end its order, or start it again unless this is final."""
+        """Start the order of a failed task again, or end it if this is final."""
         reason = " ".join(reason.split())[:2000]
         if running.is_check:
             if final or running.starts >= MOST_CHECKS:
@@ -362,7 +374,7 @@ class RayEngine:
             self._events.append(Lost(running.order.number, running.place))
 
     def _move_stuck(self) -> None:
-        """Move orders from machines whose cores other work uses to machines with room."""
+        """Move waiting orders from machines with other work to machines with room."""
         now = time.monotonic()
         for attempt, running in list(self._attempts.items()):
             if running.started or running.is_check or now - running.since < STUCK_SECONDS:
@@ -376,20 +388,18 @@ class RayEngine:
     def _report_idle(self) -> None:
         """Report why no order runs, once for each long time without a running order."""
         attempts = [attempt for attempt in self._attempts.values() if not attempt.is_check]
-        if any(attempt.started for attempt in attempts):
+        able = [machine for machine in self._nodes.values() if machine.slots]
+        could_run = any(machine.accepted for machine in able) and not attempts and not self._waiting
+        if could_run or any(attempt.started for attempt in attempts):
             self._idle_since, self._idle_reported = time.monotonic(), False
-            return
         if self._idle_reported or time.monotonic() - self._idle_since < IDLE_SECONDS:
             return
         self._idle_reported = True
-        able = [machine for machine in self._nodes.values() if machine.slots]
         checked = sorted(machine.name for machine in able if machine.accepted is None)
         if attempts:
             reason = "other work uses its cores or GPUs. Waiting for them."
         elif checked:
             reason = f"{', '.join(checked)} still prepares the data. Waiting."
-        elif able and any(machine.accepted for machine in able):
-            return
         else:
             gpus = f" and {self._gpus:g} GPU" if self._gpus else ""
             which = "accepted machine" if able else "machine"

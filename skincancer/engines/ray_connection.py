@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from ray.exceptions import RayError
 
 from skincancer.engines.local import usable_cores
 from skincancer.errors import RunError
+
+_REACH_SECONDS = 10.0
 
 
 def connect(address: str) -> None:
@@ -34,26 +37,58 @@ def connect(address: str) -> None:
         if address == "local":
             ray.init(address="local", num_cpus=usable_cores(), include_dashboard=False, **options)
         else:
-            ray.init(address=os.environ["RAY_ADDRESS"] if address == "auto" else address, **options)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        # The cause contains the answer of the head.
-        text = " ".join(f"{error} {error.__cause__ or ''}".split())
-        raise RunError(f"--cluster {address}: the cluster cannot be used: {text[:300]}. {_remedy(text)}.") from error
+            target = os.environ["RAY_ADDRESS"] if address == "auto" else address
+            _reach(target)
+            with _without_stderr():
+                ray.init(address=target, **options)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise RunError(f"--cluster {address}: {_explain(error)}") from error
     finally:
         # Ray replaces the handlers of `signals_as_interrupts`.
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _remedy(text: str) -> str:
-    if "token" in text.lower() or "unauthenticated" in text.lower():
+def _reach(address: str) -> None:
+    """Connect to the port of the head, because Ray would try for minutes.
+
+    Raises:
+        OSError: Nothing answers.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop standard error, to which the C++ code of Ray prints each attempt to connect."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+def _explain(error: Exception) -> str:
+    """Return why the cluster cannot be used, and the remedy."""
+    # The cause contains the answer of the head.
+    answer = f"{error} {error.__cause__ or ''}".lower()
+    text = " ".join(str(error).split())[:500]
+    if "token" in answer or "unauthenticated" in answer:
         return (
-            "This machine has no token, or another one than the head. Copy ~/.ray/auth_token of the head to this machine, and set "
-            "RAY_AUTH_MODE=token"
+            "the head refused this machine, which has no token or another one. Copy ~/.ray/auth_token of the head to this machine, and "
+            "set RAY_AUTH_MODE=token."
         )
-    if "version mismatch" in text.lower():
-        return "Install the same versions of Ray and Python on all machines"
-    return "Run `ray start --head` on HOST and `ray start --address HOST:PORT` on this machine, and open its ports"
+    if "version mismatch" in answer:
+        return f"{text} Install the same versions of Ray and Python on all machines."
+    return (
+        f"the cluster cannot be used: {text}. Run `ray start --head` on HOST and `ray start --address HOST:PORT` on this machine, and open "
+        "the ports between them."
+    )
 
 
 @contextlib.contextmanager

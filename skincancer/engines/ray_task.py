@@ -1,4 +1,4 @@
-"""What runs in processes of Ray: the task of an order, and the mailbox between tasks and driver.
+"""Ray task of an order, and mailbox between tasks and driver.
 
 Training never runs in a process that holds Ray's threads. The task keeps a process of `engines.slot`, and relays its messages.
 """
@@ -35,8 +35,11 @@ class Mailbox:
         self._answers: dict[int, asyncio.Queue[str]] = defaultdict(asyncio.Queue)
 
     async def put(self, attempt: int, event: Event, log: str) -> None:
-        """Send an event, and for an end the tail of the log, to the driver."""
+        """Send an event to the driver, with the tail of the log at an end."""
         self._events.append((attempt, event, log))
+        if isinstance(event, Ended):
+            # Ends the last `wait_for_answer` of the task.
+            await self._answers.pop(attempt, asyncio.Queue()).put(STOP)
 
     async def take(self, known: int) -> list[tuple[int, Event, str]]:
         """Return all events except the first `known`, which the driver has handled.

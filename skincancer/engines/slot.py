@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from skincancer.engines.orders import CONFIG, Checked, Ended, Epoch, Event, Order, Result, RunCreated
-from skincancer.engines.process import GRACE_SECONDS
+from skincancer.engines.orders import CONFIG, GRACE_SECONDS, Checked, Ended, Epoch, Event, Order, Result, RunCreated
 from skincancer.system.hardware import find_process
 from skincancer.system.launcher import without_launcher
 

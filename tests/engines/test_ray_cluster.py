@@ -38,8 +38,9 @@ search:
 FAILING = """
 task: classification
 data: {dataset: csv}
+model: {optimizer: {name: sgd}}
 search:
-  model.optimizer.lr: {choices: [0.001, 1.0e+38]}
+  model.optimizer.lr: {choices: [0.001, 99.0]}
 """
 TOKEN = "correct horse battery staple 0000"
 
@@ -142,52 +143,6 @@ def counted_now(command: Command) -> list[optuna.trial.FrozenTrial]:
     return counted() if "study one in" in command.output else []
 
 
-def test_twenty_trials_while_a_machine_dies_and_another_joins(cluster, sweep, folder, store, new_store, monkeypatch):
-    command = sweep("--trials=20", "--pruner=none")
-    beta = cluster.machines["beta"]
-    wait_until(lambda: len(counted_now(command)) >= 3, "three trials end")
-    wait_until(lambda: [run for run in training(1) if machine_of(cluster, run) is beta], "a trial trains on beta")
-    (lost,) = [run for run in training(1) if machine_of(cluster, run) is beta]
-    beta.kill()
-    wait_until(lambda: "died or is unreachable" in command.output, "the loss is reported")
-    gamma = cluster.add("gamma")
-    assert command.wait() == 0, command.output
-    assert_complete(20)
-    assert command.output.count("died or is unreachable") == 1
-    number = int(lost.data.params["trial"])
-    assert f"trial {number}: beta died or is unreachable; the trial starts again" in command.output
-    states = {run.info.run_id: (run.info.status, run.data.tags["trial_state"]) for run in runs(number)}
-    assert states.pop(lost.info.run_id) == ("KILLED", "DEAD")
-    assert list(states.values()) == [("FINISHED", "COMPLETE")]
-    places = {trial.user_attrs[PLACE] for trial in trials()}
-    assert places == {"alpha", "beta", gamma.name}
-    assert "ray" not in command.output.lower().replace("array", "")
-
-    # The best configuration repeats the number of the best trial.
-    (parent,) = [run for run in all_runs() if run.data.tags["kind"] == "sweep"]
-    best = paths.sweeps_folder(connect(None).tracking_uri) / "one" / "best.yaml"
-    monkeypatch.setenv("SKINCANCER_DATA", str(folder / "data"))
-    new_store("again")
-    assert fit.main([f"--experiment={best}"]) == 0
-    (again,) = all_runs()
-    assert again.data.metrics["best/balanced_accuracy"] == parent.data.metrics["best/balanced_accuracy"]
-
-
-def test_a_machine_whose_network_is_cut(cluster, sweep):
-    gamma = cluster.machines["gamma"]
-    command = sweep("--trials=4", "--pruner=none", "--trainer.max_epochs=12")
-    wait_until(lambda: [run for run in training(1) if machine_of(cluster, run) is gamma], "a trial trains on gamma")
-    (lost,) = [run for run in training(1) if machine_of(cluster, run) is gamma]
-    cluster.connect(gamma, up=False)
-    wait_until(lambda: "died or is unreachable" in command.output, "the loss is reported")
-    cluster.connect(gamma, up=True)
-    assert command.wait() == 0, command.output
-    # Ray ends the processes of a machine that it has given up, when the network is back.
-    wait_until(lambda: not order_processes(gamma), "the lost trial ends")
-    assert_complete(4)
-    assert connect(None).get_run(lost.info.run_id).info.status == "KILLED"
-
-
 def test_ctrl_c_and_a_driver_that_is_killed(cluster, sweep):
     same = ("--trials=4", "--pruner=none", "--trainer.max_epochs=12")
     first = sweep(*same)
@@ -222,7 +177,7 @@ def test_a_trial_that_fails_counts_and_is_not_repeated(cluster, sweep):
     states = {trial.params["model.optimizer.lr"]: trial for trial in trials()}
     assert len(trials()) == 2
     assert states[0.001].state.name == "COMPLETE"
-    failed = states[1e38]
+    failed = states[99.0]
     assert failed.state.name == "FAIL"
     (run,) = runs(failed.number)
     assert run.info.status == "FAILED"
@@ -265,7 +220,7 @@ def test_machines_that_differ_get_no_trials(cluster, sweep, folder, places):
     assert "Set SKINCANCER_DATA, where `ray start` is called" in lines["other"]
     assert "apart gets no trials: its sweep's run is not in " in lines["apart"]
     assert "skincancer" in lines["foreign"]
-    assert {trial.user_attrs[PLACE] for trial in trials()} <= {"alpha", "beta", "gamma"}
+    assert {trial.user_attrs[PLACE] for trial in trials()} <= {"alpha", "beta"}
     for machine in (other, apart, foreign):
         machine.kill()
 
@@ -285,14 +240,62 @@ def empty_package(folder: Path) -> Path:
 def test_a_wrong_token_is_reported(sweep, variables):
     command = sweep("--trials=1", **variables)
     assert command.wait() == 1
-    assert "the cluster cannot be used" in command.output
-    assert "This machine has no token, or another one than the head." in command.output
-    assert "Traceback" not in command.output
+    (line,) = command.output.splitlines()
+    assert line.startswith(
+        "error: --cluster 10.77.0.1:6379: the head refused this machine, which has no token or another one."
+    )
 
 
 def test_an_address_without_a_cluster_is_reported(sweep):
     command = sweep("--trials=1", "--cluster=10.77.0.1:6399")
     assert command.wait() == 1
-    assert "--cluster 10.77.0.1:6399: the cluster cannot be used" in command.output
-    assert "Run `ray start --head`" in command.output
-    assert "Traceback" not in command.output
+    (line,) = command.output.splitlines()
+    assert line.startswith("error: --cluster 10.77.0.1:6399: the cluster cannot be used: ")
+    assert "Run `ray start --head`" in line
+
+
+def test_twenty_trials_while_a_machine_dies_and_another_joins(cluster, sweep, folder, store, new_store, monkeypatch):
+    command = sweep("--trials=20", "--pruner=none")
+    beta = cluster.machines["beta"]
+    wait_until(lambda: len(counted_now(command)) >= 3, "three trials end")
+    wait_until(lambda: [run for run in training(1) if machine_of(cluster, run) is beta], "a trial trains on beta")
+    (lost,) = [run for run in training(1) if machine_of(cluster, run) is beta]
+    beta.kill()
+    wait_until(lambda: "died or is unreachable" in command.output, "the loss is reported")
+    gamma = cluster.add("gamma")
+    assert command.wait() == 0, command.output
+    assert_complete(20)
+    assert command.output.count("died or is unreachable") == 1
+    number = int(lost.data.params["trial"])
+    assert f"trial {number}: beta died or is unreachable; the trial starts again" in command.output
+    states = {run.info.run_id: (run.info.status, run.data.tags["trial_state"]) for run in runs(number)}
+    assert states.pop(lost.info.run_id) == ("KILLED", "DEAD")
+    assert list(states.values()) == [("FINISHED", "COMPLETE")]
+    places = {trial.user_attrs[PLACE] for trial in trials()}
+    assert places == {"alpha", "beta", gamma.name}
+    assert "ray" not in command.output.lower().replace("array", "")
+
+    # The best configuration repeats the number of the best trial.
+    (parent,) = [run for run in all_runs() if run.data.tags["kind"] == "sweep"]
+    best = paths.sweeps_folder(connect(None).tracking_uri) / "one" / "best.yaml"
+    monkeypatch.setenv("SKINCANCER_DATA", str(folder / "data"))
+    new_store("again")
+    assert fit.main([f"--experiment={best}"]) == 0
+    (again,) = all_runs()
+    assert again.data.metrics["best/balanced_accuracy"] == parent.data.metrics["best/balanced_accuracy"]
+
+
+def test_a_machine_whose_network_is_cut(cluster, sweep):
+    gamma = cluster.machines.get("gamma") or cluster.add("gamma")
+    wait_until(gamma.joined, "gamma joins")
+    command = sweep("--trials=4", "--pruner=none", "--trainer.max_epochs=12")
+    wait_until(lambda: [run for run in training(1) if machine_of(cluster, run) is gamma], "a trial trains on gamma")
+    (lost,) = [run for run in training(1) if machine_of(cluster, run) is gamma]
+    cluster.connect(gamma, up=False)
+    wait_until(lambda: "died or is unreachable" in command.output, "the loss is reported")
+    cluster.connect(gamma, up=True)
+    assert command.wait() == 0, command.output
+    # Ray ends the processes of a machine that it has given up, when the network is back.
+    wait_until(lambda: not order_processes(gamma), "the lost trial ends")
+    assert_complete(4)
+    assert connect(None).get_run(lost.info.run_id).info.status == "KILLED"

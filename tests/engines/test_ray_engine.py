@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from skincancer.engines import ray_cluster, slot
-from skincancer.engines.orders import Ended, Epoch, Event, Lost, Order, Refused, RunCreated, Started
+from skincancer.engines.orders import Ended, Epoch, Event, Lost, Order, Refused, Result, RunCreated, Started
 from skincancer.engines.ray_cluster import RayEngine
-from skincancer.engines.ray_task import Mailbox
+from skincancer.engines.ray_task import STOP, Mailbox
 from skincancer.engines.resources import Resources
 from skincancer.errors import RunError
 from skincancer.runs.store import RunStore
@@ -39,8 +39,8 @@ def hear():
     return json.loads(line)
 
 
-while True:
-    order = hear()
+while line := sys.stdin.readline():
+    order = json.loads(line)
     if order not in ("go", "prune"):
         exec(order["params"]["code"])
         say(exit=0)
@@ -64,6 +64,7 @@ def cluster() -> Iterator[None]:
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Workers load this module for the hook.
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("MLFLOW_TRACKING_URI", "of the machine")
         patch.delenv("RAY_ADDRESS", raising=False)
         ray.init(
             address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
@@ -79,10 +80,12 @@ def make(cluster, tmp_path, store, monkeypatch) -> Iterator[object]:
     monkeypatch.setattr(ray_cluster, "PAUSE_SECONDS", 0.0)
     engines = []
 
-    def new(*, use_gpus: bool = False, check: str = "", refusal: str = "", **resources: object) -> RayEngine:
+    def new(
+        *, use_gpus: bool = False, check: str = "", refusal: str = "", uri: str | None = None, **resources: object
+    ) -> RayEngine:
         order = Order(-1, "check", "check", params={"code": check}) if check else None
         engine = RayEngine(
-            Resources(**resources), tmp_path / "logs", RunStore(None), use_gpus=use_gpus, check=order,
+            Resources(**resources), tmp_path / "logs", RunStore(uri), use_gpus=use_gpus, check=order,
             refusal=lambda facts: refusal,
         )  # fmt: skip
         engines.append(engine)
@@ -304,6 +307,33 @@ def test_nothing_is_left_of_orders(make):
     while folder.exists():
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("uri", "seen"),
+    [
+        ("postgresql://me@host/runs", "postgresql://me@host/runs"),
+        # The environment variable of the machine.
+        ("postgresql://me:hunter2@host/runs", "of the machine"),
+    ],
+)
+def test_the_address_of_the_store_is_sent_through_ray_unless_it_has_a_password(make, uri, seen):
+    engine = make(uri=uri, workers=1)
+    room(engine)
+    engine.submit(order(0, "say(run=os.environ['MLFLOW_TRACKING_URI']); say(objective=1)"))
+    (created,) = [event for event in collect(engine, 1) if isinstance(event, RunCreated)]
+    assert created.run_id == seen
+
+
+def test_the_mailbox_forgets_tasks_that_ended():
+    async def talk() -> str:
+        mailbox = Mailbox()
+        waiting = asyncio.create_task(mailbox.wait_for_answer(1))
+        await asyncio.sleep(0)
+        await mailbox.put(1, Ended(0, Result("complete"), Path("log")), "")
+        return await asyncio.wait_for(waiting, 10)
+
+    assert asyncio.run(talk()) == STOP
 
 
 def test_events_are_kept_until_the_driver_has_handled_them():
