@@ -117,6 +117,10 @@ def team(server: int, session_cache: Path, tiny_demo: Path, tmp_path_factory: py
 
 def train(team: Team, root: Path, cache: Path) -> None:
     """Fit, then sweep with one trial, in a process that ends its connections to the database."""
+    # From an installed package, unlike from a checkout, runs in progress are in the working directory.
+    package = team.folder / "installed" / "skincancer"
+    shutil.copytree(compose_file.CHECKOUT / "skincancer", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(compose_file.CHECKOUT / "experiments", package / "experiments")
     (team.folder / "tiny.yaml").write_text(SPACE)
     flags = [f"--experiment={team.folder / 'tiny.yaml'}", f"--data.root={root}", *TINY_FIT]
     storage = f"--storage=postgresql://skincancer@127.0.0.1:{team.port}/sweeps"
@@ -127,7 +131,7 @@ def train(team: Team, root: Path, cache: Path) -> None:
     )
     environment = {
         **os.environ, "SKINCANCER_CACHE": str(cache), "MLFLOW_TRACKING_URI": team.uri, "PGPASSWORD": team.password,
-        "PGPASSFILE": "/dev/null",
+        "PGPASSFILE": "/dev/null", "PYTHONPATH": str(package.parent),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=team.folder, env=environment, capture_output=True, text=True, timeout=400
@@ -143,6 +147,7 @@ def test_runs_are_on_the_server(team, monkeypatch):
     stored = {path.name for path in (team.folder / "artifacts").rglob("*") if path.is_file()}
     assert {"best.yaml", "trials.csv"} <= stored
     assert team.studies() == ["mine"]
+    assert (team.folder / "mlruns" / "sweeps").is_dir()
 
 
 def test_the_password_is_needed_and_in_no_command_and_no_log(team):
