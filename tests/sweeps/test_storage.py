@@ -100,6 +100,24 @@ def test_a_servers_password_is_hidden(server):
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_of_another_encoding_is_rejected(server, encoding):
+    import psycopg
+
+    with psycopg.connect(postgres.url(server, "postgres"), autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {encoding} ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    url = storage.storage_url(postgres.url(server, encoding.lower()), Path("a"))
+    with pytest.raises(
+        RunError, match=f"has the encoding {encoding}; expected UTF8. Create a database with `createdb "
+    ) as caught:
+        storage.open_storage(url)
+    assert postgres.PASSWORD not in str(caught.value)
+    with psycopg.connect(postgres.url(server, encoding.lower())) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()[0] == 0
+
+
 def test_a_server_without_rights_to_write(server):
     import psycopg
 
