@@ -353,7 +353,7 @@ class RayEngine:
                 self._events.append(Refused(machine.name, refusal))
 
     def _failed(self, running: _Attempt, reason: str, *, final: bool = False) -> None:
-        """Start the order of a failed task again, or end it if this is final."""
+        """Start the order of a failed task again, or end it."""
         reason = " ".join(reason.split())[:2000]
         if running.is_check:
             if final or running.starts >= MOST_CHECKS:
