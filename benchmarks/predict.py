@@ -161,7 +161,7 @@ def measure_speed(given: argparse.Namespace, place: Path) -> None:
 
     def decoding() -> None:
         with thread_pool() as pool:
-            for _ in map_in_order(pool, predictor._read, (Path(file) for _, file in images), 2 * given.batch):
+            for _ in map_in_order(pool, predictor._read, (Path(image.file) for image in images), 2 * given.batch):
                 pass
 
     print(f"{len(images)} images, {given.backbone} at {given.size} px, batches of {given.batch}")

@@ -1,7 +1,7 @@
-"""Measure the overhead of a sweep, the gain of a second worker, and the speed of storages.
+"""Measure the overhead of a trial, the gain of a second worker, and the speed of the driver.
 
 python benchmarks/sweep.py trials --trials 6
-python benchmarks/sweep.py storages --trials 1000 --workers 8 --kill 10 --urls journal sqlite postgresql
+python benchmarks/sweep.py empty --trials 1000 --workers 2
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -20,26 +19,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-import postgres
+from mlflow.tracking import MlflowClient
 from side_by_side import machine
 
+from skincancer.engines import slot
+from skincancer.engines.local import LocalEngine
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.storage import storage_url
 from skincancer.sweeps.study import create
 from skincancer.sweeps.trial_state import counts_towards_total
-from skincancer.system.credentials import mask_password
+from skincancer.sweeps.trials import TrialRunner
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SPACE = "task: classification\nsearch:\n  model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}\n"
 PLAN = Plan("x", {"task": "classification"}, {}, {"model.dropout": {"low": 0.0, "high": 0.5}}, "random", "none", "", "")
-WORKER = """
-import sys
-from skincancer.sweeps import executor, study
-from skincancer.sweeps.trial_state import TrialResult
-sweep = study.join(sys.argv[1], "one")
-executor.work(sweep, lambda trial, slot, stop: TrialResult("complete", trial.params["model.dropout"]), 1)
+EMPTY = """
+import json, os, sys
+for line in sys.stdin:
+    order = json.loads(line)
+    if isinstance(order, dict):
+        open(order["log"], "w").close()
+        os.write(int(sys.argv[-1]), b'{"objective": 0.5}\\n{"exit": 0}\\n')
 """
 
 
@@ -111,55 +112,25 @@ def costs(client, name: str, pd) -> Iterator[tuple[float, float]]:
         yield 60 * row["minutes"], float(epochs["epoch_seconds"].sum())
 
 
-@contextlib.contextmanager
-def storage(kind: str) -> Iterator[str]:
-    """Yield the URL of a new storage of a kind."""
+def measure_empty(trials: int, workers: int) -> None:
+    """Run trials that end at once, in processes that stay, with a journal."""
     with tempfile.TemporaryDirectory() as folder:
-        if kind != "postgresql":
-            yield f"{kind}:///{folder}/one.{kind}"
-            return
-        binaries = postgres.find_binaries()
-        if binaries is None:
-            raise SystemExit("PostgreSQL is not installed. Install it with apt-get install postgresql.")
-        with postgres.running_server(binaries) as port:
-            yield storage_url(postgres.url(port, "postgres"), Path("unused"))
-
-
-def measure_storage(kind: str, trials: int, workers: int, kills: int) -> None:
-    """Run empty trials in many processes, and kill and replace some of them at random."""
-    with storage(kind) as url:
-        sweep = create(url, "one", PLAN, trials, maximize=True)
+        place = Path(folder)
+        sweep = create(storage_url(None, place / "one.journal"), "one", PLAN, trials, maximize=True)
         sweep.begin(trials)
         sweep.study.set_user_attr("parent_run", "parent")
+        slot.COMMAND = (sys.executable, "-c", EMPTY)
+        engine = LocalEngine(place / "logs", workers, (), 1, {})
+        client = MlflowClient(f"sqlite:///{place}/mlflow.db")
         start = time.perf_counter()
-        running = [worker(url) for _ in range(workers)]
-        left = kills
-        while any(process.poll() is None for process in running):
-            time.sleep(0.5)
-            ended = sum(trial.state.is_finished() for trial in sweep.trials())
-            if left and ended > (kills - left + 1) * trials / (kills + 1):
-                victim = random.randrange(workers)
-                running[victim].kill()
-                running[victim] = worker(url)
-                left -= 1
+        with contextlib.closing(engine):
+            TrialRunner(sweep, engine, {}, client, print).run(None, lambda: None)
         seconds = time.perf_counter() - start
-        found = sweep.trials()
-        kept = [trial for trial in found if counts_towards_total(trial)]
-        points = Counter(trial.params["model.dropout"] for trial in kept)
-        dead = sum(trial.user_attrs.get("ended") == "dead" for trial in found)
-        surplus = sum(trial.user_attrs.get("ended") == "surplus" for trial in found)
+        points = Counter(trial.params["model.dropout"] for trial in sweep.trials() if counts_towards_total(trial))
         print(
-            f"{mask_password(url).split(':')[0]}: {trials} trials by {workers} workers in {seconds:.1f} s "
-            f"({trials / seconds:.1f} per second), "
-            f"{kills - left} killed: {len(kept)} counted, {sum(n - 1 for n in points.values())} duplicates, {dead} of killed workers, "
-            f"{surplus} surplus and closed, {sum(t.state.name == 'RUNNING' for t in found)} left running",
-            flush=True,
+            f"{trials} empty trials, {workers} at the same time: {trials / seconds:.1f} trials/s; {sum(points.values())} count, "
+            f"{sum(points.values()) - len(points)} twice"
         )
-
-
-def worker(url: str) -> subprocess.Popen[bytes]:
-    """Start a process that joins the sweep."""
-    return subprocess.Popen([sys.executable, "-c", WORKER, url], cwd=CHECKOUT)
 
 
 def main() -> None:
@@ -171,18 +142,15 @@ def main() -> None:
     real.add_argument("--epochs", type=int, default=6)
     real.add_argument("--rounds", type=int, default=2, help="sweeps of each number of workers")
     real.add_argument("flags", nargs="*", help="more flags of the sweep, after --")
-    stores = which.add_parser("storages", allow_abbrev=False)
-    stores.add_argument("--trials", type=int, default=100)
-    stores.add_argument("--workers", type=int, default=8)
-    stores.add_argument("--kill", type=int, default=0, help="number of workers that are killed and replaced")
-    stores.add_argument("--urls", nargs="+", default=["journal", "sqlite"], help="journal, sqlite, postgresql")
+    empty = which.add_parser("empty", allow_abbrev=False)
+    empty.add_argument("--trials", type=int, default=100)
+    empty.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     print(machine("cpu"))
     if given.which == "trials":
         measure_trials(given.trials, given.epochs, given.rounds, given.flags)
-        return
-    for kind in given.urls:
-        measure_storage(kind, given.trials, given.workers, given.kill)
+    else:
+        measure_empty(given.trials, given.workers)
 
 
 if __name__ == "__main__":

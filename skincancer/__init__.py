@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from skincancer.runs.finished import FinishedRun
     from skincancer.schema.experiment import Experiment
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = [
     "ConfigError", "DataError", "Experiment", "FinishedRun", "RunError", "SkinCancerError", "SplitError", "WeightsError",
     "__version__", "compare_runs", "evaluate_run", "find_runs", "fit_experiment", "list_datasets", "list_experiments",
@@ -46,11 +47,25 @@ def __getattr__(name: str) -> Any:
     """Load a public name at its first use."""
     if name not in __all__:
         raise AttributeError(f"module 'skincancer' has no attribute {name!r}")
+    if name == "__version__":
+        return _read_version()
     if not name.endswith("Error"):
         # Lightning fails with a traceback as soon as it is imported.
         importlib.import_module("skincancer.system.launcher").check_numbers()
     home = "errors" if name.endswith("Error") else _HOMES.get(name, "api")
     return getattr(importlib.import_module(f"skincancer.{home}"), name)
+
+
+def _read_version() -> str:
+    """Return the version of the installed package, which the build reads from git."""
+    # Imported at the first use: the import takes longer than that of this package.
+    from importlib import metadata
+
+    try:
+        return metadata.version("skincancer")
+    except metadata.PackageNotFoundError:
+        # A folder on PYTHONPATH that was never installed.
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from skincancer import __version__
+import skincancer
 from skincancer.errors import ConfigError, nearest
 from skincancer.system.console import make_console, make_table, run_verb
 
@@ -45,7 +45,7 @@ def _print(words: Sequence[str]) -> None:
         console.print(make_table("skincancer VERB [--KEY VALUE …]", ["verb", "what it does", "example"], rows))
         console.print(_NOTES, markup=False)
     elif word == "--version":
-        console.print(f"skincancer {__version__}", markup=False)
+        console.print(f"skincancer {skincancer.__version__}", markup=False)
     elif word == _COMPLETION:
         _print_completion(rest)
     else:

@@ -17,6 +17,7 @@ from skincancer.comparison.request import (
 )
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
+from skincancer.engines.resources import Resources, add_flags, parse_resources, underscored
 from skincancer.errors import ConfigError
 from skincancer.system.console import make_console, program, run_verb
 from skincancer.system.files import check_folder
@@ -39,7 +40,7 @@ def compare(
 
     Args:
         request: experiments, splits, metrics and runs to compare.
-        run_missing: whether to train missing runs, one after the other, each in its own process.
+        run_missing: whether to train missing runs, each in its own process.
         out: additional folder for the files.
         console: console for the tables.
 
@@ -75,13 +76,14 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--runs", type=str, nargs="+", metavar="RUN_ID", help="explicit runs; they replace others of the same seed"
     )
-    parser.add_argument("--run_missing", action="store_true", help="train missing runs, one after the other")
+    parser.add_argument("--run_missing", action="store_true", help="train missing runs")
+    add_flags(parser, "runs")
     parser.add_argument("--out", type=str, metavar="DIR", help="additional folder for page, tables and figures")
     return parser
 
 
 def _verb(argv: Sequence[str]) -> None:
-    flags, own = parse_flags(make_parser(), ["--run_missing" if flag == "--run-missing" else flag for flag in argv])
+    flags, own = parse_flags(make_parser(), underscored(argv, "run-missing"))
     if own.get("experiment") or own.get("list"):
         raise ConfigError("--experiment and --list are not flags of compare; use --experiments A B … (see fit --list).")
     uri = flags.pop("tracking.uri", None)
@@ -97,10 +99,14 @@ def _verb(argv: Sequence[str]) -> None:
         )
     if negative := [seed for seed in own.get("seeds") or () if seed < 0]:
         raise ConfigError(f"--seeds is {negative[0]}; expected whole numbers of 0 or more.")
+    resources = parse_resources(own)
+    if resources != Resources() and not own.get("run_missing"):
+        raise ConfigError("--workers, --cluster, --gpus-per-trial and --cpus-per-trial need --run-missing.")
     request = Request(
         experiments=tuple(dict.fromkeys(own.get("experiments") or ())), splits=tuple(dict.fromkeys(own.get("splits") or ("80:20",))),
         dataset=own.get("dataset") or dataset or "demo", metrics=tuple(own.get("metric") or ()),
         seeds=tuple(own["seeds"]) if own.get("seeds") else None, runs=tuple(own.get("runs") or ()), flags=flags, uri=uri,
+        resources=resources,
     )  # fmt: skip
     with signals_as_interrupts():
         compare(request, run_missing=bool(own.get("run_missing")), out=Path(own["out"]) if own.get("out") else None)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from skincancer.config.cli import add_plugin_flag, parse_flags
+from skincancer.engines.resources import Resources, add_flags, parse_resources, underscored
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema.data import DataConfig
 from skincancer.system.console import is_live, make_console, program, progress_bars, run_verb, warn
@@ -117,7 +118,7 @@ def make_parser() -> ArgumentParser:
     """Return the parser of the flags of evaluate."""
     parser = ArgumentParser(
         prog=program("evaluate"),
-        usage="%(prog)s --run RUN_ID [RUN_ID …] --data.dataset NAME [--part all|test] [--data.KEY VALUE …]",
+        usage="%(prog)s --run RUN_ID [RUN_ID …] [--each] --data.dataset NAME [--part all|test] [--data.KEY VALUE …]",
         description="Evaluate a finished run on other data: external validation, operating point, calibration, subgroups. Data keys "
         "default to the values of the run; data.size, resize, clean, crop and crop_margin cannot be changed.",
         exit_on_error=False, allow_abbrev=False, default_env=False,
@@ -125,6 +126,8 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--run", type=str, nargs="+", metavar="RUN_ID", help="a finished fit or NAME@ALIAS; several form an ensemble"
     )
+    parser.add_argument("--each", action="store_true", help="evaluate several runs one by one, at the same time")
+    add_flags(parser, "evaluations")
     parser.add_argument(
         "--part", type=str, metavar="all|test", help="every image (default), or the test set of the split"
     )
@@ -139,13 +142,36 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
+def _evaluate_each(flags: Mapping[str, Any], own: Mapping[str, Any], uri: str | None) -> None:
+    """Evaluate each run of `--run` in its own process."""
+    from skincancer.evaluation.class_mapping import parse_map
+
+    runs = own.get("run") or []
+    part, near_duplicates = own.get("part") or "all", own.get("near_duplicates") or "exclude"
+    _check(runs, flags, part, own.get("prevalence"), near_duplicates)
+    resources = parse_resources(own)
+    words = [f"--part={part}", f"--near_duplicates={near_duplicates}"]
+    words += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flags.items()]
+    words += [f"--prevalence={own['prevalence']}"] if own.get("prevalence") else []
+    if own.get("map"):
+        words += ["--map", *(f"{target}={'+'.join(names)}" for target, names in parse_map(own["map"]).items())]
+    from skincancer.evaluation.each import evaluate_each
+
+    with signals_as_interrupts():
+        evaluate_each(runs, words, resources, uri)
+
+
 def _verb(argv: Sequence[str]) -> None:
     from skincancer.evaluation.class_mapping import parse_map
 
-    argv = [re.sub(r"^--near-duplicates(?==|$)", "--near_duplicates", flag) for flag in argv]
-    flags, own = parse_flags(make_parser(), argv)
+    flags, own = parse_flags(make_parser(), underscored(argv, "near-duplicates"))
     uri = flags.pop("tracking.uri", None)
     words = own.get("map")
+    if own.get("each"):
+        _evaluate_each(flags, own, uri)
+        return
+    if parse_resources(own) != Resources():
+        raise ConfigError("--workers, --cluster, --gpus-per-trial and --cpus-per-trial need --each and several runs.")
     with signals_as_interrupts():
         evaluate(
             own.get("run") or [], flags, part=own.get("part") or "all", mapping=parse_map(words) if words else None,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.config.resolve import resolve
+from skincancer.engines.resources import Resources, add_flags, parse_resources, underscored
 from skincancer.errors import ConfigError, RunError
 from skincancer.runs import registry
 from skincancer.runs.artifacts import config_to_keep
 from skincancer.schema.experiment import Experiment
+from skincancer.schema.folds import expand_folds
 from skincancer.system.console import make_console, make_table, program, run_verb
 from skincancer.system.interrupts import signals_as_interrupts
 from skincancer.system.yaml_files import dump_yaml
@@ -77,12 +78,36 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--older_than", type=str, metavar="24h", help="with --reap: also runs of other hosts without a heartbeat for this long"
     )  # fmt: skip
+    add_flags(parser, "folds")
     return parser
+
+
+def _fit_folds(own: Mapping[str, Any], flags: Mapping[str, Any], parser: ArgumentParser) -> None:
+    """Fit an experiment on every fold of `--data.split 'fold:*/5'`."""
+    for name in ("resume", "register", "dry_run"):
+        if own.get(name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for a single run, but --data.split is {flags['data.split']}. Use a single fold."
+            )
+    experiments = [
+        resolve(own["experiment"], {**flags, "data.split": split}, parser)[0]
+        for split in expand_folds(flags["data.split"])
+    ]
+    trainer = experiments[0].trainer
+    if str(trainer.devices) not in ("1", "auto") or trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.devices is {trainer.devices} (nodes: {trainer.num_nodes}); with --data.split {flags['data.split']} each fold "
+            "uses one device, and several folds run at the same time (--workers). Use --trainer.devices 1."
+        )
+    from skincancer.training.folds import fit_folds
+
+    with signals_as_interrupts():
+        fit_folds(experiments, own["experiment"], flags["data.split"], parse_resources(own))
 
 
 def _verb(argv: Sequence[str]) -> None:
     console = make_console()
-    argv = [re.sub(r"^--(dry|older)-", r"--\1_", flag) for flag in argv]
+    argv = underscored(argv, "dry-run", "older-than")
     parser = make_parser()
     flags, own = parse_flags(parser, argv)
     if own.get("list"):
@@ -97,14 +122,21 @@ def _verb(argv: Sequence[str]) -> None:
 
         reap_runs(RunStore(flags.get("tracking.uri")), own.get("older_than"))
         return
+    if not own.get("experiment") and not own.get("resume"):
+        raise ConfigError(f"--experiment NAME is missing. Use one of {', '.join(list_experiments())}, or a path.")
+    if expand_folds(str(flags.get("data.split", ""))):
+        _fit_folds(own, flags, parser)
+        return
+    if parse_resources(own) != Resources():
+        raise ConfigError(
+            "--workers, --cluster, --gpus-per-trial and --cpus-per-trial are for several folds: add --data.split 'fold:*/5'."
+        )
     resume, notes = own.get("resume"), list[str]()
     if resume:
         from skincancer.training.resume import load_resumed
 
         experiment = load_resumed(resume, own.get("experiment"), flags, parser)
     else:
-        if not own.get("experiment"):
-            raise ConfigError(f"--experiment NAME is missing. Use one of {', '.join(list_experiments())}, or a path.")
         experiment, notes = resolve(own["experiment"], flags, parser)
     for note in notes:
         console.print(note, markup=False)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from skincancer import evaluate, fit
 from skincancer.config.resolve import resolve
 from skincancer.engines import process
+from skincancer.engines.machine_check import data_facts, store_facts
 from skincancer.engines.process import OrderLink
+from skincancer.runs.store import RunStore
 
 
 def _trial(config: str, argv: Sequence[str], link: OrderLink) -> int:
@@ -18,11 +20,12 @@ def _trial(config: str, argv: Sequence[str], link: OrderLink) -> int:
 
 
 def _check(config: str, argv: Sequence[str], link: OrderLink) -> int:
-    # The module loads pandas, which the fork inherits otherwise.
-    from skincancer.sweeps.machines import machine_facts
-
-    experiment, _ = resolve(config, {})
-    link.send(facts=machine_facts(experiment, link.parent))
+    experiment = resolve(config, {})[0] if config else None
+    store = RunStore(experiment.tracking.uri if experiment else None)
+    facts = store_facts(store)
+    if experiment:
+        facts |= data_facts(experiment, store, link.parent)
+    link.send(facts=facts)
     return 0
 
 

@@ -131,7 +131,7 @@ def _image_files(images: Sequence[ImageInput]) -> tuple[list[str | int], list[Im
             names.append(number)
             files.append(content.getvalue())
         else:
-            paths = [path for _, path in find_images([image], search)]
+            paths = [entry.file for entry in find_images([image], search)]
             names += paths
             files += map(Path, paths)
     for note in search.describe():

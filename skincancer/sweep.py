@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import find_experiment, list_experiments
 from skincancer.config.search_space import PRUNERS, SAMPLERS
-from skincancer.engines.resources import add_flags, parse_resources
+from skincancer.engines.resources import add_flags, parse_resources, underscored
 from skincancer.errors import ConfigError, nearest
 from skincancer.sweeps.request import Request, check_request
 from skincancer.system.console import make_console, make_table, program, run_verb
@@ -60,8 +60,7 @@ def make_parser() -> ArgumentParser:
 
 
 def _verb(argv: Sequence[str]) -> None:
-    argv = [re.sub(r"^--(gpus|cpus)-per-trial", r"--\1_per_trial", flag) for flag in argv]
-    flags, own = parse_flags(make_parser(), argv)
+    flags, own = parse_flags(make_parser(), underscored(argv))
     if own.get("list"):
         rows = [
             (name, ", ".join(load_yaml(find_experiment(name))["search"]))

@@ -41,7 +41,8 @@ def running_server(binaries: Path) -> Iterator[int]:
     data = folder / "data"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "cwd": folder, **other}
     subprocess.run(
-        [binaries / "initdb", "-D", data, "-U", USER, "-A", "scram-sha-256", "--pwfile", folder / "password", "-N"],
+        [binaries / "initdb", "-D", data, "-U", USER, "-A", "scram-sha-256", "--pwfile", folder / "password", "-N",
+         "-E", "UTF8", "--no-locale"],  # otherwise the encoding of the tester's locale
         check=True, **quiet,
     )  # fmt: skip
     command = [binaries / "pg_ctl", "-D", data, "-w", "-t", "60", "-l", folder / "log"]

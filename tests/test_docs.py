@@ -68,13 +68,15 @@ def without_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return predict.PredictResult()
 
     for module, names in (
-        (fit, ["fit"]), (sweep, ["sweep", "join"]), (compare, ["compare"]), (evaluate, ["evaluate"]),
+        (fit, ["fit"]), (sweep, ["sweep"]), (compare, ["compare"]), (evaluate, ["evaluate"]),
         (predict, ["predict"]), (prepare, ["prepare", "prepare_features", "audit", "download"]), (ui, ["open_ui"]),
     ):  # fmt: skip
         for name in names:
             monkeypatch.setattr(module, name, nothing)
     resumed, _ = fit.resolve("resnet50", {})
     monkeypatch.setattr("skincancer.training.resume.load_resumed", lambda *_: resumed)
+    for name in ("training.folds.fit_folds", "evaluation.each.evaluate_each"):
+        monkeypatch.setattr(f"skincancer.{name}", nothing)
     for name in ("runs.lifecycle.reap_runs", "runs.store.RunStore"):
         monkeypatch.setattr(f"skincancer.{name}", nothing)
     monkeypatch.setattr(ui, "open_ui", lambda *_: 0)

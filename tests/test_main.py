@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from conftest import TINY_FIT, only_run
 import skincancer
 from skincancer.__main__ import VERBS, main
 from skincancer.system.launcher import without_launcher
+from skincancer.system.provenance import environment_text
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -49,9 +51,16 @@ def test_help_loads_no_heavy_library():
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-def test_version(capsys):
+def test_version_is_that_of_the_installed_package(capsys, monkeypatch):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"skincancer {skincancer.__version__}\n"
+    assert capsys.readouterr().out == f"skincancer {metadata.version('skincancer')}\n"
+    assert f"\nskincancer=={skincancer.__version__}\n" in environment_text(), "as runs record it"
+
+    def not_installed(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", not_installed)
+    assert skincancer.__version__ == "0+unknown"
 
 
 @pytest.mark.parametrize(

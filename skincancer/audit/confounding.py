@@ -50,7 +50,7 @@ class Confounding:
     Attributes:
         auroc: cross-validated AUROC of a small model, one class against the rest, mean over the classes (of two classes the second).
         low: lower end of the 95 % interval over lesions, with fixed folds and models. Below `FEW` images the interval is too narrow:
-            for 60 images of six classes and random features, 8 % of the intervals excluded 0.5.
+            for 60 images of six classes and random features, 16 % of the intervals excluded 0.5.
         high: upper end of the interval.
         images: number of images.
         features: one row per feature, strongest first: feature, what, auroc (of the feature value without a model: mean over the classes of

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,18 +10,25 @@ from rich.console import Console
 
 from skincancer.comparison.load import collect_entries
 from skincancer.comparison.report import sheets, warnings, write_files
-from skincancer.comparison.request import EntryRequest, Request, check_metrics, default_metrics, run_query
+from skincancer.comparison.request import (
+    EntryRequest,
+    Request,
+    check_metrics,
+    default_metrics,
+    run_query,
+    split_and_seed,
+)
 from skincancer.comparison.tables import Comparison, compare_entries
-from skincancer.errors import RunError
+from skincancer.config.resolve import resolve
+from skincancer.engines.run_orders import fit_order, raise_failures, run_orders
 from skincancer.plugins import load_plugins
 from skincancer.runs.artifacts import COMPARED_RUNS, COMPARISON_PAGE
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.lifecycle import start_run
 from skincancer.runs.search import find_runs, runs_by_id
 from skincancer.runs.store import RunStore
+from skincancer.schema.experiment import Experiment
 from skincancer.system.console import make_table, progress_bars, warn
-from skincancer.system.credentials import mask_passwords
-from skincancer.system.interrupts import Interrupted
 
 # MLflow keeps 8,000 characters of a tag; a link has about a hundred.
 _MOST_LINKS = 50
@@ -57,46 +60,25 @@ def compare_requests(
 
 def _train_missing(store: RunStore, requests: Sequence[EntryRequest], request: Request, console: Console) -> None:
     """Train all missing runs, and report failures at the end."""
-    failed = []
+    missing: list[Experiment] = []
     for entry in requests:
         query = run_query(entry, request)
-        existing = {
-            (run.data.params["split"], int(run.data.params["seed"]))
-            for run in find_runs(store, request.dataset_name, query)
-        }
+        existing = {split_and_seed(run) for run in find_runs(store, request.dataset_name, query)}
         for seed in request.seeds or sorted({seed for _, seed in existing}) or (entry.experiment.seed,):
             for split in query.splits():
-                if (split, seed) in existing:
-                    continue
-                command = _fit_command(entry, split, seed, request)
-                line = mask_passwords(shlex.join(["python", *command[1:]]))
-                console.print(f"training: {line}", markup=False)
-                if code := _run(command):
-                    failed.append(f"{line}: exit code {code}")
-    if failed:
-        raise RunError(
-            f"{len(failed)} missing runs could not be trained. The others are finished; fix the cause and rerun the same command:\n  "
-            + "\n  ".join(failed)
-        )
-
-
-def _fit_command(entry: EntryRequest, split: str, seed: int, request: Request) -> list[str]:
-    flags = {"data.dataset": request.dataset, "data.split": split, "seed": seed, **request.flags}
-    if request.uri:
-        flags["tracking.uri"] = request.uri
-    texts = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flags.items()]
-    return [sys.executable, "-m", "skincancer.fit", "--experiment", entry.path, *texts]
-
-
-def _run(command: Sequence[str]) -> int:
-    """Run a fit, pass signals on to the fit, and wait."""
-    process = subprocess.Popen(command)
-    try:
-        return process.wait()
-    except Interrupted as interrupt:
-        process.send_signal(interrupt.signum)
-        process.wait()
-        raise
+                if (split, seed) not in existing:
+                    flags = {"data.dataset": request.dataset, "data.split": split, "seed": seed, **request.flags}
+                    missing.append(resolve(entry.path, flags)[0])
+    if not missing:
+        return
+    console.print(f"training {len(missing)} missing runs", markup=False)
+    finished = run_orders(
+        [fit_order(number, experiment) for number, experiment in enumerate(missing)],
+        [f"{experiment.name} {experiment.data.split} s{experiment.seed}" for experiment in missing],
+        request.resources, store, str(request.flags.get("trainer.accelerator", "auto")),
+        lambda text: console.print(text, markup=False),
+    )  # fmt: skip
+    raise_failures(finished, "missing runs")
 
 
 def _log(store: RunStore, comparison: Comparison, out: Path | None, console: Console) -> str:

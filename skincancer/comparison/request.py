@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from skincancer.comparison.entries import METHOD
 from skincancer.config.resolve import resolve
+from skincancer.engines.resources import Resources
 from skincancer.errors import ConfigError, nearest
 from skincancer.metrics.custom import CUSTOM_METRICS
 from skincancer.metrics.names import DEFAULT_METRICS, MASK_METRICS, METRICS, PREFIXED_METRICS, is_mask_metric
@@ -33,6 +34,7 @@ class Request:
         runs: explicit run ids. They replace runs of the search, or are all runs if there are no experiments.
         flags: dotted keys that the configs must have, also used to train missing runs.
         uri: MLflow store.
+        resources: machines, GPUs and cores that train missing runs.
     """
 
     experiments: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ class Request:
     runs: tuple[str, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
     uri: str | None = None
+    resources: Resources = field(default_factory=Resources)
 
     @property
     def dataset_name(self) -> str:

@@ -16,7 +16,9 @@ _SIGNALS = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 class LocalEngine:
-    """Runs orders in processes of this machine, each slot with one GPU or a share of the cores.
+    """Runs orders in processes of this machine.
+
+    Each slot has one GPU or a share of the cores.
 
     Args:
         folder: folder for configs and logs of orders.
@@ -127,7 +129,10 @@ class LocalEngine:
 
 
 def default_threads(workers: int) -> int:
-    """Return the threads of an order on a CPU: OMP_NUM_THREADS, else its share of the cores."""
+    """Return the threads of an order on a CPU.
+
+    This is OMP_NUM_THREADS, else a share of the cores.
+    """
     threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(threads) if threads.isdigit() and int(threads) else max(1, usable_cores() // workers)
 

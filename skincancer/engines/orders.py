@@ -74,7 +74,10 @@ class RunCreated:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A trial finished an epoch (from 1), and waits for `Engine.answer` unless it is the last one."""
+    """A trial finished an epoch (from 1).
+
+    It waits for `Engine.answer`, unless the epoch is the last one.
+    """
 
     number: int
     epoch: int

@@ -48,7 +48,9 @@ AHEAD = (
 
 @dataclass
 class OrderLink:
-    """Connection of an order to its engine, and names of the MLflow run of a trial.
+    """Connection of an order to its engine.
+
+    It also names the MLflow run of a trial.
 
     Attributes:
         number: number of the trial.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,15 @@ def add_flags(parser: argparse.ArgumentParser, what: str) -> None:
     )  # fmt: skip
     parser.add_argument("--gpus_per_trial", type=float, metavar="F", help=f"share of a GPU for each {one}, at most 1")
     parser.add_argument("--cpus_per_trial", type=int, metavar="N", help=f"threads of each {one} on a CPU")
+
+
+def underscored(argv: Sequence[str], *names: str) -> list[str]:
+    """Write the flags of resources, and `names`, with underscores.
+
+    Other flags of the schema are dotted keys with underscores, and a parser knows one form only.
+    """
+    pattern = "|".join(("gpus-per-trial", "cpus-per-trial", *names))
+    return [re.sub(rf"^--({pattern})(?==|$)", lambda match: "--" + match[1].replace("-", "_"), word) for word in argv]
 
 
 def parse_resources(own: Mapping[str, Any]) -> Resources:

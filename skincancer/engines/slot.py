@@ -64,7 +64,7 @@ class Slot:
             self.process.stdin.flush()
 
     def leave(self) -> None:
-        """Close standard input, at whose end the process and its order end."""
+        """Close standard input, which ends the process and its order."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
@@ -113,12 +113,13 @@ class RunningOrder:
         self._rest = b""
         self._result: Result | None = None
         slot.send({
-            "kind": order.kind, "config": str(config), "argv": [str(config) if word == CONFIG else word for word in order.argv],
+            "kind": order.kind, "config": str(config) if order.config else "",
+            "argv": [str(config) if word == CONFIG else word for word in order.argv],
             "log": str(self.log), "number": order.number, "parent": order.parent, "params": dict(order.params),
         })  # fmt: skip
 
     def read(self) -> list[Event]:
-        """Read messages without waiting for more, after the pipe became readable or the process ended."""
+        """Read messages, after the pipe became readable or the process ended."""
         chunk = self.slot.pipe.read(65536)
         # At the end of the pipe, no process of this slot is left.
         if not chunk:

@@ -4,22 +4,67 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import hashlib
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from skincancer.data.image_files import ImageSearch, check_links, is_other
-from skincancer.errors import DataError
+from skincancer.errors import ConfigError, DataError
 from skincancer.imaging.formats import install_command, missing_extra
 
 
 class ImageEntry(NamedTuple):
-    """Id and path of an image file. Text needs less memory than a `Path`."""
+    """Id and path of an image file. Text needs less memory than a `Path`.
+
+    Attributes:
+        relative: path relative to the searched folder, with `/`, or the name of a file that was named itself.
+    """
 
     image_id: str
     file: str
+    relative: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` disjoint shares of the images, counted from 1."""
+
+    number: int
+    count: int
+
+    def select(self, images: Sequence[ImageEntry]) -> list[ImageEntry]:
+        """Return the images of this shard, in their order.
+
+        The hash of the relative path decides, so that each machine selects the same images wherever its folder is mounted.
+        """
+        return [image for image in images if _hash(image.relative) % self.count == self.number - 1]
+
+
+def parse_shard(text: str) -> Shard:
+    """Parse a shard such as `3/8`.
+
+    Raises:
+        ConfigError: the text is not I/N with I from 1 to N.
+    """
+    numbers = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    shard = Shard(*map(int, numbers.groups())) if numbers else None
+    if shard is None or not 1 <= shard.number <= shard.count:
+        raise ConfigError(
+            f"--shard is {text!r}; expected I/N with I from 1 to N. Use 1/8, 2/8 and so on for eight processes."
+        )
+    return shard
+
+
+def _hash(relative: str) -> int:
+    # The hash of Python differs between processes, and macOS and Linux may compose the letters of one name differently.
+    name = unicodedata.normalize("NFC", relative).encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big")
 
 
 def find_images(paths: Sequence[Path | str], search: ImageSearch | None = None) -> list[ImageEntry]:
@@ -48,14 +93,16 @@ def find_images(paths: Sequence[Path | str], search: ImageSearch | None = None) 
     if not rows:
         raise DataError("no image is named; use image files, folders or patterns.")
     names = Counter(Path(file).stem for file, _ in rows.values())
-    files: dict[str, str] = {}
+    images: dict[str, ImageEntry] = {}
     for file, below in rows.values():
-        stem = Path(file).stem
-        image_id = stem if names[stem] == 1 else below
-        if image_id in files:
-            raise DataError(f"{files[image_id]} and {file} have the same image id {image_id}; use only one of them.")
-        files[image_id] = file
-    return [ImageEntry(image_id, file) for image_id, file in files.items()]
+        path = Path(file)
+        image_id = path.stem if names[path.stem] == 1 else below
+        if image_id in images:
+            raise DataError(
+                f"{images[image_id].file} and {file} have the same image id {image_id}; use only one of them."
+            )
+        images[image_id] = ImageEntry(image_id, file, below + path.suffix)
+    return list(images.values())
 
 
 def _find(text: str, search: ImageSearch) -> Iterator[tuple[str, str]]:

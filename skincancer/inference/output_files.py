@@ -15,11 +15,11 @@ from skincancer.errors import ConfigError
 from skincancer.imaging.decode import read_image
 from skincancer.imaging.overlay import draw_overlay
 from skincancer.imaging.types import Mask
+from skincancer.inference.image_files import ImageEntry, Shard
 from skincancer.inference.model import AnyModel
 from skincancer.inference.predictor import Prediction
 from skincancer.metrics.prediction_files import DIGITS
 
-TABLE = "predictions.csv"
 TASK3 = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")  # columns of ISIC 2018 Task 3
 
 
@@ -27,15 +27,25 @@ class PredictionTable:
     """Table of predictions, appended row by row.
 
     Args:
-        images: id and file of each image. The folder of a file may be named after the class of the image.
+        images: all images, also those of other shards. The folder of a file may be named after the class of the image.
         format: full, or isic for the table of ISIC 2018 Task 3 (no table for a segmenter).
         masks: whether images are cropped to masks or measured in them. The table then has a column with the mask source.
+        shard: shard of the rows, part of the file name. None for all images.
 
     Raises:
         ConfigError: the format is isic and the classes are not those of ISIC 2018 Task 3.
     """
 
-    def __init__(self, model: AnyModel, images: Sequence[tuple[str, str]], format: str, masks: bool = False) -> None:
+    def __init__(
+        self,
+        model: AnyModel,
+        images: Sequence[ImageEntry],
+        format: str,
+        masks: bool = False,
+        shard: Shard | None = None,
+    ) -> None:
+        # Processes on several machines may write into one folder.
+        self.name = f"predictions_{shard.number}_of_{shard.count}.csv" if shard else "predictions.csv"
         self.classes, self.isic, self.segments = model.classes, format == "isic", model.segments
         self._truths = {name.casefold(): name for name in self.classes}
         if self.isic:
@@ -48,7 +58,7 @@ class PredictionTable:
             self._order = [positions[name] for name in TASK3] if self.classes else []
             self.columns = ["image", *TASK3] if self.classes else []
             return
-        has_truth = bool(self.classes) and any(self._truth(file) for _, file in images)
+        has_truth = bool(self.classes) and any(self._truth(image.file) for image in images)
         self.columns = [
             "image_id", "file", *(["prediction"] if self.classes else []), *(["truth", "correct"] if has_truth else []),
             *(f"p_{name}" for name in self.classes), *(["width", "height", "lesion_share"] if model.segments else []),
@@ -57,12 +67,12 @@ class PredictionTable:
 
     @contextlib.contextmanager
     def opened(self, out: Path) -> Iterator[PredictionTable]:
-        """Open `predictions.csv` in a folder for `write`, unless the format has no table."""
+        """Open the table in a folder for `write`, unless the format has no table."""
         with contextlib.ExitStack() as stack:
             if self.columns:
                 # A file name that is not valid UTF-8 is written with escapes.
                 file: IO[str] = stack.enter_context(
-                    open(out / TABLE, "w", encoding="utf-8", errors="backslashreplace", newline="")
+                    open(out / self.name, "w", encoding="utf-8", errors="backslashreplace", newline="")
                 )
                 self._writer = csv.DictWriter(
                     file, self.columns, extrasaction="ignore", restval="", lineterminator="\n"

@@ -46,6 +46,7 @@ from skincancer.system.credentials import format_error, mask_password
 from skincancer.system.files import write_whole
 from skincancer.system.hardware import owner_alive, owner_tags
 from skincancer.system.interrupts import Interrupted, uninterrupted
+from skincancer.system.paths import work_root
 from skincancer.system.provenance import git_tags
 from skincancer.system.yaml_files import dump_yaml
 
@@ -85,11 +86,20 @@ def reap(client: MlflowClient, older_than_hours: float | None = None) -> list[st
     return closed
 
 
-def close_lost(client: MlflowClient, run_id: str, reason: str) -> None:
-    """Close a run as FAILED after its process exited, if still open."""
+def close_lost(
+    client: MlflowClient, run_id: str, reason: str, status: str = "FAILED", *, state: str = "", remove: bool = False
+) -> None:
+    """Close a run after its process exited, if still open.
+
+    `state` is the tag of a trial. With `remove`, the working files are deleted.
+    """
+    if state:
+        client.set_tag(run_id, STATE_TAG, state)
     if client.get_run(run_id).info.status == "RUNNING":
-        client.set_tag(run_id, "status_reason", reason)
-        client.set_terminated(run_id, "FAILED")
+        client.set_tag(run_id, "status_reason", reason[:4000])
+        client.set_terminated(run_id, status)
+    if remove:
+        shutil.rmtree(work_root(client.tracking_uri) / run_id, ignore_errors=True)
 
 
 def silent_seconds(run: MlflowRun) -> float:
@@ -329,6 +339,41 @@ def check_resumable(client: MlflowClient, run_id: str) -> MlflowRun:
             f"--resume {run_id}: its working folder {folder or '(none)'} is not on this machine; resume on the machine of the run."
         )
     return run
+
+
+def check_stopped(store: RunStore, run_id: str, what: str, silent_after: float) -> None:
+    """Check that the run of a sweep exists, and that no process writes it.
+
+    Args:
+        store: MLflow store.
+        run_id: the run.
+        what: name of the sweep.
+        silent_after: seconds without heartbeat after which a process that cannot be seen counts as dead.
+
+    Raises:
+        RunError: the run is unknown or deleted, or its process may be alive.
+    """
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        raise RunError(
+            f"the {what} has the run {run_id}, which is not in {store}. Use the MLflow store of its first start, or another --study."
+        ) from error
+    if run.info.lifecycle_stage == "deleted":
+        raise RunError(
+            f"the run {run_id} of the {what} is deleted; restore it (mlflow runs restore --run-id {run_id}), or use another --study."
+        )
+    if run.info.status != "RUNNING" or (alive := owner_alive(run.data.tags)) is False:
+        return
+    owner, silent = f"process {run.data.tags.get('pid')} on {run.data.tags.get('host')}", silent_seconds(run)
+    if alive:
+        raise RunError(f"the {what} already runs as {owner}. Stop it first, or use another --study.")
+    # The owner is on another machine, or this machine was restarted.
+    if silent < silent_after:
+        raise RunError(
+            f"the {what} may still run as {owner}, which is not visible from this machine; its last heartbeat is {silent:.0f} s old. "
+            f"Rerun this command after {silent_after / 60:.0f} minutes without heartbeat."
+        )
 
 
 def has_checkpoint(client: MlflowClient, run_id: str | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,10 @@ from mlflow.entities import Run as MlflowRun
 from skincancer.errors import RunError
 from skincancer.runs.finished import FinishedRun
 from skincancer.runs.store import RunStore
+from skincancer.schema.folds import expand_folds
 
 # Number of runs per request.
 PAGE = 200
-_FOLD = re.compile(r"fold:\*/(\d+)")
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ class Query:
 
     def splits(self) -> list[str]:
         """Return the splits of the single runs."""
-        folds = _FOLD.fullmatch(self.split)
-        return [f"fold:{i}/{folds[1]}" for i in range(int(folds[1]))] if folds else [self.split]
+        return expand_folds(self.split) or [self.split]
 
 
 def find_runs(store: RunStore, dataset: str, query: Query) -> list[MlflowRun]:

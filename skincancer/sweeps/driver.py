@@ -10,6 +10,7 @@ from rich.console import Console
 
 from skincancer.data.prepare import prepare_data
 from skincancer.engines.choose import connect_cluster, make_engine
+from skincancer.engines.machine_check import refusal, store_facts, used_images
 from skincancer.engines.orders import Order
 from skincancer.inference.model import mask_source
 from skincancer.metrics.names import check_class_metric, monitor_mode
@@ -19,8 +20,7 @@ from skincancer.runs.lifecycle import reap
 from skincancer.runs.store import RunStore
 from skincancer.schema.experiment import Experiment
 from skincancer.sweeps import study
-from skincancer.sweeps.machines import refusal
-from skincancer.sweeps.plan import Plan, used_images
+from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.report import SweepRecord
 from skincancer.sweeps.request import Request, default_name
 from skincancer.sweeps.storage import driver_lock, open_storage, storage_url
@@ -53,6 +53,8 @@ def run_sweep(
     store.check_experiment(f"{experiment.data.name or experiment.data.dataset}-{experiment.task}")
     name = request.study or default_name(experiment)
     url = storage_url(request.storage, store.sweeps_folder / f"{name}.journal")
+    # A storage that cannot be used is reported before the data are prepared.
+    open_storage(url)
     if request.resources.cluster is not None:
         connect_cluster(request.resources.cluster)
     with driver_lock(url, name):
@@ -63,8 +65,6 @@ def _drive(
     request: Request, plan: Plan, experiment: Experiment, url: str, name: str, store: RunStore, console: Console, started: float
 ) -> str:  # fmt: skip
     """Start or resume a sweep, after its study is locked."""
-    # A storage that cannot be used is reported before the data are prepared.
-    open_storage(url)
     with progress_bars(console) as bars:
         data = prepare_data(
             experiment.data, mask_source(experiment.data, store), bars, task=experiment.task,
@@ -93,6 +93,11 @@ def _drive(
 
 def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: float) -> None:
     places, resources = record.places, request.resources
+    # Studies of older versions have no record of their images.
+    hashes = {name: getattr(opened.plan, name) for name in ("index_hash", "split_hash", "images")}
+    expected = (
+        store_facts(record.store) | {"run": opened.parent} | {name: value for name, value in hashes.items() if value}
+    )
     check = Order(
         -1,
         "check",
@@ -102,7 +107,7 @@ def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: f
     )
     engine = make_engine(
         resources, record.folder, record.store, accelerator=places.get("trainer.accelerator", opened.base.trainer.accelerator),
-        check=check, refusal=lambda facts: refusal(opened.plan, opened.parent, facts),
+        check=check, refusal=lambda facts: refusal(expected, facts),
     )  # fmt: skip
     deadline = None if request.minutes is None else started + 60 * request.minutes
     with contextlib.closing(engine), record.live() as tick:

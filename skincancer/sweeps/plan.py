@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,9 +14,6 @@ from skincancer.schema.experiment import Experiment
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
-
-    from skincancer.data.prepare import PreparedData
-
 
 _Made = TypeVar("_Made")
 DEFAULTS = flatten(Experiment().to_dict())
@@ -36,7 +32,7 @@ class Plan:
         pruner: One of PRUNERS.
         split_hash: Hash of the roles of the images.
         index_hash: Hash of the images.
-        images: Training and validation images, from `used_images`; "" in studies of older versions.
+        images: Training and validation images, from `engines.machine_check.used_images`; "" in studies of older versions.
     """
 
     experiment: str
@@ -119,13 +115,3 @@ def without_unused(values: Mapping[str, Any], make: Callable[[Mapping[str, Any]]
                 raise
             unused.append(error.key)
             point[error.key] = DEFAULTS[error.key]
-
-
-def used_images(data: PreparedData) -> str:
-    """Describe the training and validation images: their numbers and a hash.
-
-    Two machines may differ, because an image with a role may be unreadable on one of them.
-    """
-    parts = {role: sorted(data.rows(role)["image_id"]) for role in ("train", "val")}
-    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-    return f"{len(parts['train'])} to train on, {len(parts['val'])} to validate on ({digest})"

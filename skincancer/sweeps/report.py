@@ -20,21 +20,19 @@ from rich.text import Text
 
 from skincancer.data.catalog import SYNTHETIC_NOTE
 from skincancer.data.prepare import PreparedData
-from skincancer.errors import RunError
 from skincancer.metrics.names import best_name
 from skincancer.runs.artifacts import BEST_FILE, TRIALS_FILE, config_to_keep, figure_file
 from skincancer.runs.dataset_inputs import data_tags
-from skincancer.runs.lifecycle import RunWriter, silent_seconds, start_run
+from skincancer.runs.lifecycle import RunWriter, check_stopped, start_run
 from skincancer.runs.store import RunStore
-from skincancer.sweeps.figures import sweep_figures
 from skincancer.sweeps.study import Sweep
 from skincancer.sweeps.trial_state import ENDED, PLACE, REASON, RUN_ID, THREADS, counts_towards_total
 from skincancer.sweeps.trials import bury
-from skincancer.system.console import is_live, make_table, optional
+from skincancer.system.console import clock, is_live, make_table, optional
 from skincancer.system.credentials import mask_password
 from skincancer.system.files import write_whole
-from skincancer.system.hardware import owner_alive
 from skincancer.system.yaml_files import dump_yaml
+from skincancer.visualization.optuna_figures import sweep_figures
 from skincancer.visualization.style import save
 
 OWNER_FILE = "run_id"
@@ -77,7 +75,7 @@ class SweepRecord:
         base, plan = self.sweep.base, self.sweep.plan
         before = self.sweep.study.user_attrs.get("parent_run")
         if before:
-            _check_parent(self.store, before, self.name)
+            check_stopped(self.store, before, f"sweep {self.name}", SILENT_SECONDS)
         dead = self.sweep.begin(trials)
         bury(
             self.store.client,
@@ -144,8 +142,8 @@ class SweepRecord:
             table.add_column(column)
         table.add_row(
             f"{done} of {self.sweep.total}", str(state[TrialState.RUNNING]), str(state[TrialState.PRUNED]),
-            str(state[TrialState.FAIL]), f"{best.value:.4f} (trial {best.number})" if best else "–", _clock(seconds),
-            _clock(_seconds_left(trials, self.sweep.total - done, max(1, state[TrialState.RUNNING]))),
+            str(state[TrialState.FAIL]), f"{best.value:.4f} (trial {best.number})" if best else "–", clock(seconds),
+            clock(_seconds_left(trials, self.sweep.total - done, max(1, state[TrialState.RUNNING]))),
         )  # fmt: skip
         for trial in trials:
             if trial.state == TrialState.RUNNING and counts_towards_total(trial):
@@ -201,7 +199,7 @@ class SweepRecord:
         self._keep_best()
         run.write_table(TRIALS_FILE, trials_table(self.sweep, self.objective))
         title = f"{self.name} · {self.objective}"
-        for name, draw in sweep_figures(self.sweep.study, self.objective, title, self.note):
+        for name, draw in sweep_figures(self.sweep.study, self.objective, title, self.note, counts_towards_total):
             with optional(self.console, f"the figure {name}"):
                 save(draw(), run.figure_path(name))
                 run.log_file(figure_file(name))
@@ -285,33 +283,6 @@ def trials_table(sweep: Sweep, objective: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({objective: float})
 
 
-def _check_parent(store: RunStore, run_id: str, name: str) -> None:
-    try:
-        run = store.client.get_run(run_id)
-    except MlflowException as error:
-        raise RunError(
-            f"the study {name} belongs to the sweep {run_id}, which is not in {store}. Use the MLflow store of its first start, or "
-            "another --study."
-        ) from error
-    if run.info.lifecycle_stage == "deleted":
-        raise RunError(
-            f"the run {run_id} of the sweep {name} is deleted; restore it (mlflow runs restore "
-            f"--run-id {run_id}), or use another --study."
-        )
-    if run.info.status != "RUNNING" or (alive := owner_alive(run.data.tags)) is False:
-        return
-    owner = f"process {run.data.tags.get('pid')} on {run.data.tags.get('host')}"
-    silent = silent_seconds(run)
-    if alive:
-        raise RunError(f"the sweep {name} already runs as {owner}. Stop it first, or use another --study.")
-    # The owner is on another machine, or this machine was restarted.
-    if silent < SILENT_SECONDS:
-        raise RunError(
-            f"the sweep {name} may still run as {owner}, which is not visible from this machine; its last heartbeat is {silent:.0f} s old. "
-            f"Rerun this command after {SILENT_SECONDS / 60:.0f} minutes without heartbeat."
-        )
-
-
 def _seconds_left(trials: list[FrozenTrial], left: int, workers: int) -> float | None:
     took = [
         (trial.datetime_complete - trial.datetime_start).total_seconds()
@@ -326,13 +297,6 @@ def _seconds_left(trials: list[FrozenTrial], left: int, workers: int) -> float |
         if trial.state == TrialState.RUNNING and counts_towards_total(trial) and trial.datetime_start
     )
     return max(0.0, left * sum(took) / len(took) - running) / workers
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _point(trial: FrozenTrial) -> str:

@@ -13,8 +13,8 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from sqlalchemy import create_engine, inspect
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import create_engine, event, inspect
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from skincancer.errors import ConfigError, RunError
@@ -110,6 +110,7 @@ def _open_database(url: str, options: dict[str, Any]) -> RDBStorage:
 def _check_database(url: str, options: dict[str, Any]) -> None:
     """Reject the database of another program, before Optuna adds its tables."""
     engine = create_engine(url, **options)
+    _require_utf8(engine, url)
     try:
         tables = set(inspect(engine).get_table_names())
     finally:
@@ -119,6 +120,22 @@ def _check_database(url: str, options: dict[str, Any]) -> None:
             f"the storage {mask_password(url)} is the database of another program (it has the tables {', '.join(sorted(tables)[:5])} …). "
             "Use a separate database; nothing was changed."
         )
+
+
+def _require_utf8(engine: Engine, url: str) -> None:
+    """Reject a PostgreSQL database of another encoding at the first connection."""
+
+    def check(connection: Any, _: Any) -> None:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":
+            raise RunError(
+                f"the storage {mask_password(url)} has the encoding {encoding}; expected UTF8. Create a database with `createdb "
+                "--encoding UTF8 --template template0 NAME`, and use it."
+            )
+
+    if engine.dialect.name == "postgresql":
+        # The check must come first: on SQL_ASCII, the first query of SQLAlchemy raises a TypeError.
+        event.listen(engine, "connect", check, insert=True)
 
 
 def _check_journal(path: Path) -> None:
@@ -164,7 +181,9 @@ def _repair_journal(path: Path) -> None:
     lock.acquire()
     try:
         with open(path, "r+b") as file:
-            file.truncate(_end_of_whole_lines(file))
+            start = max(0, file.seek(0, os.SEEK_END) - 2**20)
+            file.seek(start)
+            file.truncate(start + file.read().rfind(b"\n") + 1)
     finally:
         lock.release()
 
@@ -182,24 +201,16 @@ def driver_lock(url: str, name: str) -> Iterator[None]:
     if not url.startswith(("journal", "sqlite")) or path is None:
         yield
         return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.{name}.driver", timeout=0)
+    with storage_errors(url):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"another process already runs the sweep {name} in {url}. Stop it first, or use another --study."
+            ) from None
     try:
-        with FileLock(f"{path}.{name}.driver", timeout=0):
-            yield
-    except Timeout:
-        raise RunError(
-            f"another process already runs the sweep {name} in {url}. Stop it first, or use another --study."
-        ) from None
-
-
-def _end_of_whole_lines(file: Any) -> int:
-    """Return the length of a file without an incomplete last line."""
-    end: int = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return 0
-    file.seek(end - 1)
-    if file.read(1) == b"\n":
-        return end
-    start = max(0, end - 2**20)
-    file.seek(start)
-    return start + file.read(end - start).rfind(b"\n") + 1
+        yield
+    finally:
+        lock.release()

@@ -70,7 +70,9 @@ class Sweep:
             return self.study.get_trials(deepcopy=False)
 
     def ask(self) -> Trial | None:
-        """Start a trial: a queued point first, then a sampled one. None if the total is reached.
+        """Start a trial, or return None if the total is reached.
+
+        Queued points come before sampled ones.
 
         Raises:
             RunError: The storage is unavailable.

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from optuna.trial import Trial
 
+from skincancer.config.cli import build_parser
 from skincancer.engines.orders import Ended, Engine, Epoch, Event, Lost, Order, Refused, Result, RunCreated, Started
 from skincancer.errors import ConfigError, RunError
 from skincancer.runs.artifacts import config_to_keep
-from skincancer.runs.lifecycle import STATE_TAG
+from skincancer.runs.lifecycle import close_lost
 from skincancer.sweeps.storage import storage_errors
 from skincancer.sweeps.study import Sweep
 from skincancer.sweeps.trial_state import PLACE, RUN_ID, THREADS
 from skincancer.system.interrupts import uninterrupted
-from skincancer.system.paths import work_root
 from skincancer.system.yaml_files import dump_yaml
 
 _TICK_SECONDS = 0.5
@@ -48,6 +48,8 @@ class TrialRunner:
     client: MlflowClient
     say: Callable[[str], None]
     announce: bool = False
+    # To build a parser takes half of the time that the driver spends on a trial.
+    _parser: ArgumentParser = field(default_factory=lambda: build_parser("skincancer.sweep", ""))
     _running: dict[int, Trial] = field(default_factory=dict)
     _runs: dict[int, str] = field(default_factory=dict)
     _reported: dict[int, int] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class TrialRunner:
                     return
                 self._running[trial.number] = trial
             try:
-                experiment, unused = self.sweep.plan.at(trial.params, self.places)
+                experiment, unused = self.sweep.plan.at(trial.params, self.places, self._parser)
             except ConfigError as error:
                 self._end(trial, Result("failed", reason=str(error)), None)
                 self._check_abort()
@@ -162,13 +164,12 @@ class TrialRunner:
                 run_id = self._make_run(number)
             if run_id is None:
                 return
-            self.client.set_tag(run_id, STATE_TAG, _STATES[result.state])
-            if self.client.get_run(run_id).info.status == "RUNNING":
-                self.client.set_tag(run_id, "status_reason", result.reason[:4000] or result.state)
-                self.client.set_terminated(run_id, "KILLED" if result.state == "interrupted" else "FAILED")
-            if result.state == "failed" and log is not None:
+            if result.state == "failed" and log is not None and log.exists():
                 self.client.log_artifact(run_id, str(log))
-            _remove_work(self.client, run_id)
+            close_lost(
+                self.client, run_id, result.reason or result.state, "KILLED" if result.state == "interrupted" else "FAILED",
+                state=_STATES[result.state], remove=True,
+            )  # fmt: skip
 
     def _bury(self, number: int) -> None:
         if run_id := self._runs.pop(number, None):
@@ -184,16 +185,7 @@ class TrialRunner:
 
 
 def bury(client: MlflowClient, run_ids: Sequence[str], why: str) -> None:
-    """Close the MLflow runs of trials that died, and delete their working files."""
+    """Close the MLflow runs of trials that died."""
     for run_id in run_ids:
-        _remove_work(client, run_id)
         with contextlib.suppress(MlflowException, OSError):
-            client.set_tag(run_id, STATE_TAG, "DEAD")
-            if client.get_run(run_id).info.status == "RUNNING":
-                client.set_tag(run_id, "status_reason", f"{why}; the trial is repeated")
-                client.set_terminated(run_id, "KILLED")
-
-
-def _remove_work(client: MlflowClient, run_id: str) -> None:
-    """Delete the working files of a trial, which is repeated from its start."""
-    shutil.rmtree(work_root(client.tracking_uri) / run_id, ignore_errors=True)
+            close_lost(client, run_id, f"{why}; the trial is repeated", "KILLED", state="DEAD", remove=True)

@@ -94,6 +94,14 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     return table
 
 
+def clock(seconds: float | None) -> str:
+    """Return a duration as h:mm:ss, "–" if unknown."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 def warn(console: Console, title: str, text: str) -> None:
     """Print a warning: a box, or lines with `!!!` in a pipe."""
     if is_live(console):

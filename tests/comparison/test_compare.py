@@ -8,16 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from stub_engine import StubEngine
 from synthetic_runs import CLASSES, class_predictions, finished_fit, mask_predictions
 
 from skincancer import compare
-from skincancer.comparison import driver, published, report, tables
+from skincancer.comparison import published, report, tables
 from skincancer.comparison import request as request_module
 from skincancer.comparison.entries import Entry
 from skincancer.comparison.load import load_run
 from skincancer.comparison.predictions import ClassScores
 from skincancer.comparison.report import warnings
+from skincancer.engines import run_orders
+from skincancer.engines.orders import CONFIG, Order, Result
 from skincancer.errors import ConfigError, RunError
 from skincancer.metrics.names import is_mask_metric
 from skincancer.runs.search import Query, find_runs, runs_by_id
@@ -315,6 +319,8 @@ def test_deleted_runs_are_not_used(store, quiet):
         (["--experiments", A, "--data.siez", "70"], "data.siez is not a known flag"),
         (["--experiments", A, "--dataset", "ham1000"], "Did you mean 'ham10000'"),
         (["--experiment", A], "are not flags of compare; use --experiments"),
+        (["--experiments", A, "--workers", "2"], "need --run-missing"),
+        (["--experiments", A, "--run-missing", "--gpus-per-trial", "3"], "--gpus-per-trial is 3.0"),
         (["--experiments", A], "no finished run of densenet169_undersample 80:20 on demo"),
     ],
 )
@@ -329,36 +335,37 @@ def test_missing_runs_are_reported_and_others_compared(store, capsys):
     assert f"{A} 70:30, {B} 80:20, {B} 70:30 are left out" in capsys.readouterr().out
 
 
+def with_engine(monkeypatch, work) -> None:
+    """Let a function do the work of the fits of missing runs. A slow test runs fit itself."""
+    monkeypatch.setattr(run_orders, "make_engine", lambda *given, **named: StubEngine(work, workers=2))
+
+
 def test_missing_runs_are_trained_with_the_flags_and_once(store, monkeypatch, quiet, tmp_path):
-    """A fake writes the runs of the commands. A slow test runs fit itself."""
     trained = []
 
-    def train(command):
-        texts = dict(word[2:].split("=", 1) for word in command[5:])
-        trained.append((command[4], texts["data.split"], texts["seed"]))
-        assert texts["data.size"] == "48"
-        if texts["data.split"] == "70:30" and command[4] == B:
-            return 1
-        finished_fit(
-            command[4],
-            class_predictions(len(trained), 60, 1.0),
-            split=texts["data.split"],
-            seed=int(texts["seed"]),
-            flags={"data.size": 48},
-        )
-        return 0
+    def train(order: Order) -> Result:
+        assert order.argv == ("--experiment", CONFIG)
+        content = yaml.safe_load(order.config)
+        assert content["data"]["size"] == 48
+        assert content["tracking"]["uri"] is None, "it may contain a password"
+        name, split, seed = content["name"], content["data"]["split"], content["seed"]
+        trained.append((name, split, seed))
+        if split == "70:30" and name == B:
+            return Result("failed", reason="exit code 1: no space left")
+        finished_fit(name, class_predictions(len(trained), 60, 1.0), split=split, seed=seed, flags={"data.size": 48})
+        return Result("complete")
 
-    monkeypatch.setattr(driver, "_run", train)
+    with_engine(monkeypatch, train)
     request = request_module.Request((A, B), ("80:20", "70:30"), flags={"data.size": 48})
     with pytest.raises(
-        RunError, match=r"(?s)1 missing runs could not be trained.*--experiment resnet50_oversample.*exit code 1"
+        RunError, match=r"(?s)1 of 4 missing runs failed.*resnet50_oversample 70:30 s0: exit code 1: no space left"
     ):
         compare.compare(request, run_missing=True, console=quiet)
-    assert trained == [(A, "80:20", "0"), (A, "70:30", "0"), (B, "80:20", "0"), (B, "70:30", "0")]
+    assert trained == [(A, "80:20", 0), (A, "70:30", 0), (B, "80:20", 0), (B, "70:30", 0)]
     trained.clear()
     two = request_module.Request((A,), ("80:20",), seeds=(0, 4), flags={"data.size": 48})
     compare.compare(two, run_missing=True, console=quiet)
-    assert trained == [(A, "80:20", "4")]
+    assert trained == [(A, "80:20", 4)]
 
 
 def test_names_are_escaped(store, quiet, tmp_path):
@@ -519,16 +526,16 @@ def test_missing_folds_of_each_seed_are_trained(store, monkeypatch, quiet):
     finished_fit(A, whole[0::3], split="fold:0/3", seed=4)
     trained = []
 
-    def train(command):
-        texts = dict(word[2:].split("=", 1) for word in command[5:])
-        trained.append((texts["data.split"], texts["seed"]))
-        fold = int(texts["data.split"][5])
-        finished_fit(A, whole[fold::3], split=texts["data.split"], seed=int(texts["seed"]))
-        return 0
+    def train(order: Order) -> Result:
+        content = yaml.safe_load(order.config)
+        split, seed = content["data"]["split"], content["seed"]
+        trained.append((split, seed))
+        finished_fit(A, whole[int(split[5]) :: 3], split=split, seed=seed)
+        return Result("complete")
 
-    monkeypatch.setattr(driver, "_run", train)
+    with_engine(monkeypatch, train)
     compare.compare(request_module.Request((A,), ("fold:*/3",)), run_missing=True, console=quiet)
-    assert trained == [("fold:1/3", "4"), ("fold:2/3", "4")]
+    assert trained == [("fold:1/3", 4), ("fold:2/3", 4)]
 
 
 def test_deviations_from_the_experiment_are_reported(store, capsys, tmp_path):

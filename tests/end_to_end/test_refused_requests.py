@@ -179,6 +179,14 @@ FIT: list[Row] = [
     (["--experiment=resnet50", f"--data.root={'x' * 300}"], ["data.root is", "File name too long"]),
     (["--experiment=resnet50", "--data.root=~nobody-at-all"], ["data.root is '~nobody-at-all'", "home directory"]),
     (["--experiment=resnet50", "--data.groups="], ["data.groups is ''"]),
+    (["--experiment=resnet50", "--data.split=fold:*/1"], ["'fold:0/1'", "at least 2 folds"]),
+    (["--experiment=resnet50", "--workers=2"], ["several folds", "--data.split 'fold:*/5'"]),
+    (["--experiment=resnet50", "--cluster=head:6379"], ["several folds", "--data.split 'fold:*/5'"]),
+    *((["--experiment=resnet50", "--data.split=fold:*/5", flag], [flag.partition("=")[0], "fold:*/5", "single fold"]) for flag in (
+        "--register=name", "--dry-run",
+    )),
+    (["--experiment=resnet50", "--data.split=fold:*/5", "--trainer.devices=2"], ["trainer.devices is 2", "each fold uses one device"]),
+    (["--experiment=resnet50", "--data.split=fold:*/5", "--workers=0"], ["--workers is 0"]),
     (["--experiment=resnet50", "--data.groups={folder}"], ["data.groups is", "not a file"]),
     (["--experiment=resnet50", "--data.groups={pipe}"], ["data.groups is", "not a file"]),
     (["--experiment=resnet50", "--data.groups={socket}"], ["data.groups is", "not a file"]),
@@ -187,7 +195,7 @@ FIT: list[Row] = [
     # Splits
     *((["--experiment=resnet50", f"--data.split={split}"], ["data.split is", repr(split), "80:20", "fold:0/5", "official"]) for split in (
         "80:30", "0:100", "10:90", "abc", "", "80:20:1", "80:20.0", "80;20", "-80:180", "fold:5/5", "fold:-1/5", "fold:0/1", "fold:a/b",
-        "fold:0/99999", "fold:*/5", "OFFICIAL", "٨٠:٢٠", "nan",
+        "fold:0/99999", "fold:*", "OFFICIAL", "٨٠:٢٠", "nan",
     )),
     (["--experiment=resnet50", f"--data.split={'9' * 5000}"], ["data.split is a text of 5,000 characters"]),
     # Names of choices
@@ -347,9 +355,11 @@ REQUESTS: list[tuple[str, list[str], list[str]]] = [
     ("sweep", [*TRIAL, f"--storage=sqlite:///{'x' * 300}"], ["--storage is", "File name too long"]),
     ("sweep", ["--experiment=vit_small", "--trials=1", "--data.splt=1"], ["--data.splt is not a known flag"]),
     ("sweep", [*TRIAL, "--trainer.devices=2"], ["trainer.devices is 2", "--workers"]),
-    ("sweep", ["--worker"], ["--worker needs --study and --storage"]),
-    ("sweep", ["--worker", "--study=x", "--trials=3"], ["remove --trials"]),
-    ("sweep", ["--worker", "--study=x", "--seed=3"], ["--seed would make trials incomparable"]),
+    ("sweep", ["--experiment=efficientnet_lite0", "--trials=3", "--worker"], ["--worker"]),
+    ("sweep", ["--experiment=efficientnet_lite0", "--trials=3", "--cluster="], ["--cluster is empty"]),
+    ("sweep", ["--experiment=efficientnet_lite0", "--trials=3", "--cluster=head:99999"], ["--cluster is 'head:99999'"]),
+    ("sweep", ["--experiment=efficientnet_lite0", "--trials=3", "--gpus-per-trial=.nan"], ["--gpus-per-trial is nan", "0 to 1"]),
+    ("sweep", ["--experiment=efficientnet_lite0", "--trials=3", "--cpus-per-trial=0"], ["--cpus-per-trial is 0"]),
     ("compare", [], ["--experiments is missing"]),
     ("compare", ["--experiments"], ["--experiments", "expected at least one argument"]),
     ("compare", ["--experiments", ""], ["--experiments is empty"]),

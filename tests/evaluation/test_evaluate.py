@@ -14,11 +14,14 @@ import torch
 from conftest import TINY_FIT, all_runs, finished_run
 from PIL import Image, ImageOps
 from scipy.special import logsumexp
+from stub_engine import StubEngine
 
 from skincancer import evaluate, fit
 from skincancer.data.catalog import HAM10000_CLASSES, HAM10000_MALIGNANT
 from skincancer.data.overlap import find_overlap, read_fingerprints
 from skincancer.data.readers import demo
+from skincancer.engines import run_orders
+from skincancer.engines.orders import Order, Result
 from skincancer.errors import ConfigError, RunError
 from skincancer.evaluation import external
 from skincancer.imaging.quality import measure
@@ -542,3 +545,38 @@ def test_folders_of_one_catalog_name_are_not_the_same_files(tmp_path):
 def test_data_of_another_task_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="isic2018_task1 is for segmentation, not for classification"):
         external.plan(finished_run_of(tmp_path), {"data.dataset": "isic2018_task1"})
+
+
+def test_several_runs_are_evaluated_each_with_the_same_flags(run, monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "other"
+    shutil.copytree(files(run), folder)
+    orders: list[Order] = []
+
+    def work(order: Order) -> Result:
+        orders.append(order)
+        # The arguments are a command line of evaluate.
+        return Result("complete") if evaluate.main(order.argv) == 0 else Result("failed", reason="exit code 1")
+
+    monkeypatch.setattr(run_orders, "make_engine", lambda *given, **named: StubEngine(work, workers=2))
+    flags = ["--part=test", "--prevalence=0.1", MALIGNANT, "--map", "malignant=mel+bcc", "benign=nv+bkl+df+akiec+vasc"]
+    before = len(all_runs())
+    assert evaluate.main(["--run", run.info.run_id, str(folder), "--each", "--workers=2", *flags]) == 0
+    assert [order.argv[:2] for order in orders] == [("--run", run.info.run_id), ("--run", str(folder))]
+    assert len(all_runs()) == before + 2
+    assert "(2 of 2)" in capsys.readouterr().out
+    newest = next(found for found in reversed(all_runs()) if found.data.tags["kind"] == "evaluate")
+    assert set(table_of(files(newest))["label"]) <= {"0", "1", "malignant", "benign"}
+
+
+@pytest.mark.slow
+def test_runs_are_evaluated_in_their_own_processes(run, tmp_path, capsys):
+    folder = tmp_path / "other"
+    shutil.copytree(files(run), folder)
+    before = len(all_runs())
+    assert evaluate.main(["--run", run.info.run_id, str(folder), "--each", "--workers=2", "--part=test"]) == 0
+    assert len(all_runs()) == before + 2
+    assert "(2 of 2)" in capsys.readouterr().out
+    assert evaluate.main(["--run", run.info.run_id, "0" * 32, "--each"]) == 1
+    assert "there is no such run" in capsys.readouterr().err
+    assert evaluate.main(["--run", run.info.run_id, "--workers=2"]) == 2
+    assert "need --each" in capsys.readouterr().err

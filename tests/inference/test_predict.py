@@ -3,9 +3,11 @@
 import csv
 import io
 import os
+import re
 import shutil
 import socket
 import struct
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TINY_FIT, finished_run
+from conftest import TINY_FIT, finished_run, put
 from isic_challenge_scoring.classification import ClassificationMetric, ClassificationScore
 from PIL import Image
 
@@ -24,7 +26,7 @@ from skincancer.data.image_files import ImageSearch
 from skincancer.data.prepare import prepare_data
 from skincancer.data.readers import demo
 from skincancer.errors import ConfigError, DataError
-from skincancer.inference.image_files import find_images
+from skincancer.inference.image_files import ImageEntry, Shard, find_images
 from skincancer.inference.model import mask_source
 from skincancer.inference.predictor import load_predictor, map_in_order
 from skincancer.runs.store import connect
@@ -186,6 +188,124 @@ def test_output_of_predict_is_not_used_as_input(tmp_path, monkeypatch):
 def test_invalid_paths_are_reported(name):
     with pytest.raises(DataError, match=r"does not exist|File name too long"):
         find_images([name])
+
+
+@pytest.fixture
+def many(tiny_demo, index, tmp_path) -> Path:
+    """24 images and an unreadable file; one image is in a folder that is named after a class."""
+    pictures = tmp_path / "pictures"
+    (pictures / "nv").mkdir(parents=True)
+    for number, name in enumerate(index["image"].head(24)):
+        shutil.copy(tiny_demo / name, pictures / ("nv/0.jpg" if number == 0 else f"{number // 2}_{number % 2}.jpg"))
+    (pictures / "bad.jpg").write_bytes(b"no image")
+    return pictures
+
+
+def shard_tables(out: Path, count: int) -> list[pd.DataFrame]:
+    files = [out / f"predictions_{number}_of_{count}.csv" for number in range(1, count + 1)]
+    return [pd.read_csv(file, dtype={"image_id": str, "correct": str}, keep_default_na=False) for file in files]
+
+
+def test_shards_are_disjoint_and_together_the_whole_prediction(folder, many, tmp_path, capsys, monkeypatch):
+    assert say(folder, tmp_path / "whole", many) == 1
+    whole = table(tmp_path / "whole").set_index("image_id")
+    capsys.readouterr()
+    # Each machine has the folder elsewhere, and all machines write into one folder.
+    codes, lines = [], []
+    for number in range(1, 5):
+        mounted = tmp_path / f"machine{number}"
+        mounted.symlink_to(many)
+        codes.append(say(folder, tmp_path / "answers", "--shard", f"{number}/4", mounted))
+        lines += [line for line in capsys.readouterr().out.splitlines() if line.startswith("shard ")]
+    tables = shard_tables(tmp_path / "answers", 4)
+    sizes = [len(rows) for rows in tables]
+    assert lines == [f"shard {number}/4: {size} of 25 images" for number, size in enumerate(sizes, 1)]
+    assert min(sizes) > 2
+    assert codes == [int((rows["error"] != "").any()) for rows in tables]
+    assert sum(codes) == 1, "one shard has the unreadable file"
+    # Only one shard has an image with a truth, but all have the column.
+    assert all(list(rows.columns) == list(tables[0].columns) for rows in tables)
+    page = (Path(__file__).parents[2] / "docs/evaluating_and_predicting.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^### Join the tables\n\n```python\n(.*?)^```", page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code)
+    joined = table(tmp_path / "answers").set_index("image_id")
+    assert joined.index.is_unique
+    assert len(joined) == len(whole) == 25
+    joined = joined.loc[whole.index]
+    exact = ["prediction", "truth", "correct"]
+    pd.testing.assert_frame_equal(joined[exact], whole[exact])
+    assert list(joined.columns) == list(whole.columns)
+    # In batches with other images, a probability is rounded otherwise.
+    columns = [name for name in whole.columns if name.startswith("p_")]
+    for name in columns:
+        np.testing.assert_allclose(pd.to_numeric(joined[name]), pd.to_numeric(whole[name]), rtol=1e-4, atol=1e-7)
+
+
+def test_shards_of_all_formats_and_mask_sources_are_the_whole_prediction(folder, segmenter, many, tmp_path):
+    (many / "bad.jpg").unlink()
+    cropped = changed(folder, tmp_path / "cropped", crop=True, crop_margin=0.1, masks="truth")
+    for case, (run, *flags) in enumerate(
+        [(segmenter,), (segmenter, "--format", "isic"), (folder, "--format", "isic"), (cropped, "--masks", "otsu")]
+    ):
+        whole, shards = tmp_path / f"{case}", tmp_path / f"{case} shards"
+        assert say(run, whole, *flags, many) == 0
+        for number in (1, 2):
+            assert say(run, shards, *flags, "--shard", f"{number}/2", many) == 0
+
+        def files(out: Path) -> set[str]:
+            return {path.relative_to(out).as_posix() for path in out.rglob("*.[pj][np]g")}
+
+        assert files(shards) == files(whole)
+        assert len(files(whole)) == (48, 24, 0, 0)[case]
+        if (whole / "predictions.csv").exists():
+            lines = [(shards / f"predictions_{n}_of_2.csv").read_text().splitlines() for n in (1, 2)]
+            expected = (whole / "predictions.csv").read_text().splitlines()
+            assert lines[0][0] == lines[1][0] == expected[0]
+            ids = sorted(line.split(",")[0] for part in lines for line in part[1:])
+            assert ids == sorted(line.split(",")[0] for line in expected[1:])
+
+
+def test_empty_shard_is_no_error(folder, image, tmp_path, capsys):
+    for number in (1, 2):
+        assert say(folder, tmp_path, "--shard", f"{number}/2", image) == 0
+    output = capsys.readouterr().out
+    assert output.count("shard 1/2: ") == output.count("shard 2/2: ") == output.count(": 0 of 1 images\n") == 1
+    tables = shard_tables(tmp_path, 2)
+    assert sorted(map(len, tables)) == [0, 1]
+    assert list(tables[0].columns) == list(tables[1].columns)
+
+
+def test_shard_depends_on_the_relative_path_only():
+    names = ["nevus/ISIC_0024306.jpg", "a.png", "été.jpg", "not utf-8 \udcff.jpg"]
+    # The values must never change: machines with other versions would leave images out.
+    assert [shard_of(name) for name in names] == [2, 1, 3, 2]
+    assert shard_of(unicodedata.normalize("NFD", names[2])) == 3, "a folder of macOS"
+
+
+def shard_of(relative: str) -> int:
+    (number,) = (n for n in range(1, 9) if Shard(n, 8).select([ImageEntry("", "", relative)]))
+    return number
+
+
+def test_images_keep_their_path_below_the_searched_folder(tmp_path):
+    put(tmp_path, "in/a/1.jpg", "in/b/1.jpg", "in/2.PNG")
+    for path, expected in (
+        ("in", ["2.PNG", "a/1.jpg", "b/1.jpg"]), ("in/*/1.*", ["a/1.jpg", "b/1.jpg"]), ("in/a/1.jpg", ["1.jpg"]),
+    ):  # fmt: skip
+        assert [image.relative for image in find_images([tmp_path / path])] == expected
+
+
+@pytest.mark.parametrize(
+    "shard", ["0/8", "9/8", "3", "a/b", "1/0", "-1/8", "1/8/2", "1.0/8", " 1/8", "٣/8", "1/" + "9" * 5000]
+)
+def test_wrong_shards_are_refused_before_any_work(shard, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predict, "find_images", lambda *_: pytest.fail("the folder was searched"))
+    assert say("run", tmp_path / "out", f"--shard={shard}", tmp_path) == 2
+    error = error_of(capsys)
+    assert "--shard is" in error
+    assert "expected I/N with I from 1 to N" in error or "it must have at most" in error
+    assert not (tmp_path / "out").exists()
 
 
 def png(width: int, height: int) -> bytes:

@@ -4,12 +4,9 @@ import faulthandler
 import io
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -22,22 +19,25 @@ import psutil
 import pytest
 from conftest import TINY_FIT, all_runs, make_store, only_run
 from sklearn.metrics import balanced_accuracy_score
+from stub_engine import StubEngine, run_trials
 
 from skincancer import fit, sweep
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.resolve import resolve
-from skincancer.data.prepare import prepare_data
+from skincancer.engines import slot
+from skincancer.engines.orders import Lost, Order, Result, RunCreated
+from skincancer.engines.process import OrderLink
+from skincancer.errors import RunError
 from skincancer.runs import lifecycle
 from skincancer.runs.store import RunStore, connect
-from skincancer.sweeps import executor, study, worker_process
-from skincancer.sweeps.figures import sweep_figures
-from skincancer.sweeps.plan import Plan, used_images
-from skincancer.sweeps.trial import TrialLink
-from skincancer.sweeps.trial_state import TrialResult
+from skincancer.sweeps import study
+from skincancer.sweeps.plan import Plan
+from skincancer.sweeps.storage import open_storage
+from skincancer.sweeps.trials import TrialRunner, bury
 from skincancer.system import paths
-from skincancer.system.hardware import owner_tags
 from skincancer.system.interrupts import Interrupted
 from skincancer.system.yaml_files import load_yaml
+from skincancer.visualization.optuna_figures import sweep_figures
 
 SPACE = """
 task: classification
@@ -134,7 +134,9 @@ def test_figures_follow_from_what_the_trials_allow():
             trial.report(value, 1)
             found.tell(trial, value)
         found.tell(found.ask(), state=optuna.trial.TrialState.FAIL)
-        drawn.append([name for name, draw in sweep_figures(found, "best/dice", "title", "note") if draw()])
+        drawn.append(
+            [name for name, draw in sweep_figures(found, "best/dice", "title", "note", lambda trial: True) if draw()]
+        )
     one = ["history", "learning_curves", "slice"]
     assert drawn == [[], one, [*one, "parallel_coordinate"], [*one, "parallel_coordinate", "importance"]]
 
@@ -162,7 +164,7 @@ def test_a_second_start_adds_nothing_and_a_larger_total_goes_on(there, tiny_demo
     same = arguments(there, tiny_demo, "--study=three")
     assert sweep.main([*same, "--trials=3"]) == 0
     assert len(by_kind("trial")) == 3
-    monkeypatch.setattr(executor.TrialProcess, "_command", lambda self: [sys.executable, "-c", COMPLETE])
+    monkeypatch.setattr(slot, "COMMAND", (sys.executable, "-c", COMPLETE))
     assert sweep.main([*same, "--trials=4"]) == 0
     (again,) = by_kind("sweep")
     assert again.info.run_id == parent.info.run_id
@@ -187,16 +189,16 @@ def test_a_second_start_adds_nothing_and_a_larger_total_goes_on(there, tiny_demo
     assert "trainer.max_epochs: the study has 2, requested is 3" in capsys.readouterr().err
 
 
-def link(answer: str) -> tuple[TrialLink, int]:
-    """A trial's end of its line to a worker that always gives this answer, and the worker's."""
+def link(answer: str) -> tuple[OrderLink, int]:
+    """A trial's end of its line to an engine that always gives this answer, and the engine's."""
     reading, writing = os.pipe()
-    found = TrialLink(7, "parent", {"model.dropout": 0.1}, writing)
+    found = OrderLink(7, "parent", {"model.dropout": 0.1}, writing)
     found._answers.put(answer)
     return found, reading
 
 
 def test_a_pruned_fit_ends_after_its_epoch_and_tells_no_objective(tmp_path, tiny_demo, store, monkeypatch):
-    monkeypatch.setattr(lifecycle, "reap", lambda *_: pytest.fail("a worker is about to say why another trial crashed"))
+    monkeypatch.setattr(lifecycle, "reap", lambda *_: pytest.fail("the sweep has done so"))
     (tmp_path / "tiny.yaml").write_text(SPACE)
     flags = {"data.root": str(tiny_demo), **dict(flag.removeprefix("--").split("=") for flag in TINY_FIT)}
     parser = build_parser("test", "")
@@ -212,8 +214,8 @@ def test_a_pruned_fit_ends_after_its_epoch_and_tells_no_objective(tmp_path, tiny
     assert len(pd.read_csv(artifact(run, "epochs.csv"))) == 1
     assert not [name for name in run.data.metrics if name.startswith(("best/", "test/"))]
     messages = [json.loads(line) for line in os.read(reading, 65536).splitlines()]
-    assert [next(iter(message)) for message in messages] == ["run", "epoch", "pruned"]
-    assert messages[1]["value"] == run.data.metrics["val/balanced_accuracy"]
+    assert [next(iter(message)) for message in messages] == ["epoch", "pruned"]
+    assert messages[0]["value"] == run.data.metrics["val/balanced_accuracy"]
 
 
 def test_a_trial_whose_worker_is_gone_is_interrupted():
@@ -235,38 +237,13 @@ def test_a_trial_that_waits_for_an_answer_when_its_worker_dies_is_interrupted(mo
         line.report(1, 0.5, last=False)
 
 
-# ------------------------------------------------------------------------------------------------------- what trials may do
+# ------------------------------------------------------------------------------------------------------ what trials leave in MLflow
 
-SAY = """
+COMPLETE = """
 import json, os, sys
-
-pipe = int(sys.argv[-1])
-order = json.loads(input())
-
-
-def say(**words):
-    os.write(pipe, (json.dumps(words) + chr(10)).encode())
-
-
-def hear():
-    return json.loads(input())
-
-
+for line in sys.stdin:
+    os.write(int(sys.argv[-1]), b'{"objective": 0.25}\\n{"exit": 0}\\n')
 """
-COMPLETE = SAY + "say(objective=0.25)"
-TRIALS = {
-    "complete": (SAY + "say(epoch=1, value=0.5, last=False)\nassert hear() == 'go'\nsay(objective=0.5)", "complete", ""),
-    "pruned": (
-        SAY + "for epoch in range(1, 99):\n say(epoch=epoch, value=0.0, last=False)\n if hear() == 'prune': break\nsay(pruned=True)",
-        "pruned",
-        "",
-    ),
-    "segfault": ("import ctypes; ctypes.string_at(0)", "failed", "killed by SIGSEGV"),
-    "out of memory": ("import os; os.kill(os.getpid(), 9)", "failed", "killed by SIGKILL (out of memory?)"),
-    "error": ("import sys; sys.exit('error: the loss is nan in step 3')", "failed", "exit code 1: the loss is nan in step 3"),
-    "nothing said": ("print('well')", "failed", "exit code 0: well"),
-    "half-said": (SAY + "say(objective=0.5)\nraise SystemExit(3)", "failed", "exit code 3"),
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -274,280 +251,68 @@ def one(tmp_path: Path) -> study.Sweep:
     plan = Plan(
         "x", {"task": "classification"}, {}, {"model.dropout": {"low": 0.0, "high": 0.5}}, "tpe", "median", "", ""
     )
-    found = study.create(f"journal://{tmp_path}/one.journal", "one", plan, 9, maximize=True)
-    found.begin(9)
-    found.study.set_user_attr("parent_run", "parent")
-    return found
+    opened = study.create(f"journal://{tmp_path}/one.journal", "one", plan, 1, maximize=True)
+    opened.begin(1)
+    opened.study.set_user_attr("parent_run", connect(None).create_run(RunStore(None).experiment_id("demo")).info.run_id)
+    return opened
 
 
-def runner(
-    found: study.Sweep, folder: Path, code: str, monkeypatch, devices: tuple[str, ...] = ()
-) -> executor.TrialProcess:
-    monkeypatch.setattr(executor.TrialProcess, "_command", lambda self: [sys.executable, "-c", code])
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # that a log is in its order is not for the caller to see to
-    return executor.TrialProcess(found, {}, connect(None), folder / "logs", 2, devices)
+def child_run() -> mlflow.entities.Run:
+    (child,) = [run for run in all_runs() if "trial_state" in run.data.tags]
+    return child
 
 
-@pytest.mark.parametrize("name", TRIALS)
-def test_what_a_trials_process_says_or_does_is_how_it_ended(one, tmp_path, monkeypatch, store, name):
-    code, state, reason = TRIALS[name]
-    if name == "pruned":
-        for value in (0.5, 0.6, 0.7, 0.8, 0.9):
-            trial = one.claim(0)
-            for epoch in range(1, 10):
-                trial.report(value, epoch)
-            one.end(trial, TrialResult("complete", value))
-    ended = runner(one, tmp_path, code, monkeypatch)(one.claim(0), 0, threading.Event())
-    assert ended.state == state
-    assert ended.reason.startswith(reason)
-    if state == "failed":
-        assert "trial_0000.log" in ended.reason
-
-
-FORKING = """
-import os, signal, subprocess, sys, types
-from skincancer.sweeps import trial
-
-def fit(experiment, trial):
-    print("trial", trial.number)
-    trial.run_started("run")
-    trial.report(os.getppid(), 0.5, last=True)
-    if trial.number == 1:
-        child = subprocess.Popen(["sleep", "300"])
-        print("left", child.pid, flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    trial.ended(0.5)
-
-trial.AHEAD = ()
-trial.resolve = lambda *_: (None, None)
-print("once")
-sys.exit(trial.main(sys.argv[1:], fit))
-"""
-
-
-def test_the_trials_of_a_slot_are_forked_from_one_process(one, tmp_path, monkeypatch, store):
-    one.begin(4)
-    run = runner(one, tmp_path, FORKING, monkeypatch)
-    for state in ("complete", "failed", "complete", "complete"):  # the second crashes
-        trial = one.claim(0)
-        ended = run(trial, 0, threading.Event())
-        one.end(trial, ended)
-        assert ended.state == state
-    forking = [next(iter(trial.intermediate_values)) for trial in one.trials()]
-    assert forking[0] == forking[1]
-    assert forking[2] == forking[3] != forking[0], "what a crash left is ended with the process it came from"
-    logs = [(tmp_path / f"logs/trial_{number:04d}.log").read_text() for number in range(4)]
-    assert [log.splitlines()[0] for log in logs] == [f"trial {number}" for number in range(4)]
-    left = int(logs[1].split()[-1])
-    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
-    process = run._started[0].process
-    run.close()
-    assert process.returncode == 0
-    assert sorted(path.name for path in (tmp_path / "logs").glob("*.log")) == [f"trial_{n:04d}.log" for n in range(4)]
-
-
-def test_a_forking_process_that_was_killed_is_started_anew(one, tmp_path, monkeypatch, store):
-    run = runner(one, tmp_path, FORKING, monkeypatch)
-    run(one.claim(0), 0, threading.Event())
-    run._started[0].process.kill()
-    run._started[0].process.wait()
-    one.claim(0)  # the one that would crash
-    assert run(one.claim(0), 0, threading.Event()).state == "complete"
-    run.close()
-
-
-def test_where_nothing_can_be_forked_every_trial_starts_its_own_process(one, tmp_path, monkeypatch, store):
-    run = runner(
-        one, tmp_path, FORKING.replace("trial.AHEAD = ()", "trial.AHEAD = ()\ntrial.FORKS = False"), monkeypatch
-    )
-    for state in ("complete", "failed", "complete"):
-        trial = one.claim(0)
-        ended = run(trial, 0, threading.Event())
-        one.end(trial, ended)
-        assert ended.state == state
-    assert {next(iter(trial.intermediate_values)) for trial in one.trials()} == {os.getpid()}
-    assert (tmp_path / "logs/trial_0002.log").read_text() == "trial 2\n"
-    run.close()
-
-
-def test_a_signal_ends_a_trial_and_not_the_process_that_forks(one, tmp_path, monkeypatch, store):
-    code = FORKING.replace(
-        "trial.ended(0.5)", "os.kill(os.getppid(), signal.SIGTERM)\n    os.kill(os.getpid(), signal.SIGTERM)"
-    )
-    ended = runner(one, tmp_path, code, monkeypatch)(one.claim(0), 0, threading.Event())
-    assert ended.state == "failed"
-    assert ended.reason.startswith("exit code 143: interrupted by SIGTERM")
-
-
-def test_an_answer_to_a_trial_that_has_ended_is_no_order(one, tmp_path, monkeypatch, store):
-    run = runner(one, tmp_path, FORKING, monkeypatch)
-    run(one.claim(0), 0, threading.Event())
-    run._started[0].send("go")
-    one.claim(0)
-    assert run(one.claim(0), 0, threading.Event()).state == "complete"
-    run.close()
-
-
-def test_the_logs_of_slots_whose_worker_was_killed_are_removed(one, tmp_path, monkeypatch, store):
-    (tmp_path / "logs").mkdir()
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    host = socket.gethostname()
-    names = [f"slot_{host}_{gone.pid}_0.log", f"slot_{host}_{os.getppid()}_0.log", f"slot_elsewhere_{gone.pid}_0.log"]
-    for name in names:
-        (tmp_path / "logs" / name).touch()
-    runner(one, tmp_path, COMPLETE, monkeypatch)(one.claim(0), 0, threading.Event())
-    assert {path.name for path in (tmp_path / "logs").glob("slot_*")} == set(names[1:])
-
-
-HANGING = """
-import hashlib, sys, types
-from skincancer.sweeps import trial
-
-def fit(experiment, trial):
-    trial.run_started("run")
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in a library, which hears no signal
-
-trial.AHEAD, trial.GRACE_SECONDS = (), 0.5
-trial.resolve = lambda *_: (None, None)
-sys.exit(trial.main(sys.argv[1:], fit))
-"""
-
-
-def test_a_trial_that_hangs_in_a_library_ends_when_its_worker_is_gone(tmp_path):
-    reading, writing = os.pipe()
-    log = tmp_path / "trial.log"
-    with open(reading, "rb") as pipe:
-        command = [sys.executable, "-c", HANGING, "--pipe", str(writing)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(writing,))
-        os.close(writing)
-        order = {"config": "", "log": str(log), "number": 0, "parent": "", "params": {}}
-        process.stdin.write(json.dumps(order).encode() + b"\n")
-        process.stdin.flush()
-        assert json.loads(pipe.readline()) == {"run": "run"}
-        time.sleep(1)  # until it is in the library
-        process.stdin.close()
-        assert json.loads(pipe.readline()) == {"exit": 1}
-        assert process.wait(30) == 0
-    assert "in fit" in log.read_text(), "where it hung"
-
-
-@pytest.mark.slow
-def test_a_process_without_orders_ends(tmp_path):
-    reading, writing = os.pipe()
-    with open(reading, "rb") as pipe:
-        command = [sys.executable, "-m", "skincancer.sweep", "trial-process", "--pipe", str(writing)]
-        assert subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=(writing,), check=False).returncode == 0
-        os.close(writing)
-        assert pipe.read() == b""
-
-
-def test_what_is_imported_before_a_fork_starts_no_thread_and_asks_for_no_gpu():
-    code = (
-        "import importlib, threading, torch\n"
-        "def ask(*_): raise AssertionError('a process that has asked for GPUs cannot be forked')\n"
-        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = torch.cuda.init = ask\n"
-        "torch._C._cuda_getDeviceCount = torch._C._cuda_init = ask\n"
-        "from skincancer.sweeps import trial\n"
-        "for name in trial.AHEAD: importlib.import_module(name)\n"
-        "assert threading.active_count() == 1, threading.enumerate()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_trial_that_does_not_end_is_ended(one, tmp_path, monkeypatch, store):
-    monkeypatch.setattr(worker_process, "GRACE_SECONDS", 1.0)
-    code = SAY + (
-        "import signal, subprocess, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "child = subprocess.Popen(['sleep', '300'])\nsay(epoch=child.pid, value=0.5, last=True)\ntime.sleep(300)"
-    )
-    stop = threading.Event()
-    trial = one.claim(0)
-    threading.Timer(3.0, stop.set).start()
-    assert runner(one, tmp_path, code, monkeypatch)(trial, 0, stop).state == "interrupted"
-    (child,) = one.trials()[0].intermediate_values
-    _, alive = psutil.wait_procs([psutil.Process(child)] if psutil.pid_exists(child) else [], timeout=30)
-    assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
-
-
-def test_a_trial_that_failed_before_its_run_began_has_one_nevertheless(one, tmp_path, monkeypatch, store):
-    client = connect(None)
-    parent = client.create_run(RunStore(None).experiment_id("demo")).info.run_id
-    one.study.set_user_attr("parent_run", parent)
-    trial = one.claim(0)
-    assert runner(one, tmp_path, TRIALS["segfault"][0], monkeypatch)(trial, 0, threading.Event()).state == "failed"
-    (child,) = [run for run in all_runs() if run.info.run_id != parent]
+def test_a_trial_that_failed_before_its_run_began_has_one_nevertheless(store, one, capsys):
+    with pytest.raises(RunError, match="killed by SIGSEGV"):
+        run_trials(one, lambda order: Result("failed", reason="killed by SIGSEGV"), client=connect(None))
+    child = child_run()
     assert child.info.status == "FAILED"
-    assert child.data.tags["mlflow.parentRunId"] == parent
+    assert child.data.tags["mlflow.parentRunId"] == one.parent
     assert child.data.tags["trial_state"] == "FAIL"
     assert "SIGSEGV" in child.data.tags["status_reason"]
     assert child.data.params["trial"] == "0"
 
 
-def test_the_run_of_a_dead_workers_trial_says_so(one, tmp_path, monkeypatch, store):
-    client = connect(None)
-    child = client.create_run(RunStore(None).experiment_id("demo"), tags={"kind": "trial", "trial_state": "RUNNING"})
-    trial = one.claim(0)
-    trial.set_user_attr("run_id", child.info.run_id)
-    trial.set_user_attr("owner", {**owner_tags(), "pid": "1", "process_start": "0"})
-    work = paths.work_root(store) / child.info.run_id / "checkpoints"
-    work.mkdir(parents=True)
-    executor.work(
-        one, lambda *_: TrialResult("complete", 0.5), 1, bury=runner(one, tmp_path, COMPLETE, monkeypatch).bury
+def running_child(store: str) -> tuple[str, Path]:
+    """A run of a trial with working files, whose process has died."""
+    child = connect(None).create_run(
+        RunStore(None).experiment_id("demo"), tags={"kind": "trial", "trial_state": "RUNNING"}
     )
-    assert not work.parent.exists(), "it is repeated from its start"
-    found = client.get_run(child.info.run_id)
-    assert found.info.status == "KILLED"
-    assert found.data.tags["trial_state"] == "DEAD"
+    work = paths.work_root(store) / child.info.run_id
+    (work / "checkpoints").mkdir(parents=True)
+    return child.info.run_id, work
 
 
-def test_each_worker_has_its_own_gpu(one, tmp_path, monkeypatch, store):
-    code = SAY + "print(os.environ['CUDA_VISIBLE_DEVICES'])\nsay(objective=0.5)"
-    run = runner(one, tmp_path, code, monkeypatch, ("4", "7"))
-    for slot, device in ((0, "4"), (1, "7"), (2, "4")):
-        trial = one.claim(slot)
-        assert run(trial, slot, threading.Event()).state == "complete"
-        one.end(trial, TrialResult("complete", 0.5))
-        assert (tmp_path / f"logs/trial_{trial.number:04d}.log").read_text().strip() == device
+def test_the_run_of_a_dead_drivers_trial_is_closed(store, one):
+    run_id, work = running_child(store)
+    one.ask().set_user_attr("run_id", run_id)
+    dead = one.begin(1)
+    bury(connect(None), [trial.user_attrs["run_id"] for trial in dead], "its sweep died")
+    assert not work.exists(), "it is repeated from its start"
+    child = child_run()
+    assert (child.info.status, child.data.tags["trial_state"]) == ("KILLED", "DEAD")
+    assert child.data.tags["status_reason"] == "its sweep died; the trial is repeated"
 
 
-@pytest.mark.parametrize(
-    ("given", "count", "found"),
-    [
-        (None, 2, ["0", "1"]),
-        (None, 0, []),
-        ("4,7", 2, ["4", "7"]),
-        ("GPU-8932f937, GPU-46ab", 2, ["GPU-8932f937", "GPU-46ab"]),
-        ("0,9,1", 1, ["0"]),  # CUDA takes what comes before the first that is not there
-        ("", 0, []),
-        ("0", 0, []),  # without a driver
-    ],
-)
-def test_the_gpus_that_may_be_used_keep_the_names_that_they_were_given(given, count, found, monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if given is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert executor.visible_devices() == found
+def test_the_run_of_a_lost_machine_is_closed(store, one):
+    run_id, work = running_child(store)
+
+    def lost(order: Order):
+        yield RunCreated(order.number, run_id)
+        yield Lost(order.number, "node2, GPU 0")
+        return Result("complete", 0.5)
+
+    run_trials(one, lost, client=connect(None))
+    child = child_run()
+    assert (child.info.status, child.data.tags["trial_state"]) == ("KILLED", "DEAD")
+    assert not work.exists()
 
 
-def test_workers_share_the_cores(one, tmp_path, monkeypatch, store):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(executor, "usable_cores", lambda: 8)
-    code = SAY + "print(os.environ['OMP_NUM_THREADS'])\nsay(objective=0.5)"
-    trial = one.claim(0)
-    runner(one, tmp_path, code, monkeypatch)(trial, 0, threading.Event())
-    assert (tmp_path / "logs/trial_0000.log").read_text().strip() == "4"
-    assert one.trials()[0].user_attrs["threads"] == 4
-    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
-    assert runner(one, tmp_path, code, monkeypatch).threads == 3
-
-
-def test_a_point_that_is_no_experiment_fails_with_its_reason(one, tmp_path, monkeypatch, store):
-    trial = one.claim(0)
-    ended = executor.TrialProcess(one, {"data.size": 0}, connect(None), tmp_path, 1, ())(trial, 0, threading.Event())
-    assert ended.state == "failed"
-    assert "data.size is 0" in ended.reason
+def test_a_point_that_is_no_experiment_fails_with_its_reason(store, one):
+    runner = TrialRunner(one, StubEngine(lambda order: pytest.fail("started")), {"data.size": 0}, connect(None), print)
+    with pytest.raises(RunError, match=r"data\.size is 0"):
+        runner.run(None, lambda: None)
+    assert "data.size is 0" in child_run().data.tags["status_reason"]
 
 
 # ------------------------------------------------------------------------------------------------------------------ bad input
@@ -573,9 +338,13 @@ def test_a_point_that_is_no_experiment_fails_with_its_reason(one, tmp_path, monk
         (["--experiment=efficientnet_lite0", "--trials=3", "--storage=nonsense"], "--storage is not a URL"),
         (["--experiment=efficientnet_lite", "--trials=3"], "unknown"),
         (["--trials=3"], "--experiment is missing"),
-        (["--worker"], "Set --study NAME"),
-        (["--worker", "--study=x", "--trials=3"], "remove --trials"),
-        (["--worker", "--study=x", "--model.dropout=0.1"], "--model.dropout would make trials incomparable"),
+        (
+            ["--experiment=efficientnet_lite0", "--trials=3", "--gpus-per-trial=2"],
+            "--gpus-per-trial is 2.0; expected 0 to 1",
+        ),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--cpus-per-trial=0"], "--cpus-per-trial is 0"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--cluster=head"], "expected HOST:PORT, auto or local"),
+        (["--experiment=efficientnet_lite0", "--trials=3", "--cluster=auto"], "RAY_ADDRESS is not set"),
     ],
 )
 def test_what_is_asked_wrongly_is_reported_before_anything_starts(flags, said, capsys, places):
@@ -609,38 +378,6 @@ def test_what_can_be_swept_is_listed(capsys):
     assert "efficientnet_lite0" in shown
     assert "model.optimizer.lr" in shown
     assert "vgg16_frozen" not in shown
-
-
-def test_a_worker_with_other_images_is_refused(one, tiny_demo, store, capsys):
-    client = connect(None)
-    one.study.set_user_attr("parent_run", client.create_run(RunStore(None).experiment_id("demo")).info.run_id)
-    assert sweep.main(["--worker", "--study=one", f"--storage={one.url}", f"--data.root={tiny_demo}"]) == 1
-    assert "the images on this machine differ from those of the sweep: index_hash is" in capsys.readouterr().err
-
-
-def test_a_worker_that_cannot_read_all_that_the_sweep_can_is_refused(tiny_demo, tmp_path, store, capsys):
-    here = tmp_path / "here"
-    shutil.copytree(tiny_demo, here)
-    flags = {"data.skip_bad": True, "data.size": 32}
-    data = prepare_data(resolve(None, {**flags, "data.root": str(tiny_demo)})[0].data)
-    search = {"model.dropout": {"low": 0.0, "high": 0.5}}
-    plan = Plan("x", {}, flags, search, "tpe", "median", data.split_hash, data.index_hash, used_images(data))
-    url = f"journal://{tmp_path}/one.journal"
-    found = study.create(url, "one", plan, 9, maximize=True)
-    found.begin(9)
-    client = connect(None)
-    found.study.set_user_attr("parent_run", client.create_run(RunStore(None).experiment_id("demo")).info.run_id)
-    (here / data.rows("val")["image"].iloc[0]).write_bytes(b"half a file")
-    assert sweep.main(["--worker", "--study=one", f"--storage={url}", f"--data.root={here}"]) == 1
-    train, val = len(data.rows("train")), len(data.rows("val"))
-    said = capsys.readouterr().err
-    assert f"images is {train} to train on, {val - 1} to validate on (" in said
-    assert f"expected {train} to train on, {val} to validate on (" in said
-
-
-def test_a_worker_without_the_sweeps_store_is_refused(one, tmp_path, store, capsys):
-    assert sweep.main(["--worker", "--study=one", f"--storage={one.url}"]) == 1
-    assert "the sweep's run parent is not in" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- ways of ending
@@ -734,8 +471,8 @@ def test_no_password_is_in_anything_that_a_sweep_leaves(server, tmp_path, tiny_d
     place = (
         f"from skincancer.system import paths; paths.store_folder = lambda: paths.Path({str(tmp_path / 'mlruns')!r})"
     )
-    code = f"import sys; {place}; from skincancer import sweep; sys.exit(sweep.main(['trial-process', *sys.argv[1:]]))"
-    monkeypatch.setattr(executor.TrialProcess, "_command", lambda self: [sys.executable, "-c", code])
+    code = f"import sys; {place}; from skincancer import order_process; sys.exit(order_process.main())"
+    monkeypatch.setattr(slot, "COMMAND", (sys.executable, "-c", code))
     monkeypatch.setattr(paths, "store_folder", lambda: tmp_path / "mlruns")
     monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of a database
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -745,7 +482,8 @@ def test_no_password_is_in_anything_that_a_sweep_leaves(server, tmp_path, tiny_d
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # not for a minute
     wrong = {place: place.replace(quote(postgres.PASSWORD, safe=""), "hunter2") for place in (uri, url)}
     for store, storage in ((uri, wrong[url]), (wrong[uri], url)):
-        assert sweep.main(["--worker", "--study=one", f"--storage={storage}", f"--tracking.uri={store}"]) == 1
+        (tmp_path / "tiny.yaml").write_text(f"{SPACE}tracking: {{uri: {store}}}\n")
+        assert sweep.main([*flags[:-3], "--study=one", f"--storage={storage}", "--trials=2"]) == 1
     (tmp_path / "tiny.yaml").unlink()
 
     said = capfd.readouterr()
@@ -757,9 +495,9 @@ def test_no_password_is_in_anything_that_a_sweep_leaves(server, tmp_path, tiny_d
     for run in client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]):
         texts[f"run {run.info.run_id}"] = str(run.to_dictionary())
         assert run.info.status == "FINISHED"
-    found = study.join(url, "one")
-    texts["study"] = str(found.study.user_attrs) + str(found.trials())
+    found = optuna.load_study(study_name="one", storage=open_storage(url))
+    texts["study"] = str(found.user_attrs) + str(found.trials)
     assert any(name.endswith("best.yaml") for name in texts)
-    assert len(found.trials()) == 2
+    assert len(found.trials) == 2
     for word in (*words, "hunter2"):
         assert [name for name, text in texts.items() if word in text] == []

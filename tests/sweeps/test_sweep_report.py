@@ -9,11 +9,12 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from skincancer.engines.orders import Result
 from skincancer.runs.store import RunStore
 from skincancer.sweeps import report, study
 from skincancer.sweeps.plan import Plan
 from skincancer.sweeps.report import SweepRecord, own_folder
-from skincancer.sweeps.trial_state import THREADS, TrialResult
+from skincancer.sweeps.trial_state import THREADS
 
 DROPOUT = optuna.distributions.FloatDistribution(0.0, 0.5)
 
@@ -28,11 +29,11 @@ def record(tmp_path: Path) -> SweepRecord:
     return SweepRecord(sweep, "one", data, Console(), {}, RunStore(f"sqlite:///{tmp_path}/mlflow.db"))
 
 
-def drawn(record: SweepRecord, workers: int = 1, seconds: float = 3671.0) -> list[list[str]]:
+def drawn(record: SweepRecord, seconds: float = 3671.0) -> list[list[str]]:
     """The words of each row of the live table."""
     console = Console(width=200, color_system=None)
     with console.capture() as capture:
-        console.print(record.table(record.sweep.trials(), workers, seconds))
+        console.print(record.table(record.sweep.trials(), seconds))
     lines = [line for line in capture.get().splitlines() if "│" in line or "┃" in line]
     return [[cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")] for line in lines]
 
@@ -46,21 +47,23 @@ def test_the_live_table_of_a_sweep_that_has_just_begun(record):
 def test_the_live_table_counts_what_counts_and_shows_what_runs(record):
     sweep = record.sweep
     for ended in (
-        TrialResult("complete", 0.51),
-        TrialResult("complete", 0.625),
-        TrialResult("pruned"),
-        TrialResult("failed", reason="no memory"),
+        Result("complete", 0.51),
+        Result("complete", 0.625),
+        Result("pruned"),
+        Result("failed", reason="no memory"),
     ):
-        sweep.end(sweep.claim(0), ended)
-    interrupted = sweep.claim(0)
-    sweep.end(interrupted, TrialResult("interrupted"))
-    running, waiting = sweep.claim(0), sweep.claim(1)
+        sweep.end(sweep.ask(), ended)
+    interrupted = sweep.ask()
+    sweep.end(interrupted, Result("interrupted"))
+    running, waiting = sweep.ask(), sweep.ask()
+    running.set_user_attr("place", "node2, GPU 1")
     running.report(0.4, 1)
     running.report(0.5, 2)
-    _, row, first, second = drawn(record, workers=2)
+    _, row, first, second = drawn(record)
     assert row[:5] == ["4 of 8", "2", "1", "1", "0.6250 (trial 1)"]
     assert row[-1] == "0:00:00"
     assert first[:2] == [f"trial {running.number}", "epoch 2/9, 0.5000"]
+    assert first[2] == "node2, GPU 1"
     assert first[4] == f"model.dropout {running.params['model.dropout']:.4g}"
     assert running.params == interrupted.params, "repeated"
     assert second[:2] == [f"trial {waiting.number}", "epoch 0/9"]
@@ -109,10 +112,10 @@ def test_the_time_left_follows_from_how_long_trials_took(trials, left, workers, 
 def test_the_file_of_the_best_trial_says_how_to_repeat_it(record):
     sweep = record.sweep
     for threads in (3, None):
-        claimed = sweep.claim(0)
+        claimed = sweep.ask()
         if threads:
             claimed.set_user_attr(THREADS, threads)
-        sweep.end(claimed, TrialResult("complete", 0.5))
+        sweep.end(claimed, Result("complete", 0.5))
     first, second = (record.best_yaml(found).splitlines()[0] for found in sweep.trials())
     assert first == "# repeat this trial with: OMP_NUM_THREADS=3 python -m skincancer.fit --experiment best.yaml"
     assert second == "# repeat this trial with: python -m skincancer.fit --experiment best.yaml"

@@ -1,4 +1,4 @@
-"""Figures of a sweep: history, learning curves, slices, parallel coordinates, importance."""
+"""Figures of an Optuna study: history, learning curves, slices, parallel coordinates, importance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from skincancer.sweeps.trial_state import counts_towards_total
 from skincancer.visualization.style import INK, PALETTE, finish_axes, legend_of_panels, new_figure
 
 _PRUNED, _BEST = "#b8b8b8", PALETTE[1]
@@ -26,7 +25,7 @@ _SCALE = LinearSegmentedColormap.from_list("worse to better", ["#c9c9c9", "#9eca
 
 
 def sweep_figures(
-    study: optuna.Study, objective: str, title: str, note: str
+    study: optuna.Study, objective: str, title: str, note: str, counts: Callable[[FrozenTrial], bool]
 ) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """Yield names and drawing functions of the figures of the complete trials.
 
@@ -35,11 +34,12 @@ def sweep_figures(
         objective: Name of the objective, such as best/auroc_macro.
         title: Title of each figure.
         note: Small text below the title.
+        counts: Returns whether a trial is shown if it failed.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return
-    yield "history", partial(history, study, complete, objective, title, note)
+    yield "history", partial(history, study, complete, objective, title, note, counts)
     yield "learning_curves", partial(learning_curves, study, title, note)
     yield "slice", partial(slices, study, complete, objective, title, note)
     if len(complete) > 1:
@@ -48,7 +48,14 @@ def sweep_figures(
         yield "importance", partial(importance, study, objective, title, note)
 
 
-def history(study: optuna.Study, complete: Sequence[FrozenTrial], objective: str, title: str, note: str) -> Figure:
+def history(
+    study: optuna.Study,
+    complete: Sequence[FrozenTrial],
+    objective: str,
+    title: str,
+    note: str,
+    counts: Callable[[FrozenTrial], bool],
+) -> Figure:
     """Plot the objective of each trial, and the best so far."""
     figure = new_figure((8, 4.2), title, note)
     axes = figure.subplots()
@@ -58,7 +65,7 @@ def history(study: optuna.Study, complete: Sequence[FrozenTrial], objective: str
     axes.plot(numbers, values, "o", color=PALETTE[0], markersize=5, label="complete")
     for state, mark in ((TrialState.PRUNED, "pruned"), (TrialState.FAIL, "failed")):
         ended = study.get_trials(deepcopy=False, states=(state,))
-        where = [trial.number for trial in ended if counts_towards_total(trial)]
+        where = [trial.number for trial in ended if counts(trial)]
         if where:
             low = np.full(len(where), axes.get_ylim()[0])
             axes.plot(where, low, "|" if mark == "pruned" else "x", color=INK, markersize=7, label=f"{mark} (no value)")

@@ -1,0 +1,71 @@
+"""Check that a machine of a cluster can run the orders of its driver."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from skincancer.data.prepare import PreparedData, prepare_data
+from skincancer.inference.model import mask_source
+from skincancer.runs.store import RunStore
+from skincancer.schema.experiment import Experiment
+from skincancer.system.console import make_console, progress_bars
+
+_REMEDIES = {
+    "version": "Install the same version of skincancer",
+    "store": "Set MLFLOW_TRACKING_URI, where `ray start` is called, to the same store",
+    "run": "Set MLFLOW_TRACKING_URI, where `ray start` is called, to the same store",
+}
+_OTHER_IMAGES = "Set SKINCANCER_DATA, where `ray start` is called, to the same data"
+
+
+def store_facts(store: RunStore) -> dict[str, str]:
+    """Return version and store of this machine.
+
+    A store is identified by the time at which MLflow created its first experiment.
+    """
+    try:
+        created = store.client.get_experiment("0").creation_time
+    except MlflowException:
+        created = None
+    return {"version": version("skincancer"), "store": f"created at {created}"}
+
+
+def data_facts(experiment: Experiment, store: RunStore, run_id: str) -> dict[str, str]:
+    """Prepare the data of a sweep, and return their hashes and its run.
+
+    Args:
+        experiment: experiment of the sweep.
+        store: MLflow store.
+        run_id: MLflow run of the sweep.
+    """
+    with progress_bars(make_console()) as bars:
+        masks = mask_source(experiment.data, store) if experiment.data.crop else None
+        data = prepare_data(experiment.data, masks, bars, task=experiment.task)
+    try:
+        store.client.get_run(run_id)
+    except MlflowException:
+        run_id = f"not in {store}"
+    return {"run": run_id, "index_hash": data.index_hash, "split_hash": data.split_hash, "images": used_images(data)}
+
+
+def used_images(data: PreparedData) -> str:
+    """Describe the training and validation images: their numbers and a hash.
+
+    Two machines may differ, because an image with a role may be unreadable on one of them.
+    """
+    parts = {role: sorted(data.rows(role)["image_id"]) for role in ("train", "val")}
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    return f"{len(parts['train'])} to train on, {len(parts['val'])} to validate on ({digest})"
+
+
+def refusal(expected: Mapping[str, str], facts: Mapping[str, Any]) -> str:
+    """Return why a machine gets no orders, "" if it gets some."""
+    for name, value in expected.items():
+        if facts.get(name) != value:
+            return f"its {name} is {facts.get(name)}; expected {value}. {_REMEDIES.get(name, _OTHER_IMAGES)}."
+    return ""
