@@ -62,7 +62,7 @@ def _reach(address: str) -> None:
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Drop standard error, to which the C++ code of Ray prints each attempt to connect."""
+    """Drop standard error, to which Ray prints each attempt to connect."""
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)
