@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 ROOT = Path(__file__).parents[1]
 PORT = 6379
+Value = TypeVar("Value")
 # Time for `ray start` and for trials on a loaded machine.
 PATIENCE = 400.0
 
@@ -226,10 +228,11 @@ def cluster(environment: Mapping[str, str]) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    """Wait until a function returns a true value."""
+def wait_until(condition: Callable[[], Value], what: str, seconds: float = PATIENCE) -> Value:
+    """Wait until a function returns a true value, and return the value."""
     until = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         if time.monotonic() > until:
             raise AssertionError(f"not within {seconds:.0f} s: {what}")
         time.sleep(0.5)
+    return value

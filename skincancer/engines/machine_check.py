@@ -15,10 +15,15 @@ from skincancer.runs.store import RunStore
 from skincancer.schema.experiment import Experiment
 from skincancer.system.console import make_console, progress_bars
 
+# The address of the driver is used on all machines, unless it contains a password.
+_OTHER_STORE = (
+    "Use a store that all machines reach, such as an MLflow server. If its address contains a password, set MLFLOW_TRACKING_URI where "
+    "`ray start` is called"
+)
 _REMEDIES = {
     "version": "Install the same version of skincancer",
-    "store": "Set MLFLOW_TRACKING_URI, where `ray start` is called, to the same store",
-    "run": "Set MLFLOW_TRACKING_URI, where `ray start` is called, to the same store",
+    "store": _OTHER_STORE,
+    "run": _OTHER_STORE,
 }
 _OTHER_IMAGES = "Set SKINCANCER_DATA, where `ray start` is called, to the same data"
 

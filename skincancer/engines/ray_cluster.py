@@ -39,10 +39,8 @@ from skincancer.runs.store import RunStore
 from skincancer.system.credentials import remove_password
 from skincancer.system.interrupts import uninterrupted
 
-# Starts of an order before a machine that dies every time counts as its failure.
-MOST_STARTS = 5
-# Starts of a check on one machine.
-MOST_CHECKS = 3
+# Starts of an order, and of a check, before a machine that dies every time counts as its failure.
+MOST_STARTS, MOST_CHECKS = 5, 3
 # Time without a running order after which the reason is reported.
 IDLE_SECONDS = 60.0
 # Time after which an order that waits for cores moves to another machine, and time for which its machine counts as busy.
@@ -61,14 +59,12 @@ class _Node:
         name: host name.
         slots: number of orders for which it has cores and GPUs.
         accepted: None while it is checked, else whether it may run orders.
-        checks: number of checks that were started.
         busy_until: time of `time.monotonic` until which it gets no orders.
     """
 
     name: str
     slots: int
     accepted: bool | None
-    checks: int = 0
     busy_until: float = 0.0
 
 
@@ -77,10 +73,8 @@ class _Attempt:
     """One start of an order.
 
     Attributes:
-        order: the order.
         node: node id of its machine.
         place: name of its machine, with its GPU after the order started.
-        task: reference of the Ray task.
         starts: number of starts of the order, with this one.
         since: time of `time.monotonic` of the start.
         started: the task has left the queue of its machine.
@@ -253,11 +247,9 @@ class RayEngine:
         ).remote(order, self._last, self._mailbox, self._variables)  # fmt: skip
         self._attempts[self._last] = _Attempt(order, node, self._nodes[node].name, task, starts, time.monotonic())
 
-    def _start_check(self, node: str) -> None:
-        machine = self._nodes[node]
-        if self._check is not None and machine.slots:
-            machine.checks += 1
-            self._start(replace(self._check, name=f"check_{machine.name}"), node, machine.checks)
+    def _start_check(self, node: str, starts: int) -> None:
+        if self._check is not None and self._nodes[node].slots:
+            self._start(replace(self._check, name=f"check_{self._nodes[node].name}"), node, starts)
 
     def _look(self) -> None:
         """Check machines that joined, and forget machines that died."""
@@ -273,7 +265,7 @@ class RayEngine:
             self._nodes[node] = _Node(
                 alive[node]["NodeManagerHostname"], self._slots(alive[node]["Resources"]), accepted
             )
-            self._start_check(node)
+            self._start_check(node, 1)
         able = [machine.accepted for machine in self._nodes.values() if machine.slots]
         self._was_accepted |= True in able
         # After the first accepted machine, others may join.
@@ -359,7 +351,7 @@ class RayEngine:
             if final or running.starts >= MOST_CHECKS:
                 self._judge(running, f"its check failed: {reason}")
             elif running.node in self._nodes:
-                self._start_check(running.node)
+                self._start_check(running.node, running.starts + 1)
         elif self._stopping:
             self._events.append(self._ended(running.order, Result("interrupted")))
         elif final:

@@ -62,7 +62,7 @@ def _reach(address: str) -> None:
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Drop the attempts to connect that Ray prints to standard error."""
+    """Drop standard error, to which Ray prints each attempt to connect."""
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)

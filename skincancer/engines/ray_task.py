@@ -35,7 +35,7 @@ class Mailbox:
         self._answers: dict[int, asyncio.Queue[str]] = defaultdict(asyncio.Queue)
 
     async def put(self, attempt: int, event: Event, log: str) -> None:
-        """Send an event to the driver, an end with its log."""
+        """Send an event, and at an end the log, to the driver."""
         self._events.append((attempt, event, log))
         if isinstance(event, Ended):
             # Ends the last `wait_for_answer` of the task.

@@ -42,4 +42,4 @@ def test_a_machine_with_another_version_or_store_is_refused(tmp_path, store):
     assert refusal(expected, store_facts(RunStore(None))) == ""
     assert refusal(expected, expected | {"version": "0.0.1"}).startswith("its version is 0.0.1; expected ")
     other = store_facts(RunStore(f"sqlite:///{tmp_path}/other.db").open())
-    assert "Set MLFLOW_TRACKING_URI, where `ray start` is called, to the same store." in refusal(expected, other)
+    assert "Use a store that all machines reach" in refusal(expected, other)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray_stub import use_stub
 
-from skincancer.engines import ray_cluster, slot
+from skincancer.engines import ray_cluster
 from skincancer.engines.orders import Ended, Epoch, Event, Lost, Order, Refused, Result, RunCreated, Started
 from skincancer.engines.ray_cluster import RayEngine
 from skincancer.engines.ray_task import STOP, Mailbox
@@ -20,40 +21,10 @@ from skincancer.runs.store import RunStore
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'skincancer[cluster]'")
 
-# Replaces `skincancer.order_process`. The code of each order is in its params.
-STUB = """
-import json, os, signal, sys, time
-
-pipe = int(sys.argv[-1])
-
-
-def say(**words):
-    os.write(pipe, (json.dumps(words) + chr(10)).encode())
-
-
-def hear():
-    line = sys.stdin.readline()
-    if not line:
-        say(exit=143)
-        sys.exit(0)
-    return json.loads(line)
-
-
-while line := sys.stdin.readline():
-    order = json.loads(line)
-    if order not in ("go", "prune"):
-        exec(order["params"]["code"])
-        say(exit=0)
-"""
 COMPLETE = "say(run=str(os.getpid())); say(objective=0.5)"
 WAITS = "say(run=str(os.getpid())); say(epoch=1, value=0.5, last=False); hear(); say(objective=0.5)"
 VARIABLES = "' '.join(os.environ[name] for name in ('CUDA_VISIBLE_DEVICES', 'OMP_NUM_THREADS'))"
 WHERE = f"say(run={VARIABLES}); say(epoch=1, value=0.5, last=False); hear(); say(objective=1)"
-
-
-def use_stub() -> None:
-    """Replace the process of orders in each worker of Ray."""
-    slot.COMMAND = (sys.executable, "-c", STUB)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +33,7 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Workers load this module for the hook.
+        # Workers load the module of the hook.
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         patch.setenv("MLFLOW_TRACKING_URI", "of the machine")
         patch.delenv("RAY_ADDRESS", raising=False)
