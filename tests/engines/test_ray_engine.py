@@ -179,10 +179,15 @@ def test_an_order_that_ends_while_it_is_stopped_keeps_its_result(make):
 def test_an_order_whose_ray_worker_dies_starts_again(make, tmp_path):
     engine = make(workers=1)
     room(engine)
-    first = tmp_path / "first"
-    kill = f"first = {str(first)!r}\nif not os.path.exists(first): open(first, 'w'); os.kill(os.getppid(), 9); time.sleep(60)\n"
+    first, received = tmp_path / "first", tmp_path / "received"
+    kill = (
+        f"if not os.path.exists({str(first)!r}):\n open({str(first)!r}, 'w')\n"
+        f" while not os.path.exists({str(received)!r}): time.sleep(0.05)\n os.kill(os.getppid(), 9)\n time.sleep(60)\n"
+    )
     engine.submit(order(0, f"say(epoch=1, value=0.5, last=False)\n{kill}say(objective=hear() == 'go')"))
-    events = collect(engine, 2, Epoch)
+    events = collect(engine, 1, Epoch)
+    received.touch()
+    events += collect(engine, 1, Epoch)
     assert [type(event) for event in events if not isinstance(event, Epoch)] == [Started, Lost, Started]
     # The epoch of the lost start needs no answer, so the first answer belongs to the second start.
     engine.answer(0, prune=False)
