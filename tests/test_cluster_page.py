@@ -137,7 +137,7 @@ def submit(slurm: Cluster, name: str, folder: Path, store: str, root: Path, *fla
     return text
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 def test_the_script_for_one_node(slurm, tmp_path, tiny_demo, store):
     output = submit(slurm, "onenode", tmp_path, store, tiny_demo)
     assert "the best of 3 trials" in output
@@ -145,7 +145,7 @@ def test_the_script_for_one_node(slurm, tmp_path, tiny_demo, store):
     assert sorted(run.data.tags["kind"] for run in all_runs()) == ["sweep", "trial", "trial", "trial"]
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 def test_the_script_for_a_cluster(slurm, tmp_path, tiny_demo, store):
     output = submit(slurm, "lesions", tmp_path, store, tiny_demo)
     assert "the best of 3 trials" in output
@@ -158,7 +158,7 @@ def test_the_script_for_a_cluster(slurm, tmp_path, tiny_demo, store):
     assert not [line for line in left if "raylet" in line or "order_process" in line]
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 def test_the_run_on_several_nodes_is_one_run(slurm, tmp_path, tiny_demo, store):
     submit(slurm, "densenet", tmp_path, store, tiny_demo)
     (run,) = all_runs()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from compose_file import CHECKOUT, DOCKER
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.slow
 
 VERSION = "1.2.3"
 # buildah stores an image three times while it commits: the container, a temporary archive, the layer. The train image has 7 GB.

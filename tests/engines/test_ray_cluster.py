@@ -22,6 +22,7 @@ from skincancer.sweeps.trial_state import PLACE, counts_towards_total
 from skincancer.system import paths
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(bool(machines.missing()), reason=machines.missing()),
     pytest.mark.xdist_group("ray_cluster"),
 ]
@@ -142,7 +143,6 @@ def counted_now(command: Command) -> list[optuna.trial.FrozenTrial]:
     return counted() if "study one in" in command.output else []
 
 
-@pytest.mark.cluster
 def test_ctrl_c_and_a_driver_that_is_killed(cluster, sweep):
     same = ("--trials=4", "--pruner=none", "--trainer.max_epochs=12")
     first = sweep(*same)
@@ -170,7 +170,6 @@ def test_ctrl_c_and_a_driver_that_is_killed(cluster, sweep):
     assert not [path for machine in cluster.machines.values() for path in (machine.folder / "tmp").glob("skincancer_*")]
 
 
-@pytest.mark.cluster
 def test_a_trial_that_fails_counts_and_is_not_repeated(cluster, sweep):
     command = sweep("--trials=2", "--sampler=grid", experiment="failing")
     assert command.wait() == 0, command.output
@@ -190,7 +189,6 @@ def log_path(trial: optuna.trial.FrozenTrial) -> str:
     return str(paths.sweeps_folder(connect(None).tracking_uri) / "one" / f"trial_{trial.number:04d}.log")
 
 
-@pytest.mark.cluster
 def test_a_trial_whose_process_is_killed_counts_as_failed(cluster, sweep):
     command = sweep("--trials=3", "--pruner=none", "--trainer.max_epochs=12")
     run = wait_until(lambda: training(1), "a trial trains")[0]
@@ -204,7 +202,6 @@ def test_a_trial_whose_process_is_killed_counts_as_failed(cluster, sweep):
     assert connect(None).get_run(run.info.run_id).info.status == "FAILED"
 
 
-@pytest.mark.slow
 def test_machines_that_differ_get_no_trials(cluster, sweep, folder, places):
     other = cluster.add("other", SKINCANCER_DATA=str(folder / "other"))
     apart = cluster.add("apart", hidden=places)
@@ -238,7 +235,6 @@ def empty_package(folder: Path) -> Path:
     [{"RAY_AUTH_TOKEN": "another token of the same length!"}, {"RAY_AUTH_MODE": "disabled"}],
     ids=["another token", "no token"],
 )
-@pytest.mark.slow
 def test_a_wrong_token_is_reported(sweep, variables):
     command = sweep("--trials=1", **variables)
     assert command.wait() == 1
@@ -248,7 +244,6 @@ def test_a_wrong_token_is_reported(sweep, variables):
     )
 
 
-@pytest.mark.slow
 def test_an_address_without_a_cluster_is_reported(sweep):
     command = sweep("--trials=1", "--cluster=10.77.0.1:6399")
     assert command.wait() == 1
@@ -257,7 +252,6 @@ def test_an_address_without_a_cluster_is_reported(sweep):
     assert "Run `ray start --head`" in line
 
 
-@pytest.mark.slow
 def test_twenty_trials_while_a_machine_dies_and_another_joins(cluster, sweep, folder, store, new_store, monkeypatch):
     command = sweep("--trials=20", "--pruner=none", "--trainer.max_epochs=4")
     beta = cluster.machines["beta"]
@@ -289,7 +283,6 @@ def test_twenty_trials_while_a_machine_dies_and_another_joins(cluster, sweep, fo
     assert again.data.metrics["best/balanced_accuracy"] == parent.data.metrics["best/balanced_accuracy"]
 
 
-@pytest.mark.cluster
 def test_a_machine_whose_network_is_cut(cluster, sweep):
     gamma = cluster.machines.get("gamma") or cluster.add("gamma")
     wait_until(gamma.joined, "gamma joins")
