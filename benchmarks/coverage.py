@@ -47,7 +47,7 @@ PREVALENCES = (0.02, 0.1, 0.5)
 # Smallest and largest number of images of a lesion, and the correlation of their scores.
 IMAGES = ((1, 1, 0.0), (1, 6, 0.0), (1, 6, 0.7))
 TASKS = ("two", "many", "masks", "points", "differences")
-# Images per class of a population, and of a sampled population, whose own error must be far below that of 2,000 lesions.
+# Images per class of a population, and of a sampled population. The error of the samples must be far below that of 2,000 lesions.
 POPULATION, SAMPLED = 50_000, 500_000
 # Used for a threshold outside the images' own prevalence.
 USED_PREVALENCE = 0.05

@@ -48,24 +48,12 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'skincancer' has no attribute {name!r}")
     if name == "__version__":
-        return _read_version()
+        return importlib.import_module("skincancer.system.provenance").package_version()
     if not name.endswith("Error"):
         # Lightning fails with a traceback as soon as it is imported.
         importlib.import_module("skincancer.system.launcher").check_numbers()
     home = "errors" if name.endswith("Error") else _HOMES.get(name, "api")
     return getattr(importlib.import_module(f"skincancer.{home}"), name)
-
-
-def _read_version() -> str:
-    """Return the version of the installed package, which the build reads from git."""
-    # Imported at the first use: the import takes longer than that of this package.
-    from importlib import metadata
-
-    try:
-        return metadata.version("skincancer")
-    except metadata.PackageNotFoundError:
-        # A folder on PYTHONPATH that was never installed.
-        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ from skincancer.comparison.request import (
 )
 from skincancer.config.cli import build_parser, parse_flags
 from skincancer.config.experiments import list_experiments
-from skincancer.engines.resources import Resources, add_flags, parse_resources, underscored
+from skincancer.engines.resources import add_flags, parse_resources, refuse_resources, underscored
 from skincancer.errors import ConfigError
 from skincancer.system.console import make_console, program, run_verb
 from skincancer.system.files import check_folder
@@ -99,14 +99,13 @@ def _verb(argv: Sequence[str]) -> None:
         )
     if negative := [seed for seed in own.get("seeds") or () if seed < 0]:
         raise ConfigError(f"--seeds is {negative[0]}; expected whole numbers of 0 or more.")
-    resources = parse_resources(own)
-    if resources != Resources() and not own.get("run_missing"):
-        raise ConfigError("--workers, --cluster, --gpus-per-trial and --cpus-per-trial need --run-missing.")
+    if not own.get("run_missing"):
+        refuse_resources(own, "Add --run-missing to train missing runs, or remove the flag.")
     request = Request(
         experiments=tuple(dict.fromkeys(own.get("experiments") or ())), splits=tuple(dict.fromkeys(own.get("splits") or ("80:20",))),
         dataset=own.get("dataset") or dataset or "demo", metrics=tuple(own.get("metric") or ()),
         seeds=tuple(own["seeds"]) if own.get("seeds") else None, runs=tuple(own.get("runs") or ()), flags=flags, uri=uri,
-        resources=resources,
+        resources=parse_resources(own),
     )  # fmt: skip
     with signals_as_interrupts():
         compare(request, run_missing=bool(own.get("run_missing")), out=Path(own["out"]) if own.get("out") else None)

@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from skincancer.config.cli import add_plugin_flag, parse_flags
-from skincancer.engines.resources import Resources, add_flags, parse_resources, underscored
+from skincancer.config.cli import add_plugin_flag, flag_words, parse_flags
+from skincancer.engines.resources import add_flags, parse_resources, refuse_resources, underscored
 from skincancer.errors import ConfigError, RunError
 from skincancer.schema.data import DataConfig
 from skincancer.system.console import is_live, make_console, program, progress_bars, run_verb, warn
@@ -142,7 +141,7 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def _evaluate_each(flags: Mapping[str, Any], own: Mapping[str, Any], uri: str | None) -> None:
+def _evaluate_each(flags: dict[str, Any], own: Mapping[str, Any], uri: str | None) -> None:
     """Evaluate each run of `--run` in its own process."""
     from skincancer.evaluation.class_mapping import parse_map
 
@@ -151,7 +150,8 @@ def _evaluate_each(flags: Mapping[str, Any], own: Mapping[str, Any], uri: str | 
     _check(runs, flags, part, own.get("prevalence"), near_duplicates)
     resources = parse_resources(own)
     words = [f"--part={part}", f"--near_duplicates={near_duplicates}"]
-    words += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flags.items()]
+    words += [f"--plugin={module}" for module in flags.pop("plugins", [])]
+    words += flag_words(flags)
     words += [f"--prevalence={own['prevalence']}"] if own.get("prevalence") else []
     if own.get("map"):
         words += ["--map", *(f"{target}={'+'.join(names)}" for target, names in parse_map(own["map"]).items())]
@@ -170,8 +170,7 @@ def _verb(argv: Sequence[str]) -> None:
     if own.get("each"):
         _evaluate_each(flags, own, uri)
         return
-    if parse_resources(own) != Resources():
-        raise ConfigError("--workers, --cluster, --gpus-per-trial and --cpus-per-trial need --each and several runs.")
+    refuse_resources(own, "Add --each to evaluate several runs one by one, or remove the flag.")
     with signals_as_interrupts():
         evaluate(
             own.get("run") or [], flags, part=own.get("part") or "all", mapping=parse_map(words) if words else None,

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skincancer.config.cli import build_parser, parse_flags
+from skincancer.config.cli import build_parser, flag_words, parse_flags
 from skincancer.config.experiments import list_experiments
 from skincancer.config.resolve import resolve
-from skincancer.engines.resources import Resources, add_flags, parse_resources, underscored
+from skincancer.engines.resources import add_flags, parse_resources, refuse_resources, underscored
 from skincancer.errors import ConfigError, RunError
 from skincancer.runs import registry
 from skincancer.runs.artifacts import config_to_keep
@@ -89,20 +89,31 @@ def _fit_folds(own: Mapping[str, Any], flags: Mapping[str, Any], parser: Argumen
             raise ConfigError(
                 f"--{name.replace('_', '-')} is for a single run, but --data.split is {flags['data.split']}. Use a single fold."
             )
-    experiments = [
-        resolve(own["experiment"], {**flags, "data.split": split}, parser)[0]
-        for split in expand_folds(flags["data.split"])
-    ]
-    trainer = experiments[0].trainer
+    console, split = make_console(), flags["data.split"]
+    resolved = [resolve(own["experiment"], {**flags, "data.split": fold}, parser) for fold in expand_folds(split)]
+    experiments = [experiment for experiment, _ in resolved]
+    for note in resolved[0][1]:
+        console.print(note, markup=False)
+    first = experiments[0]
+    trainer = first.trainer
     if str(trainer.devices) not in ("1", "auto") or trainer.num_nodes > 1:
         raise ConfigError(
             f"trainer.devices is {trainer.devices} (nodes: {trainer.num_nodes}); with --data.split {flags['data.split']} each fold "
             "uses one device, and several folds run at the same time (--workers). Use --trainer.devices 1."
         )
+    if first.data.groups:
+        from skincancer.data.groups import read_groups
+
+        read_groups(Path(first.data.groups))
+    more = {key: value for key, value in flags.items() if key not in ("data.dataset", "data.split", "seed", "plugins")}
+    command = [
+        "--experiments", own["experiment"], "--splits", split, "--dataset", first.data.dataset, "--seeds", str(first.seed),
+        *flag_words(more), *(f"--plugin={module}" for module in flags.get("plugins", ())),
+    ]  # fmt: skip
     from skincancer.training.folds import fit_folds
 
     with signals_as_interrupts():
-        fit_folds(experiments, own["experiment"], flags["data.split"], parse_resources(own))
+        fit_folds(experiments, command, parse_resources(own), console)
 
 
 def _verb(argv: Sequence[str]) -> None:
@@ -127,10 +138,7 @@ def _verb(argv: Sequence[str]) -> None:
     if expand_folds(str(flags.get("data.split", ""))):
         _fit_folds(own, flags, parser)
         return
-    if parse_resources(own) != Resources():
-        raise ConfigError(
-            "--workers, --cluster, --gpus-per-trial and --cpus-per-trial are for several folds: add --data.split 'fold:*/5'."
-        )
+    refuse_resources(own, "Add --data.split 'fold:*/5' for several folds, or remove the flag.")
     resume, notes = own.get("resume"), list[str]()
     if resume:
         from skincancer.training.resume import load_resumed

@@ -75,7 +75,7 @@ def _train_missing(store: RunStore, requests: Sequence[EntryRequest], request: R
     finished = run_orders(
         [fit_order(number, experiment) for number, experiment in enumerate(missing)],
         [f"{experiment.name} {experiment.data.split} s{experiment.seed}" for experiment in missing],
-        request.resources, store, str(request.flags.get("trainer.accelerator", "auto")),
+        request.resources, store, missing[0].trainer.accelerator,
         lambda text: console.print(text, markup=False),
     )  # fmt: skip
     raise_failures(finished, "missing runs")

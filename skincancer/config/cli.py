@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -71,6 +72,11 @@ def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, 
         keys["plugins"] = plugins
     load_plugins(plugins, installed=True)
     return keys, own_flags
+
+
+def flag_words(flags: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line for values of keys."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flags.items()]
 
 
 def parse_plain_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from skincancer.engines.local import LocalEngine, visible_devices
+from skincancer.engines.machine_check import refusal
 from skincancer.engines.orders import Engine, Order
 from skincancer.engines.resources import Resources
 from skincancer.errors import ConfigError
@@ -43,12 +43,12 @@ def make_engine(
     resources: Resources,
     folder: Path,
     store: RunStore,
-    *,
-    accelerator: str = "auto",
-    check: Order | None = None,
-    refusal: Callable[[dict[str, object]], str] = lambda facts: "",
+    accelerator: str,
+    check: Order,
+    expected: Mapping[str, str],
+    say: Callable[[str], None],
 ) -> Engine:
-    """Return the engine for the resources.
+    """Return the engine for the resources, after `connect_cluster` if there is a cluster.
 
     Args:
         resources: machines, GPUs and cores.
@@ -56,17 +56,29 @@ def make_engine(
         store: MLflow store of the orders.
         accelerator: `trainer.accelerator` of the orders.
         check: order that a machine of a cluster answers with its facts, before it gets other orders.
-        refusal: returns from these facts why the machine gets no orders, "" if it does.
+        expected: facts that a machine must have.
+        say: prints a line.
 
-    With a cluster, `connect_cluster` has connected this process.
+    Raises:
+        ConfigError: shares of a GPU are requested, but there is no GPU on this machine.
     """
     gpus = accelerator in ("auto", "gpu", "cuda") and resources.gpus != 0
     if resources.cluster is not None:
         from skincancer.engines.ray_cluster import RayEngine
 
-        return RayEngine(resources, folder, store, use_gpus=gpus, check=check, refusal=refusal)
+        return RayEngine(
+            resources, folder, store, use_gpus=gpus, check=check, refusal=lambda facts: refusal(expected, facts)
+        )
     devices = visible_devices() if gpus else []
-    share = resources.gpus or 1.0
-    workers = resources.workers or max(1, math.floor(len(devices) / share))
+    if resources.gpus and not devices:
+        raise ConfigError(
+            f"--gpus-per-trial is {resources.gpus}, but this machine has no GPU for accelerator {accelerator}. Remove the flag."
+        )
+    workers = resources.workers or max(1, resources.slots(len(devices)))
+    if 0 < resources.slots(len(devices)) < workers:
+        say(f"{workers} processes share {len(devices)} GPUs")
     # The URI is not in the config of an order, because it may contain a password.
-    return LocalEngine(folder, workers, devices, resources.cpus, {"MLFLOW_TRACKING_URI": store.uri})
+    variables = {"MLFLOW_TRACKING_URI": store.uri}
+    if resources.gpus == 0:
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return LocalEngine(folder, workers, devices, resources.cpus, variables)

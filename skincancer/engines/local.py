@@ -24,7 +24,7 @@ class LocalEngine:
         folder: folder for configs and logs of orders.
         workers: number of slots.
         devices: GPUs that the slots share, as `visible_devices` returns them.
-        threads: OMP_NUM_THREADS of an order on a CPU; None for OMP_NUM_THREADS of this process, else a share of the cores.
+        threads: OMP_NUM_THREADS of an order. None for, on a CPU, OMP_NUM_THREADS of this process or a share of the cores.
         environment: more environment variables of the orders.
     """
 
@@ -32,7 +32,7 @@ class LocalEngine:
         self, folder: Path, workers: int, devices: Sequence[str], threads: int | None, environment: Mapping[str, str]
     ) -> None:
         self.folder, self.workers, self.devices, self.environment = folder, workers, devices, environment
-        self.threads = None if devices else threads or default_threads(workers)
+        self.threads = threads or (None if devices else default_threads(workers))
         self._idle: dict[int, Slot] = {}
         self._running: dict[int, RunningOrder] = {}
         self._events: list[Event] = []
@@ -124,8 +124,12 @@ class LocalEngine:
         return self.devices[number % len(self.devices)]
 
     def _variables(self, number: int) -> dict[str, str]:
-        own = {"CUDA_VISIBLE_DEVICES": self._device(number)} if self.devices else {"OMP_NUM_THREADS": str(self.threads)}
-        return {**self.environment, **own}
+        variables = dict(self.environment)
+        if self.devices:
+            variables["CUDA_VISIBLE_DEVICES"] = self._device(number)
+        if self.threads:
+            variables["OMP_NUM_THREADS"] = str(self.threads)
+        return variables
 
 
 def default_threads(workers: int) -> int:

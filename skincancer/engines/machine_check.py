@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from importlib.metadata import version
+from datetime import UTC, datetime
 from typing import Any
 
 from mlflow.exceptions import MlflowException
@@ -14,6 +14,7 @@ from skincancer.inference.model import mask_source
 from skincancer.runs.store import RunStore
 from skincancer.schema.experiment import Experiment
 from skincancer.system.console import make_console, progress_bars
+from skincancer.system.provenance import package_version
 
 # The address of the driver is used on all machines, unless it contains a password.
 _OTHER_STORE = (
@@ -22,7 +23,7 @@ _OTHER_STORE = (
 )
 _REMEDIES = {
     "version": "Install the same version of skincancer",
-    "store": _OTHER_STORE,
+    "MLflow store": _OTHER_STORE,
     "run": _OTHER_STORE,
 }
 _OTHER_IMAGES = "Set SKINCANCER_DATA, where `ray start` is called, to the same data"
@@ -34,10 +35,10 @@ def store_facts(store: RunStore) -> dict[str, str]:
     A store is identified by the time at which MLflow created its first experiment.
     """
     try:
-        created = store.client.get_experiment("0").creation_time
+        created = datetime.fromtimestamp((store.client.get_experiment("0").creation_time or 0) / 1000, UTC)
     except MlflowException:
-        created = None
-    return {"version": version("skincancer"), "store": f"created at {created}"}
+        return {"version": package_version(), "MLflow store": "not reached"}
+    return {"version": package_version(), "MLflow store": f"created at {created.isoformat(' ', 'milliseconds')}"}
 
 
 def data_facts(experiment: Experiment, store: RunStore, run_id: str) -> dict[str, str]:

@@ -112,7 +112,7 @@ class RayEngine:
         self, resources: Resources, folder: Path, store: RunStore, *, use_gpus: bool, check: Order | None,
         refusal: Callable[[dict[str, object]], str],
     ) -> None:  # fmt: skip
-        self.folder, self._check, self._refusal = folder, check, refusal
+        self.folder, self._check, self._refusal, self._resources = folder, check, refusal, resources
         self._most = resources.workers
         with_gpus = use_gpus and (resources.gpus is not None or ray.cluster_resources().get("GPU", 0) > 0)
         self._gpus = (1.0 if resources.gpus is None else resources.gpus) if with_gpus else 0.0
@@ -215,8 +215,7 @@ class RayEngine:
         """Return the number of orders for which a machine has cores and GPUs."""
         slots = int(resources.get("CPU", 0)) // self._cpus
         if self._gpus:
-            # An order uses one GPU, so shares of two GPUs do not add up.
-            slots = min(slots, int(resources.get("GPU", 0)) * int(1 / self._gpus + 1e-9))
+            slots = min(slots, self._resources.slots(int(resources.get("GPU", 0))))
         return slots
 
     def _free(self, node: str) -> int:

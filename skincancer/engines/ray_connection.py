@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,9 @@ def connect(address: str) -> None:
     """
     if ray.is_initialized():
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Only the main thread has handlers.
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.getsignal(number) for number in signals}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     # With 0, Ray would otherwise leave the GPUs visible to orders without one, and warn about it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -6,13 +6,13 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from skincancer.engines.choose import connect_cluster, make_engine
-from skincancer.engines.machine_check import refusal, store_facts
+from skincancer.engines.machine_check import store_facts
 from skincancer.engines.orders import CONFIG, Ended, Engine, Event, Lost, Order, Refused, RunCreated, Started
 from skincancer.engines.resources import Resources
 from skincancer.errors import RunError
@@ -21,6 +21,7 @@ from skincancer.runs.lifecycle import close_lost
 from skincancer.runs.store import RunStore
 from skincancer.schema.experiment import Experiment
 from skincancer.system.console import clock
+from skincancer.system.credentials import mask_passwords
 from skincancer.system.interrupts import Interrupted
 from skincancer.system.yaml_files import dump_yaml
 
@@ -32,22 +33,21 @@ class Finished:
     """Order that ended.
 
     Attributes:
-        order: the order.
-        title: its title.
+        title: title of the order.
         run_id: its MLflow run, "" if it never had one.
         reason: reason of its failure, "" if it succeeded.
     """
 
-    order: Order
     title: str
     run_id: str
     reason: str
 
 
 def fit_order(number: int, experiment: Experiment) -> Order:
-    """Return the order that fits an experiment."""
-    config = dump_yaml(config_to_keep(experiment))
-    return Order(number, "fit", f"fit_{number:03d}", config, ("--experiment", CONFIG))
+    """Return the order that fits an experiment, in the MLflow store of the engine."""
+    # A config has no password, so it must not name the store again.
+    config = config_to_keep(replace(experiment, tracking=replace(experiment.tracking, uri=None)))
+    return Order(number, "fit", f"fit_{number:03d}", dump_yaml(config), ("--experiment", CONFIG))
 
 
 def run_orders(
@@ -75,19 +75,14 @@ def run_orders(
 
     Raises:
         RunError: The cluster cannot be used.
-        Interrupted: After the running orders have been stopped. Their runs can be resumed.
+        Interrupted: After the running orders have been stopped. Runs of fits can be resumed.
     """
     if resources.cluster is not None:
         connect_cluster(resources.cluster)
     folder = store.work_folder / f"orders_{time.strftime('%Y%m%d_%H%M%S')}"
-    check = Order(-1, "check", "check")
-    expected = store_facts(store)
-    engine = make_engine(
-        resources, folder, store, accelerator=accelerator, check=check, refusal=lambda facts: refusal(expected, facts)
-    )
+    engine = make_engine(resources, folder, store, accelerator, Order(-1, "check", "check"), store_facts(store), say)
     with contextlib.closing(engine):
-        runner = _Runner(engine, list(orders), titles, store.client, say)
-        finished = runner.run()
+        finished = _Runner(engine, orders, titles, store.client, say).run()
     if all(not done.reason for done in finished):
         shutil.rmtree(folder, ignore_errors=True)
     return finished
@@ -97,34 +92,30 @@ class _Runner:
     """Driver of a list of orders."""
 
     def __init__(
-        self,
-        engine: Engine,
-        orders: list[Order],
-        titles: Sequence[str],
-        client: MlflowClient,
-        say: Callable[[str], None],
-    ) -> None:
+        self, engine: Engine, orders: Sequence[Order], titles: Sequence[str], client: MlflowClient, say: Callable[[str], None]
+    ) -> None:  # fmt: skip
         self.engine, self.client, self.say = engine, client, say
-        self._waiting, self._total = orders, len(orders)
+        self._waiting = list(orders)
         self._titles = dict(zip((order.number for order in orders), titles, strict=True))
-        self._orders = {order.number: order for order in orders}
         self._runs: dict[int, str] = {}
         self._began: dict[int, float] = {}
         self._finished: list[Finished] = []
 
     def run(self) -> list[Finished]:
+        """Run the orders."""
         try:
-            while len(self._finished) < self._total:
+            while len(self._finished) < len(self._titles):
                 while self._waiting and self.engine.room() > 0:
                     self.engine.submit(self._waiting.pop(0))
                 for event in self.engine.events(_TICK_SECONDS):
                     self._handle(event)
-        except Interrupted:
+        except BaseException as error:
             for event in self.engine.stop():
                 if isinstance(event, RunCreated):
                     self._runs[event.number] = event.run_id
-                elif isinstance(event, Ended):
-                    self._close(event.number, "KILLED", "interrupted")
+            reason = "interrupted" if isinstance(error, Interrupted) else mask_passwords(error)
+            for number in list(self._runs):
+                self._close(number, "KILLED", reason)
             raise
         return self._finished
 
@@ -145,21 +136,20 @@ class _Runner:
             self._end(event, title)
 
     def _end(self, event: Ended, title: str) -> None:
-        run_id, took = (
-            self._runs.get(event.number, ""),
-            clock(time.monotonic() - self._began.get(event.number, time.monotonic())),
-        )
+        run_id, reason = self._runs.get(event.number, ""), ""
+        took = clock(time.monotonic() - self._began[event.number]) if event.number in self._began else "–"
         if event.result.state == "failed":
-            self._close(event.number, "FAILED", event.result.reason)
-            self.say(f"{title}: failed after {took}: {event.result.reason}")
+            reason = event.result.reason
+            self._close(event.number, "FAILED", reason)
+            self.say(f"{title}: failed after {took}: {reason}")
         else:
-            self.say(f"{title}: run {run_id} finished after {took} ({len(self._finished) + 1} of {self._total})")
-        reason = event.result.reason if event.result.state == "failed" else ""
-        self._finished.append(Finished(self._orders[event.number], title, run_id, reason))
+            self._runs.pop(event.number, None)
+            self.say(f"{title}: run {run_id} finished after {took} ({len(self._finished) + 1} of {len(self._titles)})")
+        self._finished.append(Finished(title, run_id, reason))
 
     def _close(self, number: int, status: str, reason: str, remove: bool = False) -> None:
         """Close the run of an order, unless its process has done so."""
-        run_id = self._runs.get(number)
+        run_id = self._runs.pop(number, None)
         if run_id is None:
             return
         with contextlib.suppress(MlflowException, OSError):

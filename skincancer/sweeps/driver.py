@@ -10,7 +10,7 @@ from rich.console import Console
 
 from skincancer.data.prepare import prepare_data
 from skincancer.engines.choose import connect_cluster, make_engine
-from skincancer.engines.machine_check import refusal, store_facts, used_images
+from skincancer.engines.machine_check import store_facts, used_images
 from skincancer.engines.orders import Order
 from skincancer.inference.model import mask_source
 from skincancer.metrics.names import check_class_metric, monitor_mode
@@ -98,17 +98,10 @@ def _run_trials(opened: Sweep, request: Request, record: SweepRecord, started: f
     expected = (
         store_facts(record.store) | {"run": opened.parent} | {name: value for name, value in hashes.items() if value}
     )
-    check = Order(
-        -1,
-        "check",
-        "check",
-        dump_yaml(config_to_keep(opened.plan.resolve({}, places), search={})),
-        parent=opened.parent,
-    )
-    engine = make_engine(
-        resources, record.folder, record.store, accelerator=places.get("trainer.accelerator", opened.base.trainer.accelerator),
-        check=check, refusal=lambda facts: refusal(expected, facts),
-    )  # fmt: skip
+    config = dump_yaml(config_to_keep(opened.plan.resolve({}, places), search={}))
+    accelerator = places.get("trainer.accelerator", opened.base.trainer.accelerator)
+    check = Order(-1, "check", "check", config, parent=opened.parent)
+    engine = make_engine(resources, record.folder, record.store, accelerator, check, expected, record.say)
     deadline = None if request.minutes is None else started + 60 * request.minutes
     with contextlib.closing(engine), record.live() as tick:
         runner = TrialRunner(

@@ -9,6 +9,15 @@ import subprocess
 from pathlib import Path
 
 
+def package_version() -> str:
+    """Return the version of the installed package, which the build reads from git."""
+    try:
+        return importlib.metadata.version("skincancer")
+    except importlib.metadata.PackageNotFoundError:
+        # A folder on PYTHONPATH that was never installed.
+        return "0+unknown"
+
+
 def git_tags() -> dict[str, str]:
     """Return commit and dirty flag of the checkout, or empty strings."""
     folder = Path(__file__).resolve().parent

@@ -5,22 +5,26 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from rich.console import Console
+
 from skincancer.engines.resources import Resources
 from skincancer.engines.run_orders import fit_order, raise_failures, run_orders
 from skincancer.models.compatibility import check_models
 from skincancer.runs.store import RunStore
 from skincancer.schema.experiment import Experiment
-from skincancer.system.console import make_console
+from skincancer.system.credentials import mask_passwords
 
 
-def fit_folds(experiments: Sequence[Experiment], name: str, split: str, resources: Resources) -> list[str]:
+def fit_folds(
+    experiments: Sequence[Experiment], command: Sequence[str], resources: Resources, console: Console
+) -> list[str]:
     """Fit an experiment on every fold, each in its own process.
 
     Args:
         experiments: the experiment, resolved at each fold.
-        name: name or path of the experiment, for the command that compares the folds.
-        split: `fold:*/k`.
+        command: words of `compare` that pool the folds, to print.
         resources: machines, GPUs and cores.
+        console: console for the progress.
 
     Returns:
         MLflow run ids of the folds.
@@ -29,7 +33,6 @@ def fit_folds(experiments: Sequence[Experiment], name: str, split: str, resource
         ConfigError: the experiment cannot run on this machine.
         RunError: the store or the cluster cannot be used, or a fold failed.
     """
-    console = make_console()
     first = check_models(experiments[0], None)
     store = RunStore(first.tracking.uri).open()
     group = first.data.name or first.data.dataset
@@ -40,6 +43,7 @@ def fit_folds(experiments: Sequence[Experiment], name: str, split: str, resource
         resources, store, first.trainer.accelerator, lambda text: console.print(text, markup=False),
     )  # fmt: skip
     raise_failures(finished, "folds")
-    words = ["--experiments", name, "--splits", split, "--dataset", first.data.dataset, "--seeds", str(first.seed)]
-    console.print(f"pooled folds: python -m skincancer.compare {shlex.join(words)}", markup=False)
+    console.print(
+        f"pooled folds: {mask_passwords(shlex.join(['python', '-m', 'skincancer.compare', *command]))}", markup=False
+    )
     return [done.run_id for done in finished]

@@ -319,7 +319,7 @@ def test_deleted_runs_are_not_used(store, quiet):
         (["--experiments", A, "--data.siez", "70"], "data.siez is not a known flag"),
         (["--experiments", A, "--dataset", "ham1000"], "Did you mean 'ham10000'"),
         (["--experiment", A], "are not flags of compare; use --experiments"),
-        (["--experiments", A, "--workers", "2"], "need --run-missing"),
+        (["--experiments", A, "--workers", "2"], "Add --run-missing"),
         (["--experiments", A, "--run-missing", "--gpus-per-trial", "3"], "--gpus-per-trial is 3.0"),
         (["--experiments", A], "no finished run of densenet169_undersample 80:20 on demo"),
     ],
@@ -337,7 +337,7 @@ def test_missing_runs_are_reported_and_others_compared(store, capsys):
 
 def with_engine(monkeypatch, work) -> None:
     """Let a function do the work of the fits of missing runs. A slow test runs fit itself."""
-    monkeypatch.setattr(run_orders, "make_engine", lambda *given, **named: StubEngine(work, workers=2))
+    monkeypatch.setattr(run_orders, "make_engine", lambda *_: StubEngine(work, workers=2))
 
 
 def test_missing_runs_are_trained_with_the_flags_and_once(store, monkeypatch, quiet, tmp_path):

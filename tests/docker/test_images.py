@@ -82,7 +82,7 @@ def base(builder: Builder) -> Builder:
     subprocess.run(
         ["debootstrap", "--variant=minbase", packages, "bookworm", root], check=True, stdout=subprocess.DEVNULL
     )
-    # A network whose proxy has its own certificate needs the certificates of this machine.
+    # If a proxy of the network has its own certificate, the build needs the certificates of this machine.
     shutil.copy(CERTIFICATES, f"{root}{CERTIFICATES}")
     builder("config", "--env", f"PIP_CERT={CERTIFICATES}", container)
     builder("commit", "--rm", container, "localhost/base")

@@ -180,8 +180,8 @@ FIT: list[Row] = [
     (["--experiment=resnet50", "--data.root=~nobody-at-all"], ["data.root is '~nobody-at-all'", "home directory"]),
     (["--experiment=resnet50", "--data.groups="], ["data.groups is ''"]),
     (["--experiment=resnet50", "--data.split=fold:*/1"], ["'fold:0/1'", "at least 2 folds"]),
-    (["--experiment=resnet50", "--workers=2"], ["several folds", "--data.split 'fold:*/5'"]),
-    (["--experiment=resnet50", "--cluster=head:6379"], ["several folds", "--data.split 'fold:*/5'"]),
+    (["--experiment=resnet50", "--workers=2"], ["several processes", "--data.split 'fold:*/5'"]),
+    (["--experiment=resnet50", "--cluster=head:6379"], ["several processes", "--data.split 'fold:*/5'"]),
     *((["--experiment=resnet50", "--data.split=fold:*/5", flag], [flag.partition("=")[0], "fold:*/5", "single fold"]) for flag in (
         "--register=name", "--dry-run",
     )),

@@ -44,7 +44,7 @@ ORDERS = {
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch):
-    """Make an engine whose process runs this code, and close it after the test."""
+    """Make an engine with this code as its process, and close it after the test."""
     engines = []
 
     def make(code: str, workers: int = 2, devices: tuple[str, ...] = (), threads: int | None = None) -> LocalEngine:

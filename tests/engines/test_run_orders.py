@@ -21,7 +21,7 @@ def execute(store, monkeypatch):
 
     def run(work, count: int, workers: int = 1):
         lines: list[str] = []
-        monkeypatch.setattr(run_orders, "make_engine", lambda *given, **named: StubEngine(work, workers))
+        monkeypatch.setattr(run_orders, "make_engine", lambda *_: StubEngine(work, workers))
         orders = [Order(number, "fit", f"fit_{number}") for number in range(count)]
         titles = [f"fold {number}" for number in range(count)]
         return run_orders.run_orders(orders, titles, Resources(), RunStore(None), "cpu", lines.append), lines
@@ -93,3 +93,17 @@ def test_a_signal_stops_the_orders_and_closes_their_runs(execute):
     with signals_as_interrupts(), pytest.raises(Interrupted):
         execute(work, 2)
     assert connect(None).get_run(run_id).info.status == "KILLED"
+
+
+def test_an_error_of_the_engine_closes_the_runs_too(store, monkeypatch):
+    run_id = new_run()
+
+    def work(order: Order):
+        yield RunCreated(order.number, run_id)
+        raise RunError("the Ray cluster was lost")
+
+    monkeypatch.setattr(run_orders, "make_engine", lambda *_: StubEngine(work))
+    with pytest.raises(RunError, match="the Ray cluster was lost"):
+        run_orders.run_orders([Order(0, "fit", "fit_0")], ["fold 0"], Resources(), RunStore(None), "cpu", print)
+    run = connect(None).get_run(run_id)
+    assert (run.info.status, run.data.tags["status_reason"]) == ("KILLED", "the Ray cluster was lost")

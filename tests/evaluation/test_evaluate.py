@@ -557,10 +557,19 @@ def test_several_runs_are_evaluated_each_with_the_same_flags(run, monkeypatch, t
         # The arguments are a command line of evaluate.
         return Result("complete") if evaluate.main(order.argv) == 0 else Result("failed", reason="exit code 1")
 
-    monkeypatch.setattr(run_orders, "make_engine", lambda *given, **named: StubEngine(work, workers=2))
-    flags = ["--part=test", "--prevalence=0.1", MALIGNANT, "--map", "malignant=mel+bcc", "benign=nv+bkl+df+akiec+vasc"]
+    monkeypatch.setattr(run_orders, "make_engine", lambda *_: StubEngine(work, workers=2))
+    flags = [
+        "--part=test",
+        "--prevalence=0.1",
+        "--plugin=json",
+        MALIGNANT,
+        "--map",
+        "malignant=mel+bcc",
+        "benign=nv+bkl+df+akiec+vasc",
+    ]
     before = len(all_runs())
     assert evaluate.main(["--run", run.info.run_id, str(folder), "--each", "--workers=2", *flags]) == 0
+    assert "--plugin=json" in orders[0].argv
     assert [order.argv[:2] for order in orders] == [("--run", run.info.run_id), ("--run", str(folder))]
     assert len(all_runs()) == before + 2
     assert "(2 of 2)" in capsys.readouterr().out
@@ -579,4 +588,4 @@ def test_runs_are_evaluated_in_their_own_processes(run, tmp_path, capsys):
     assert evaluate.main(["--run", run.info.run_id, "0" * 32, "--each"]) == 1
     assert "there is no such run" in capsys.readouterr().err
     assert evaluate.main(["--run", run.info.run_id, "--workers=2"]) == 2
-    assert "need --each" in capsys.readouterr().err
+    assert "Add --each" in capsys.readouterr().err

@@ -323,7 +323,7 @@ def test_bias_of_the_average_precision_leaves_out_the_lesion():
     ("metric", "distance", "seed"), [("average_precision_macro", -60, 0), ("specificity_macro", 4 * 0.98, 9)]
 )
 def test_simulated_coverage_of_means_over_five_classes(metric, distance, seed):
-    """Reversed scores, whose average precision is too high in few images, and specificities near 1, which are skewed."""
+    """Reversed scores have a too high average precision in few images, and specificities near 1 are skewed."""
     names, share = [f"c{c}" for c in range(5)], np.array([0.5, *(0.5 * np.array([1, 2, 4, 8]) / 15)])
 
     def predictions(label, rng):

@@ -274,7 +274,7 @@ def test_a_trial_that_failed_before_its_run_began_has_one_nevertheless(store, on
 
 
 def running_child(store: str) -> tuple[str, Path]:
-    """A run of a trial with working files, whose process has died."""
+    """A run of a trial with working files, after its process died."""
     child = connect(None).create_run(
         RunStore(None).experiment_id("demo"), tags={"kind": "trial", "trial_state": "RUNNING"}
     )
