@@ -216,7 +216,7 @@ def test_machines_that_differ_get_no_trials(cluster, sweep, folder, places):
     lines = {line.split(" ", 1)[0]: line for line in command.output.splitlines() if "gets no trials" in line}
     assert "other gets no trials: its index_hash is " in lines["other"]
     assert "Set SKINCANCER_DATA, where `ray start` is called" in lines["other"]
-    assert "apart gets no trials: its store is created at " in lines["apart"]
+    assert "apart gets no trials: its MLflow store is created at " in lines["apart"]
     assert "skincancer" in lines["foreign"]
     assert {trial.user_attrs[PLACE] for trial in trials()} <= {"alpha", "beta"}
     for machine in (other, apart, foreign):
